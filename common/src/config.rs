@@ -1,0 +1,153 @@
+//! `config.json` of a LLaVA, a CLIP and a Qwen2: read in every spelling that transformers has written, validated once.
+
+use crate::Result;
+use std::path::Path;
+
+/// Activation of an MLP (`hidden_act`, `projector_hidden_act`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Exact (erf) GELU.
+    Gelu,
+    /// `x · sigmoid(1.702 x)`.
+    QuickGelu,
+    /// `x · sigmoid(x)`.
+    Silu,
+}
+
+/// Which patch features of the selected layers the projector gets (`vision_feature_select_strategy`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeatureSelect {
+    /// The patches, without the class token.
+    Default,
+    /// The class token and the patches.
+    Full,
+}
+
+/// Number format of weights in a file (`dtype` / `torch_dtype`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// float32
+    F32,
+    /// bfloat16
+    Bf16,
+    /// float16
+    F16,
+}
+
+/// CLIP's vision tower.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VisionConfig {
+    /// Width.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Layers in the checkpoint (those after the selected one are not computed).
+    pub num_hidden_layers: usize,
+    /// Heads.
+    pub num_attention_heads: usize,
+    /// Side of the square input, pixels.
+    pub image_size: usize,
+    /// Side of a patch, pixels.
+    pub patch_size: usize,
+    /// Colour channels.
+    pub num_channels: usize,
+    /// Width of CLIP's joint space; unused by LLaVA, kept for the config file.
+    pub projection_dim: usize,
+    /// MLP activation.
+    pub hidden_act: Activation,
+    /// Epsilon of every LayerNorm.
+    pub layer_norm_eps: f64,
+}
+
+/// Qwen2.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextConfig {
+    /// Width.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key/value heads.
+    pub num_key_value_heads: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Longest position the model was made for, tokens.
+    pub max_position_embeddings: usize,
+    /// RoPE base.
+    pub rope_theta: f64,
+    /// Epsilon of every RMSNorm.
+    pub rms_norm_eps: f64,
+    /// lm_head shares the embedding's weight.
+    pub tie_word_embeddings: bool,
+    /// `bos_token_id`, if any.
+    pub bos_token_id: Option<u32>,
+    /// `eos_token_id` of the config, if any.
+    pub eos_token_id: Option<u32>,
+}
+
+/// A whole LLaVA.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LlavaConfig {
+    /// Vision tower.
+    pub vision: VisionConfig,
+    /// Language model.
+    pub text: TextConfig,
+    /// Id of `<image>`.
+    pub image_token_index: u32,
+    /// Padding id, if any.
+    pub pad_token_id: Option<u32>,
+    /// Indices into CLIP's `hidden_states` (0 is the embedding's output), as written: negative counts from the end.
+    pub vision_feature_layers: Vec<i64>,
+    /// `vision_feature_layer` stood as one integer, not as a list (kept so that the file is written the same way).
+    pub vision_feature_layer_is_scalar: bool,
+    /// Patches only, or with the class token.
+    pub vision_feature_select_strategy: FeatureSelect,
+    /// Activation between the projector's two layers.
+    pub projector_hidden_act: Activation,
+    /// The projector's layers have biases.
+    pub multimodal_projector_bias: bool,
+    /// Format of the weights in the files.
+    pub dtype: WeightDtype,
+}
+
+impl LlavaConfig {
+    /// Reads and validates `dir/config.json`.
+    pub fn read(_dir: &Path) -> Result<Self> {
+        todo!()
+    }
+
+    /// Writes `dir/config.json` as transformers does.
+    pub fn write(&self, _dir: &Path) -> Result<()> {
+        todo!()
+    }
+
+    /// Features that one image becomes: patches, plus one with [`FeatureSelect::Full`].
+    pub fn image_seq_length(&self) -> usize {
+        let side = self.vision.image_size / self.vision.patch_size;
+        side * side + usize::from(self.vision_feature_select_strategy == FeatureSelect::Full)
+    }
+
+    /// Absolute indices into `hidden_states`, in the config's order; 0 is the embedding's output.
+    pub fn selected_hidden_states(&self) -> Vec<usize> {
+        let states = self.vision.num_hidden_layers as i64 + 1;
+        self.vision_feature_layers
+            .iter()
+            .map(|&layer| (if layer < 0 { states + layer } else { layer }) as usize)
+            .collect()
+    }
+
+    /// Vision layers that have to be computed: the largest selected hidden state.
+    pub fn computed_vision_layers(&self) -> usize {
+        self.selected_hidden_states().into_iter().max().unwrap_or(0)
+    }
+}
+
+impl TextConfig {
+    /// Width of a head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+}

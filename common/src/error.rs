@@ -1,0 +1,49 @@
+//! The library's error type: every message says where, what was found, what was expected and what to do.
+
+use std::path::{Path, PathBuf};
+
+/// Result of everything fallible in `common`.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong with files, formats and values that a user controls.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused: the path and its reason.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Something readable was not what it has to be.
+    #[error("{place}: found {found}, expected {expected}; {remedy}")]
+    Invalid {
+        /// File, row, tensor or option.
+        place: String,
+        /// What stands there.
+        found: String,
+        /// What has to stand there.
+        expected: String,
+        /// What the user can do.
+        remedy: String,
+    },
+}
+
+impl Error {
+    /// Wraps an I/O error with its path.
+    pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { path, source }
+    }
+
+    /// Builds [`Error::Invalid`]; all four parts are required.
+    pub fn invalid(place: impl ToString, found: impl ToString, expected: impl ToString, remedy: impl ToString) -> Self {
+        Self::Invalid {
+            place: place.to_string(),
+            found: found.to_string(),
+            expected: expected.to_string(),
+            remedy: remedy.to_string(),
+        }
+    }
+}

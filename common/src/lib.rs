@@ -1,0 +1,21 @@
+//! What the three programs share: formats, processors, and the model. `common` knows none of the programs.
+
+pub mod adapter;
+pub mod args;
+pub mod batch;
+pub mod chat;
+pub mod checkpoint;
+pub mod config;
+pub mod device;
+pub mod error;
+pub mod files;
+pub mod image_processor;
+pub mod model;
+pub mod names;
+pub mod ops;
+pub mod shard;
+
+pub use error::{Error, Result};
+
+/// Label of a token that is not supervised, as in PyTorch's cross entropy and in the stored `labels`.
+pub const IGNORE_INDEX: i32 = -100;

@@ -1,0 +1,1 @@
+//! Inference with the checkpoints of a run.

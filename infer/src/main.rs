@@ -1,0 +1,2 @@
+//! `infer` (skeleton)
+fn main() {}

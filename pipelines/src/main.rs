@@ -1,0 +1,2 @@
+//! `pipelines` (skeleton)
+fn main() {}

@@ -1,0 +1,49 @@
+//! `preprocess`: assembles a LLaVA and turns a dataset into shards.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use preprocess::{inspect, model, shards, verify};
+use std::process::ExitCode;
+
+/// Assemble a LLaVA from CLIP and Qwen2, and turn a CC3M-595K-style dataset into tokenized, pixel-normalized Parquet shards.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Assemble a LLaVA model directory from a CLIP and a Qwen2 directory.
+    Model(model::Args),
+    /// Turn chat.json and images into shards.
+    Shards(shards::Args),
+    /// Re-read every row of finished shards.
+    Verify(verify::Args),
+    /// Show what is in the shards.
+    Inspect(inspect::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(common::args::with_dashes(std::env::args_os()));
+    match run(cli.command) {
+        Ok(report) => {
+            println!("{report}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<String> {
+    match command {
+        Command::Model(args) => model::run(&args),
+        Command::Shards(args) => shards::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+    }
+}

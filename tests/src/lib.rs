@@ -1,0 +1,56 @@
+//! What the integration tests share: where the reference material and the programs are, and how tensors are compared.
+
+use std::path::{Path, PathBuf};
+
+/// The reference material beside the project. Panics (a test must fail loudly) when it is missing.
+pub fn shared(path: &str) -> PathBuf {
+    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(path);
+    assert!(found.exists(), "{} is missing: the tests need the reference material beside the project", found.display());
+    found
+}
+
+/// A program of this workspace, built beside the test binary (`cargo build --release --workspace`).
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the test binary has a path");
+    let folder = test.parent().and_then(Path::parent).expect("target/release/deps/<test>");
+    let program = folder.join(name);
+    assert!(program.exists(), "{} is missing: run cargo build --release --workspace", program.display());
+    program
+}
+
+/// Largest |a − b| and where. Panics with the first bad index when it is above `tolerance` (absolute) or lengths differ.
+pub fn assert_close(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len(), "{name}: number of values");
+    let (mut largest, mut first_bad) = (0f32, None);
+    for (index, (&a, &b)) in found.iter().zip(expected).enumerate() {
+        let difference = (a - b).abs();
+        // NaN must count as bad, so the comparison is the negated one.
+        if !(difference <= tolerance) && first_bad.is_none() {
+            first_bad = Some(index);
+        }
+        largest = if difference.is_nan() { f32::NAN } else { largest.max(difference) };
+    }
+    println!("{name}: largest difference {largest:e} (tolerance {tolerance:e}, {} values)", found.len());
+    if let Some(index) = first_bad {
+        panic!(
+            "{name}: first bad index {index}: {} where {} is expected (tolerance {tolerance:e})",
+            found[index], expected[index]
+        );
+    }
+}
+
+/// ‖a − b‖ ≤ tolerance · ‖b‖. Prints the ratio.
+pub fn assert_norm_close(name: &str, found: &[f32], expected: &[f32], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{name}: number of values");
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut found.iter().zip(expected).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+    let reference = norm(&mut expected.iter().map(|&b| f64::from(b)));
+    println!(
+        "{name}: ‖difference‖/‖reference‖ {:e} (tolerance {tolerance:e})",
+        difference / reference.max(f64::MIN_POSITIVE)
+    );
+    assert!(
+        difference <= tolerance * reference,
+        "{name}: ‖difference‖ {difference:e}, ‖reference‖ {reference:e}, tolerance {tolerance:e}"
+    );
+}

@@ -1,0 +1,8 @@
+//! The one integration-test binary; a module per area.
+
+mod skeleton {
+    #[test]
+    fn reference_material_is_there() {
+        tests::shared("fixtures/tiny/spec.json");
+    }
+}

@@ -1,0 +1,2 @@
+//! `train` (skeleton)
+fn main() {}
