@@ -1,9 +1,13 @@
 //! Qwen2.
 
+use super::dropout::{LoraDropout, SiteDropout};
+use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::vision_tower::Embedding;
+use crate::config::TextConfig;
+use crate::ops::{self, Mask, Rope};
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 /// `language_model.…`
 #[derive(Module, Debug)]
@@ -67,4 +71,185 @@ pub struct Qwen2Mlp {
 pub struct RmsNorm {
     /// `[D]`
     pub weight: Param<Tensor<1>>,
+}
+
+/// What the layers need to know of a packed batch besides the hidden states.
+#[derive(Clone, Debug)]
+pub struct TextContext {
+    /// Sizes and epsilon.
+    pub config: TextConfig,
+    /// Tokens of each sequence; sums to T.
+    pub seq_lens: Vec<usize>,
+    /// Rotations of the T tokens.
+    pub rope: Rope,
+    /// Dropout of LoRA branches; `row_keys` has one entry for each sequence.
+    pub dropout: Option<LoraDropout>,
+}
+
+impl TextContext {
+    /// The context of whole sequences, each from position 0, without dropout. `device` is that of the hidden states.
+    pub fn new(config: &TextConfig, seq_lens: &[usize], device: &Device) -> Self {
+        let rope = Rope::packed(seq_lens, config.head_dim(), config.rope_theta, device);
+        Self { config: config.clone(), seq_lens: seq_lens.to_vec(), rope, dropout: None }
+    }
+
+    /// The context of new tokens behind those that the caches hold.
+    fn continuing(config: &TextConfig, seq_lens: &[usize], caches: &[&mut KvCache], device: &Device) -> Self {
+        let past = caches.iter().map(|cache| cache.len());
+        let positions: Vec<usize> = past.zip(seq_lens).flat_map(|(past, &new)| past..past + new).collect();
+        let rope = Rope::new(&positions, config.head_dim(), config.rope_theta, device);
+        Self { config: config.clone(), seq_lens: seq_lens.to_vec(), rope, dropout: None }
+    }
+
+    /// The same without autodiff, for computing blocks whose graph is not wanted.
+    pub fn inner(&self) -> Self {
+        let rope = Rope { cos: self.rope.cos.clone().inner(), sin: self.rope.sin.clone().inner() };
+        Self { rope, ..self.clone() }
+    }
+
+    fn dropout(&self, layer: usize, projection: usize) -> Option<SiteDropout<'_>> {
+        self.dropout.as_ref()?.at(&self.seq_lens, layer, projection)
+    }
+}
+
+impl LanguageModel {
+    /// Embeddings of tokens in the number format that the device computes in: `[T]` → `[T, D]`.
+    pub fn embed(&self, input_ids: &[u32]) -> Tensor<2> {
+        let table = self.model.embed_tokens.weight.val();
+        let dtype = table.device().settings().float_dtype;
+        ops::embedding(table, input_ids).cast(dtype)
+    }
+
+    /// All layers, without the final norm. hidden `[T, D]` → same.
+    pub fn forward(&self, mut hidden: Tensor<2>, context: &TextContext) -> Tensor<2> {
+        for (index, layer) in self.model.layers.iter().enumerate() {
+            hidden = layer.forward(hidden, index, context);
+        }
+        hidden
+    }
+
+    /// All layers for new tokens of sequences whose earlier tokens are in `caches`; fills the caches. Serves the first
+    /// tokens of a sequence and the later ones, and both in one batch.
+    ///
+    /// hidden `[T, D]`, `seq_lens[i]` new tokens of the sequence of `caches[i]` → logits after the last token of each
+    /// sequence, `[sequences, V]`.
+    ///
+    /// # Panics
+    /// If a cache is too small for its new tokens.
+    pub fn forward_cached(
+        &self,
+        mut hidden: Tensor<2>,
+        seq_lens: &[usize],
+        caches: &mut [&mut KvCache],
+        config: &TextConfig,
+    ) -> Tensor<2> {
+        let context = TextContext::continuing(config, seq_lens, caches, &hidden.device());
+        for (index, layer) in self.model.layers.iter().enumerate() {
+            hidden = layer.forward_cached(hidden, index, &context, caches);
+        }
+        let mut end = 0;
+        let last: Vec<usize> = seq_lens.iter().map(|len| (end += len, end - 1).1).collect();
+        self.logits(hidden, &last, config)
+    }
+
+    /// Logits after the tokens at `positions`: hidden `[T, D]` → `[positions, V]`.
+    pub fn logits(&self, hidden: Tensor<2>, positions: &[usize], config: &TextConfig) -> Tensor<2> {
+        let rows = ops::select_rows(hidden, positions);
+        ops::linear(self.model.norm.forward(rows, config.rms_norm_eps), self.head_weight(), None)
+    }
+
+    /// Sum of the cross entropy of `targets` at `positions`: hidden `[T, D]` → `[1]`. No other logits are computed.
+    pub fn loss_sum(&self, hidden: Tensor<2>, positions: &[usize], targets: &[u32], config: &TextConfig) -> Tensor<1> {
+        let rows = ops::select_rows(hidden, positions);
+        let normed = self.model.norm.forward(rows, config.rms_norm_eps);
+        ops::cross_entropy_sum(normed, self.head_weight(), targets)
+    }
+
+    /// `[V, D]`: lm_head's weight, or the embedding's when tied.
+    pub fn head_weight(&self) -> Tensor<2> {
+        self.lm_head.as_ref().unwrap_or(&self.model.embed_tokens).weight.val()
+    }
+}
+
+impl Qwen2Layer {
+    /// hidden `[T, D]` → same; `layer` is the index in the model.
+    ///
+    /// # Source
+    /// transformers `modeling_qwen2.py`, `Qwen2DecoderLayer.forward`.
+    pub fn forward(&self, hidden: Tensor<2>, layer: usize, context: &TextContext) -> Tensor<2> {
+        self.around(hidden, layer, context, |attention, x| {
+            let (q, k, v) = attention.queries_keys_values(x, layer, context);
+            let TextConfig { num_attention_heads: heads, num_key_value_heads: kv_heads, .. } = context.config;
+            let attended = ops::attention(q, k, v, heads, kv_heads, &context.seq_lens, Mask::Causal);
+            attention.o_proj.forward(attended, context.dropout(layer, 3))
+        })
+    }
+
+    fn forward_cached(
+        &self,
+        hidden: Tensor<2>,
+        layer: usize,
+        context: &TextContext,
+        caches: &mut [&mut KvCache],
+    ) -> Tensor<2> {
+        self.around(hidden, layer, context, |attention, x| {
+            let (q, k, v) = attention.queries_keys_values(x, layer, context);
+            let mut start = 0;
+            for (cache, &len) in caches.iter_mut().zip(&context.seq_lens) {
+                let rows = |x: &Tensor<2>| x.clone().narrow(0, start, len);
+                cache.layer_mut(layer).append(rows(&k), rows(&v));
+                start += len;
+            }
+            let caches: Vec<_> = caches.iter().map(|cache| cache.layer(layer)).collect();
+            let TextConfig { num_attention_heads: heads, num_key_value_heads: kv_heads, .. } = context.config;
+            let attended = ops::attention_cached(q, &caches, &context.seq_lens, heads, kv_heads);
+            attention.o_proj.forward(attended, None)
+        })
+    }
+
+    /// The layer around its attention: norms, residuals, MLP.
+    fn around(
+        &self,
+        hidden: Tensor<2>,
+        layer: usize,
+        context: &TextContext,
+        attention: impl FnOnce(&Qwen2Attention, Tensor<2>) -> Tensor<2>,
+    ) -> Tensor<2> {
+        let eps = context.config.rms_norm_eps;
+        let normed = self.input_layernorm.forward(hidden.clone(), eps);
+        let hidden = hidden + attention(&self.self_attn, normed);
+        let normed = self.post_attention_layernorm.forward(hidden.clone(), eps);
+        hidden + self.mlp.forward(normed, layer, context)
+    }
+}
+
+impl Qwen2Attention {
+    /// x `[T, D]` → rotated queries `[T, heads · head_dim]` and keys, and values, `[T, kv_heads · head_dim]`.
+    fn queries_keys_values(
+        &self,
+        x: Tensor<2>,
+        layer: usize,
+        context: &TextContext,
+    ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
+        let TextConfig { num_attention_heads: heads, num_key_value_heads: kv_heads, .. } = context.config;
+        let q = self.q_proj.forward(x.clone(), context.dropout(layer, 0));
+        let k = self.k_proj.forward(x.clone(), context.dropout(layer, 1));
+        let v = self.v_proj.forward(x, context.dropout(layer, 2));
+        (ops::rope(q, &context.rope, heads), ops::rope(k, &context.rope, kv_heads), v)
+    }
+}
+
+impl Qwen2Mlp {
+    fn forward(&self, x: Tensor<2>, layer: usize, context: &TextContext) -> Tensor<2> {
+        let gate = self.gate_proj.forward(x.clone(), context.dropout(layer, 4));
+        let up = self.up_proj.forward(x, context.dropout(layer, 5));
+        self.down_proj.forward(ops::swiglu(gate, up), context.dropout(layer, 6))
+    }
+}
+
+impl RmsNorm {
+    /// x `[T, D]` → same.
+    pub fn forward(&self, x: Tensor<2>, eps: f64) -> Tensor<2> {
+        ops::rms_norm(x, self.weight.val(), eps)
+    }
 }

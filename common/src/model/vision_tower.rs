@@ -1,6 +1,9 @@
 //! CLIP's vision transformer.
 
+use super::dropout::{LoraDropout, SiteDropout};
 use super::linear::Linear;
+use crate::config::{FeatureSelect, LlavaConfig, VisionConfig};
+use crate::ops::{self, Mask};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
@@ -98,4 +101,123 @@ pub struct LayerNorm {
     pub weight: Param<Tensor<1>>,
     /// `[D]`
     pub bias: Param<Tensor<1>>,
+}
+
+/// What the layers need to know of a batch of images besides the hidden states.
+#[derive(Clone, Debug)]
+pub struct VisionContext {
+    /// Sizes, epsilon, activation.
+    pub config: VisionConfig,
+    /// Tokens of each image: class token and patches.
+    pub seq_lens: Vec<usize>,
+    /// Dropout of LoRA branches; `row_keys` has one entry for each image.
+    pub dropout: Option<LoraDropout>,
+}
+
+impl VisionContext {
+    /// The context of `num_images` images, without dropout.
+    pub fn new(config: &VisionConfig, num_images: usize) -> Self {
+        let side = config.image_size / config.patch_size;
+        Self { config: config.clone(), seq_lens: vec![1 + side * side; num_images], dropout: None }
+    }
+
+    fn dropout(&self, layer: usize, projection: usize) -> Option<SiteDropout<'_>> {
+        // The tower's layers count from above the language model's.
+        self.dropout.as_ref()?.at(&self.seq_lens, VISION_SITES + layer, projection)
+    }
+}
+
+/// First layer number of the vision tower's dropout sites.
+const VISION_SITES: usize = 1 << 16;
+
+impl VisionTransformer {
+    /// The features that the projector gets.
+    ///
+    /// Only the layers up to the selected one are computed.
+    ///
+    /// # Shapes  (N images, C channels, S side, P features an image, D width, K selected layers)
+    /// - `pixel_values` `[N, C, S, S]` → `[N·P, K·D]`
+    /// # Source
+    /// transformers `modeling_llava.py`, `LlavaModel.get_image_features`.
+    pub fn features(&self, pixel_values: Tensor<4>, config: &LlavaConfig, context: &VisionContext) -> Tensor<2> {
+        let mut states = vec![self.embed(pixel_values, context)];
+        for (index, layer) in self.encoder.layers[..config.computed_vision_layers()].iter().enumerate() {
+            states.push(layer.forward(states[index].clone(), index, context));
+        }
+        let selected = config.selected_hidden_states().into_iter().map(|index| states[index].clone()).collect();
+        select_features(selected, config.vision_feature_select_strategy, context.seq_lens.len())
+    }
+
+    /// `pixel_values` `[N, C, S, S]` → hidden state 0, `[N·(1 + patches), D]`.
+    pub fn embed(&self, pixel_values: Tensor<4>, context: &VisionContext) -> Tensor<2> {
+        let embeddings = self.embeddings.forward(pixel_values);
+        self.pre_layrnorm.forward(embeddings, context.config.layer_norm_eps)
+    }
+}
+
+/// Joins the selected hidden states on the last dimension and drops the class tokens if the strategy says so.
+///
+/// `states`: K of `[N·(1 + patches), D]` → `[N·P, K·D]`.
+pub fn select_features(states: Vec<Tensor<2>>, strategy: FeatureSelect, num_images: usize) -> Tensor<2> {
+    let joined = Tensor::cat(states, 1);
+    let [rows, width] = joined.dims();
+    if strategy == FeatureSelect::Full {
+        return joined;
+    }
+    let tokens = rows / num_images;
+    let images = joined.reshape([num_images, tokens, width]);
+    images.narrow(1, 1, tokens - 1).reshape([num_images * (tokens - 1), width])
+}
+
+impl VisionEmbeddings {
+    /// `pixel_values` `[N, C, S, S]` → `[N·(1 + patches), D]`: the class token, then the patches row by row, each with its
+    /// position added.
+    pub fn forward(&self, pixel_values: Tensor<4>) -> Tensor<2> {
+        let weight = self.patch_embedding.weight.val();
+        let [images, channels, side, _] = pixel_values.dims();
+        let [width, _, patch, _] = weight.dims();
+        let (per_side, dtype) = (side / patch, pixel_values.dtype());
+        let (patches, inputs) = (per_side * per_side, channels * patch * patch);
+        let pixels = pixel_values
+            .reshape([images, channels, per_side, patch, per_side, patch])
+            .permute([0, 2, 4, 1, 3, 5])
+            .reshape([images * patches, inputs]);
+        let embedded = ops::linear(pixels, weight.reshape([width, inputs]), None).reshape([images, patches, width]);
+        let class = self.class_embedding.val().cast(dtype).reshape([1, 1, width]).expand([images, 1, width]);
+        let positions = self.position_embedding.weight.val().cast(dtype).unsqueeze::<3>();
+        (Tensor::cat(vec![class, embedded], 1) + positions).reshape([images * (1 + patches), width])
+    }
+}
+
+impl VisionLayer {
+    /// hidden `[N·(1 + patches), D]` → same; `layer` is the index in the tower.
+    ///
+    /// # Source
+    /// transformers `modeling_clip.py`, `CLIPEncoderLayer.forward`.
+    pub fn forward(&self, hidden: Tensor<2>, layer: usize, context: &VisionContext) -> Tensor<2> {
+        let VisionConfig { layer_norm_eps, hidden_act, .. } = context.config;
+        let normed = self.layer_norm1.forward(hidden.clone(), layer_norm_eps);
+        let hidden = hidden + self.self_attn.forward(normed, layer, context);
+        let normed = self.layer_norm2.forward(hidden.clone(), layer_norm_eps);
+        let up = ops::activate(self.mlp.fc1.forward(normed, None), hidden_act);
+        hidden + self.mlp.fc2.forward(up, None)
+    }
+}
+
+impl VisionAttention {
+    fn forward(&self, x: Tensor<2>, layer: usize, context: &VisionContext) -> Tensor<2> {
+        let heads = context.config.num_attention_heads;
+        let q = self.q_proj.forward(x.clone(), context.dropout(layer, 0));
+        let k = self.k_proj.forward(x.clone(), context.dropout(layer, 1));
+        let v = self.v_proj.forward(x, context.dropout(layer, 2));
+        let attended = ops::attention(q, k, v, heads, heads, &context.seq_lens, Mask::Full);
+        self.out_proj.forward(attended, None)
+    }
+}
+
+impl LayerNorm {
+    /// x `[T, D]` → same.
+    pub fn forward(&self, x: Tensor<2>, eps: f64) -> Tensor<2> {
+        ops::layer_norm(x, self.weight.val(), self.bias.val(), eps)
+    }
 }

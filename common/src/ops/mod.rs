@@ -1,50 +1,72 @@
-//! Numerical operations of the model on packed sequences: plain compositions of burn operations, which define them and run
-//! on every backend, and (`fused`) forward/backward kernels for the CPU.
+//! Numerical operations of the model on packed sequences: plain compositions of burn operations (`plain`), which define them
+//! and run on every backend, and forward/backward kernels for the CPU (`fused`), which replace them where they apply.
+//!
+//! Weights may be stored in another number format than the activations (bf16, f16): the result has the activations' format.
 
-use burn::tensor::Tensor;
+pub mod fused;
+pub mod plain;
+
+use crate::config::Activation;
+use crate::model::kv_cache::LayerCache;
+use burn::tensor::{Device, Tensor, TensorData};
 
 /// `y = x Wᵀ + b`. x `[T, in]`, weight `[out, in]`, bias `[out]` → `[T, out]`.
-pub fn linear(_x: Tensor<2>, _weight: Tensor<2>, _bias: Option<Tensor<1>>) -> Tensor<2> {
-    todo!()
+pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    fused::linear(&x, &weight, bias.as_ref()).unwrap_or_else(|| plain::linear(x, weight, bias))
 }
 
 /// `linear` + `scale · (mask ∘ x) Aᵀ Bᵀ`. a `[r, in]`, b `[out, r]`; `mask` `[T, in]` holds 0 or 1/(1−p), `None` without dropout.
 #[allow(clippy::too_many_arguments)]
 pub fn lora_linear(
-    _x: Tensor<2>,
-    _weight: Tensor<2>,
-    _bias: Option<Tensor<1>>,
-    _a: Tensor<2>,
-    _b: Tensor<2>,
-    _scale: f32,
-    _mask: Option<Tensor<2>>,
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    scale: f32,
+    mask: Option<Tensor<2>>,
 ) -> Tensor<2> {
-    todo!()
+    fused::lora_linear(&x, &weight, bias.as_ref(), &a, &b, scale, mask.as_ref())
+        .unwrap_or_else(|| plain::lora_linear(x, weight, bias, a, b, scale, mask))
 }
 
 /// Qwen2's RMSNorm over the last dimension. x `[T, D]`, weight `[D]`.
-pub fn rms_norm(_x: Tensor<2>, _weight: Tensor<1>, _eps: f64) -> Tensor<2> {
-    todo!()
+pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
+    fused::rms_norm(&x, &weight, eps).unwrap_or_else(|| plain::rms_norm(x, weight, eps))
 }
 
 /// LayerNorm over the last dimension. x `[T, D]`, weight and bias `[D]`.
-pub fn layer_norm(_x: Tensor<2>, _weight: Tensor<1>, _bias: Tensor<1>, _eps: f64) -> Tensor<2> {
-    todo!()
+pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<2> {
+    fused::layer_norm(&x, &weight, &bias, eps).unwrap_or_else(|| plain::layer_norm(x, weight, bias, eps))
 }
 
 /// `silu(gate) ∘ up`, both `[T, F]`.
-pub fn swiglu(_gate: Tensor<2>, _up: Tensor<2>) -> Tensor<2> {
-    todo!()
+pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    fused::swiglu(&gate, &up).unwrap_or_else(|| plain::swiglu(gate, up))
 }
 
 /// Exact GELU.
-pub fn gelu(_x: Tensor<2>) -> Tensor<2> {
-    todo!()
+pub fn gelu(x: Tensor<2>) -> Tensor<2> {
+    fused::gelu(&x).unwrap_or_else(|| plain::gelu(x))
 }
 
 /// `x · sigmoid(1.702 x)`.
-pub fn quick_gelu(_x: Tensor<2>) -> Tensor<2> {
-    todo!()
+pub fn quick_gelu(x: Tensor<2>) -> Tensor<2> {
+    fused::quick_gelu(&x).unwrap_or_else(|| plain::quick_gelu(x))
+}
+
+/// `x · sigmoid(x)`.
+pub fn silu(x: Tensor<2>) -> Tensor<2> {
+    plain::silu(x)
+}
+
+/// The activation that a config names.
+pub fn activate(x: Tensor<2>, activation: Activation) -> Tensor<2> {
+    match activation {
+        Activation::Gelu => gelu(x),
+        Activation::QuickGelu => quick_gelu(x),
+        Activation::Silu => silu(x),
+    }
 }
 
 /// Cosines and sines of RoPE for the packed positions, `[T, head_dim / 2]` each (plain tensors, no graph).
@@ -56,9 +78,32 @@ pub struct Rope {
     pub sin: Tensor<2>,
 }
 
+impl Rope {
+    /// The table for tokens at `positions` of their sequences.
+    ///
+    /// # Source
+    /// transformers `Qwen2RotaryEmbedding`: frequency i is theta^(−2i / head_dim), angles and frequencies in f32.
+    pub fn new(positions: &[usize], head_dim: usize, theta: f64, device: &Device) -> Self {
+        let half = head_dim / 2;
+        let frequency = |i: usize| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32);
+        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+        let table = |of: fn(f32) -> f32| {
+            let values = positions.iter().flat_map(|&p| frequencies.iter().map(move |f| of(p as f32 * f)));
+            Tensor::from_data(TensorData::new(values.collect::<Vec<f32>>(), [positions.len(), half]), device)
+        };
+        Self { cos: table(f32::cos), sin: table(f32::sin) }
+    }
+
+    /// The table for packed sequences that each start at position 0.
+    pub fn packed(seq_lens: &[usize], head_dim: usize, theta: f64, device: &Device) -> Self {
+        let positions: Vec<usize> = seq_lens.iter().flat_map(|&len| 0..len).collect();
+        Self::new(&positions, head_dim, theta, device)
+    }
+}
+
 /// Rotates the two halves of every head (`rotate_half`). x `[T, heads · head_dim]`.
-pub fn rope(_x: Tensor<2>, _rope: &Rope, _heads: usize) -> Tensor<2> {
-    todo!()
+pub fn rope(x: Tensor<2>, rope: &Rope, heads: usize) -> Tensor<2> {
+    fused::rope(&x, rope, heads).unwrap_or_else(|| plain::rope(x, rope, heads))
 }
 
 /// Which keys a query sees.
@@ -73,33 +118,52 @@ pub enum Mask {
 /// Attention within each packed sequence, scale 1/√head_dim. q `[T, heads · head_dim]`, k and v `[T, kv_heads · head_dim]`,
 /// `seq_lens` sums to T → `[T, heads · head_dim]`. Query head h uses key/value head `h / (heads / kv_heads)`.
 pub fn attention(
-    _q: Tensor<2>,
-    _k: Tensor<2>,
-    _v: Tensor<2>,
-    _heads: usize,
-    _kv_heads: usize,
-    _seq_lens: &[usize],
-    _mask: Mask,
+    q: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
+    heads: usize,
+    kv_heads: usize,
+    seq_lens: &[usize],
+    mask: Mask,
 ) -> Tensor<2> {
-    todo!()
+    fused::attention(&q, &k, &v, heads, kv_heads, seq_lens, mask)
+        .unwrap_or_else(|| plain::attention(q, k, v, heads, kv_heads, seq_lens, mask))
 }
 
-/// Rows of a table. weight `[V, D]`, ids `[T]` → `[T, D]`.
-pub fn embedding(_weight: Tensor<2>, _ids: &[u32]) -> Tensor<2> {
-    todo!()
+/// Causal attention of new tokens over their sequences' caches, which already hold the new tokens' keys and values.
+/// Inference only: no gradient.
+///
+/// # Shapes
+/// q `[T, heads · head_dim]`, the new tokens of every sequence one after another: `seq_lens[i]` of sequence i, the last
+/// positions of `caches[i]` → `[T, heads · head_dim]`.
+pub fn attention_cached(
+    q: Tensor<2>,
+    caches: &[&LayerCache],
+    seq_lens: &[usize],
+    heads: usize,
+    kv_heads: usize,
+) -> Tensor<2> {
+    fused::attention_cached(&q, caches, seq_lens, heads, kv_heads)
+        .unwrap_or_else(|| plain::attention_cached(q, caches, seq_lens, heads, kv_heads))
+}
+
+/// Rows of a table. weight `[V, D]`, ids `[T]` → `[T, D]` in the table's number format.
+pub fn embedding(weight: Tensor<2>, ids: &[u32]) -> Tensor<2> {
+    fused::embedding(&weight, ids).unwrap_or_else(|| plain::embedding(weight, ids))
 }
 
 /// Rows `positions` of x: `[T, D]` → `[positions, D]`.
-pub fn select_rows(_x: Tensor<2>, _positions: &[usize]) -> Tensor<2> {
-    todo!()
+pub fn select_rows(x: Tensor<2>, positions: &[usize]) -> Tensor<2> {
+    fused::select_rows(&x, positions).unwrap_or_else(|| plain::select_rows(x, positions))
 }
 
 /// x with rows `positions` (ascending, distinct) replaced by `rows`. x `[T, D]`, rows `[positions, D]`.
-pub fn replace_rows(_x: Tensor<2>, _positions: &[usize], _rows: Tensor<2>) -> Tensor<2> {
-    todo!()
+pub fn replace_rows(x: Tensor<2>, positions: &[usize], rows: Tensor<2>) -> Tensor<2> {
+    fused::replace_rows(&x, positions, &rows).unwrap_or_else(|| plain::replace_rows(x, positions, rows))
 }
 
 /// Sum over rows of the cross entropy of `hidden · weightᵀ` against `targets`. hidden `[S, D]`, weight `[V, D]` → `[1]`.
-pub fn cross_entropy_sum(_hidden: Tensor<2>, _weight: Tensor<2>, _targets: &[u32]) -> Tensor<1> {
-    todo!()
+pub fn cross_entropy_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> Tensor<1> {
+    fused::cross_entropy_sum(&hidden, &weight, targets)
+        .unwrap_or_else(|| plain::cross_entropy_sum(hidden, weight, targets))
 }

@@ -1,0 +1,109 @@
+//! Dropout of the LoRA branches: a pure function of the row, not of where and with whom the row is computed.
+
+use burn::tensor::{Tensor, TensorData};
+use rayon::prelude::*;
+
+/// Dropout for the rows of a packed batch.
+///
+/// Whether a value is dropped depends on (seed, the row's key, layer, projection, token, channel) only: splitting the batch,
+/// spreading it over ranks, or recomputing a block gives the same mask.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraDropout {
+    /// Probability that a value becomes 0; the others are divided by 1 − probability.
+    pub probability: f64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// One for each sequence of the batch (each image, in the vision tower): the row's position in the whole run.
+    pub row_keys: Vec<u64>,
+}
+
+/// Dropout at one projection of one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct SiteDropout<'a> {
+    dropout: &'a LoraDropout,
+    seq_lens: &'a [usize],
+    site: u64,
+}
+
+impl LoraDropout {
+    /// Dropout for the `projection`-th projection of `layer`; `None` when nothing is ever dropped.
+    pub fn at<'a>(&'a self, seq_lens: &'a [usize], layer: usize, projection: usize) -> Option<SiteDropout<'a>> {
+        let site = (layer as u64) << 8 | projection as u64;
+        (self.probability > 0.0).then_some(SiteDropout { dropout: self, seq_lens, site })
+    }
+}
+
+impl SiteDropout<'_> {
+    /// The mask for x `[T, in]`, same shape: 0 or 1 / (1 − probability).
+    pub fn mask(&self, x: &Tensor<2>) -> Tensor<2> {
+        let [tokens, width] = x.dims();
+        let values = self.mask_values(tokens, width);
+        Tensor::from_data(TensorData::new(values, [tokens, width]), &x.device())
+    }
+
+    fn mask_values(&self, tokens: usize, width: usize) -> Vec<f32> {
+        let LoraDropout { probability, seed, ref row_keys } = *self.dropout;
+        let streams: Vec<u64> = (row_keys.iter().zip(self.seq_lens))
+            .flat_map(|(&key, &len)| {
+                let row = mix(mix(seed ^ mix(key)) ^ self.site);
+                (0..len as u64).map(move |token| mix(row ^ token))
+            })
+            .collect();
+        let threshold = (probability * 65536.0).round() as u16;
+        let kept = (1.0 / (1.0 - probability)) as f32;
+        let mut values = vec![0f32; tokens * width];
+        values.par_chunks_mut(width.max(1)).zip(streams).for_each(|(values, stream)| {
+            // One 64-bit number decides four channels, 16 bits each.
+            for (word, values) in values.chunks_mut(4).enumerate() {
+                let bits = mix(stream.wrapping_add(word as u64));
+                for (lane, value) in values.iter_mut().enumerate() {
+                    *value = if (bits >> (16 * lane)) as u16 >= threshold { kept } else { 0.0 };
+                }
+            }
+        });
+        values
+    }
+}
+
+/// SplitMix64's output function over its increment: neighbouring inputs give unrelated outputs.
+fn mix(value: u64) -> u64 {
+    let z = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mask(row_keys: &[u64], seq_lens: &[usize], layer: usize, width: usize) -> Vec<f32> {
+        let dropout = LoraDropout { probability: 0.25, seed: 3, row_keys: row_keys.into() };
+        let site = dropout.at(seq_lens, layer, 1).expect("a probability above 0");
+        site.mask_values(seq_lens.iter().sum(), width)
+    }
+
+    #[test]
+    fn a_rows_mask_does_not_depend_on_its_batch() {
+        let together = mask(&[7, 8], &[5, 3], 2, 10);
+        let apart = [mask(&[7], &[5], 2, 10), mask(&[8], &[3], 2, 10)].concat();
+        assert_eq!(together, apart);
+        assert_ne!(mask(&[7], &[5], 2, 10), mask(&[7], &[5], 1, 10), "another layer");
+        assert_ne!(mask(&[7], &[5], 2, 10), mask(&[8], &[5], 2, 10), "another row");
+    }
+
+    #[test]
+    fn a_quarter_is_dropped_and_the_rest_scaled() {
+        let values = mask(&[1], &[100], 0, 1000);
+        let dropped = values.iter().filter(|&&value| value == 0.0).count() as f64 / values.len() as f64;
+        println!("dropped {dropped} of 100,000 values (0.25 ± 0.005)");
+        assert!((dropped - 0.25).abs() < 0.005);
+        assert!(values.iter().all(|&value| value == 0.0 || value == 4.0 / 3.0));
+    }
+
+    #[test]
+    fn nothing_to_drop_is_no_mask() {
+        let dropout = LoraDropout { probability: 0.0, seed: 3, row_keys: vec![1] };
+        assert!(dropout.at(&[4], 0, 0).is_none());
+    }
+}
