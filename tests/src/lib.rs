@@ -1,5 +1,7 @@
 //! What the integration tests share: where the reference material and the programs are, and how tensors are compared.
 
+pub mod tiny;
+
 use std::path::{Path, PathBuf};
 
 /// The reference material beside the project. Panics (a test must fail loudly) when it is missing.

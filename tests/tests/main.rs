@@ -1,5 +1,7 @@
 //! The one integration-test binary; a module per area.
 
+mod forward;
+
 mod skeleton {
     #[test]
     fn reference_material_is_there() {
