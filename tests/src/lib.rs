@@ -2,6 +2,7 @@
 
 pub mod tiny;
 
+use burn::tensor::Device;
 use std::path::{Path, PathBuf};
 
 /// The reference material beside the project. Panics (a test must fail loudly) when it is missing.
@@ -55,4 +56,19 @@ pub fn assert_norm_close(name: &str, found: &[f32], expected: &[f32], tolerance:
         difference <= tolerance * reference,
         "{name}: ‖difference‖ {difference:e}, ‖reference‖ {reference:e}, tolerance {tolerance:e}"
     );
+}
+
+/// Compares to `tolerance` times the reference's largest value.
+pub fn assert_relative(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+    let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    assert_close(name, found, expected, tolerance * largest);
+}
+
+/// Every burn backend that this build has: the model must give the same values on all of them.
+pub fn devices() -> Vec<(&'static str, Device)> {
+    vec![
+        ("flex", Device::flex()),
+        #[cfg(feature = "ndarray")]
+        ("ndarray", Device::ndarray()),
+    ]
 }

@@ -25,6 +25,7 @@ pub fn read_tensors(path: &str) -> Tensors {
             safetensors::Dtype::I64 => {
                 bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("8 bytes")) as f32).collect()
             }
+            safetensors::Dtype::U8 => bytes.iter().map(|&byte| f32::from(byte)).collect(),
             other => panic!("{path}: {other:?} is not a format of the reference files"),
         }
     };
@@ -152,7 +153,7 @@ pub fn gradients(model: &Llava, loss: &Tensor<1>) -> BTreeMap<String, Vec<f32>> 
 
 /// A tensor's values in f32.
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data_as::<f32>().into_vec().expect("f32 values")
+    tensor.try_into_vec_as::<f32>().expect("f32 values")
 }
 
 /// The batch of `forward.safetensors`, its left padding taken off, packed.

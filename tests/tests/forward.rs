@@ -1,27 +1,15 @@
 //! The model against transformers' values: features, logits, loss, every gradient, generation.
 
-use burn::tensor::{Device, Tensor};
 use common::batch::PackedBatch;
-use common::model::kv_cache::KvCache;
-use common::model::lora::{self, LoraConfig};
+use common::model::pixel_tensor;
 use common::model::vision_tower::VisionContext;
-use common::model::{Llava, pixel_tensor};
 use tests::tiny::{self, Tensors, values};
-use tests::{assert_close, assert_norm_close};
+use tests::{assert_norm_close, assert_relative};
 
 /// f32 sums in another order differ by about 1e-6 of the largest value; 1e-4 is what the reference asks for.
 const VALUE_TOLERANCE: f32 = 1e-4;
 /// The same for gradients, relative to a tensor's norm.
 const GRADIENT_TOLERANCE: f64 = 1e-3;
-
-/// Every backend that this build has: all of them must give the reference's values.
-fn devices() -> Vec<(&'static str, Device)> {
-    vec![
-        ("flex", Device::flex()),
-        #[cfg(feature = "ndarray")]
-        ("ndarray", Device::ndarray()),
-    ]
-}
 
 fn reference() -> (Tensors, PackedBatch) {
     let reference = tiny::read_tensors("fixtures/tiny/forward.safetensors");
@@ -29,17 +17,11 @@ fn reference() -> (Tensors, PackedBatch) {
     (reference, batch)
 }
 
-/// Compares to 1e-4 of the reference's largest value.
-fn assert_relative(name: &str, found: &[f32], expected: &[f32]) {
-    let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-    assert_close(name, found, expected, VALUE_TOLERANCE * largest);
-}
-
 #[test]
 fn features_logits_and_loss_equal_transformers() {
     let (reference, batch) = reference();
     let config = tiny::config();
-    for (backend, device) in devices() {
+    for (backend, device) in tests::devices() {
         let model = tiny::model("llava", &device);
         let name = |part: &str| format!("{backend}: {part}");
 
@@ -50,27 +32,32 @@ fn features_logits_and_loss_equal_transformers() {
         for (index, layer) in tower.encoder.layers[..config.computed_vision_layers()].iter().enumerate() {
             hidden = layer.forward(hidden, index, &context);
         }
-        assert_relative(&name("vision_features"), &values(hidden), &reference["vision_features"].0);
+        assert_relative(&name("vision_features"), &values(hidden), &reference["vision_features"].0, VALUE_TOLERANCE);
 
         let features = model.image_features(&batch, &config).expect("the batch has images");
         let projected = model.multi_modal_projector.forward(features, config.projector_hidden_act);
-        assert_relative(&name("projected"), &values(projected), &reference["projected"].0);
+        assert_relative(&name("projected"), &values(projected), &reference["projected"].0, VALUE_TOLERANCE);
 
         let (positions, targets) = batch.supervised();
         let logits = model.logits(&batch, &positions, &config);
-        assert_relative(&name("supervised_logits"), &values(logits), &reference["supervised_logits"].0);
+        assert_relative(
+            &name("supervised_logits"),
+            &values(logits),
+            &reference["supervised_logits"].0,
+            VALUE_TOLERANCE,
+        );
 
         let (loss_sum, tokens) = model.loss(&batch, &config);
         assert_eq!(tokens, targets.len());
         let loss = values(loss_sum)[0] / tokens as f32;
-        assert_relative(&name("loss"), &[loss], &reference["loss"].0);
+        assert_relative(&name("loss"), &[loss], &reference["loss"].0, VALUE_TOLERANCE);
     }
 }
 
 #[test]
 fn every_gradient_equals_transformers() {
     let (reference, batch) = reference();
-    for (backend, device) in devices() {
+    for (backend, device) in tests::devices() {
         let model = tiny::model("llava", &device.autodiff());
         let (loss_sum, tokens) = model.loss(&batch, &tiny::config());
         let found = tiny::gradients(&model, &(loss_sum / tokens as f64));

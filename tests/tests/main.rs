@@ -1,6 +1,7 @@
 //! The one integration-test binary; a module per area.
 
 mod forward;
+mod generation;
 
 mod skeleton {
     #[test]

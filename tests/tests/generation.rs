@@ -1,0 +1,244 @@
+//! The key/value cache, merged LoRA, other number formats and other shapes of the model, each against the whole forward.
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use common::IGNORE_INDEX;
+use common::batch::PackedBatch;
+use common::config::{Activation, FeatureSelect, LlavaConfig};
+use common::model::Llava;
+use common::model::dropout::LoraDropout;
+use common::model::kv_cache::KvCache;
+use common::model::language_model::TextContext;
+use common::model::lora::{self, LoraConfig};
+use common::shard::Row;
+use tests::{assert_relative, shared, tiny};
+
+/// The first rows of the reference data, answers left out: prompts to continue.
+fn prompts(count: usize) -> Vec<Row> {
+    let samples = std::fs::read(shared("fixtures/tiny/samples.json")).expect("samples.json is readable");
+    let samples: Vec<serde_json::Value> = serde_json::from_slice(&samples).expect("samples.json is JSON");
+    let pixels = tiny::read_tensors("fixtures/tiny/pixels.safetensors").remove("pixel_values").expect("pixel_values").0;
+    let each = pixels.len() / samples.len();
+    let row = |(index, sample): (usize, &serde_json::Value)| {
+        let input_ids: Vec<i32> = serde_json::from_value(sample["prompt_ids"].clone()).expect("prompt_ids");
+        Row {
+            id: sample["id"].as_str().expect("id").to_string(),
+            images: vec![sample["image"].as_str().expect("image").to_string()],
+            labels: vec![IGNORE_INDEX; input_ids.len()],
+            input_ids,
+            pixel_values: pixels[index * each..(index + 1) * each].to_vec(),
+        }
+    };
+    samples.iter().take(count).enumerate().map(row).collect()
+}
+
+fn pack(rows: Vec<Row>, config: &LlavaConfig) -> PackedBatch {
+    PackedBatch::pack(rows, config.image_token_index, config.image_seq_length()).expect("valid rows")
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let largest = logits.iter().enumerate().max_by(|(_, a), (_, b)| a.total_cmp(b));
+    largest.expect("a vocabulary").0 as u32
+}
+
+/// Greedy continuations of all rows at once; a sequence leaves the batch when it ends.
+fn greedy(model: &Llava, config: &LlavaConfig, rows: Vec<Row>, max_new_tokens: usize) -> Vec<Vec<u32>> {
+    let batch = pack(rows, config);
+    let device = model.device();
+    let capacities = batch.seq_lens.iter().map(|len| len + max_new_tokens);
+    let mut caches: Vec<_> = capacities.map(|capacity| KvCache::new(&config.text, capacity, &device)).collect();
+    let mut outputs = vec![Vec::new(); caches.len()];
+    let mut logits = tiny::values(model.prefill(&batch, &mut caches.iter_mut().collect::<Vec<_>>(), config));
+    let mut running: Vec<usize> = (0..caches.len()).collect();
+    loop {
+        for (&row, logits) in running.iter().zip(logits.chunks(config.text.vocab_size)) {
+            outputs[row].push(argmax(logits));
+        }
+        running.retain(|&row| {
+            outputs[row].len() < max_new_tokens && outputs[row].last().copied() != config.text.eos_token_id
+        });
+        if running.is_empty() {
+            return outputs;
+        }
+        let tokens: Vec<u32> = running.iter().map(|&row| outputs[row][outputs[row].len() - 1]).collect();
+        let caches = caches.iter_mut().enumerate().filter(|(row, _)| running.contains(row)).map(|(_, cache)| cache);
+        logits = tiny::values(model.decode(&tokens, &mut caches.collect::<Vec<_>>(), config));
+    }
+}
+
+#[test]
+fn greedy_tokens_equal_transformers() {
+    let expected = std::fs::read(shared("fixtures/tiny/generate.json")).expect("generate.json is readable");
+    let expected: serde_json::Value = serde_json::from_slice(&expected).expect("generate.json is JSON");
+    let expected: Vec<Vec<u32>> = (expected["outputs"].as_array().expect("outputs").iter())
+        .map(|output| serde_json::from_value(output["new_ids"].clone()).expect("new_ids"))
+        .collect();
+    let config = tiny::config();
+    for (backend, device) in tests::devices() {
+        let model = tiny::model("train_none", &device);
+        assert_eq!(greedy(&model, &config, prompts(8), 24), expected, "{backend}: all in one batch");
+        let alone: Vec<_> = prompts(8).into_iter().flat_map(|row| greedy(&model, &config, vec![row], 24)).collect();
+        assert_eq!(alone, expected, "{backend}: each alone");
+    }
+}
+
+/// Shapes that the tiny model does not have: grouped-query attention, tied embeddings, several feature layers with class
+/// tokens, GELU in the tower, no projector biases.
+fn other_config() -> LlavaConfig {
+    let mut config = tiny::config();
+    config.text.num_key_value_heads = 2;
+    config.text.tie_word_embeddings = true;
+    config.vision.hidden_act = Activation::Gelu;
+    config.vision_feature_layers = vec![-1, 0];
+    config.vision_feature_select_strategy = FeatureSelect::Full;
+    config.multimodal_projector_bias = false;
+    config
+}
+
+#[test]
+fn decoding_with_a_cache_equals_the_whole_forward() {
+    for (backend, device) in tests::devices() {
+        for (name, config) in [("tiny", tiny::config()), ("grouped", other_config())] {
+            let model = Llava::random(&config, 5, &device);
+            let batch = pack(prompts(3), &config);
+            let continuations: [&[u32]; 3] = [&[5, 6, 7, 8], &[9, 10], &[11, 12, 13]];
+            let whole = whole_logits(&model, &config, &continuations);
+
+            let mut caches: Vec<_> =
+                batch.seq_lens.iter().map(|len| KvCache::new(&config.text, len + 4, &device)).collect();
+            let mut found = vec![Vec::new(); 3];
+            // Row 2 joins after the others have begun to decode: sequences of different ages share a batch.
+            let (first, late) = (pack(prompts(2), &config), pack(prompts(3).split_off(2), &config));
+            let (early, joining) = caches.split_at_mut(2);
+            let logits = model.prefill(&first, &mut early.iter_mut().collect::<Vec<_>>(), &config);
+            append(&mut found, &[0, 1], logits);
+            let logits = model.decode(&[5, 9], &mut early.iter_mut().collect::<Vec<_>>(), &config);
+            append(&mut found, &[0, 1], logits);
+            append(&mut found, &[2], model.prefill(&late, &mut joining.iter_mut().collect::<Vec<_>>(), &config));
+            for step in 0..3 {
+                let rows: Vec<usize> = (0..3)
+                    .filter(|&row| found[row].len() / config.text.vocab_size <= continuations[row].len())
+                    .collect();
+                let next = |&row: &usize| continuations[row][found[row].len() / config.text.vocab_size - 1];
+                let tokens: Vec<u32> = rows.iter().map(next).collect();
+                let caches =
+                    caches.iter_mut().enumerate().filter(|(row, _)| rows.contains(row)).map(|(_, cache)| cache);
+                let logits = model.decode(&tokens, &mut caches.collect::<Vec<_>>(), &config);
+                assert_eq!(logits.dims(), [rows.len(), config.text.vocab_size], "step {step}");
+                append(&mut found, &rows, logits);
+            }
+            for (row, (found, expected)) in found.iter().zip(&whole).enumerate() {
+                assert_relative(&format!("{backend}: {name}: row {row}"), found, expected, 1e-5);
+            }
+        }
+    }
+}
+
+/// Logits after the prompt and after each token of the continuation, for each row, computed without a cache.
+fn whole_logits(model: &Llava, config: &LlavaConfig, continuations: &[&[u32]]) -> Vec<Vec<f32>> {
+    let rows = prompts(continuations.len()).into_iter().zip(continuations).map(|(mut row, continuation)| {
+        row.input_ids.extend(continuation.iter().map(|&id| id as i32));
+        row.labels.extend(continuation.iter().map(|_| IGNORE_INDEX));
+        row
+    });
+    rows.zip(continuations)
+        .map(|(row, continuation)| {
+            let batch = pack(vec![row], config);
+            let end = batch.input_ids.len();
+            let positions: Vec<usize> = (end - continuation.len() - 1..end).collect();
+            tiny::values(model.logits(&batch, &positions, config))
+        })
+        .collect()
+}
+
+fn append(found: &mut [Vec<f32>], rows: &[usize], logits: Tensor<2>) {
+    let [_, vocab] = logits.dims();
+    for (&row, logits) in rows.iter().zip(tiny::values(logits).chunks(vocab)) {
+        found[row].extend(logits);
+    }
+}
+
+fn lora_config(lora_vision: bool) -> LoraConfig {
+    let target_modules = lora::TEXT_PROJECTIONS.map(String::from).to_vec();
+    LoraConfig { r: 4, lora_alpha: 8.0, lora_dropout: 0.1, target_modules, lora_vision }
+}
+
+/// A model with LoRA whose B matrices are not zero.
+fn with_lora(config: &LlavaConfig, lora_vision: bool, device: &Device) -> Llava {
+    let mut model = Llava::random(config, 6, device);
+    lora::attach(&mut model, &lora_config(lora_vision), 7, device);
+    device.seed(8);
+    for linear in lora::targets(&mut model, &lora_config(lora_vision)) {
+        let b = linear.lora_B.as_mut().expect("attached");
+        let shape = b.weight.val().shape();
+        b.weight = Param::from_tensor(Tensor::random(shape, Distribution::Normal(0.0, 0.05), device));
+    }
+    model
+}
+
+#[test]
+fn merged_lora_gives_the_same_logits_and_the_same_text() {
+    let config = tiny::config();
+    for (backend, device) in tests::devices() {
+        for lora_vision in [false, true] {
+            let base = Llava::random(&config, 6, &device);
+            let model = with_lora(&config, lora_vision, &device);
+            let batch = pack(prompts(2), &config);
+            let positions = [3, batch.seq_lens[0] - 1, batch.input_ids.len() - 1];
+            let logits = |model: &Llava| tiny::values(model.logits(&batch, &positions, &config));
+            let (before, text) = (logits(&model), greedy(&model, &config, prompts(4), 8));
+            assert_ne!(logits(&base), before, "LoRA has an effect");
+            let merged = lora::merge(model);
+            assert!(lora::targets(&mut merged.clone(), &lora_config(true)).iter().all(|l| l.lora_A.is_none()));
+            assert_relative(&format!("{backend}: vision {lora_vision}"), &logits(&merged), &before, 1e-5);
+            assert_eq!(greedy(&merged, &config, prompts(4), 8), text, "{backend}");
+        }
+    }
+}
+
+#[test]
+fn a_row_with_dropout_is_the_same_in_any_batch() {
+    let config = tiny::config();
+    for (backend, device) in tests::devices() {
+        let model = with_lora(&config, false, &device);
+        let hidden = |rows: Vec<Row>, row_keys: Vec<u64>| {
+            let batch = pack(rows, &config);
+            let mut context = TextContext::new(&config.text, &batch.seq_lens, &device);
+            context.dropout = Some(LoraDropout { probability: 0.3, seed: 1, row_keys });
+            tiny::values(model.language_model.forward(model.inputs_embeds(&batch, &config), &context))
+        };
+        let mut rows = prompts(2);
+        let together = hidden(rows.clone(), vec![40, 41]);
+        let second = hidden(vec![rows.remove(1)], vec![41]);
+        let first = hidden(rows, vec![40]);
+        assert_relative(&format!("{backend}: hidden states"), &together, &[first, second].concat(), 1e-5);
+    }
+}
+
+struct InFormat(DType);
+
+impl ModuleMapper for InFormat {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|tensor| tensor.cast(self.0))
+    }
+}
+
+#[test]
+fn half_precision_weights_are_used_as_they_are() {
+    for (backend, device) in tests::devices() {
+        for (name, dtype) in [("bf16", DType::BF16), ("f16", DType::F16)] {
+            // Not every backend has every format.
+            if !device.supports_dtype(dtype) {
+                println!("{backend}: {name} is not a format of this backend");
+                continue;
+            }
+            let config = other_config();
+            let stored = Llava::random(&config, 5, &device).map(&mut InFormat(dtype));
+            let rounded = stored.clone().map(&mut InFormat(DType::F32));
+            let batch = pack(prompts(2), &config);
+            let logits = |model: &Llava| tiny::values(model.logits(&batch, &[0, batch.seq_lens[0]], &config));
+            assert_relative(&format!("{backend}: {name}"), &logits(&stored), &logits(&rounded), 1e-5);
+            assert_eq!(greedy(&stored, &config, prompts(3), 6), greedy(&rounded, &config, prompts(3), 6), "{name}");
+        }
+    }
+}
