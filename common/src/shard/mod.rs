@@ -1,15 +1,66 @@
-//! Parquet shards: the one place that opens Parquet. One row is one sample; single rows read at random.
+//! Parquet shards: the one place that opens Parquet. One row is one sample; single rows are read at random.
+//!
+//! A folder of shards holds `index.json` ([`ShardIndex`]) and the files it names. pyarrow, polars and duckdb open the
+//! files; in Python a row becomes transformers' `pixel_values`, bit for bit, with
+//!
+//! ```python
+//! import numpy as np, pyarrow.parquet as pq
+//! shard = pq.read_table("shard-00000.parquet")
+//! about, side = shard.schema.metadata, int(shard.schema.metadata[b"crop_size"])
+//! stored = np.frombuffer(shard["pixel_values"][row].as_py(), np.uint8)  # row: 0 ≤ row < shard.num_rows
+//! codes = stored.reshape(-1, 3, side, side)                             # one image after the other
+//! if about[b"pixels"] == b"predicted":
+//!     codes = codes.cumsum(2, np.uint8).cumsum(3, np.uint8)             # undo the gradient prediction, modulo 256
+//!     codes[:, 0] += codes[:, 1]; codes[:, 2] += codes[:, 1]            # undo R − G and B − G
+//! table = np.frombuffer(bytes.fromhex(about[b"code_to_f32"].decode()), "<f4").reshape(3, 256)
+//! pixel_values = np.stack([table[c][codes[:, c]] for c in range(3)], 1)  # f32 [images, 3, side, side]
+//! ```
+//!
+//! (`f32` and `f16` hold the normalised values themselves, little-endian; `jpeg` the image files' own bytes.)
 
-use crate::Result;
-use std::path::Path;
+mod columns;
+mod encoder;
+mod file;
+mod index;
+mod metadata;
+mod pixels;
+mod reader;
+mod schema;
+mod texts;
+mod writer;
+
+pub use encoder::{EncodedRowGroup, RowGroupEncoder, Sample, SampleImage};
+pub use index::{Counts, INDEX_FILE, ShardFile, ShardIndex};
+pub use metadata::{CodeTable, FORMAT_VERSION, ShardMetadata};
+pub use pixels::PixelFormat;
+pub use reader::ShardSet;
+pub use texts::{ImageText, RowText, Texts};
+pub use writer::ShardWriter;
+
+use serde::{Deserialize, Serialize};
 
 /// Which part of the rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Split {
     /// Rows to train on.
     Train,
     /// Rows held out by `--validation-fraction`.
     Validation,
+}
+
+impl Split {
+    /// Both, in the order in which they are written and counted.
+    pub const ALL: [Self; 2] = [Self::Train, Self::Validation];
+
+    /// Name of this split's file number `shard`.
+    pub fn file_name(self, shard: usize) -> String {
+        let stem = match self {
+            Self::Train => "shard",
+            Self::Validation => "validation",
+        };
+        format!("{stem}-{shard:05}.parquet")
+    }
 }
 
 /// One sample as training takes it.
@@ -27,48 +78,5 @@ pub struct Row {
     pub pixel_values: Vec<f32>,
 }
 
-/// What the shards were made with; a consumer refuses another tokenizer or processor.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ShardMetadata {
-    /// SHA-256 of tokenizer.json.
-    pub tokenizer_sha256: String,
-    /// SHA-256 of the chat template.
-    pub chat_template_sha256: String,
-    /// SHA-256 of the image processor's settings.
-    pub image_processor_sha256: String,
-    /// Side of an image (S), pixels.
-    pub crop_size: usize,
-}
-
-/// The finished shards of a folder (its `index.json`), for reading. `Sync`: loader workers share one.
-pub struct ShardSet {
-    metadata: ShardMetadata,
-}
-
-impl ShardSet {
-    /// Opens `dir/index.json` and the shards of one split.
-    pub fn open(_dir: &Path, _split: Split) -> Result<Self> {
-        todo!()
-    }
-
-    /// What the shards were made with.
-    pub fn metadata(&self) -> &ShardMetadata {
-        &self.metadata
-    }
-
-    /// Rows of the split.
-    #[allow(clippy::len_without_is_empty)]
-    pub fn len(&self) -> usize {
-        todo!()
-    }
-
-    /// SHA-256 over the shards' hashes: identifies the data in run states.
-    pub fn fingerprint(&self) -> String {
-        todo!()
-    }
-
-    /// Row `index` (0 ≤ index < len), read alone (page index), decoded. Thread-safe.
-    pub fn read_row(&self, _index: usize) -> Result<Row> {
-        todo!()
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! Rows of finished shards, read at random.
+
+use super::columns::Columns;
+use super::file::OpenFile;
+use super::{Row, ShardFile, ShardIndex, ShardMetadata, Split, index, schema};
+use crate::image_processor::ImageProcessor;
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+const ROW_COLUMNS: [&str; 6] =
+    [schema::ID, schema::IMAGE, schema::INPUT_IDS, schema::LABELS, schema::PIXEL_VALUES, schema::MORE_IMAGES];
+
+/// The finished shards of a folder (its `index.json`), for reading. `Sync`: loader workers share one, and so should
+/// the ranks of a process, because every shard is opened once and stays open.
+pub struct ShardSet {
+    pub(super) dir: PathBuf,
+    metadata: ShardMetadata,
+    image_processor: ImageProcessor,
+    shards: Vec<Shard>,
+    rows: usize,
+    fingerprint: String,
+}
+
+struct Shard {
+    file: ShardFile,
+    /// Index in the split of its first row.
+    first_row: usize,
+    open: OnceLock<OpenFile>,
+}
+
+impl ShardSet {
+    /// Opens `dir/index.json` and the shards of one split.
+    ///
+    /// # Errors
+    /// A folder without an index, and a shard of the split that is missing or has another size than the index says.
+    pub fn open(dir: &Path, split: Split) -> Result<Self> {
+        let index = ShardIndex::read(dir)?;
+        let mut rows = 0;
+        let mut shards = Vec::new();
+        for file in index.shards.into_iter().filter(|file| file.split == split) {
+            let path = dir.join(&file.file);
+            let bytes = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
+            if bytes != file.bytes {
+                let remedy = "copy the file again, or delete it and run preprocess shards again";
+                return Err(Error::invalid(path.display(), format!("{bytes} bytes"), file.bytes, remedy));
+            }
+            let first_row = rows;
+            rows += file.rows;
+            shards.push(Shard { file, first_row, open: OnceLock::new() });
+        }
+        let fingerprint = index::fingerprint(shards.iter().map(|shard| &shard.file));
+        let image_processor = index.metadata.image_processor();
+        Ok(Self { dir: dir.to_path_buf(), metadata: index.metadata, image_processor, shards, rows, fingerprint })
+    }
+
+    /// What the shards were made with.
+    pub fn metadata(&self) -> &ShardMetadata {
+        &self.metadata
+    }
+
+    /// Rows of the split.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// SHA-256 over the shards' hashes: identifies the data in run states.
+    pub fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
+    }
+
+    /// The files of the split, in the order of their rows.
+    pub fn files(&self) -> impl Iterator<Item = &ShardFile> {
+        self.shards.iter().map(|shard| &shard.file)
+    }
+
+    /// Row `index` (0 ≤ index < len), read alone (page index), decoded. Thread-safe.
+    ///
+    /// # Errors
+    /// A damaged shard: names file, row group and row.
+    pub fn read_row(&self, index: usize) -> Result<Row> {
+        let number = self.shards.partition_point(|shard| shard.first_row <= index).checked_sub(1);
+        let shard = number.map(|number| &self.shards[number]).filter(|_| index < self.rows).ok_or_else(|| {
+            let expected = format!("less than {}", self.rows);
+            Error::invalid(self.dir.display(), format!("row {index}"), expected, "report this as a bug")
+        })?;
+        let file = self.file(shard)?;
+        let row = index - shard.first_row;
+        let batch = file.read_row(row, &ROW_COLUMNS)?;
+        self.decode(&Columns::new(&batch, &file.place(row)), || file.place(row))
+    }
+
+    /// File number `shard` of the split, opened.
+    pub(super) fn file_at(&self, shard: usize) -> Option<Result<&OpenFile>> {
+        self.shards.get(shard).map(|shard| self.file(shard))
+    }
+
+    fn file<'a>(&self, shard: &'a Shard) -> Result<&'a OpenFile> {
+        if let Some(open) = shard.open.get() {
+            return Ok(open);
+        }
+        let open = OpenFile::open(&self.dir, &shard.file, &self.metadata)?;
+        Ok(shard.open.get_or_init(|| open))
+    }
+
+    fn decode(&self, columns: &Columns, place: impl Fn() -> String) -> Result<Row> {
+        let more = columns.more_images(0)?;
+        let mut images: Vec<String> = columns.first(schema::IMAGE, 0)?.into_iter().collect();
+        images.extend(more.texts(schema::IMAGE));
+        let stored = columns.stored_pixels(0)?;
+        let more_bytes = more.stored_bytes();
+        let first_bytes =
+            stored.len().checked_sub(more_bytes.iter().sum()).ok_or_else(|| pixel_error(place(), 0, 0))?;
+        let lengths = std::iter::once(first_bytes).chain(more_bytes).take(images.len());
+        Ok(Row {
+            id: columns.id(0)?,
+            input_ids: columns.ids(schema::INPUT_IDS, 0)?,
+            labels: columns.ids(schema::LABELS, 0)?,
+            pixel_values: self.pixel_values(stored, lengths, place)?,
+            images,
+        })
+    }
+
+    fn pixel_values(
+        &self,
+        stored: &[u8],
+        lengths: impl Iterator<Item = usize> + Clone,
+        place: impl Fn() -> String,
+    ) -> Result<Vec<f32>> {
+        let ShardMetadata { pixels, crop_size: side, code_to_f32: table, .. } = &self.metadata;
+        let values = 3 * side * side;
+        let mut pixel_values = Vec::with_capacity(lengths.clone().count() * values);
+        if let Some(bytes) = pixels.stored_bytes(*side) {
+            let expected = bytes * lengths.count();
+            if stored.len() != expected {
+                return Err(pixel_error(place(), stored.len(), expected));
+            }
+            pixels.decode(stored, *side, table, &mut pixel_values);
+            return Ok(pixel_values);
+        }
+        let mut start = 0;
+        for length in lengths {
+            let image = stored.get(start..start + length).ok_or_else(|| pixel_error(place(), stored.len(), start))?;
+            let image = self.image_processor.process(image).map_err(|error| {
+                Error::invalid(place(), error, "the image that was stored", "run preprocess verify on the folder")
+            })?;
+            super::PixelFormat::U8.decode(&image.codes, *side, table, &mut pixel_values);
+            start += length;
+        }
+        Ok(pixel_values)
+    }
+}
+
+fn pixel_error(place: String, found: usize, expected: usize) -> Error {
+    let remedy = "run preprocess verify on the folder; make the shard anew";
+    Error::invalid(place, format!("{found} bytes of pixel_values"), expected, remedy)
+}
