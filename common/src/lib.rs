@@ -14,6 +14,7 @@ pub mod model;
 pub mod names;
 pub mod ops;
 pub mod shard;
+pub mod vision_cache;
 
 pub use error::{Error, Result};
 

@@ -1,8 +1,9 @@
 //! The model against transformers' values: features, logits, loss, every gradient, generation.
 
 use common::batch::PackedBatch;
-use common::model::pixel_tensor;
 use common::model::vision_tower::VisionContext;
+use common::model::{Llava, pixel_tensor};
+use common::vision_cache::{CachedAs, VisionFeatureCache};
 use tests::tiny::{self, Tensors, values};
 use tests::{assert_norm_close, assert_relative};
 
@@ -86,4 +87,31 @@ fn assert_norm_close_to(name: &str, found: &[f32], expected: &[f32], scale: &[f3
     let scale = norm(&mut scale.iter().map(|&value| f64::from(value)));
     println!("{name}: ‖difference‖/‖query bias‖ {:e} (tolerance {GRADIENT_TOLERANCE:e})", difference / scale);
     assert!(difference <= GRADIENT_TOLERANCE * scale, "{name}: ‖difference‖ {difference:e}, scale {scale:e}");
+}
+
+/// What f16 keeps of a value: 2⁻¹¹ of it.
+const F16_TOLERANCE: f32 = 5e-4;
+
+#[test]
+fn cached_vision_features_are_the_computed_ones_to_f16_and_the_same_at_every_use() {
+    let (_, batch) = reference();
+    let config = tiny::config();
+    for (backend, device) in tests::devices() {
+        let model = tiny::model("llava", &device.clone().autodiff());
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let cache = VisionFeatureCache::open(dir.path(), &model, &config, "data", 40, CachedAs::F16).expect("created");
+        let features = |rows: &[usize]| {
+            let features = cache.image_features(&model, &batch, rows, &config).expect("readable and writable");
+            values(features.expect("the batch has images"))
+        };
+        let computed = values(model.image_features(&batch, &config).expect("the batch has images"));
+        let first = features(&[7, 3, 30, 31]);
+        assert_relative(&format!("{backend}: features"), &first, &computed, F16_TOLERANCE);
+        assert_eq!(first, features(&[7, 3, 30, 31]), "{backend}: read back");
+        assert_eq!(first, features(&[7, 3, 0, 31]), "{backend}: one computed, the others read back");
+
+        let other = Llava::random(&config, 0, &device);
+        let other = VisionFeatureCache::open(dir.path(), &other, &config, "data", 40, CachedAs::F16).expect("created");
+        assert!(other.get(7).expect("readable").is_none(), "{backend}: another tower's features are not used");
+    }
 }
