@@ -4,6 +4,7 @@ pub mod tiny;
 
 use burn::tensor::Device;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The reference material beside the project. Panics (a test must fail loudly) when it is missing.
 pub fn shared(path: &str) -> PathBuf {
@@ -19,6 +20,23 @@ pub fn program(name: &str) -> PathBuf {
     let program = folder.join(name);
     assert!(program.exists(), "{} is missing: run cargo build --release --workspace", program.display());
     program
+}
+
+/// The Python interpreter with transformers and peft, from the environment variable `LLAVA_PYTHON`; `None`, said on stdout,
+/// where it is not set. Panics when it names something that does not run.
+pub fn python() -> Option<Command> {
+    let Some(interpreter) = std::env::var_os("LLAVA_PYTHON") else {
+        println!("not run: LLAVA_PYTHON is not set");
+        return None;
+    };
+    let runs = Command::new(&interpreter).arg("--version").output().is_ok_and(|output| output.status.success());
+    assert!(runs, "LLAVA_PYTHON = {} does not run", interpreter.display());
+    Some(Command::new(interpreter))
+}
+
+/// A Python script of the tests.
+pub fn python_script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(name)
 }
 
 /// Largest |a − b| and where. Panics with the first bad index when it is above `tolerance` (absolute) or lengths differ.

@@ -1,4 +1,4 @@
-//! The tiny reference LLaVA: its config, its weights, the batch of `forward.safetensors`, and a model's tensors by name.
+//! Reference LLaVAs (the tiny one, and folders like it): config, weights, the batch of `forward.safetensors`, gradients.
 
 use crate::shared;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
@@ -8,13 +8,19 @@ use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionC
 use common::model::Llava;
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Tensors of a safetensors file: f32 values (integers converted) and shapes.
 pub type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;
 
-/// Reads a whole reference file.
+/// Reads a whole file of the shared reference material.
 pub fn read_tensors(path: &str) -> Tensors {
-    let bytes = std::fs::read(shared(path)).expect("the reference file is readable");
+    read_tensors_at(&shared(path))
+}
+
+/// Reads a whole reference file.
+pub fn read_tensors_at(path: &Path) -> Tensors {
+    let bytes = std::fs::read(path).expect("the reference file is readable");
     let tensors = SafeTensors::deserialize(&bytes).expect("the reference file is safetensors");
     let read = |view: &safetensors::tensor::TensorView<'_>| -> Vec<f32> {
         let bytes = view.data();
@@ -26,7 +32,7 @@ pub fn read_tensors(path: &str) -> Tensors {
                 bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("8 bytes")) as f32).collect()
             }
             safetensors::Dtype::U8 => bytes.iter().map(|&byte| f32::from(byte)).collect(),
-            other => panic!("{path}: {other:?} is not a format of the reference files"),
+            other => panic!("{}: {other:?} is not a format of the reference files", path.display()),
         }
     };
     tensors.iter().map(|(name, view)| (name.to_string(), (read(&view), view.shape().to_vec()))).collect()
@@ -74,9 +80,14 @@ pub fn config() -> LlavaConfig {
 
 /// A model of the tiny shape with the weights of a reference folder (`llava`, `train_none`, …), by published names.
 pub fn model(folder: &str, device: &Device) -> Llava {
-    let tensors = read_tensors(&format!("fixtures/tiny/{folder}/model.safetensors"));
+    model_at(&shared(&format!("fixtures/tiny/{folder}")), &config(), device)
+}
+
+/// A model of a shape with the weights of a folder.
+pub fn model_at(dir: &Path, config: &LlavaConfig, device: &Device) -> Llava {
+    let tensors = read_tensors_at(&dir.join("model.safetensors"));
     let mut loader = Loader { path: Vec::new(), tensors, device: device.clone() };
-    let model = Llava::random(&config(), 0, device).map(&mut loader);
+    let model = Llava::random(config, 0, device).map(&mut loader);
     assert!(loader.tensors.is_empty(), "tensors that the model does not have: {:?}", loader.tensors.keys());
     model
 }
@@ -102,28 +113,6 @@ impl ModuleMapper for Loader {
         assert_eq!(param.val().dims().to_vec(), shape, "{name}");
         Param::from_data(TensorData::new(values, shape), &self.device)
     }
-}
-
-/// Calls a function with every parameter's name and tensor.
-pub fn visit(model: &Llava, f: impl FnMut(&str, Tensor<1>)) {
-    struct Visitor<F> {
-        path: Vec<String>,
-        f: F,
-    }
-    impl<F: FnMut(&str, Tensor<1>)> ModuleVisitor for Visitor<F> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_string());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let tensor = param.val();
-            let len = tensor.shape().num_elements();
-            (self.f)(&self.path.join("."), tensor.reshape([len]));
-        }
-    }
-    model.visit(&mut Visitor { path: Vec::new(), f });
 }
 
 /// A model's gradients by published names; parameters without one are absent.
@@ -156,8 +145,8 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.try_into_vec_as::<f32>().expect("f32 values")
 }
 
-/// The batch of `forward.safetensors`, its left padding taken off, packed.
-pub fn forward_batch(reference: &Tensors) -> PackedBatch {
+/// The batch of a `forward.safetensors`, its left padding taken off, packed.
+pub fn forward_batch(reference: &Tensors, image_token_index: u32) -> PackedBatch {
     let (input_ids, shape) = &reference["input_ids"];
     let (labels, _) = &reference["labels"];
     let (attention_mask, _) = &reference["attention_mask"];
@@ -167,7 +156,7 @@ pub fn forward_batch(reference: &Tensors) -> PackedBatch {
         let kept = (row * width..(row + 1) * width).filter(|&i| attention_mask[i] == 1.0);
         let start = batch.input_ids.len();
         for index in kept {
-            if input_ids[index] as u32 == config().image_token_index {
+            if input_ids[index] as u32 == image_token_index {
                 batch.image_positions.push(batch.input_ids.len());
             }
             batch.input_ids.push(input_ids[index] as u32);
