@@ -10,6 +10,7 @@ pub mod device;
 pub mod error;
 pub mod files;
 pub mod image_processor;
+pub mod json;
 pub mod model;
 pub mod names;
 pub mod ops;
