@@ -2,5 +2,6 @@
 
 pub mod inspect;
 pub mod model;
+pub mod progress;
 pub mod shards;
 pub mod verify;

@@ -19,6 +19,8 @@ enum Command {
     Model(model::Args),
     /// Turn chat.json and images into shards.
     Shards(shards::Args),
+    /// Join the shards that --part runs made.
+    Index(shards::index::Args),
     /// Re-read every row of finished shards.
     Verify(verify::Args),
     /// Show what is in the shards.
@@ -43,6 +45,7 @@ fn run(command: Command) -> Result<String> {
     match command {
         Command::Model(args) => model::run(&args),
         Command::Shards(args) => shards::run(&args),
+        Command::Index(args) => shards::index::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
     }

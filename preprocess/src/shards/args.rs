@@ -1,0 +1,122 @@
+//! Command line of `preprocess shards` and the options it is validated into.
+
+use anyhow::{Result, ensure};
+use common::chat::SYSTEM_PROMPT;
+use common::shard::PixelFormat;
+use std::path::PathBuf;
+
+/// Turns chat.json and its images into shards that train reads.
+///
+/// The images are looked for in DATA/images, DATA/images_dl, DATA itself and DATA/images.zip, in that order. Killed at
+/// any point and run again, it continues; the finished output has the same bytes.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// LLaVA model directory (its tokenizer, chat template and image processor are used)
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Folder with chat.json and the images, in the layout of LLaVA-CC3M-Pretrain-595K
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Folder for the shards; created, or continued if it holds an unfinished run of the same input and options
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Rows of chat.json that one shard covers
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub rows_per_shard: usize,
+    /// Most rows in a row group; one worker makes a whole row group
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_row_group_rows: usize,
+    /// Form of the pixels: predicted (lossless, about 114 KB a 336-pixel photo), u8 (lossless, 298 KB, fastest to read),
+    /// f32 (466 KB), f16 (rounded, 400 KB), jpeg (the source files, 14 KB, decoded again whenever a row is read)
+    #[arg(long, value_name = "FORMAT", default_value_t = PixelFormat::Predicted)]
+    pub pixels: PixelFormat,
+    /// Threads that decode and encode [default: the machine's cores]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+    /// System prompt of rows that have none of their own
+    #[arg(long, value_name = "TEXT", default_value = SYSTEM_PROMPT)]
+    pub system_prompt: String,
+    /// Longest row in tokens, every image counted as the model's features; longer rows are rejected, never cut
+    /// [default: the language model's max_position_embeddings]
+    #[arg(long, value_name = "N")]
+    pub max_length: Option<usize>,
+    /// Share of the rows held out for validation, chosen by a hash of the id
+    #[arg(long, value_name = "F", default_value_t = 0.0)]
+    pub validation_fraction: f64,
+    /// Only the first N rows of chat.json
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Make only part I of N (1 ≤ I ≤ N) of the shards; when all parts are done, `preprocess index OUTPUT` joins them
+    #[arg(long, value_name = "I/N", default_value = "1/1")]
+    pub part: Part,
+    /// Stop at the first row that would be rejected
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    pub strict: bool,
+}
+
+impl Args {
+    /// Refuses values that no run could use.
+    pub fn validate(&self) -> Result<()> {
+        ensure!(self.rows_per_shard > 0, "--rows-per-shard 0: expected at least 1 row");
+        ensure!(self.max_row_group_rows > 0, "--max-row-group-rows 0: expected at least 1 row");
+        ensure!(self.workers != Some(0), "--workers 0: expected at least 1 thread");
+        let fraction = self.validation_fraction;
+        ensure!((0.0..1.0).contains(&fraction), "--validation-fraction {fraction}: expected 0 ≤ fraction < 1");
+        Ok(())
+    }
+
+    /// `--workers` or the machine's cores.
+    pub fn workers(&self) -> usize {
+        self.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+}
+
+/// `--part I/N`: every N-th shard, from the I-th on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// From 1.
+    pub number: usize,
+    /// How many.
+    pub of: usize,
+}
+
+impl Part {
+    /// Whether this part makes a shard.
+    pub fn makes(self, shard: usize) -> bool {
+        shard % self.of == self.number - 1
+    }
+}
+
+impl std::str::FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once('/').and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)));
+        match parsed {
+            Some((number, of)) if 1 <= number && number <= of => Ok(Self { number, of }),
+            _ => Err(format!("found {text:?}, expected I/N with 1 ≤ I ≤ N, such as 1/4")),
+        }
+    }
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.number, self.of)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_share_the_shards_without_overlap() {
+        let parts: Vec<Part> = ["1/3", "2/3", "3/3"].map(|text| text.parse().expect("a part")).to_vec();
+        for shard in 0..10 {
+            assert_eq!(parts.iter().filter(|part| part.makes(shard)).count(), 1);
+        }
+        for wrong in ["0/3", "4/3", "1", "a/b", "1/0"] {
+            assert!(wrong.parse::<Part>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Where a dataset's images are: folders and a zip file, read in place.
+
+mod folder;
+mod zip;
+
+use super::ledger::{Cause, Refusal};
+use anyhow::{Result, bail};
+use folder::Folder;
+use std::path::{Component, Path};
+use zip::ZipFile;
+
+/// Largest image file, bytes; a larger one is refused before it is read.
+pub const MAX_IMAGE_BYTES: u64 = 256 << 20;
+
+/// The places of a data folder that hold images, asked in order. Threads read at once.
+pub struct ImageSources {
+    folders: Vec<Folder>,
+    zip: Option<ZipFile>,
+}
+
+impl ImageSources {
+    /// Finds `images/`, `images_dl/`, the folder itself and `images.zip`.
+    pub fn find(data: &Path) -> Result<Self> {
+        if !data.is_dir() {
+            bail!("{}: not a folder, expected one with chat.json and images", data.display());
+        }
+        let folders = ["images", "images_dl", ""]
+            .into_iter()
+            .map(|name| Folder::new(name, data.join(name)))
+            .filter(Folder::exists)
+            .collect();
+        let zip = data.join("images.zip");
+        let zip = if zip.is_file() { Some(ZipFile::open(&zip)?) } else { None };
+        Ok(Self { folders, zip })
+    }
+
+    /// The places, for the plan: a zip file with its identity.
+    pub fn describe(&self) -> Vec<String> {
+        let folders = self.folders.iter().map(|folder| format!("{}/", folder.name));
+        folders.chain(self.zip.iter().map(ZipFile::describe)).collect()
+    }
+
+    /// Bytes of an image file.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>, Refusal> {
+        let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        if name.is_empty() || !inside || name.contains('\0') {
+            let detail = format!("{name:?} is not a file name inside the data folder");
+            return Err(Refusal::new(Cause::MissingImage, detail));
+        }
+        for folder in &self.folders {
+            if let Some(bytes) = folder.read(name)? {
+                return Ok(bytes);
+            }
+        }
+        if let Some(bytes) = self.zip.as_ref().map(|zip| zip.read(name)).transpose()?.flatten() {
+            return Ok(bytes);
+        }
+        let places = self.describe().join(", ");
+        Err(Refusal::new(Cause::MissingImage, format!("{name} is in none of {places}")))
+    }
+}
+
+fn too_many_bytes(name: &str, bytes: u64) -> Refusal {
+    let detail = format!("{name} has {bytes} bytes, more than the {MAX_IMAGE_BYTES} allowed");
+    Refusal::new(Cause::ImageTooLarge, detail)
+}

@@ -1,0 +1,99 @@
+//! The end of a run: the shards' ledgers joined into rejected.jsonl and index.json. Also `preprocess index`.
+
+use super::ledger::{LEDGER_DIR, REJECTED_FILE, ShardLedger};
+use super::pipeline::rows_of_shard;
+use super::plan::Plan;
+use anyhow::{Result, bail};
+use common::Error;
+use common::files::AtomicFile;
+use common::shard::{Counts, ShardIndex, Split};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Joins the shards that `preprocess shards --part I/N` runs made into one dataset.
+///
+/// Parts made on other machines are copied into the folder first. Gives the same files as a single run.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The --output folder of the parts
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// Runs `preprocess index`; the text is its result for stdout.
+pub fn run(args: &Args) -> Result<String> {
+    let Some(plan) = Plan::read(&args.dir)? else {
+        bail!("{}: no plan.json, expected the --output folder of preprocess shards", args.dir.display());
+    };
+    join(&args.dir, &plan)
+}
+
+/// Writes rejected.jsonl, then index.json. Returns the closing summary.
+pub fn join(output: &Path, plan: &Plan) -> Result<String> {
+    let mut counts = Counts { rows_in: plan.rows(), ..Counts::default() };
+    let mut files = Vec::new();
+    let mut missing = Vec::new();
+    let path = output.join(REJECTED_FILE);
+    let mut rejected = AtomicFile::create(&path)?;
+    for shard in 0..plan.shards() {
+        let Some(ledger) = ShardLedger::read(output, shard)? else {
+            missing.push(shard);
+            continue;
+        };
+        if ledger.rows_in != rows_of_shard(plan, shard) {
+            bail!("{LEDGER_DIR}/{shard:05}.json: {} rows, expected {}", ledger.rows_in, rows_of_shard(plan, shard));
+        }
+        for row in &ledger.rejected {
+            counts.rejected += 1;
+            *counts.rejected_by_cause.entry(row.cause.name()).or_default() += 1;
+            serde_json::to_writer(&mut rejected, row)?;
+            rejected.write_all(b"\n").map_err(Error::io(&path))?;
+        }
+        for file in &ledger.files {
+            let rows = if file.split == Split::Train { &mut counts.train } else { &mut counts.validation };
+            *rows += file.rows;
+        }
+        files.extend(ledger.files);
+    }
+    if !missing.is_empty() {
+        let some: Vec<String> = missing.iter().take(10).map(usize::to_string).collect();
+        bail!(
+            "{}: {} of {} shards are missing ({}{}); run the --part runs that make them, or copy their files here",
+            output.display(),
+            missing.len(),
+            plan.shards(),
+            some.join(", "),
+            if missing.len() > some.len() { ", …" } else { "" }
+        );
+    }
+    if counts.rows_in != counts.train + counts.validation + counts.rejected {
+        bail!("{}: rows do not add up: {counts:?}; start again in an empty folder", output.display());
+    }
+    rejected.commit()?;
+    let index = ShardIndex::new(plan.metadata.clone(), counts, files);
+    index.write(output)?;
+    summary(output, &index)
+}
+
+/// The account in words. A dataset without a training row is a failure.
+fn summary(output: &Path, index: &ShardIndex) -> Result<String> {
+    let ShardIndex { counts, shards, .. } = index;
+    let bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
+    let causes: Vec<String> =
+        counts.rejected_by_cause.iter().map(|(cause, count)| format!("{cause} {count}")).collect();
+    let causes = if causes.is_empty() { String::new() } else { format!(" ({})", causes.join(", ")) };
+    let text = format!(
+        "{} rows in = {} train + {} validation + {} rejected{causes}\n{} files, {}, in {}",
+        counts.rows_in,
+        counts.train,
+        counts.validation,
+        counts.rejected,
+        shards.len(),
+        crate::progress::bytes(bytes),
+        output.display(),
+    );
+    if counts.train == 0 {
+        bail!("no row to train on: {text}; see {REJECTED_FILE}");
+    }
+    Ok(text)
+}

@@ -1,0 +1,131 @@
+//! The account of rows that did not become samples, kept per shard and joined at the end.
+
+use anyhow::{Context, Result};
+use common::shard::ShardFile;
+use common::{Error, files};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Folder, in the output, of what each finished shard covers; a shard counts as done when its file is there.
+pub const LEDGER_DIR: &str = "ledger";
+/// Every rejected row.
+pub const REJECTED_FILE: &str = "rejected.jsonl";
+
+/// Why a row did not become a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// Not an object with `id`, `image` and `conversations` of the right types.
+    BadRow,
+    /// An earlier row has the same id.
+    DuplicateId,
+    /// No conversation.
+    NoTurns,
+    /// Turns that do not alternate question, answer; an unknown speaker.
+    BadTurns,
+    /// An answer without text.
+    EmptyAnswer,
+    /// `<image>` markers and images are not equally many.
+    ImageMarkers,
+    /// The image is in none of the places.
+    MissingImage,
+    /// The image's file cannot be read.
+    UnreadableImage,
+    /// The file is not an image.
+    NotAnImage,
+    /// The image declares more pixels, or has more bytes, than allowed.
+    ImageTooLarge,
+    /// The image's data is damaged or ends early.
+    DamagedImage,
+    /// More tokens than `--max-length`.
+    TooLong,
+    /// The chat template or tokenizer refused the text.
+    BadText,
+    /// No supervised token, or an answer without its end token.
+    NoSupervision,
+}
+
+impl Cause {
+    /// Its name in files.
+    pub fn name(self) -> String {
+        serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+}
+
+/// Why one row is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which kind.
+    pub cause: Cause,
+    /// What exactly.
+    pub detail: String,
+}
+
+impl Refusal {
+    /// A refusal.
+    pub fn new(cause: Cause, detail: String) -> Self {
+        Self { cause, detail }
+    }
+}
+
+/// A line of rejected.jsonl.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Index in chat.json, from 0.
+    pub row: usize,
+    /// `id`, if it could be read.
+    pub id: Option<String>,
+    /// `image`, if it could be read.
+    pub image: Option<String>,
+    /// Which kind of fault.
+    pub cause: Cause,
+    /// What exactly.
+    pub detail: String,
+}
+
+impl std::fmt::Display for Rejected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let id = self.id.as_deref().unwrap_or("?");
+        write!(f, "row {} (id {id:?}): {}: {}", self.row, self.cause.name(), self.detail)
+    }
+}
+
+/// What became of the rows that a shard covers. Written after the shard's files: it says that they are whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardLedger {
+    /// Rows of chat.json that it covers.
+    pub rows_in: usize,
+    /// Its files, one a split that has rows.
+    pub files: Vec<ShardFile>,
+    /// The others.
+    pub rejected: Vec<Rejected>,
+}
+
+impl ShardLedger {
+    fn path(output: &Path, shard: usize) -> PathBuf {
+        output.join(LEDGER_DIR).join(format!("{shard:05}.json"))
+    }
+
+    /// Reads a shard's ledger; `None` if the shard is not finished: no ledger, or files that are not as it says.
+    pub fn read(output: &Path, shard: usize) -> Result<Option<Self>> {
+        let path = Self::path(output, shard);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(&path)(error).into()),
+        };
+        let ledger: Self = serde_json::from_slice(&text)
+            .with_context(|| format!("{}: not a shard's ledger; delete it and run again", path.display()))?;
+        let whole = |file: &ShardFile| {
+            std::fs::metadata(output.join(&file.file)).is_ok_and(|metadata| metadata.len() == file.bytes)
+        };
+        Ok(ledger.files.iter().all(whole).then_some(ledger))
+    }
+
+    /// Writes it; the shard is finished from here on.
+    pub fn write(&self, output: &Path, shard: usize) -> Result<()> {
+        let mut text = serde_json::to_vec(self)?;
+        text.push(b'\n');
+        Ok(files::write_atomically(&Self::path(output, shard), &text)?)
+    }
+}

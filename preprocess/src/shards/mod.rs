@@ -1,0 +1,154 @@
+//! `preprocess shards`: chat.json + images → shards. Reads top to bottom in [`run`].
+
+mod args;
+pub mod chat_json;
+mod conversation;
+pub mod images;
+pub mod index;
+mod ledger;
+mod pipeline;
+mod plan;
+mod sample;
+
+pub use args::{Args, Part};
+pub use ledger::{Cause, LEDGER_DIR, REJECTED_FILE, Rejected};
+
+use crate::progress::{self, Progress};
+use anyhow::{Context, Result, bail, ensure};
+use common::Error;
+use common::chat::ChatProcessor;
+use common::config::LlavaConfig;
+use common::image_processor::ImageProcessor;
+use common::shard::{PixelFormat, ShardMetadata};
+use images::ImageSources;
+use ledger::ShardLedger;
+use pipeline::{Job, rows_of_shard};
+use plan::{ChatJson, ModelFacts, Plan};
+use sample::RowProcessor;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+/// Runs the command; the text is its result for stdout.
+pub fn run(args: &Args) -> Result<String> {
+    args.validate()?;
+    let model = Model::read(&args.model)?;
+    let images = ImageSources::find(&args.data)?;
+    let chat_json = args.data.join("chat.json");
+    let scanned = ChatJson::scan(&chat_json)?;
+    let plan = Plan::new(args, scanned, images.describe(), model.facts(args.pixels));
+    ensure!(plan.rows() > 0, "{}: no rows, expected a list of conversations", chat_json.display());
+    plan.record(&args.output)?;
+    let lock = PartLock::take(&args.output, args.part)?;
+    std::fs::create_dir_all(args.output.join(LEDGER_DIR)).map_err(Error::io(&args.output))?;
+
+    let wanted = unfinished(&args.output, &plan, args.part)?;
+    let rows = (0..plan.shards()).filter(|&shard| wanted[shard]).map(|shard| rows_of_shard(&plan, shard)).sum();
+    announce(&plan, args, rows);
+    let mut progress = Progress::new("preprocess", rows);
+    let processor =
+        RowProcessor { chat: &model.chat, image_processor: &model.image_processor, images: &images, plan: &plan };
+    let job = Job {
+        processor,
+        chat_json: &chat_json,
+        output: &args.output,
+        wanted,
+        workers: args.workers(),
+        strict: args.strict,
+    };
+    if rows > 0 {
+        job.run(&mut progress)?;
+        progress.finish();
+    }
+    lock.release()?;
+    if args.part.of == 1 {
+        return index::join(&args.output, &plan);
+    }
+    Ok(format!(
+        "part {} is done: {rows} rows; when all parts are, run preprocess index {}",
+        args.part,
+        args.output.display()
+    ))
+}
+
+/// What the run takes from the model directory.
+struct Model {
+    config: LlavaConfig,
+    chat: ChatProcessor,
+    image_processor: ImageProcessor,
+}
+
+impl Model {
+    fn read(dir: &Path) -> Result<Self> {
+        let config = LlavaConfig::read(dir)?;
+        let chat = ChatProcessor::from_dir(dir)?;
+        let image_processor = ImageProcessor::from_dir(dir)?;
+        let (crop, side) = (image_processor.crop_size, config.vision.image_size);
+        ensure!(
+            crop == side,
+            "{}: preprocessor_config.json crops to {crop} pixels, config.json expects {side}; make them agree",
+            dir.display()
+        );
+        let (token, index) = (chat.image_token_id, config.image_token_index);
+        ensure!(
+            token == index,
+            "{}: the tokenizer's <image> is {token}, config.json says {index}; make them agree",
+            dir.display()
+        );
+        Ok(Self { config, chat, image_processor })
+    }
+
+    fn facts(&self, pixels: PixelFormat) -> ModelFacts {
+        ModelFacts {
+            metadata: ShardMetadata::new(&self.chat, &self.image_processor, pixels),
+            image_seq_length: self.config.image_seq_length(),
+            max_position_embeddings: self.config.text.max_position_embeddings,
+        }
+    }
+}
+
+/// Per shard: this part makes it and it is not finished.
+fn unfinished(output: &Path, plan: &Plan, part: Part) -> Result<Vec<bool>> {
+    (0..plan.shards()).map(|shard| Ok(part.makes(shard) && ShardLedger::read(output, shard)?.is_none())).collect()
+}
+
+fn announce(plan: &Plan, args: &Args, rows: usize) {
+    let side = plan.metadata.crop_size;
+    let expected = |format: PixelFormat| progress::bytes(format.expected_bytes(side) * plan.rows() as u64);
+    let others = PixelFormat::ALL.into_iter().filter(|&format| format != args.pixels);
+    let others: Vec<String> = others.map(|format| format!("{format} {}", expected(format))).collect();
+    eprintln!(
+        "{} rows, {} of them to do in part {}; {} pixels: about {} in all expected ({})",
+        plan.rows(),
+        rows,
+        args.part,
+        args.pixels,
+        expected(args.pixels),
+        others.join(", ")
+    );
+}
+
+/// Keeps two processes from writing the same part; gone when the part is done, released by the system when killed.
+struct PartLock {
+    file: File,
+    path: PathBuf,
+}
+
+impl PartLock {
+    fn take(output: &Path, part: Part) -> Result<Self> {
+        let path = output.join(format!(".part-{}-of-{}.lock", part.number, part.of));
+        let file = File::create(&path).map_err(Error::io(&path))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                bail!("{}: another preprocess is writing part {part} there; wait for it or stop it", output.display())
+            }
+            // A file system without locks: the user's own order has to do.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Self { file, path }),
+        }
+    }
+
+    fn release(self) -> Result<()> {
+        std::fs::remove_file(&self.path).with_context(|| self.path.display().to_string())?;
+        drop(self.file);
+        Ok(())
+    }
+}

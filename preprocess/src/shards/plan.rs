@@ -1,0 +1,193 @@
+//! `plan.json`: what a run is made of. Another input, model or option is another run, and is refused.
+
+use super::args::Args;
+use super::chat_json::for_each_row;
+use anyhow::{Result, bail};
+use common::files::{self, HashingReader};
+use common::shard::ShardMetadata;
+use common::{Error, Result as CommonResult};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+/// Name of the plan in the output folder.
+pub const PLAN_FILE: &str = "plan.json";
+/// Longest value that is printed in full when plans differ, characters.
+const PRINTED_VALUE: usize = 70;
+
+/// Everything that the output's bytes depend on. Workers, parts and `--strict` are not in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Program version.
+    pub program: String,
+    /// chat.json.
+    pub chat_json: ChatJson,
+    /// Where images are taken from, in order.
+    pub images: Vec<String>,
+    /// The model's processors and the pixel format.
+    pub metadata: ShardMetadata,
+    /// Features that an image becomes.
+    pub image_seq_length: usize,
+    /// `--rows-per-shard`.
+    pub rows_per_shard: usize,
+    /// `--max-row-group-rows`.
+    pub max_row_group_rows: usize,
+    /// `--system-prompt`.
+    pub system_prompt: String,
+    /// `--max-length`, tokens.
+    pub max_length: usize,
+    /// `--validation-fraction`.
+    pub validation_fraction: f64,
+    /// `--limit`.
+    pub limit: Option<usize>,
+}
+
+/// Identity of chat.json.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatJson {
+    /// SHA-256 of the file.
+    pub sha256: String,
+    /// Size, bytes.
+    pub bytes: u64,
+    /// Rows.
+    pub rows: usize,
+}
+
+impl ChatJson {
+    /// Reads the whole file once: a mistake in its last line is found before hours of work.
+    pub fn scan(path: &Path) -> CommonResult<Self> {
+        let mut reader = HashingReader::new(File::open(path).map_err(Error::io(path))?);
+        let mut rows = 0;
+        for_each_row(path, &mut reader, |_| {
+            rows += 1;
+            ControlFlow::Continue(())
+        })?;
+        let (sha256, bytes) = reader.finish();
+        Ok(Self { sha256, bytes, rows })
+    }
+}
+
+impl Plan {
+    /// The plan of a command line.
+    pub fn new(args: &Args, chat_json: ChatJson, images: Vec<String>, model: ModelFacts) -> Self {
+        Self {
+            program: concat!("preprocess ", env!("CARGO_PKG_VERSION")).to_owned(),
+            chat_json,
+            images,
+            metadata: model.metadata,
+            image_seq_length: model.image_seq_length,
+            rows_per_shard: args.rows_per_shard,
+            max_row_group_rows: args.max_row_group_rows,
+            system_prompt: args.system_prompt.clone(),
+            max_length: args.max_length.unwrap_or(model.max_position_embeddings),
+            validation_fraction: args.validation_fraction,
+            limit: args.limit,
+        }
+    }
+
+    /// Rows of chat.json that are taken.
+    pub fn rows(&self) -> usize {
+        self.limit.map_or(self.chat_json.rows, |limit| limit.min(self.chat_json.rows))
+    }
+
+    /// Shards that cover them.
+    pub fn shards(&self) -> usize {
+        self.rows().div_ceil(self.rows_per_shard)
+    }
+
+    /// Reads the plan of a folder; `None` if it has none.
+    pub fn read(output: &Path) -> Result<Option<Self>> {
+        let path = output.join(PLAN_FILE);
+        match std::fs::read(&path) {
+            Ok(text) => match serde_json::from_slice(&text) {
+                Ok(plan) => Ok(Some(plan)),
+                Err(error) => bail!(
+                    "{}: {error}, expected the plan of a run of this version; choose another --output",
+                    path.display()
+                ),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(&path)(error).into()),
+        }
+    }
+
+    /// Writes the plan into a fresh folder, or makes sure that the folder's plan is this one.
+    pub fn record(&self, output: &Path) -> Result<()> {
+        std::fs::create_dir_all(output).map_err(Error::io(output))?;
+        // Parts may start at once in one folder: the first writes, the others compare. Where the file system has no
+        // locks, they write the same bytes.
+        let folder = File::open(output).map_err(Error::io(output))?;
+        let _ = folder.lock();
+        match Self::read(output)? {
+            Some(recorded) => self.compare(&recorded, output),
+            None => {
+                refuse_foreign_folder(output)?;
+                let mut text = serde_json::to_vec_pretty(self)?;
+                text.push(b'\n');
+                Ok(files::write_atomically(&output.join(PLAN_FILE), &text)?)
+            }
+        }
+    }
+
+    fn compare(&self, recorded: &Self, output: &Path) -> Result<()> {
+        let mut differences = Vec::new();
+        let (recorded, now) = (serde_json::to_value(recorded)?, serde_json::to_value(self)?);
+        collect_differences("", &recorded, &now, &mut differences);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "{}: belongs to another run: {}; run with the same input, model and options, or choose another --output",
+            output.join(PLAN_FILE).display(),
+            differences.join("; ")
+        )
+    }
+}
+
+/// What the plan takes from the model.
+pub struct ModelFacts {
+    /// Its processors.
+    pub metadata: ShardMetadata,
+    /// Features that an image becomes.
+    pub image_seq_length: usize,
+    /// Longest position, tokens.
+    pub max_position_embeddings: usize,
+}
+
+fn refuse_foreign_folder(output: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(output).map_err(Error::io(output))?;
+    let foreign = entries.filter_map(Result::ok).map(|entry| entry.file_name()).find(|name| {
+        // Hidden names are what a killed run may have left before its plan was there.
+        !name.to_string_lossy().starts_with('.')
+    });
+    match foreign {
+        None => Ok(()),
+        Some(name) => bail!(
+            "{}: holds {name:?} but no {PLAN_FILE}, expected an empty folder or an unfinished run; choose another --output",
+            output.display()
+        ),
+    }
+}
+
+fn collect_differences(path: &str, recorded: &Value, now: &Value, differences: &mut Vec<String>) {
+    match (recorded, now) {
+        (Value::Object(recorded), Value::Object(now)) => {
+            for (key, value) in recorded {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                collect_differences(&path, value, now.get(key).unwrap_or(&Value::Null), differences);
+            }
+        }
+        _ if recorded == now => {}
+        _ => differences.push(format!("{path} was {}, is {}", printed(recorded), printed(now))),
+    }
+}
+
+fn printed(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(PRINTED_VALUE) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
