@@ -1,6 +1,9 @@
 //! Where the model computes: a CPU (burn-flex) by default, CUDA with the feature `cuda`.
 
+use crate::{Error, Result};
 use burn::tensor::Device;
+use std::fmt;
+use std::str::FromStr;
 
 /// The CPU, with autodiff.
 pub fn cpu_autodiff() -> Device {
@@ -10,4 +13,111 @@ pub fn cpu_autodiff() -> Device {
 /// The CPU, without autodiff.
 pub fn cpu() -> Device {
     Device::flex()
+}
+
+/// What `--device` names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The CPU, with this project's own kernels.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU by index, with the plain operations.
+    Cuda(usize),
+}
+
+impl DeviceKind {
+    /// The device, without autodiff.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when this build has no CUDA, or this machine has no driver.
+    pub fn open(self) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(cpu()),
+            Self::Cuda(index) => cuda(index),
+        }
+    }
+}
+
+impl FromStr for DeviceKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || Error::invalid("device", format!("\"{text}\""), "cpu, cuda or cuda:N", "name one of them");
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", index)) => Ok(Self::Cuda(index.parse().map_err(|_| wrong())?)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(index: usize) -> Result<Device> {
+    let found = "a program built without CUDA";
+    Err(Error::invalid(format!("device cuda:{index}"), found, "the feature cuda", "build with --features cuda"))
+}
+
+/// burn loads the driver when it first computes and panics without one, so it is looked for here.
+#[cfg(feature = "cuda")]
+fn cuda(index: usize) -> Result<Device> {
+    const DRIVER: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
+    type Init = unsafe extern "C" fn(u32) -> i32;
+    type DeviceCount = unsafe extern "C" fn(*mut i32) -> i32;
+    let place = || format!("device cuda:{index}");
+    let missing =
+        |found: String| Error::invalid(place(), found, "a working NVIDIA driver", "install it, or use --device cpu");
+    // SAFETY: the NVIDIA driver's library runs no code of its own when loaded, and both functions have these signatures in
+    // every version (cuda.h).
+    let (status, count) = unsafe {
+        let driver = libloading::Library::new(DRIVER).map_err(|error| missing(format!("no {DRIVER} ({error})")))?;
+        let init = driver.get::<Init>(b"cuInit").map_err(|error| missing(error.to_string()))?;
+        let device_count =
+            driver.get::<DeviceCount>(b"cuDeviceGetCount").map_err(|error| missing(error.to_string()))?;
+        let mut count = 0;
+        let status = match init(0) {
+            0 => device_count(&mut count),
+            status => status,
+        };
+        (status, count)
+    };
+    match status {
+        0 if index < count as usize => Ok(Device::cuda(index)),
+        0 => Err(Error::invalid(place(), format!("{count} GPUs"), "an index below that", "choose another, or cpu")),
+        status => Err(missing(format!("error {status} of cuInit"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back() {
+        for (text, kind) in [("cpu", DeviceKind::Cpu), ("cuda:0", DeviceKind::Cuda(0)), ("cuda:3", DeviceKind::Cuda(3))]
+        {
+            assert_eq!(text.parse::<DeviceKind>().expect("a device"), kind);
+            assert_eq!(kind.to_string(), text);
+        }
+        assert_eq!("cuda".parse::<DeviceKind>().expect("a device"), DeviceKind::Cuda(0));
+        for wrong in ["", "gpu", "cuda:", "cuda:x", "cpu:0"] {
+            assert!(wrong.parse::<DeviceKind>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn without_the_feature_the_remedy_is_named() {
+        let error = DeviceKind::Cuda(1).open().expect_err("no CUDA in this build").to_string();
+        assert!(error.contains("cuda:1") && error.contains("--features cuda"), "{error}");
+    }
 }

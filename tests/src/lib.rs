@@ -83,6 +83,7 @@ pub fn assert_relative(name: &str, found: &[f32], expected: &[f32], tolerance: f
 }
 
 /// Every burn backend that this build has: the model must give the same values on all of them.
+#[allow(deprecated)] // burn advises against its ndarray backend for use; here it is the second opinion.
 pub fn devices() -> Vec<(&'static str, Device)> {
     vec![
         ("flex", Device::flex()),
