@@ -1,8 +1,11 @@
 //! The one integration-test binary; a module per area.
 
 mod chat;
+mod dataset;
 mod forward;
 mod generation;
+mod preprocess_restart;
+mod shards;
 
 mod skeleton {
     #[test]

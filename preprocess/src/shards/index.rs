@@ -30,15 +30,14 @@ pub fn run(args: &Args) -> Result<String> {
 
 /// Writes rejected.jsonl, then index.json. Returns the closing summary.
 pub fn join(output: &Path, plan: &Plan) -> Result<String> {
+    refuse_missing(output, plan)?;
     let mut counts = Counts { rows_in: plan.rows(), ..Counts::default() };
     let mut files = Vec::new();
-    let mut missing = Vec::new();
     let path = output.join(REJECTED_FILE);
     let mut rejected = AtomicFile::create(&path)?;
     for shard in 0..plan.shards() {
         let Some(ledger) = ShardLedger::read(output, shard)? else {
-            missing.push(shard);
-            continue;
+            bail!("{}: shard {shard} disappeared; run again", output.display());
         };
         if ledger.rows_in != rows_of_shard(plan, shard) {
             bail!("{LEDGER_DIR}/{shard:05}.json: {} rows, expected {}", ledger.rows_in, rows_of_shard(plan, shard));
@@ -55,17 +54,6 @@ pub fn join(output: &Path, plan: &Plan) -> Result<String> {
         }
         files.extend(ledger.files);
     }
-    if !missing.is_empty() {
-        let some: Vec<String> = missing.iter().take(10).map(usize::to_string).collect();
-        bail!(
-            "{}: {} of {} shards are missing ({}{}); run the --part runs that make them, or copy their files here",
-            output.display(),
-            missing.len(),
-            plan.shards(),
-            some.join(", "),
-            if missing.len() > some.len() { ", …" } else { "" }
-        );
-    }
     if counts.rows_in != counts.train + counts.validation + counts.rejected {
         bail!("{}: rows do not add up: {counts:?}; start again in an empty folder", output.display());
     }
@@ -73,6 +61,27 @@ pub fn join(output: &Path, plan: &Plan) -> Result<String> {
     let index = ShardIndex::new(plan.metadata.clone(), counts, files);
     index.write(output)?;
     summary(output, &index)
+}
+
+fn refuse_missing(output: &Path, plan: &Plan) -> Result<()> {
+    let mut missing = Vec::new();
+    for shard in 0..plan.shards() {
+        if ShardLedger::read(output, shard)?.is_none() {
+            missing.push(shard);
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let some: Vec<String> = missing.iter().take(10).map(usize::to_string).collect();
+    bail!(
+        "{}: {} of {} shards are missing ({}{}); run the --part runs that make them, or copy their files here",
+        output.display(),
+        missing.len(),
+        plan.shards(),
+        some.join(", "),
+        if missing.len() > some.len() { ", …" } else { "" }
+    )
 }
 
 /// The account in words. A dataset without a training row is a failure.

@@ -1,0 +1,125 @@
+//! Datasets made for a test, and `preprocess shards` over them.
+
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The tiny model.
+pub fn llava() -> PathBuf {
+    tests::shared("fixtures/tiny/llava")
+}
+
+/// A question turn.
+pub fn question(text: &str) -> Value {
+    json!({"from": "human", "value": text})
+}
+
+/// An answer turn.
+pub fn answered(text: &str) -> Value {
+    json!({"from": "gpt", "value": text})
+}
+
+/// The rows of a shared dataset's chat.json.
+pub fn reference_rows(data: &str) -> Vec<Value> {
+    let text = std::fs::read(tests::shared(data).join("chat.json")).expect("read");
+    serde_json::from_slice(&text).expect("a list of rows")
+}
+
+/// A data folder, and fresh output folders for runs over it.
+pub struct Dataset {
+    data: PathBuf,
+    _own: Option<tempfile::TempDir>,
+}
+
+/// How a run ended.
+pub struct Finished {
+    /// Exit code.
+    pub code: Option<i32>,
+    /// Results.
+    pub stdout: String,
+    /// Messages.
+    pub stderr: String,
+}
+
+/// Output folder of a successful run.
+pub struct Output {
+    dir: tempfile::TempDir,
+    /// Its closing summary.
+    pub stdout: String,
+}
+
+impl Output {
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// rejected.jsonl.
+    pub fn rejected(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.path().join("rejected.jsonl")).expect("read");
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+}
+
+impl Dataset {
+    /// A shared one.
+    pub fn shared(path: &str) -> Self {
+        Self { data: tests::shared(path), _own: None }
+    }
+
+    /// An empty one with an images folder.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(dir.path().join("images")).expect("created");
+        Self { data: dir.path().to_path_buf(), _own: Some(dir) }
+    }
+
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Writes chat.json.
+    pub fn write(&self, rows: &Value) {
+        let text = serde_json::to_vec_pretty(rows).expect("written");
+        std::fs::write(self.data.join("chat.json"), text).expect("written");
+    }
+
+    /// Copies the first `count` images of a shared dataset; their names.
+    pub fn copy_images(&self, data: &str, count: usize) -> Vec<String> {
+        let rows = reference_rows(data);
+        let names = rows.iter().take(count).map(|row| row["image"].as_str().expect("a name").to_owned());
+        names
+            .inspect(|name| {
+                let source = tests::shared(data).join("images").join(name);
+                std::fs::copy(source, self.data.join("images").join(name)).expect("copied");
+            })
+            .collect()
+    }
+
+    /// `preprocess shards` into `output`, not started.
+    pub fn command(&self, output: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(tests::program("preprocess"));
+        command.arg("shards").arg("--model").arg(llava()).arg("--data").arg(&self.data);
+        command.arg("--output").arg(output).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs into `output` to the end.
+    pub fn run_into(&self, output: &Path, args: &[&str]) -> Finished {
+        let run = self.command(output, args).output().expect("started");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Finished { code: run.status.code(), stdout: text(&run.stdout), stderr: text(&run.stderr) }
+    }
+
+    /// Runs into a fresh folder to the end.
+    pub fn run(&self, args: &[&str]) -> Finished {
+        self.run_into(tempfile::tempdir().expect("a temporary folder").path(), args)
+    }
+
+    /// Runs into a fresh folder; it has to succeed.
+    pub fn shards(&self, args: &[&str]) -> Output {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let run = self.run_into(dir.path(), args);
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        Output { dir, stdout: run.stdout }
+    }
+}
