@@ -25,8 +25,128 @@ pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
 /// LoRA weights.
 pub const ADAPTER_WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
+/// Prefix of the vision tower's tensors.
+pub const VISION_MODEL: &str = "vision_tower.vision_model";
+/// Prefix of the projector's tensors.
+pub const PROJECTOR: &str = "multi_modal_projector";
+/// Prefix of Qwen2's body.
+pub const TEXT_MODEL: &str = "language_model.model";
+/// Output weights.
+pub const LM_HEAD: &str = "language_model.lm_head.weight";
+/// Token embeddings.
+pub const EMBED_TOKENS: &str = "language_model.model.embed_tokens.weight";
+
+/// How a name may begin, and the published beginning. The first row that fits is taken.
+const SPELLINGS: [(&str, &str); 17] = [
+    // transformers 4.52 and later: everything but the head in `model`, with or without the towers' inner level.
+    ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.language_model.", "language_model.model."),
+    // The published ones, and the same without inner levels.
+    ("vision_tower.vision_model.", "vision_tower.vision_model."),
+    ("vision_tower.", "vision_tower.vision_model."),
+    ("multi_modal_projector.", "multi_modal_projector."),
+    ("language_model.lm_head.", "language_model.lm_head."),
+    ("language_model.model.", "language_model.model."),
+    ("language_model.", "language_model.model."),
+    // CLIPModel and CLIPVisionModel.
+    ("vision_model.", "vision_tower.vision_model."),
+    ("embeddings.", "vision_tower.vision_model.embeddings."),
+    ("encoder.", "vision_tower.vision_model.encoder."),
+    ("pre_layrnorm.", "vision_tower.vision_model.pre_layrnorm."),
+    ("post_layernorm.", "vision_tower.vision_model.post_layernorm."),
+    // Qwen2ForCausalLM.
+    ("model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+];
+
 /// The published llava-hf name (`language_model.model.layers.0…`) of a tensor in any spelling that transformers writes;
 /// `None` for a tensor that a LLaVA does not have.
-pub fn canonical(_name: &str) -> Option<String> {
-    todo!()
+pub fn canonical(name: &str) -> Option<String> {
+    SPELLINGS.iter().find_map(|(found, published)| Some(format!("{published}{}", name.strip_prefix(found)?)))
+}
+
+/// Buffers that older files store and nobody reads.
+pub fn is_stored_buffer(name: &str) -> bool {
+    name.ends_with("embeddings.position_ids") || name.ends_with("rotary_emb.inv_freq")
+}
+
+/// Parts of a CLIPModel that a LLaVA has no use for: the text tower, the projections into the joint space.
+pub fn is_clip_only(name: &str) -> bool {
+    ["text_model.", "text_projection.", "visual_projection.", "logit_scale"].iter().any(|part| name.starts_with(part))
+}
+
+/// What PEFT puts before every name.
+const ADAPTER_PREFIX: &str = "base_model.model.";
+
+/// PEFT's two spellings of an adapter's tensor with a published path
+/// (`language_model.model.layers.0.self_attn.q_proj.lora_A.weight`): transformers 4 first, transformers 5 second.
+pub fn adapter_spellings(published: &str) -> [String; 2] {
+    let new = match (published.strip_prefix(TEXT_MODEL), published.strip_prefix(VISION_MODEL)) {
+        (Some(rest), _) => format!("language_model{rest}"),
+        (_, Some(rest)) => format!("vision_tower{rest}"),
+        _ => published.to_string(),
+    };
+    [format!("{ADAPTER_PREFIX}{published}"), format!("{ADAPTER_PREFIX}model.{new}")]
+}
+
+/// The published path of an adapter's tensor in either spelling, PEFT's own wrappers taken off.
+pub fn canonical_adapter(name: &str) -> Option<String> {
+    let inner = name.strip_prefix(ADAPTER_PREFIX)?;
+    canonical(
+        &inner.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".").replace(".default.", "."),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_becomes_the_published_one() {
+        let layer = "vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias";
+        let query = "language_model.model.layers.0.self_attn.q_proj.weight";
+        let projector = "multi_modal_projector.linear_1.weight";
+        let table = [
+            (layer, layer),
+            ("vision_tower.encoder.layers.0.mlp.fc1.bias", layer),
+            ("model.vision_tower.encoder.layers.0.mlp.fc1.bias", layer),
+            ("model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias", layer),
+            ("vision_model.encoder.layers.0.mlp.fc1.bias", layer),
+            ("encoder.layers.0.mlp.fc1.bias", layer),
+            (query, query),
+            ("model.language_model.layers.0.self_attn.q_proj.weight", query),
+            ("language_model.layers.0.self_attn.q_proj.weight", query),
+            ("model.layers.0.self_attn.q_proj.weight", query),
+            (projector, projector),
+            ("model.multi_modal_projector.linear_1.weight", projector),
+            (LM_HEAD, LM_HEAD),
+            ("lm_head.weight", LM_HEAD),
+            ("model.embed_tokens.weight", EMBED_TOKENS),
+            ("model.norm.weight", "language_model.model.norm.weight"),
+            ("pre_layrnorm.weight", "vision_tower.vision_model.pre_layrnorm.weight"),
+        ];
+        for (found, published) in table {
+            assert_eq!(canonical(found).as_deref(), Some(published), "{found}");
+        }
+        assert_eq!(canonical("text_model.final_layer_norm.bias"), None);
+        assert_eq!(canonical("logit_scale"), None);
+    }
+
+    #[test]
+    fn adapters_are_read_in_both_spellings() {
+        let paths = [
+            "language_model.model.layers.3.self_attn.q_proj.lora_A.weight",
+            "vision_tower.vision_model.encoder.layers.1.self_attn.q_proj.lora_B.weight",
+            "multi_modal_projector.linear_1.weight",
+        ];
+        for path in paths {
+            for spelling in adapter_spellings(path) {
+                assert_eq!(canonical_adapter(&spelling).as_deref(), Some(path), "{spelling}");
+            }
+        }
+        let older = "base_model.model.multi_modal_projector.modules_to_save.default.linear_1.weight";
+        assert_eq!(canonical_adapter(older).as_deref(), Some("multi_modal_projector.linear_1.weight"));
+    }
 }

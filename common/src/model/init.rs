@@ -17,9 +17,10 @@ use rand::{Rng, SeedableRng};
 /// `initializer_range` of CLIP, Qwen2 and LLaVA: the standard deviation of everything without a rule of its own.
 const INITIALIZER_RANGE: f64 = 0.02;
 
-/// Draws the weights of one model from one seed, in the order of the modules.
+/// Draws the weights of one model from one seed, in the order of the modules, or makes them zero.
 struct Initializer<'a> {
-    rng: StdRng,
+    /// `None` draws zeros.
+    rng: Option<StdRng>,
     device: &'a Device,
 }
 
@@ -29,7 +30,15 @@ impl Llava {
     /// # Source
     /// transformers `CLIPPreTrainedModel._init_weights`, `PreTrainedModel._init_weights` (Qwen2, LLaVA's projector).
     pub fn random(config: &LlavaConfig, seed: u64, device: &Device) -> Self {
-        let mut init = Initializer::new(seed, device);
+        Self::initialized(config, Initializer::new(seed, device))
+    }
+
+    /// A model of the config's shapes, to be filled: its zeros take no memory before they are written or replaced.
+    pub fn zeros(config: &LlavaConfig, device: &Device) -> Self {
+        Self::initialized(config, Initializer { rng: None, device })
+    }
+
+    fn initialized(config: &LlavaConfig, mut init: Initializer<'_>) -> Self {
         Self {
             vision_tower: VisionTower { vision_model: init.vision(&config.vision) },
             multi_modal_projector: init.projector(config),
@@ -62,16 +71,17 @@ impl LoraMatrix {
 
 impl<'a> Initializer<'a> {
     fn new(seed: u64, device: &'a Device) -> Self {
-        Self { rng: StdRng::seed_from_u64(seed), device }
+        Self { rng: Some(StdRng::seed_from_u64(seed)), device }
     }
 
     /// Normal values with mean 0 (Box–Muller).
     fn normal<const D: usize>(&mut self, shape: [usize; D], std: f64) -> Param<Tensor<D>> {
+        let Some(rng) = &mut self.rng else { return Param::from_tensor(Tensor::zeros(shape, self.device)) };
         let count: usize = shape.iter().product();
         let mut values = Vec::with_capacity(count + 1);
         while values.len() < count {
-            let radius = (-2.0 * (1.0 - self.rng.random::<f64>()).ln()).sqrt() * std;
-            let (sin, cos) = (std::f64::consts::TAU * self.rng.random::<f64>()).sin_cos();
+            let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt() * std;
+            let (sin, cos) = (std::f64::consts::TAU * rng.random::<f64>()).sin_cos();
             values.extend([(radius * cos) as f32, (radius * sin) as f32]);
         }
         values.truncate(count);

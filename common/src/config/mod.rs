@@ -1,7 +1,8 @@
 //! `config.json` of a LLaVA, a CLIP and a Qwen2: read in every spelling that transformers has written, validated once.
 
-use crate::Result;
-use std::path::Path;
+mod raw;
+mod read;
+mod write;
 
 /// Activation of an MLP (`hidden_act`, `projector_hidden_act`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,30 @@ pub enum WeightDtype {
     Bf16,
     /// float16
     F16,
+}
+
+impl WeightDtype {
+    /// Bytes of a number.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+
+    /// PyTorch's name (`float32`, …).
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::Bf16 => "bfloat16",
+            Self::F16 => "float16",
+        }
+    }
+
+    /// From PyTorch's name.
+    pub fn from_torch_name(name: &str) -> Option<Self> {
+        [Self::F32, Self::Bf16, Self::F16].into_iter().find(|dtype| dtype.torch_name() == name)
+    }
 }
 
 /// CLIP's vision tower.
@@ -114,16 +139,6 @@ pub struct LlavaConfig {
 }
 
 impl LlavaConfig {
-    /// Reads and validates `dir/config.json`.
-    pub fn read(_dir: &Path) -> Result<Self> {
-        todo!()
-    }
-
-    /// Writes `dir/config.json` as transformers does.
-    pub fn write(&self, _dir: &Path) -> Result<()> {
-        todo!()
-    }
-
     /// Features that one image becomes: patches, plus one with [`FeatureSelect::Full`].
     pub fn image_seq_length(&self) -> usize {
         let side = self.vision.image_size / self.vision.patch_size;

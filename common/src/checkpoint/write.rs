@@ -1,0 +1,161 @@
+//! Safetensors out: one file, or parts with an index; streamed, so that no second copy of the weights is ever held.
+
+use crate::config::{LlavaConfig, WeightDtype};
+use crate::files::AtomicFile;
+use crate::model::Llava;
+use crate::names;
+use crate::{Error, Result};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{DType, Tensor};
+use half::{bf16, f16};
+use serde_json::{Map, Value, json};
+use std::io::Write;
+use std::path::Path;
+
+/// One tensor to write: its place in the file is planned before its bytes are asked for.
+pub struct TensorSource<'a> {
+    /// Name in the file.
+    pub name: String,
+    /// Format in the file.
+    pub dtype: WeightDtype,
+    /// Shape in the file.
+    pub shape: Vec<usize>,
+    /// Gives the little-endian bytes, when their turn has come.
+    pub bytes: Box<dyn FnOnce() -> Result<Vec<u8>> + 'a>,
+}
+
+impl TensorSource<'_> {
+    fn len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+}
+
+/// Writes `config.json` and the weights (published names) into an existing folder; parts of at most `max_part_bytes`.
+///
+/// Weights are written in the config's format. LoRA matrices are not part of a model directory.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn save_model(model: &Llava, config: &LlavaConfig, dir: &Path, max_part_bytes: usize) -> Result<()> {
+    config.write(dir)?;
+    let mut collector = Collector { path: Vec::new(), dtype: config.dtype, tensors: Vec::new() };
+    model.visit(&mut collector);
+    write_tensors(collector.tensors, dir, max_part_bytes)
+}
+
+struct Collector {
+    path: Vec<String>,
+    dtype: WeightDtype,
+    tensors: Vec<TensorSource<'static>>,
+}
+
+impl ModuleVisitor for Collector {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let name = self.path.join(".");
+        if name.contains(".lora_") {
+            return;
+        }
+        let (tensor, dtype) = (param.val(), self.dtype);
+        let shape = tensor.dims().to_vec();
+        let bytes = Box::new(move || tensor_bytes(tensor, dtype));
+        self.tensors.push(TensorSource { name, dtype, shape, bytes });
+    }
+}
+
+/// A tensor's little-endian bytes in a format of choice.
+pub(crate) fn tensor_bytes<const D: usize>(tensor: Tensor<D>, dtype: WeightDtype) -> Result<Vec<u8>> {
+    let stored = match tensor.dtype() {
+        DType::BF16 => WeightDtype::Bf16,
+        DType::F16 => WeightDtype::F16,
+        _ => WeightDtype::F32,
+    };
+    if stored == dtype {
+        return Ok(tensor.into_data().bytes().to_vec());
+    }
+    let data = tensor.cast(DType::F32).into_data();
+    let values = data.as_slice::<f32>().map_err(|error| {
+        Error::invalid("a weight on its way to a file", format!("{error:?}"), "f32 values", "report this")
+    })?;
+    Ok(from_f32(values, dtype))
+}
+
+/// Values in a format of choice (round to nearest even), little-endian.
+pub(crate) fn from_f32(values: &[f32], dtype: WeightDtype) -> Vec<u8> {
+    match dtype {
+        WeightDtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        WeightDtype::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+        WeightDtype::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+    }
+}
+
+/// Writes tensors as `model.safetensors`, or as parts and an index when they are larger than `max_part_bytes`.
+///
+/// # Errors
+/// What the operating system refuses, and what a tensor's source says.
+pub fn write_tensors(tensors: Vec<TensorSource<'_>>, dir: &Path, max_part_bytes: usize) -> Result<()> {
+    let total: usize = tensors.iter().map(TensorSource::len).sum();
+    let mut parts: Vec<Vec<TensorSource<'_>>> = Vec::new();
+    let mut room = 0;
+    for tensor in tensors {
+        if parts.is_empty() || tensor.len() > room {
+            parts.push(Vec::new());
+            room = max_part_bytes;
+        }
+        room = room.saturating_sub(tensor.len());
+        if let Some(part) = parts.last_mut() {
+            part.push(tensor);
+        }
+    }
+    if parts.len() <= 1 {
+        return write_file(parts.pop().unwrap_or_default(), &dir.join(names::WEIGHTS_FILE));
+    }
+    let count = parts.len();
+    let mut weight_map = Map::new();
+    for (index, part) in parts.into_iter().enumerate() {
+        let name = format!("model-{:05}-of-{count:05}.safetensors", index + 1);
+        weight_map.extend(part.iter().map(|tensor| (tensor.name.clone(), Value::from(name.as_str()))));
+        write_file(part, &dir.join(&name))?;
+    }
+    let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+    crate::files::write_atomically(&dir.join(names::WEIGHTS_INDEX_FILE), format!("{index:#}\n").as_bytes())
+}
+
+/// Writes one safetensors file, tensor by tensor, atomically.
+///
+/// # Errors
+/// As [`write_tensors`].
+pub(crate) fn write_file(tensors: Vec<TensorSource<'_>>, path: &Path) -> Result<()> {
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!({ "format": "pt" }));
+    let mut offset = 0;
+    for tensor in &tensors {
+        let dtype = match tensor.dtype {
+            WeightDtype::F32 => "F32",
+            WeightDtype::Bf16 => "BF16",
+            WeightDtype::F16 => "F16",
+        };
+        let end = offset + tensor.len();
+        let entry = json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [offset, end] });
+        header.insert(tensor.name.clone(), entry);
+        offset = end;
+    }
+    let mut header = Value::Object(header).to_string();
+    // The data is aligned to 8 bytes, as the format's own library does it.
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let mut out = AtomicFile::create(path)?;
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
+    out.write_all(header.as_bytes()).map_err(Error::io(path))?;
+    for tensor in tensors {
+        let bytes = (tensor.bytes)()?;
+        out.write_all(&bytes).map_err(Error::io(path))?;
+    }
+    out.commit()
+}
