@@ -1,2 +1,62 @@
-//! `pipelines` (skeleton)
-fn main() {}
+//! `pipelines`: runs recipes end to end, and the quickstart.
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use pipelines::programs::{Cargo, Programs};
+use pipelines::{quickstart, report, run};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Run preprocess, train and infer one after the other as a recipe says, skipping what has not changed.
+#[derive(Parser)]
+#[command(name = "pipelines", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The whole job in minutes on a CPU, from nothing: make a dataset of coloured shapes and random models, preprocess,
+    /// train, caption held-out pictures and compare with the truth.
+    Quickstart(quickstart::Args),
+    /// Run the stages of a recipe.
+    Run(run::Args),
+    /// Compare runs: one self-contained HTML page from their metrics.jsonl.
+    Report(report::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(common::args::with_dashes(std::env::args_os()));
+    match execute(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<()> {
+    let result = match command {
+        Command::Quickstart(args) => quickstart::run(&args, &programs()?)?,
+        Command::Run(args) => run::run(&args, &programs()?)?,
+        Command::Report(args) => report::run(&args)?,
+    };
+    writeln!(std::io::stdout(), "{result}")?;
+    Ok(())
+}
+
+/// The programs beside this one; `cargo run` builds them first.
+fn programs() -> Result<Programs> {
+    let executable = std::env::current_exe().context("the path of the running program")?;
+    let started_by_cargo_run = std::env::var_os("CARGO_PKG_NAME").is_some_and(|name| name == env!("CARGO_PKG_NAME"));
+    let cargo = std::env::var_os("CARGO").filter(|_| started_by_cargo_run);
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR");
+    let cargo = cargo.zip(manifest).map(|(cargo, manifest)| Cargo {
+        executable: PathBuf::from(cargo),
+        manifest: PathBuf::from(manifest).join("Cargo.toml"),
+    });
+    Programs::beside(&executable, cargo.as_ref())
+}

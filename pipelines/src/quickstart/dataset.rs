@@ -1,0 +1,124 @@
+//! The dataset of shapes, in the layout of LLaVA-CC3M-Pretrain-595K: `chat.json` beside `images/`.
+
+use super::shapes::Scene;
+use anyhow::{Context, Result, ensure};
+use common::chat::IMAGE_TOKEN;
+use common::{Error, json};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeSet, HashSet};
+use std::path::Path;
+
+/// What is asked about a picture; the marker of the picture stands before or after it, as in the real dataset.
+pub const QUESTIONS: [&str; 4] = [
+    "Describe the picture.",
+    "Give a brief description of the image.",
+    "What is in the photo?",
+    "Summarize the visual content of the image.",
+];
+
+/// How many pictures, and which.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DatasetSettings {
+    /// Pictures to train on.
+    pub training_pictures: usize,
+    /// Pictures held out; none of their captions occurs among the ones to train on.
+    pub held_out_pictures: usize,
+    /// The same seed gives the same files.
+    pub seed: u64,
+}
+
+/// A row of `chat.json`.
+#[derive(Serialize)]
+struct Row {
+    id: String,
+    image: String,
+    conversations: [Turn; 2],
+}
+
+#[derive(Serialize)]
+struct Turn {
+    from: &'static str,
+    value: String,
+}
+
+/// Writes `training/` and `held_out/` datasets.
+///
+/// # Errors
+/// More held-out pictures than half of the scenes; files that cannot be written.
+pub fn write(settings: &DatasetSettings, training: &Path, held_out: &Path) -> Result<()> {
+    let most = 500;
+    ensure!(
+        (1..=most).contains(&settings.held_out_pictures) && settings.training_pictures > 0,
+        "{} held-out and {} training pictures: expected 1 to {most}, and at least 1",
+        settings.held_out_pictures,
+        settings.training_pictures
+    );
+    let mut rng = StdRng::seed_from_u64(settings.seed);
+    let mut seen = HashSet::new();
+    let new_scenes = std::iter::repeat_with(|| Scene::random(&mut rng)).filter(|&scene| seen.insert(scene));
+    let held: Vec<Scene> = new_scenes.take(settings.held_out_pictures).collect();
+    let to_train_on: Vec<Scene> = std::iter::repeat_with(|| Scene::random(&mut rng))
+        .filter(|scene| !held.contains(scene))
+        .take(settings.training_pictures)
+        .collect();
+    write_folder(&to_train_on, &mut rng, training)?;
+    write_folder(&held, &mut rng, held_out)
+}
+
+fn write_folder(scenes: &[Scene], rng: &mut StdRng, folder: &Path) -> Result<()> {
+    let images = folder.join("images");
+    std::fs::create_dir_all(&images).map_err(Error::io(&images))?;
+    let mut rows = Vec::with_capacity(scenes.len());
+    for (index, scene) in scenes.iter().enumerate() {
+        let id = format!("{index:06}");
+        let image = format!("{id}.png");
+        let path = images.join(&image);
+        scene.picture(rng).save(&path).with_context(|| format!("{}: not written", path.display()))?;
+        let question = QUESTIONS.choose(rng).copied().unwrap_or(QUESTIONS[0]);
+        let value = match rand::Rng::random(rng) {
+            true => format!("{IMAGE_TOKEN}\n{question}"),
+            false => format!("{question}\n{IMAGE_TOKEN}"),
+        };
+        let conversations = [Turn { from: "human", value }, Turn { from: "gpt", value: scene.caption() }];
+        rows.push(Row { id, image, conversations });
+    }
+    Ok(json::write(&folder.join("chat.json"), &rows)?)
+}
+
+/// Every text that the tokenizer has to know: all captions, questions and the system prompt.
+pub fn texts() -> BTreeSet<String> {
+    let mut rng = StdRng::seed_from_u64(0);
+    let captions = (0..4000).map(|_| Scene::random(&mut rng).caption());
+    captions.chain(QUESTIONS.map(String::from)).chain([common::chat::SYSTEM_PROMPT.to_string()]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn captions(folder: &Path) -> HashSet<String> {
+        let rows: serde_json::Value = json::read(&folder.join("chat.json")).expect("chat.json");
+        let rows = rows.as_array().expect("a list");
+        rows.iter().map(|row| row["conversations"][1]["value"].as_str().expect("text").to_string()).collect()
+    }
+
+    #[test]
+    fn held_out_captions_are_new_and_files_are_reproducible() {
+        let settings = DatasetSettings { training_pictures: 300, held_out_pictures: 60, seed: 3 };
+        let folders = [tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder")];
+        let read = |folder: &Path, name: &str| std::fs::read(folder.join(name)).expect("readable");
+        for folder in &folders {
+            write(&settings, &folder.path().join("training"), &folder.path().join("held_out")).expect("written");
+        }
+        let [first, second] = folders.each_ref().map(tempfile::TempDir::path);
+        let (trained, held) = (captions(&first.join("training")), captions(&first.join("held_out")));
+        assert_eq!(held.len(), 60);
+        assert!(trained.is_disjoint(&held));
+        for name in ["training/chat.json", "held_out/images/000059.png"] {
+            assert_eq!(read(first, name), read(second, name), "{name}");
+        }
+    }
+}

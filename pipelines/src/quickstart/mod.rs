@@ -1,0 +1,133 @@
+//! The quickstart: the whole job, from nothing, in minutes on a CPU.
+//!
+//! It makes what the real job downloads (a dataset in the layout of LLaVA-CC3M-Pretrain-595K, a CLIP, a Qwen2), then runs
+//! `recipes/quickstart.toml` like any other recipe, and compares the captions of held-out pictures with the truth.
+
+pub mod backbones;
+pub mod dataset;
+pub mod shapes;
+pub mod tokenizer;
+mod verdict;
+
+use crate::fingerprint;
+use crate::programs::Programs;
+use crate::recipe::Recipe;
+use crate::run::run_stages;
+use anyhow::{Context, Result, ensure};
+use common::{Error, files, json};
+use dataset::DatasetSettings;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use verdict::Verdict;
+
+/// The recipe, `{output}` and `{epochs}` still to be filled in.
+const RECIPE: &str = include_str!("../../recipes/quickstart.toml");
+
+/// Options of `pipelines quickstart`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Folder for everything that is made
+    #[arg(long, value_name = "DIR", default_value = "quickstart")]
+    pub output: PathBuf,
+    /// Pictures to train on
+    #[arg(long, value_name = "N", default_value_t = 5000)]
+    pub pictures: usize,
+    /// Pictures held out, at most 500; none of their captions occurs among the ones to train on
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub held_out: usize,
+    /// Passes over the pictures
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub epochs: usize,
+    /// Seed of pictures and random weights
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Fail when a smaller share of the held-out captions is exactly right
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    pub require: f64,
+    /// Do everything again, also where nothing has changed
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What the made files depend on, and their fingerprints.
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Made {
+    version: String,
+    settings: DatasetSettings,
+    folders: BTreeMap<String, String>,
+}
+
+/// Folders that [`make`] fills.
+const MADE: [&str; 4] = ["training", "held_out", "clip", "qwen2"];
+
+/// Makes the data and the models, runs the recipe, compares. The text is the result for stdout.
+///
+/// # Errors
+/// The first stage that fails, or fewer captions right than required.
+pub fn run(args: &Args, programs: &Programs) -> Result<String> {
+    ensure!((0.0..=1.0).contains(&args.require), "--require {}: expected a share between 0 and 1", args.require);
+    ensure!(args.epochs > 0, "--epochs 0: expected at least 1");
+    let started = Instant::now();
+    std::fs::create_dir_all(&args.output).map_err(Error::io(&args.output))?;
+    make(args)?;
+    let recipe = recipe(args)?;
+    let mut stages = Recipe::parse(&recipe, "recipes/quickstart.toml")?.stages(programs)?;
+    stages.iter_mut().for_each(|stage| stage.replace = true);
+    let recipe_file = args.output.join("quickstart.toml");
+    files::write_atomically(&recipe_file, recipe.as_bytes())?;
+    let timing = run_stages(&stages, programs, args.force)?;
+    let verdict = Verdict::read(&args.output.join("captions.jsonl"), &args.output.join("held_out"))?;
+    let text = format!(
+        "{timing}\n\n{verdict}\n\nin {:.0} s; the same again, stage by stage: pipelines run {}",
+        started.elapsed().as_secs_f64(),
+        recipe_file.display()
+    );
+    ensure!(
+        verdict.share() >= args.require,
+        "{text}\nexpected a share of at least {}; train longer (--epochs, --pictures)",
+        args.require
+    );
+    Ok(text)
+}
+
+/// Makes dataset, tokenizer and random models, unless they are there already.
+fn make(args: &Args) -> Result<()> {
+    let settings =
+        DatasetSettings { training_pictures: args.pictures, held_out_pictures: args.held_out, seed: args.seed };
+    let record = args.output.join("made.json");
+    let current = made(&args.output, settings.clone())?;
+    let last: Option<Made> = json::read_if_there(&record).unwrap_or_default();
+    if !args.force && last.is_some_and(|last| last == current) {
+        eprintln!("[data] nothing has changed, skipped: {}", args.output.display());
+        return Ok(());
+    }
+    let [training, held_out, clip, qwen2] = MADE.map(|name| args.output.join(name));
+    for folder in [&training, &held_out, &clip, &qwen2].into_iter().filter(|folder| folder.exists()) {
+        std::fs::remove_dir_all(folder).map_err(Error::io(folder))?;
+    }
+    eprintln!("[data] {} pictures to train on and {} held out: {}", args.pictures, args.held_out, training.display());
+    dataset::write(&settings, &training, &held_out)?;
+    eprintln!(
+        "[data] a tokenizer, a tiny CLIP and a tiny Qwen2 with random weights: {}, {}",
+        clip.display(),
+        qwen2.display()
+    );
+    std::fs::create_dir_all(&qwen2).map_err(Error::io(&qwen2))?;
+    let vocabulary = tokenizer::write(&dataset::texts(), &qwen2)?;
+    backbones::write(vocabulary, args.seed, &clip, &qwen2)?;
+    Ok(json::write(&record, &made(&args.output, settings)?)?)
+}
+
+fn made(output: &Path, settings: DatasetSettings) -> Result<Made> {
+    let folders = MADE.map(|name| Ok((name.to_string(), fingerprint::of(&output.join(name))?)));
+    let folders = folders.into_iter().collect::<Result<_>>()?;
+    Ok(Made { version: env!("CARGO_PKG_VERSION").to_string(), settings, folders })
+}
+
+fn recipe(args: &Args) -> Result<String> {
+    let output = args.output.to_str().with_context(|| format!("--output {}: not UTF-8", args.output.display()))?;
+    let output = output.replace('\\', r"\\").replace('"', "\\\"");
+    Ok(RECIPE.replace("{output}", &output).replace("{epochs}", &args.epochs.to_string()))
+}

@@ -1,0 +1,256 @@
+//! Recipes: one flat TOML file per experiment, one table per stage.
+//!
+//! Every key is an option of the stage's program in its `under_score` spelling, so `preprocess model --help`,
+//! `preprocess shards --help`, `train --help` and `infer caption --help` are the list of keys, and a recipe's stage can be
+//! repeated by hand from the command line that the runner prints.
+
+use crate::programs::Programs;
+use crate::stage::Stage;
+use anyhow::{Context, Result, bail, ensure};
+use common::Error;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// A recipe file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// What it is for, one line.
+    pub purpose: String,
+    /// Options of `preprocess model`; left out when the model directory is there already.
+    pub model: Option<Table>,
+    /// Where the dataset is and where its shards go; left out when the shards are there already.
+    pub data: Option<Data>,
+    /// Further options of `preprocess shards`.
+    #[serde(default)]
+    pub preprocess: Table,
+    /// Options of `train`: one table, or an array of tables (`[[train]]`) that run one after the other.
+    pub train: Option<OneOrMore>,
+    /// Options of `infer caption`.
+    pub infer: Option<Table>,
+}
+
+/// The dataset.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Folder with chat.json and the pictures.
+    pub dir: String,
+    /// Folder for the shards.
+    pub shards: String,
+    /// Model directory whose tokenizer and image processor are used; `[model]`'s output unless given.
+    pub model: Option<String>,
+}
+
+/// `[train]` or `[[train]]`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMore {
+    /// `[train]`
+    One(Table),
+    /// `[[train]]`
+    More(Vec<Table>),
+}
+
+/// What the runner has to know of a program's options: which are read, which is written.
+struct Kind {
+    program: &'static str,
+    subcommand: Option<&'static str>,
+    /// Options that name files or folders that are read.
+    reads: &'static [&'static str],
+    /// The option that names what is written.
+    writes: &'static str,
+    /// The file of the output that shows whether it is there; `None`: the output itself.
+    witness: Option<&'static str>,
+}
+
+/// A folder of shards is known by this file: it holds the hashes of all others.
+const SHARD_INDEX: &str = common::shard::INDEX_FILE;
+/// Options that name a folder of shards.
+const SHARD_FOLDERS: [&str; 2] = ["data_path", "shards"];
+const MODEL: Kind = Kind {
+    program: "preprocess",
+    subcommand: Some("model"),
+    reads: &["vision_tower", "language_model"],
+    writes: "output",
+    witness: None,
+};
+const SHARDS: Kind = Kind {
+    program: "preprocess",
+    subcommand: Some("shards"),
+    reads: &["model", "data"],
+    writes: "output",
+    // Training may put a cache of vision features beside the shards.
+    witness: Some(SHARD_INDEX),
+};
+const TRAIN: Kind = Kind {
+    program: "train",
+    subcommand: None,
+    reads: &["model_name_or_path", "data_path", "deepspeed", "init_adapter"],
+    writes: "output_dir",
+    witness: None,
+};
+const CAPTION: Kind = Kind {
+    program: "infer",
+    subcommand: Some("caption"),
+    reads: &["model", "adapter", "images", "data", "shards", "references"],
+    writes: "output",
+    witness: None,
+};
+
+impl Recipe {
+    /// Reads a recipe file.
+    ///
+    /// # Errors
+    /// An unreadable file, malformed TOML (with line and column), an unknown table.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Parses a recipe; `place` names it in errors.
+    ///
+    /// # Errors
+    /// Malformed TOML, an unknown table.
+    pub fn parse(text: &str, place: &str) -> Result<Self> {
+        toml::from_str(text).map_err(|error| anyhow::anyhow!("{place}: {}", error.to_string().trim_end()))
+    }
+
+    /// The stages in their order. Every key is checked against its program's options, before anything runs.
+    ///
+    /// # Errors
+    /// A key that the program does not know, a value that no option can have, a missing output.
+    pub fn stages(&self, programs: &Programs) -> Result<Vec<Stage>> {
+        let mut stages = Vec::new();
+        if let Some(model) = &self.model {
+            stages.push(stage("model", "[model]", &MODEL, model, programs)?);
+        }
+        if let Some(data) = &self.data {
+            stages.push(stage("shards", "[preprocess]", &SHARDS, &self.shard_options(data)?, programs)?);
+        } else {
+            ensure!(self.preprocess.is_empty(), "[preprocess] without [data]: expected [data] with dir and shards");
+        }
+        match &self.train {
+            Some(OneOrMore::One(train)) => stages.push(stage("train", "[train]", &TRAIN, train, programs)?),
+            Some(OneOrMore::More(tables)) => {
+                for (index, train) in tables.iter().enumerate() {
+                    let name = format!("train {} of {}", index + 1, tables.len());
+                    stages.push(stage(&name, "[[train]]", &TRAIN, train, programs)?);
+                }
+            }
+            None => {}
+        }
+        if let Some(infer) = &self.infer {
+            stages.push(stage("infer", "[infer]", &CAPTION, infer, programs)?);
+        }
+        ensure!(!stages.is_empty(), "the recipe has no stages; expected [model], [data], [train] or [infer]");
+        Ok(stages)
+    }
+
+    fn shard_options(&self, data: &Data) -> Result<Table> {
+        let assembled = self.model.as_ref().and_then(|model| model.get(MODEL.writes)).and_then(Value::as_str);
+        let model = data.model.as_deref().or(assembled);
+        let model = model.context("[data]: no model directory; give [model] an output, or [data] a model")?;
+        let mut options = self.preprocess.clone();
+        for (key, value) in [("model", model), ("data", &data.dir), ("output", &data.shards)] {
+            ensure!(!options.contains_key(key), "[preprocess] {key}: it comes from [data]; leave it out");
+            options.insert(key.to_string(), Value::String(value.to_string()));
+        }
+        Ok(options)
+    }
+}
+
+fn stage(name: &str, table: &str, kind: &Kind, options: &Table, programs: &Programs) -> Result<Stage> {
+    let known = programs.options(kind.program, kind.subcommand)?;
+    let mut args: Vec<String> = kind.subcommand.into_iter().map(String::from).collect();
+    for (key, value) in options {
+        let command = [kind.program].into_iter().chain(kind.subcommand).collect::<Vec<_>>().join(" ");
+        if !known.contains(key) {
+            let nearest = nearest(key, known.iter().map(String::as_str));
+            bail!("{table} {key}: not an option of {command}; did you mean {nearest}? ({command} --help lists all)");
+        }
+        args.push(format!("--{key}"));
+        args.push(plain(value).with_context(|| format!("{table} {key}"))?);
+    }
+    let output = path_option(options, kind.writes).with_context(|| format!("{table}: no {}", kind.writes))?;
+    let inputs = kind.reads.iter().filter_map(|key| Some((key, path_option(options, key)?)));
+    let inputs =
+        inputs.map(|(key, path)| if SHARD_FOLDERS.contains(key) { path.join(SHARD_INDEX) } else { path }).collect();
+    let witness = kind.witness.map_or_else(|| output.clone(), |file| output.join(file));
+    Ok(Stage {
+        name: name.to_string(),
+        program: kind.program.to_string(),
+        args,
+        inputs,
+        output,
+        witness,
+        replace: false,
+    })
+}
+
+fn path_option(options: &Table, key: &str) -> Option<PathBuf> {
+    options.get(key).and_then(Value::as_str).map(PathBuf::from)
+}
+
+/// A value as the command line takes it; lists with commas between.
+fn plain(value: &Value) -> Result<String> {
+    Ok(match value {
+        Value::String(text) => text.clone(),
+        Value::Integer(number) => number.to_string(),
+        Value::Float(number) => number.to_string(),
+        Value::Boolean(flag) => flag.to_string(),
+        Value::Array(items) => items.iter().map(plain).collect::<Result<Vec<_>>>()?.join(","),
+        Value::Datetime(_) | Value::Table(_) => bail!("found {value}, expected text, a number, true, false or a list"),
+    })
+}
+
+/// The candidate that shares most pairs of neighbouring letters.
+fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> &'a str {
+    let pairs = |word: &str| {
+        let mut counts = BTreeMap::new();
+        word.as_bytes().windows(2).for_each(|pair| *counts.entry([pair[0], pair[1]]).or_insert(0usize) += 1);
+        counts
+    };
+    let wanted = pairs(name);
+    let likeness = |candidate: &&str| {
+        let found = pairs(candidate);
+        let common: usize = wanted.iter().map(|(pair, &count)| count.min(found.get(pair).copied().unwrap_or(0))).sum();
+        // Dice's coefficient in thousandths.
+        2000 * common / (name.len() + candidate.len()).max(1)
+    };
+    candidates.max_by_key(likeness).unwrap_or("")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_tables_are_refused_with_their_line() {
+        let error = Recipe::parse("purpose = \"x\"\n[trian]\n", "r.toml").expect_err("refused").to_string();
+        assert!(error.contains("r.toml") && error.contains("trian") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn both_forms_of_train_are_read() {
+        let one = Recipe::parse("purpose = \"x\"\n[train]\nseed = 1\n", "").expect("valid");
+        assert!(matches!(one.train, Some(OneOrMore::One(_))));
+        let more = Recipe::parse("purpose = \"x\"\n[[train]]\nseed = 1\n[[train]]\nseed = 2\n", "").expect("valid");
+        assert!(matches!(more.train, Some(OneOrMore::More(tables)) if tables.len() == 2));
+    }
+
+    #[test]
+    fn values_become_words() {
+        let table: Table = "a = 1e-3\nb = [\"q\", \"v\"]\nc = true\nd = 4\n".parse().expect("valid");
+        let words: Vec<String> = table.values().map(|value| plain(value).expect("plain")).collect();
+        assert_eq!(words, ["0.001", "q,v", "true", "4"]);
+        assert!(plain(&Value::Table(table)).is_err());
+    }
+
+    #[test]
+    fn typos_find_their_option() {
+        assert_eq!(nearest("learning_rat", ["seed", "learning_rate", "lora_r"].into_iter()), "learning_rate");
+    }
+}

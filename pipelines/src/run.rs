@@ -1,0 +1,52 @@
+//! `pipelines run`: a recipe's stages, one after the other.
+
+use crate::programs::Programs;
+use crate::recipe::Recipe;
+use crate::stage::{Outcome, Stage};
+use anyhow::{Result, ensure};
+use std::path::PathBuf;
+
+/// Options of `pipelines run`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Recipe file (pipelines/recipes holds the ones for the real job). Its paths are relative to the working directory
+    #[arg(value_name = "RECIPE.toml")]
+    pub recipe: PathBuf,
+    /// Run every stage, also those of which nothing has changed
+    #[arg(long)]
+    pub force: bool,
+    /// Print the stages' command lines and run nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Runs the stages. The text is the result for stdout.
+///
+/// # Errors
+/// A recipe that cannot be used, or the first stage that fails.
+pub fn run(args: &Args, programs: &Programs) -> Result<String> {
+    let recipe = Recipe::read(&args.recipe)?;
+    let stages = recipe.stages(programs)?;
+    eprintln!("{}: {}", args.recipe.display(), recipe.purpose);
+    if args.dry_run {
+        return Ok(stages.iter().map(Stage::command_line).collect::<Vec<_>>().join("\n"));
+    }
+    run_stages(&stages, programs, args.force)
+}
+
+/// Runs stages in their order; returns one line for each.
+///
+/// # Errors
+/// The first stage that fails.
+pub fn run_stages(stages: &[Stage], programs: &Programs, force: bool) -> Result<String> {
+    ensure!(!stages.is_empty(), "no stages");
+    let mut lines = Vec::with_capacity(stages.len());
+    for stage in stages {
+        let outcome = match stage.run(programs, force)? {
+            Outcome::Skipped => "unchanged".to_string(),
+            Outcome::Ran(time) => format!("{:.1} s", time.as_secs_f64()),
+        };
+        lines.push(format!("{:<14} {outcome:>10}  {}", stage.name, stage.output.display()));
+    }
+    Ok(lines.join("\n"))
+}
