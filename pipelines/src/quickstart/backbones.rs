@@ -2,14 +2,13 @@
 
 use super::shapes;
 use super::tokenizer::Vocabulary;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
+use common::checkpoint::{TensorSource, write_tensors};
 use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
 use common::model::Llava;
 use common::{Error, device, json, names};
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
 use serde_json::json;
 use std::path::Path;
 
@@ -135,21 +134,14 @@ fn write_qwen2(config: &TextConfig, vocabulary: Vocabulary, folder: &Path) -> Re
 fn write_weights(part: &impl Module, folder: &Path) -> Result<()> {
     let mut collector = Collector::default();
     part.visit(&mut collector);
-    let views = collector.tensors.iter().map(|(name, shape, bytes)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).with_context(|| format!("tensor {name}"))?;
-        Ok((name.as_str(), view))
-    });
-    let metadata = [("format".to_string(), "pt".to_string())].into();
-    let views = views.collect::<Result<Vec<_>>>()?;
-    let bytes = safetensors::serialize(views, Some(metadata)).context("the weights' file")?;
-    Ok(common::files::write_atomically(&folder.join(names::WEIGHTS_FILE), &bytes)?)
+    Ok(write_tensors(collector.tensors, folder, usize::MAX)?)
 }
 
-/// Name, shape and little-endian f32 bytes of every tensor.
+/// Every tensor with its path.
 #[derive(Default)]
 struct Collector {
     path: Vec<String>,
-    tensors: Vec<(String, Vec<usize>, Vec<u8>)>,
+    tensors: Vec<TensorSource<'static>>,
 }
 
 impl ModuleVisitor for Collector {
@@ -162,9 +154,10 @@ impl ModuleVisitor for Collector {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let data = param.val().into_data().convert::<f32>();
-        let bytes = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
-        self.tensors.push((self.path.join("."), param.val().dims().to_vec(), bytes));
+        let tensor = param.val();
+        let (name, shape) = (self.path.join("."), tensor.dims().to_vec());
+        let bytes = Box::new(move || Ok(tensor.into_data().bytes().to_vec()));
+        self.tensors.push(TensorSource { name, dtype: WeightDtype::F32, shape, bytes });
     }
 }
 
