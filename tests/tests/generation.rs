@@ -11,7 +11,7 @@ use common::model::kv_cache::KvCache;
 use common::model::language_model::TextContext;
 use common::model::lora::{self, LoraConfig};
 use common::shard::Row;
-use tests::{assert_relative, shared, tiny};
+use tests::{assert_close, assert_relative, shared, tiny};
 
 /// The first rows of the reference data, answers left out: prompts to continue.
 fn prompts(count: usize) -> Vec<Row> {
@@ -240,5 +240,38 @@ fn half_precision_weights_are_used_as_they_are() {
             assert_relative(&format!("{backend}: {name}"), &logits(&stored), &logits(&rounded), 1e-5);
             assert_eq!(greedy(&stored, &config, prompts(3), 6), greedy(&rounded, &config, prompts(3), 6), "{name}");
         }
+    }
+}
+
+/// What `--quantize int8` may cost, nats per token.
+const INT8_TOLERANCE: f32 = 0.02;
+
+#[test]
+fn int8_weights_cost_little_and_decode_as_the_whole_forward() {
+    let reference = tiny::read_tensors("fixtures/tiny/forward.safetensors");
+    for (backend, device) in tests::devices() {
+        let config = tiny::config();
+        let batch = tiny::forward_batch(&reference, config.image_token_index);
+        let mut model = tiny::model("llava", &device);
+        let loss = |model: &Llava| {
+            let (sum, tokens) = model.loss(&batch, &config);
+            tiny::values(sum)[0] / tokens as f32
+        };
+        let before = loss(&model);
+        model.language_model.quantize_int8();
+        assert_close(&format!("{backend}: loss"), &[loss(&model)], &[before], INT8_TOLERANCE);
+
+        // Tied: the same integers serve as embedding and as head.
+        let config = other_config();
+        let mut model = Llava::random(&config, 5, &device);
+        model.language_model.quantize_int8();
+        let whole = whole_logits(&model, &config, &[&[5, 6]]).remove(0);
+        let batch = pack(prompts(1), &config);
+        let mut cache = KvCache::new(&config.text, batch.input_ids.len() + 2, &device);
+        let mut found = vec![Vec::new()];
+        append(&mut found, &[0], model.prefill(&batch, &mut [&mut cache], &config));
+        append(&mut found, &[0], model.decode(&[5], &mut [&mut cache], &config));
+        append(&mut found, &[0], model.decode(&[6], &mut [&mut cache], &config));
+        assert_relative(&format!("{backend}: decoding"), &found[0], &whole, 1e-5);
     }
 }

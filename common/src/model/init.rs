@@ -102,7 +102,7 @@ impl<'a> Initializer<'a> {
     }
 
     fn table(&mut self, rows: usize, width: usize) -> Embedding {
-        Embedding { weight: self.normal([rows, width], INITIALIZER_RANGE) }
+        Embedding::new(self.normal([rows, width], INITIALIZER_RANGE))
     }
 
     fn layer_norm(&self, width: usize) -> LayerNorm {

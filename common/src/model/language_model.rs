@@ -115,9 +115,7 @@ impl TextContext {
 impl LanguageModel {
     /// Embeddings of tokens in the number format that the device computes in: `[T]` → `[T, D]`.
     pub fn embed(&self, input_ids: &[u32]) -> Tensor<2> {
-        let table = self.model.embed_tokens.weight.val();
-        let dtype = table.device().settings().float_dtype;
-        ops::embedding(table, input_ids).cast(dtype)
+        self.model.embed_tokens.rows(input_ids)
     }
 
     /// All layers, without the final norm. hidden `[T, D]` → same.
@@ -155,19 +153,42 @@ impl LanguageModel {
     /// Logits after the tokens at `positions`: hidden `[T, D]` → `[positions, V]`.
     pub fn logits(&self, hidden: Tensor<2>, positions: &[usize], config: &TextConfig) -> Tensor<2> {
         let rows = ops::select_rows(hidden, positions);
-        ops::linear(self.model.norm.forward(rows, config.rms_norm_eps), self.head_weight(), None)
+        self.head().logits(self.model.norm.forward(rows, config.rms_norm_eps))
     }
 
     /// Sum of the cross entropy of `targets` at `positions`: hidden `[T, D]` → `[1]`. No other logits are computed.
     pub fn loss_sum(&self, hidden: Tensor<2>, positions: &[usize], targets: &[u32], config: &TextConfig) -> Tensor<1> {
         let rows = ops::select_rows(hidden, positions);
         let normed = self.model.norm.forward(rows, config.rms_norm_eps);
-        ops::cross_entropy_sum(normed, self.head_weight(), targets)
+        match self.head() {
+            head if head.int8.is_some() => ops::plain::cross_entropy_of_logits(head.logits(normed), targets),
+            head => ops::cross_entropy_sum(normed, head.weight.val(), targets),
+        }
     }
 
-    /// `[V, D]`: lm_head's weight, or the embedding's when tied.
+    /// `[V, D]`: lm_head, or the embedding when tied.
+    pub fn head(&self) -> &Embedding {
+        self.lm_head.as_ref().unwrap_or(&self.model.embed_tokens)
+    }
+
+    /// The head's weight `[V, D]`.
     pub fn head_weight(&self) -> Tensor<2> {
-        self.lm_head.as_ref().unwrap_or(&self.model.embed_tokens).weight.val()
+        self.head().weight.val()
+    }
+
+    /// Keeps the matrices of the layers and of the head in 8-bit integers, one scale an output channel: inference only,
+    /// for a quarter of f32's memory traffic. LoRA matrices stay as they are; merge them first for speed.
+    pub fn quantize_int8(&mut self) {
+        for layer in &mut self.model.layers {
+            let (attention, mlp) = (&mut layer.self_attn, &mut layer.mlp);
+            for linear in [&mut attention.q_proj, &mut attention.k_proj, &mut attention.v_proj, &mut attention.o_proj] {
+                linear.quantize_int8();
+            }
+            for linear in [&mut mlp.gate_proj, &mut mlp.up_proj, &mut mlp.down_proj] {
+                linear.quantize_int8();
+            }
+        }
+        self.lm_head.as_mut().unwrap_or(&mut self.model.embed_tokens).quantize_int8();
     }
 }
 

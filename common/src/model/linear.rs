@@ -4,6 +4,7 @@
 
 use super::dropout::SiteDropout;
 use crate::ops;
+use crate::ops::int8::{Int8Weight, linear_int8};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
@@ -21,6 +22,9 @@ pub struct Linear {
     /// `lora_alpha / r`; 0 without LoRA.
     #[module(skip)]
     pub lora_scale: f32,
+    /// The weight in 8-bit integers, which then stands for `weight` (inference only).
+    #[module(skip)]
+    pub int8: Option<Int8Weight>,
 }
 
 /// One LoRA matrix (a module of its own so that its path ends with `.weight`).
@@ -33,19 +37,32 @@ pub struct LoraMatrix {
 impl Linear {
     /// A layer without LoRA. weight `[out, in]`, bias `[out]`.
     pub fn new(weight: Param<Tensor<2>>, bias: Option<Param<Tensor<1>>>) -> Self {
-        Self { weight, bias, lora_A: None, lora_B: None, lora_scale: 0.0 }
+        Self { weight, bias, lora_A: None, lora_B: None, lora_scale: 0.0, int8: None }
     }
 
     /// x `[T, in]` → `[T, out]`. `dropout` acts on the LoRA branch's input only.
     pub fn forward(&self, x: Tensor<2>, dropout: Option<SiteDropout>) -> Tensor<2> {
-        let weight = self.weight.val();
         let bias = self.bias.as_ref().map(Param::val);
-        match (&self.lora_A, &self.lora_B) {
-            (Some(a), Some(b)) => {
+        let lora = self.lora_A.as_ref().zip(self.lora_B.as_ref()).map(|(a, b)| (a.weight.val(), b.weight.val()));
+        match (&self.int8, lora) {
+            (None, None) => ops::linear(x, self.weight.val(), bias),
+            (None, Some((a, b))) => {
                 let mask = dropout.map(|dropout| dropout.mask(&x));
-                ops::lora_linear(x, weight, bias, a.weight.val(), b.weight.val(), self.lora_scale, mask)
+                ops::lora_linear(x, self.weight.val(), bias, a, b, self.lora_scale, mask)
             }
-            _ => ops::linear(x, weight, bias),
+            (Some(int8), None) => linear_int8(x, int8, bias),
+            (Some(int8), Some((a, b))) => {
+                let branch = ops::linear(ops::linear(x.clone(), a, None), b, None) * self.lora_scale;
+                linear_int8(x, int8, bias) + branch
+            }
+        }
+    }
+
+    /// Keeps the weight in 8-bit integers from here on; the float weight is freed.
+    pub fn quantize_int8(&mut self) {
+        if self.int8.is_none() {
+            self.int8 = Some(Int8Weight::quantize(self.weight.val()));
+            self.weight = Param::from_tensor(Tensor::empty([0, 0], &self.weight.val().device()));
         }
     }
 }

@@ -71,8 +71,9 @@ pub fn attach(model: &mut Llava, config: &LoraConfig, seed: u64, device: &Device
 }
 
 /// Adds `scale · B A` to every weight with LoRA and removes the matrices. The sum is in f32, the weight keeps its format.
+/// Weights in 8-bit integers keep their matrices beside them.
 pub fn merge(mut model: Llava) -> Llava {
-    for linear in all_linears(&mut model) {
+    for linear in all_linears(&mut model).into_iter().filter(|linear| linear.int8.is_none()) {
         let (Some(a), Some(b)) = (linear.lora_A.take(), linear.lora_B.take()) else { continue };
         let (a, b) = (a.weight.val().cast(DType::F32), b.weight.val().cast(DType::F32));
         let delta = b.matmul(a) * linear.lora_scale;

@@ -3,6 +3,7 @@
 use super::dropout::{LoraDropout, SiteDropout};
 use super::linear::Linear;
 use crate::config::{FeatureSelect, LlavaConfig, VisionConfig};
+use crate::ops::int8::{Int8Weight, linear_int8};
 use crate::ops::{self, Mask};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -50,6 +51,42 @@ pub struct PatchEmbedding {
 pub struct Embedding {
     /// `[rows, D]`
     pub weight: Param<Tensor<2>>,
+    /// The table in 8-bit integers, which then stands for `weight` (inference only).
+    #[module(skip)]
+    pub int8: Option<Int8Weight>,
+}
+
+impl Embedding {
+    /// A table `[rows, D]`.
+    pub fn new(weight: Param<Tensor<2>>) -> Self {
+        Self { weight, int8: None }
+    }
+
+    /// Rows `ids`, in the number format that the device computes in: `[T]` → `[T, D]`.
+    pub fn rows(&self, ids: &[u32]) -> Tensor<2> {
+        let weight = self.weight.val();
+        let dtype = weight.device().settings().float_dtype;
+        match &self.int8 {
+            Some(int8) => int8.rows(ids),
+            None => ops::embedding(weight, ids).cast(dtype),
+        }
+    }
+
+    /// Products with all rows: x `[T, D]` → `[T, rows]`.
+    pub fn logits(&self, x: Tensor<2>) -> Tensor<2> {
+        match &self.int8 {
+            Some(int8) => linear_int8(x, int8, None),
+            None => ops::linear(x, self.weight.val(), None),
+        }
+    }
+
+    /// Keeps the table in 8-bit integers from here on; the float table is freed.
+    pub fn quantize_int8(&mut self) {
+        if self.int8.is_none() {
+            self.int8 = Some(Int8Weight::quantize(self.weight.val()));
+            self.weight = Param::from_tensor(Tensor::empty([0, 0], &self.weight.val().device()));
+        }
+    }
 }
 
 /// `layers.…`

@@ -4,6 +4,7 @@
 //! Weights may be stored in another number format than the activations (bf16, f16): the result has the activations' format.
 
 pub mod fused;
+pub mod int8;
 pub mod plain;
 
 use crate::config::Activation;

@@ -189,9 +189,13 @@ pub fn replace_rows(x: Tensor<2>, positions: &[usize], rows: Tensor<2>) -> Tenso
 
 /// See [`super::cross_entropy_sum`].
 pub fn cross_entropy_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> Tensor<1> {
-    let targets = indices(targets.iter().map(|&target| i64::from(target)), &hidden);
-    let log_probabilities = activation::log_softmax(linear(hidden, weight, None), 1);
-    log_probabilities.gather(1, targets.unsqueeze_dim(1)).sum().neg()
+    cross_entropy_of_logits(linear(hidden, weight, None), targets)
+}
+
+/// Sum over rows of the cross entropy of logits `[S, V]` against `targets` → `[1]`.
+pub fn cross_entropy_of_logits(logits: Tensor<2>, targets: &[u32]) -> Tensor<1> {
+    let targets = indices(targets.iter().map(|&target| i64::from(target)), &logits);
+    activation::log_softmax(logits, 1).gather(1, targets.unsqueeze_dim(1)).sum().neg()
 }
 
 /// An index tensor on the device of `like`.
