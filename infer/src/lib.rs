@@ -1,1 +1,14 @@
-//! Inference with the checkpoints of a run.
+//! Inference with the checkpoints of a run: `generate`, `caption`, `score`, `merge`, `serve`.
+#![deny(missing_docs)]
+
+pub mod args;
+pub mod caption;
+pub mod engine;
+pub mod generate;
+pub mod merge;
+pub mod metrics;
+mod progress;
+pub mod sampling;
+pub mod score;
+pub mod serve;
+pub mod text_stream;

@@ -1,2 +1,35 @@
-//! `infer` (skeleton)
-fn main() {}
+//! `infer`: generates, captions, scores, merges and serves.
+
+use anyhow::Result;
+use clap::Parser;
+use infer::args::{Cli, Command};
+use infer::{caption, generate, merge, score, serve};
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(common::args::with_dashes(std::env::args_os()));
+    match run(&cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Generate(args) => generate::run(args, &mut std::io::stdout()),
+        Command::Caption(args) => print(&caption::run(args)?),
+        Command::Score(args) => print(&score::run(args)?),
+        Command::Merge(args) => print(&merge::run(args)?),
+        Command::Serve(args) => serve::run(args, |address| print(&format!("listening on http://{address}"))),
+    }
+}
+
+/// A closed pipe (`infer … | head`) is the reader's choice and an error like any other, not a panic.
+fn print(text: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}

@@ -1,0 +1,249 @@
+//! The command line's options, as written; each subcommand checks its own.
+
+use crate::sampling::SamplingConfig;
+use crate::serve::args::ServeArgs;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use common::device::DeviceKind;
+use std::path::PathBuf;
+
+/// Generate, caption, score, merge and serve with the checkpoints of a run.
+#[derive(Parser, Debug)]
+#[command(name = "infer", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Answer one question, with or without a picture; the answer streams to stdout.
+    Generate(GenerateArgs),
+    /// Caption every picture of a folder, a dataset or shards into a JSONL file; run again after a break, it goes on.
+    Caption(CaptionArgs),
+    /// Write the loss sum and the number of supervised tokens of every row of the shards, and print the total.
+    Score(ScoreArgs),
+    /// Merge an adapter into its model and write a full checkpoint.
+    Merge(MergeArgs),
+    /// Serve a web page and an OpenAI-compatible API.
+    Serve(ServeArgs),
+}
+
+/// Which model, with which adapter, held how.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// Model directory (LLaVA, as transformers reads it).
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// PEFT adapter directory to put on the model.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// How weights are held in memory: as stored in the files, widened to f32, or the language model's as 8-bit integers.
+    #[arg(long, value_enum, default_value_t = Weights::Stored)]
+    pub weights: Weights,
+    /// Short for --weights int8: 8-bit weights with one scale an output channel.
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "weights")]
+    pub quantize: Option<Quantization>,
+    /// Where to compute: cpu, cuda or cuda:N.
+    #[arg(long, default_value_t = DeviceKind::Cpu)]
+    pub device: DeviceKind,
+}
+
+/// How weights are held in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Weights {
+    /// As in the files: f32, bf16 or f16.
+    Stored,
+    /// f32 whatever the files hold.
+    F32,
+    /// 8-bit integers with one scale an output channel.
+    Int8,
+}
+
+/// Formats of `--quantize`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Quantization {
+    /// 8-bit integers with one scale an output channel.
+    Int8,
+}
+
+impl ModelArgs {
+    /// How to hold the weights, whichever option says so.
+    pub fn weights(&self) -> Weights {
+        if self.quantize.is_some() { Weights::Int8 } else { self.weights }
+    }
+}
+
+/// How answers are generated.
+#[derive(Args, Clone, Debug)]
+pub struct SamplingArgs {
+    /// Longest answer, tokens.
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub max_new_tokens: usize,
+    /// 0 is greedy; otherwise tokens are drawn, the flatter the higher.
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    pub temperature: f32,
+    /// Draw only from the smallest set of tokens whose probabilities reach this; 1 is off.
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f32,
+    /// Draw only from this many most likely tokens; 0 is off.
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub top_k: usize,
+    /// Divides positive and multiplies negative logits of tokens that already stand in prompt or answer; 1 is off.
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    pub repetition_penalty: f32,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+    /// End the answer before this text; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+}
+
+impl SamplingArgs {
+    /// The sampling part, checked.
+    ///
+    /// # Errors
+    /// A value out of range.
+    pub fn sampling(&self) -> anyhow::Result<SamplingConfig> {
+        let config = SamplingConfig {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+        };
+        config.validate()?;
+        anyhow::ensure!(self.max_new_tokens > 0, "max-new-tokens: found 0, expected at least 1");
+        Ok(config)
+    }
+}
+
+/// Options of `infer generate`.
+#[derive(Args, Debug)]
+pub struct GenerateArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Picture to ask about; several are asked about together, in this order.
+    #[arg(long, value_name = "FILE")]
+    pub image: Vec<PathBuf>,
+    /// The question. `<image>` says where a picture stands; without it the pictures stand before the question.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+    /// System prompt; empty for none.
+    #[arg(long, default_value = common::chat::SYSTEM_PROMPT, value_name = "TEXT")]
+    pub system_prompt: String,
+    /// How the answer is generated.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Print one JSON object (text, finish reason, token counts, seconds) instead of streaming the text.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub json: bool,
+}
+
+/// Options of `infer caption`.
+#[derive(Args, Debug)]
+pub struct CaptionArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Where the pictures are.
+    #[command(flatten)]
+    pub source: CaptionSource,
+    /// Which rows of the shards.
+    #[arg(long, value_enum, default_value_t = SplitArg::Train)]
+    pub split: SplitArg,
+    /// JSONL file to write: one line a picture, in order. An existing one is continued.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub output: PathBuf,
+    /// Pictures decoded together.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub batch_size: usize,
+    /// Question for pictures of a folder (datasets and shards bring their own).
+    #[arg(long, default_value = "Give a brief description of the image.", value_name = "TEXT")]
+    pub prompt: String,
+    /// System prompt; empty for none (shards bring their own).
+    #[arg(long, default_value = common::chat::SYSTEM_PROMPT, value_name = "TEXT")]
+    pub system_prompt: String,
+    /// JSON list of {"id" or "image", "captions": […]} to compare with (default: references.json of --data, if there is one).
+    #[arg(long, value_name = "FILE.json")]
+    pub references: Option<PathBuf>,
+    /// Only the first N pictures.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// How captions are generated.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// Where captions' pictures come from: exactly one.
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = false)]
+pub struct CaptionSource {
+    /// Folder of pictures, in the order of their names.
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    /// Dataset with chat.json and images/ (CC3M-595K layout).
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Shards written by `preprocess shards`.
+    #[arg(long, value_name = "DIR")]
+    pub shards: Option<PathBuf>,
+}
+
+/// Options of `infer score`.
+#[derive(Args, Debug)]
+pub struct ScoreArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Shards written by `preprocess shards` with this model's tokenizer and processor.
+    #[arg(long, value_name = "DIR")]
+    pub shards: PathBuf,
+    /// Which rows.
+    #[arg(long, value_enum, default_value_t = SplitArg::Train)]
+    pub split: SplitArg,
+    /// JSONL file to write: id, loss_sum (nats), tokens of every row.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub output: PathBuf,
+    /// Only the first N rows.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+}
+
+/// Rows of the shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SplitArg {
+    /// Rows to train on.
+    Train,
+    /// Rows held out.
+    Validation,
+}
+
+impl From<SplitArg> for common::shard::Split {
+    fn from(split: SplitArg) -> Self {
+        match split {
+            SplitArg::Train => Self::Train,
+            SplitArg::Validation => Self::Validation,
+        }
+    }
+}
+
+/// Options of `infer merge`.
+#[derive(Args, Debug)]
+pub struct MergeArgs {
+    /// Model directory that the adapter was trained on.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// PEFT adapter directory.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// Directory to write; must not exist or be empty.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Largest weights file, bytes; larger models are written in parts with an index.
+    #[arg(long, default_value_t = 5_000_000_000, value_name = "BYTES")]
+    pub max_part_bytes: usize,
+}

@@ -1,0 +1,175 @@
+//! `infer caption`: every picture of a source once, into a JSONL file that a broken-off run continues.
+
+mod journal;
+mod references;
+mod source;
+
+use crate::args::CaptionArgs;
+use crate::engine::{Engine, Request, Sequence};
+use crate::metrics::{CaptionMetrics, caption_metrics};
+use crate::progress::Progress;
+use anyhow::{Result, ensure};
+use journal::{Journal, Line};
+use references::References;
+use serde::Serialize;
+use source::{Item, Source};
+use std::collections::BTreeMap;
+
+/// What a finished run says on stdout.
+#[derive(Debug, Serialize)]
+struct Summary {
+    pictures: usize,
+    captioned: usize,
+    failed: usize,
+    /// Captions equal to one of their references, of those that have references.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exactly_right: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<CaptionMetrics>,
+}
+
+/// Captions what is not captioned yet, then compares with the references. Returns the summary as JSON.
+///
+/// # Errors
+/// An unusable model or source; an output file that belongs to another run. A bad picture is no error: it is recorded.
+pub fn run(args: &CaptionArgs) -> Result<String> {
+    args.sampling.sampling()?;
+    ensure!(args.batch_size > 0, "batch-size: found 0, expected at least 1");
+    let engine = Engine::from_args(&args.model)?;
+    let source = Source::open(args, &engine.processors)?;
+    let references = References::read(args)?;
+    let total = args.limit.unwrap_or(usize::MAX).min(source.len());
+    let mut journal = Journal::open(&args.output, &settings(args))?;
+    ensure!(
+        journal.len() <= total,
+        "{}: has {} lines, the source {total} pictures; give another --output",
+        args.output.display(),
+        journal.len()
+    );
+    caption_rest(args, &engine, &source, &references, total, &mut journal)?;
+    Ok(serde_json::to_string(&summary(&journal.lines()?))?)
+}
+
+/// What has to be the same for a run to go on: everything that changes a caption.
+fn settings(args: &CaptionArgs) -> serde_json::Value {
+    serde_json::json!({
+        "model": args.model.model, "adapter": args.model.adapter, "weights": format!("{:?}", args.model.weights()),
+        "images": args.source.images, "data": args.source.data, "shards": args.source.shards,
+        "split": format!("{:?}", args.split), "prompt": args.prompt, "system_prompt": args.system_prompt,
+        "max_new_tokens": args.sampling.max_new_tokens, "temperature": args.sampling.temperature,
+        "top_p": args.sampling.top_p, "top_k": args.sampling.top_k, "seed": args.sampling.seed,
+        "repetition_penalty": args.sampling.repetition_penalty, "stop": args.sampling.stop,
+    })
+}
+
+/// A caption in the making.
+struct Active {
+    index: usize,
+    line: Line,
+    sequence: Sequence,
+}
+
+/// Keeps up to `batch_size` captions going; a finished one makes room for the next. Lines are written in order.
+fn caption_rest(
+    args: &CaptionArgs,
+    engine: &Engine,
+    source: &Source,
+    references: &References,
+    total: usize,
+    journal: &mut Journal,
+) -> Result<()> {
+    let mut progress = Progress::new(total, journal.len(), "pictures");
+    let mut next = journal.len();
+    let mut active: Vec<Active> = Vec::new();
+    let mut finished = BTreeMap::new();
+    while journal.len() < total {
+        while next < total && active.len() < args.batch_size {
+            match begin(args, engine, source.item(next, &engine.processors)?, references, next)? {
+                Begun::Active(caption) => active.push(*caption),
+                Begun::Finished(line) => drop(finished.insert(next, line)),
+            }
+            next += 1;
+        }
+        step(engine, &mut active)?;
+        for done in active.extract_if(.., |caption| caption.sequence.finish().is_some()) {
+            finished.insert(done.index, complete(done));
+        }
+        while let Some(line) = finished.remove(&journal.len()) {
+            journal.append(&line)?;
+            progress.advance();
+        }
+    }
+    progress.finish();
+    Ok(())
+}
+
+enum Begun {
+    Active(Box<Active>),
+    Finished(Line),
+}
+
+fn begin(args: &CaptionArgs, engine: &Engine, item: Item, references: &References, index: usize) -> Result<Begun> {
+    let references = references.of(&item);
+    let mut line = Line { index, id: item.id, image: item.image, references, ..Line::default() };
+    let prompt = match item.prompt {
+        Ok(prompt) => prompt,
+        Err(cause) => {
+            line.error = Some(cause);
+            return Ok(Begun::Finished(line));
+        }
+    };
+    let request = Request {
+        prompt,
+        sampling: args.sampling.sampling()?,
+        max_new_tokens: args.sampling.max_new_tokens,
+        stop: args.sampling.stop.clone(),
+        ignore_eos: false,
+    };
+    let (sequence, text) = engine.start(request)?;
+    line.caption = Some(text);
+    let active = Active { index, line, sequence };
+    Ok(if active.sequence.finish().is_some() {
+        Begun::Finished(complete(active))
+    } else {
+        Begun::Active(active.into())
+    })
+}
+
+fn step(engine: &Engine, active: &mut [Active]) -> Result<()> {
+    if active.is_empty() {
+        return Ok(());
+    }
+    let (mut sequences, mut captions) = (Vec::new(), Vec::new());
+    for caption in active {
+        sequences.push(&mut caption.sequence);
+        captions.push(caption.line.caption.get_or_insert_default());
+    }
+    for (caption, text) in captions.into_iter().zip(engine.step(&mut sequences)?) {
+        caption.push_str(&text);
+    }
+    Ok(())
+}
+
+fn complete(caption: Active) -> Line {
+    let Active { mut line, sequence, .. } = caption;
+    line.finish_reason = sequence.finish().map(|reason| reason.as_str().to_string());
+    line.new_tokens = Some(sequence.new_ids().len());
+    line.caption = line.caption.map(|caption| caption.trim().to_string());
+    line
+}
+
+fn summary(lines: &[Line]) -> Summary {
+    let compared: Vec<(String, Vec<String>)> = lines
+        .iter()
+        .filter(|line| !line.references.is_empty())
+        .filter_map(|line| Some((line.caption.clone()?, line.references.clone())))
+        .collect();
+    let exact = |(caption, references): &&(String, Vec<String>)| references.iter().any(|text| text.trim() == caption);
+    Summary {
+        pictures: lines.len(),
+        captioned: lines.iter().filter(|line| line.caption.is_some()).count(),
+        failed: lines.iter().filter(|line| line.error.is_some()).count(),
+        exactly_right: (!compared.is_empty()).then(|| compared.iter().filter(exact).count()),
+        metrics: (!compared.is_empty()).then(|| caption_metrics(&compared)),
+    }
+}

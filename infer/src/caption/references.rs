@@ -1,0 +1,44 @@
+//! References of captions: a JSON list, or what the source itself brings.
+
+use super::source::Item;
+use crate::args::CaptionArgs;
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use std::collections::HashMap;
+
+/// One image's references, found by id or by file name.
+#[derive(Debug, Deserialize)]
+struct Entry {
+    id: Option<String>,
+    image: Option<String>,
+    captions: Vec<String>,
+}
+
+/// References by id and by file name.
+#[derive(Default)]
+pub(super) struct References(HashMap<String, Vec<String>>);
+
+impl References {
+    /// Reads `--references`, or `references.json` of `--data`; none of both is no error.
+    pub fn read(args: &CaptionArgs) -> Result<Self> {
+        let beside = args.source.data.as_ref().map(|data| data.join("references.json")).filter(|path| path.exists());
+        let Some(path) = args.references.clone().or(beside) else { return Ok(Self::default()) };
+        let text = std::fs::read(&path).map_err(common::Error::io(&path))?;
+        let entries: Vec<Entry> = serde_json::from_slice(&text).with_context(|| {
+            format!("{}: expected a list of {{\"id\" or \"image\", \"captions\": […]}}", path.display())
+        })?;
+        let mut references = HashMap::new();
+        for entry in entries {
+            for key in [entry.id, entry.image].into_iter().flatten() {
+                references.insert(key, entry.captions.clone());
+            }
+        }
+        Ok(Self(references))
+    }
+
+    /// An item's references: the file's, else its own.
+    pub fn of(&self, item: &Item) -> Vec<String> {
+        let found = self.0.get(&item.id).or_else(|| self.0.get(&item.image));
+        found.cloned().unwrap_or_else(|| item.references.clone())
+    }
+}

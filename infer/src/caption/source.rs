@@ -1,0 +1,178 @@
+//! Where pictures come from: a folder, a dataset with chat.json, shards.
+
+use crate::args::CaptionArgs;
+use crate::engine::{Processors, Prompt, single_question};
+use crate::score::ensure_same_processors;
+use anyhow::{Context, Result, bail, ensure};
+use common::shard::{Row, ShardSet};
+use common::{Error, IGNORE_INDEX};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Endings of the files that a folder is searched for.
+const PICTURES: [&str; 8] = ["jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff"];
+
+/// One picture to caption.
+pub(super) struct Item {
+    /// `id` of the dataset, or the file's name without ending.
+    pub id: String,
+    /// File name.
+    pub image: String,
+    /// The question with the picture, or why the picture cannot be used.
+    pub prompt: Result<Prompt, String>,
+    /// Answers that the source itself has.
+    pub references: Vec<String>,
+}
+
+/// An open source of pictures.
+pub(super) enum Source {
+    /// Files, all with the same question.
+    Folder { files: Vec<PathBuf>, question: String, system: String },
+    /// Rows of chat.json.
+    Dataset { dir: PathBuf, records: Vec<Record>, system: String },
+    /// Rows of shards.
+    Shards(ShardSet),
+}
+
+/// A row of chat.json.
+#[derive(Debug, Deserialize)]
+pub(super) struct Record {
+    id: String,
+    image: OneOrMore,
+    conversations: Vec<Turn>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+#[derive(Debug, Deserialize)]
+struct Turn {
+    from: String,
+    value: String,
+}
+
+impl Source {
+    /// Opens what the command line names.
+    ///
+    /// # Errors
+    /// A missing folder, a malformed chat.json (with line and column), shards of another model.
+    pub fn open(args: &CaptionArgs, processors: &Processors) -> Result<Self> {
+        let system = args.system_prompt.clone();
+        match (&args.source.images, &args.source.data, &args.source.shards) {
+            (Some(dir), None, None) => {
+                Ok(Self::Folder { files: picture_files(dir)?, question: args.prompt.clone(), system })
+            }
+            (None, Some(dir), None) => Ok(Self::Dataset { dir: dir.clone(), records: read_chat(dir)?, system }),
+            (None, None, Some(dir)) => {
+                let shards = ShardSet::open(dir, args.split.into())?;
+                ensure_same_processors(processors, &shards, dir)?;
+                Ok(Self::Shards(shards))
+            }
+            _ => bail!("give one of --images, --data, --shards"),
+        }
+    }
+
+    /// Pictures.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Folder { files, .. } => files.len(),
+            Self::Dataset { records, .. } => records.len(),
+            Self::Shards(shards) => shards.len(),
+        }
+    }
+
+    /// Picture `index` with its question.
+    ///
+    /// # Errors
+    /// A damaged shard. A bad picture is the item's own matter.
+    pub fn item(&self, index: usize, processors: &Processors) -> Result<Item> {
+        Ok(match self {
+            Self::Folder { files, question, system } => file_item(&files[index], question, system, processors),
+            Self::Dataset { dir, records, system } => record_item(dir, &records[index], system, processors),
+            Self::Shards(shards) => shard_item(shards.read_row(index)?, processors)?,
+        })
+    }
+}
+
+fn picture_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let is_picture = |path: &PathBuf| {
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
+        PICTURES.contains(&ending.as_str())
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+        let path = entry.map_err(Error::io(dir))?.path();
+        if is_picture(&path) {
+            files.push(path);
+        }
+    }
+    ensure!(!files.is_empty(), "{}: no pictures ({})", dir.display(), PICTURES.join(", "));
+    files.sort();
+    Ok(files)
+}
+
+fn read_chat(dir: &Path) -> Result<Vec<Record>> {
+    let path = dir.join("chat.json");
+    let file = std::fs::File::open(&path).map_err(Error::io(&path))?;
+    serde_json::from_reader(std::io::BufReader::new(file)).with_context(|| format!("{}", path.display()))
+}
+
+fn file_item(path: &Path, question: &str, system: &str, processors: &Processors) -> Item {
+    let name = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    Item {
+        id: name(path.file_stem()),
+        image: name(path.file_name()),
+        prompt: ask(&[path.to_path_buf()], question, system, processors).map_err(|error| format!("{error:#}")),
+        references: Vec::new(),
+    }
+}
+
+fn record_item(dir: &Path, record: &Record, system: &str, processors: &Processors) -> Item {
+    let said_by =
+        |who: &str| record.conversations.iter().filter(move |turn| turn.from == who).map(|turn| turn.value.clone());
+    let names = match &record.image {
+        OneOrMore::One(name) => std::slice::from_ref(name),
+        OneOrMore::More(names) => names,
+    };
+    let prompt = said_by("human").next().context("no question (a turn from \"human\")").and_then(|question| {
+        let files = names.iter().map(|name| find_image(dir, name)).collect::<Result<Vec<_>>>()?;
+        ask(&files, &question, system, processors)
+    });
+    Item {
+        id: record.id.clone(),
+        image: names.join(", "),
+        prompt: prompt.map_err(|error| format!("{error:#}")),
+        references: said_by("gpt").take(1).collect(),
+    }
+}
+
+/// The folders that a CC3M-595K download can hold its pictures in.
+fn find_image(dir: &Path, name: &str) -> Result<PathBuf> {
+    let places = [dir.join("images"), dir.join("images_dl"), dir.to_path_buf()].map(|folder| folder.join(name));
+    let found = places.iter().find(|path| path.is_file()).cloned();
+    found.with_context(|| format!("{name}: not in images/, images_dl/ or the dataset's folder"))
+}
+
+fn ask(files: &[PathBuf], question: &str, system: &str, processors: &Processors) -> Result<Prompt> {
+    let images = files.iter().map(|path| processors.read_image(path)).collect::<Result<Vec<_>>>()?;
+    processors.prompt(&single_question(system, question, images.len()), &images)
+}
+
+/// The row up to its first supervised token is the prompt; the supervised ones after it are the answer.
+fn shard_item(row: Row, processors: &Processors) -> Result<Item> {
+    let begin = row.labels.iter().position(|&label| label != IGNORE_INDEX).unwrap_or(row.labels.len());
+    let answer: Vec<u32> =
+        row.labels[begin..].iter().take_while(|&&label| label != IGNORE_INDEX).map(|&label| label as u32).collect();
+    let ids: Vec<u32> = row.input_ids[..begin].iter().map(|&id| id as u32).collect();
+    let reference = processors.chat.decode(&answer, true)?.trim().to_string();
+    Ok(Item {
+        id: row.id,
+        image: row.images.join(", "),
+        prompt: processors.expand(&ids, row.pixel_values).map_err(|error| format!("{error:#}")),
+        references: if reference.is_empty() { Vec::new() } else { vec![reference] },
+    })
+}

@@ -1,0 +1,144 @@
+//! A loaded model with its processors: prompts in, tokens out, any number of sequences side by side.
+
+mod prompt;
+mod sequence;
+
+pub use prompt::{Prompt, single_question};
+pub use sequence::{Request, Sequence};
+
+use crate::args::{ModelArgs, Weights};
+use anyhow::{Context, Result};
+use burn::tensor::{Device, Tensor};
+use common::batch::PackedBatch;
+use common::chat::ChatProcessor;
+use common::checkpoint::{LoadAs, load_model};
+use common::config::LlavaConfig;
+use common::device::DeviceKind;
+use common::image_processor::ImageProcessor;
+use common::model::Llava;
+use common::model::kv_cache::KvCache;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What turns conversations and pictures into input and ids into text; shared between threads.
+pub struct Processors {
+    /// The model's configuration.
+    pub config: LlavaConfig,
+    /// Tokenizer and chat template.
+    pub chat: ChatProcessor,
+    /// Pictures to pixel values.
+    pub images: ImageProcessor,
+}
+
+/// The model with its processors.
+pub struct Engine {
+    /// The model's processors.
+    pub processors: Arc<Processors>,
+    model: Llava,
+    device: Device,
+}
+
+impl Engine {
+    /// Loads what a command line names.
+    ///
+    /// # Errors
+    /// A missing or unfitting file, tensor or adapter, by name.
+    pub fn from_args(args: &ModelArgs) -> Result<Self> {
+        let load_as = match args.weights() {
+            Weights::Stored | Weights::Int8 => LoadAs::Stored,
+            Weights::F32 => LoadAs::F32,
+        };
+        Self::load(&args.model, args.adapter.as_deref(), load_as, args.device)
+    }
+
+    /// Loads a model directory, and an adapter on top.
+    ///
+    /// # Errors
+    /// A missing or unfitting file, tensor or adapter, by name.
+    pub fn load(model: &Path, adapter: Option<&Path>, load_as: LoadAs, device: DeviceKind) -> Result<Self> {
+        let device = device.open()?;
+        let chat = ChatProcessor::from_dir(model).context("reading the tokenizer")?;
+        let images = ImageProcessor::from_dir(model).context("reading the image processor")?;
+        let (config, mut llava) = load_model(model, load_as, &device).context("loading the model")?;
+        if let Some(adapter) = adapter {
+            common::adapter::load_adapter(&mut llava, adapter, &device).context("loading the adapter")?;
+        }
+        Ok(Self { processors: Arc::new(Processors { config, chat, images }), model: llava, device })
+    }
+
+    /// The model itself.
+    pub fn model(&self) -> &Llava {
+        &self.model
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Runs the prompt and chooses the first token. Returns the sequence and the text that is certain so far.
+    ///
+    /// # Errors
+    /// A prompt that leaves no room for an answer.
+    pub fn start(&self, request: Request) -> Result<(Sequence, String)> {
+        let config = &self.processors.config;
+        let (prompt_len, context) = (request.prompt.input_ids.len(), config.text.max_position_embeddings);
+        anyhow::ensure!(prompt_len > 0, "the prompt has no tokens");
+        anyhow::ensure!(
+            prompt_len < context,
+            "the prompt has {prompt_len} tokens, the model takes {context} with the answer; shorten the conversation"
+        );
+        let max_new_tokens = request.max_new_tokens.min(context - prompt_len);
+        let mut cache = KvCache::new(&config.text, prompt_len + max_new_tokens, &self.device);
+        let logits = self.model.prefill(&request.prompt.batch(), &mut [&mut cache], config);
+        let mut sequence = Sequence::new(request, max_new_tokens, cache);
+        let text = sequence.advance(&mut read_f32(logits)?, &self.processors.chat)?;
+        Ok((sequence, text))
+    }
+
+    /// One more token for each of the sequences, none of them finished. Returns their new texts, in order.
+    ///
+    /// # Errors
+    /// A token that the tokenizer cannot decode.
+    pub fn step(&self, sequences: &mut [&mut Sequence]) -> Result<Vec<String>> {
+        let last: Vec<u32> = sequences.iter().map(|sequence| sequence.last_token()).collect();
+        let mut caches: Vec<&mut KvCache> = sequences.iter_mut().map(|sequence| sequence.cache_mut()).collect();
+        let logits = self.model.decode(&last, &mut caches, &self.processors.config);
+        let [_, vocabulary] = logits.dims();
+        let mut logits = read_f32(logits)?;
+        let rows = logits.chunks_exact_mut(vocabulary);
+        sequences
+            .iter_mut()
+            .zip(rows)
+            .map(|(sequence, row)| Ok(sequence.advance(row, &self.processors.chat)?))
+            .collect()
+    }
+
+    /// Sum of the cross entropy over a batch's supervised tokens, nats, and their number.
+    ///
+    /// # Errors
+    /// The device cannot give its result.
+    pub fn loss_sum(&self, batch: &PackedBatch) -> Result<(f64, usize)> {
+        let (loss, tokens) = self.model.loss(batch, &self.processors.config);
+        Ok((read_f32(loss)?.iter().map(|&value| f64::from(value)).sum(), tokens))
+    }
+
+    /// f32 logits `[rows · V]` after the last `rows` tokens of a prompt.
+    ///
+    /// # Errors
+    /// The device cannot give its result.
+    pub fn last_logits(&self, prompt: &Prompt, rows: usize) -> Result<Vec<f32>> {
+        let tokens = prompt.input_ids.len();
+        let positions: Vec<usize> = (tokens.saturating_sub(rows)..tokens).collect();
+        read_f32(self.model.logits(&prompt.batch(), &positions, &self.processors.config))
+    }
+
+    /// Gives the model away.
+    pub fn into_model(self) -> Llava {
+        self.model
+    }
+}
+
+fn read_f32<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+    tensor.into_data().convert::<f32>().into_vec().map_err(|error| anyhow::anyhow!("reading a result: {error:?}"))
+}

@@ -1,0 +1,108 @@
+//! `infer score`: the loss of every row of the shards.
+
+use crate::args::ScoreArgs;
+use crate::engine::{Engine, Processors};
+use crate::progress::Progress;
+use anyhow::{Context, Result, ensure};
+use common::batch::PackedBatch;
+use common::shard::{Row, ShardSet};
+use serde::Serialize;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+/// Loss of one row.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RowScore {
+    /// `id` of chat.json.
+    pub id: String,
+    /// Sum of the cross entropy over the row's supervised tokens, nats.
+    pub loss_sum: f64,
+    /// Supervised tokens.
+    pub tokens: usize,
+}
+
+/// Loss of all rows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct TotalScore {
+    /// Rows.
+    pub rows: usize,
+    /// Sum over rows, nats.
+    pub loss_sum: f64,
+    /// Supervised tokens of all rows.
+    pub tokens: usize,
+    /// `loss_sum / tokens`, nats a token.
+    pub loss: f64,
+    /// `exp(loss)`.
+    pub perplexity: f64,
+}
+
+/// Scores the shards, writes a line a row, returns the total as JSON.
+///
+/// # Errors
+/// Shards made for another tokenizer or processor; an unreadable row; a full disk.
+pub fn run(args: &ScoreArgs) -> Result<String> {
+    let engine = Engine::from_args(&args.model)?;
+    let shards = ShardSet::open(&args.shards, args.split.into())?;
+    ensure_same_processors(&engine.processors, &shards, &args.shards)?;
+    let rows = args.limit.unwrap_or(usize::MAX).min(shards.len());
+    let total = write_scores(&args.output, rows, |index| score_row(&engine, shards.read_row(index)?))?;
+    Ok(serde_json::to_string(&total)?)
+}
+
+/// Refuses shards whose ids or pixels another model's processors made.
+pub(crate) fn ensure_same_processors(processors: &Processors, shards: &ShardSet, dir: &Path) -> Result<()> {
+    let made_with = shards.metadata();
+    let parts = [
+        ("tokenizer", &made_with.tokenizer_sha256, &processors.chat.tokenizer_sha256),
+        ("chat template", &made_with.chat_template_sha256, &processors.chat.chat_template_sha256),
+        ("image processor", &made_with.image_processor_sha256, &processors.images.sha256),
+    ];
+    for (part, found, expected) in parts {
+        ensure!(
+            found == expected,
+            "{}: made with another {part} (sha256 {found}) than the model's ({expected}); run preprocess shards with this model",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+/// The lines appear under their name when all are there.
+fn write_scores(output: &Path, rows: usize, score: impl Fn(usize) -> Result<RowScore>) -> Result<TotalScore> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = tempfile::NamedTempFile::new_in(folder).map_err(common::Error::io(folder))?;
+    let mut writer = BufWriter::new(temporary);
+    let mut total = TotalScore::default();
+    let mut progress = Progress::new(rows, 0, "rows");
+    for index in 0..rows {
+        let row = score(index)?;
+        total.rows += 1;
+        total.loss_sum += row.loss_sum;
+        total.tokens += row.tokens;
+        serde_json::to_writer(&mut writer, &row)?;
+        writer.write_all(b"\n").map_err(common::Error::io(output))?;
+        progress.advance();
+    }
+    progress.finish();
+    let temporary = writer.into_inner().context("writing the scores")?;
+    temporary.as_file().sync_all().map_err(common::Error::io(output))?;
+    temporary.persist(output).map_err(|error| common::Error::io(output)(error.error))?;
+    total.loss = total.loss_sum / total.tokens.max(1) as f64;
+    total.perplexity = total.loss.exp();
+    Ok(total)
+}
+
+/// Loss sum and supervised tokens of one row, alone.
+///
+/// # Errors
+/// `<image>` tokens that are not as many as the row's images.
+pub fn score_row(engine: &Engine, row: Row) -> Result<RowScore> {
+    let id = row.id.clone();
+    let config = &engine.processors.config;
+    let batch = PackedBatch::pack(vec![row], config.image_token_index, config.image_seq_length())?;
+    if batch.supervised().1.is_empty() {
+        return Ok(RowScore { id, loss_sum: 0.0, tokens: 0 });
+    }
+    let (loss_sum, tokens) = engine.loss_sum(&batch)?;
+    Ok(RowScore { id, loss_sum, tokens })
+}
