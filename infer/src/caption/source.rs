@@ -132,13 +132,15 @@ fn file_item(path: &Path, question: &str, system: &str, processors: &Processors)
 }
 
 fn record_item(dir: &Path, record: &Record, system: &str, processors: &Processors) -> Item {
-    let said_by =
-        |who: &str| record.conversations.iter().filter(move |turn| turn.from == who).map(|turn| turn.value.clone());
+    let said_by = |who: &str| {
+        let turn = record.conversations.iter().find(|turn| turn.from == who);
+        turn.map(|turn| turn.value.clone())
+    };
     let names = match &record.image {
         OneOrMore::One(name) => std::slice::from_ref(name),
         OneOrMore::More(names) => names,
     };
-    let prompt = said_by("human").next().context("no question (a turn from \"human\")").and_then(|question| {
+    let prompt = said_by("human").context("no question (a turn from \"human\")").and_then(|question| {
         let files = names.iter().map(|name| find_image(dir, name)).collect::<Result<Vec<_>>>()?;
         ask(&files, &question, system, processors)
     });
@@ -146,7 +148,7 @@ fn record_item(dir: &Path, record: &Record, system: &str, processors: &Processor
         id: record.id.clone(),
         image: names.join(", "),
         prompt: prompt.map_err(|error| format!("{error:#}")),
-        references: said_by("gpt").take(1).collect(),
+        references: said_by("gpt").into_iter().collect(),
     }
 }
 

@@ -140,5 +140,5 @@ impl Engine {
 }
 
 fn read_f32<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
-    tensor.into_data().convert::<f32>().into_vec().map_err(|error| anyhow::anyhow!("reading a result: {error:?}"))
+    tensor.into_data().convert::<f32>().try_into_vec().map_err(|error| anyhow::anyhow!("reading a result: {error:?}"))
 }
