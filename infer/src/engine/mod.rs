@@ -44,11 +44,16 @@ impl Engine {
     /// # Errors
     /// A missing or unfitting file, tensor or adapter, by name.
     pub fn from_args(args: &ModelArgs) -> Result<Self> {
-        let load_as = match args.weights() {
-            Weights::Stored | Weights::Int8 => LoadAs::Stored,
-            Weights::F32 => LoadAs::F32,
-        };
-        Self::load(&args.model, args.adapter.as_deref(), load_as, args.device)
+        let weights = args.weights();
+        let load_as = if weights == Weights::F32 { LoadAs::F32 } else { LoadAs::Stored };
+        let mut engine = Self::load(&args.model, args.adapter.as_deref(), load_as, args.device)?;
+        if weights == Weights::Int8 {
+            // An adapter's matrices become part of the weights before these are rounded.
+            let mut model = common::model::lora::merge(engine.model);
+            model.language_model.quantize_int8();
+            engine.model = model;
+        }
+        Ok(engine)
     }
 
     /// Loads a model directory, and an adapter on top.
