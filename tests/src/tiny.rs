@@ -1,10 +1,11 @@
 //! Reference LLaVAs (the tiny one, and folders like it): config, weights, the batch of `forward.safetensors`, gradients.
 
 use crate::shared;
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
 use common::batch::PackedBatch;
-use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
+use common::checkpoint::{LoadAs, load_model};
+use common::config::LlavaConfig;
 use common::model::Llava;
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
@@ -38,81 +39,19 @@ pub fn read_tensors_at(path: &Path) -> Tensors {
     tensors.iter().map(|(name, view)| (name.to_string(), (read(&view), view.shape().to_vec()))).collect()
 }
 
-/// What `fixtures/tiny/llava/config.json` says.
+/// The tiny model's config.
 pub fn config() -> LlavaConfig {
-    LlavaConfig {
-        vision: VisionConfig {
-            hidden_size: 48,
-            intermediate_size: 96,
-            num_hidden_layers: 3,
-            num_attention_heads: 4,
-            image_size: 56,
-            patch_size: 14,
-            num_channels: 3,
-            projection_dim: 32,
-            hidden_act: Activation::QuickGelu,
-            layer_norm_eps: 1e-5,
-        },
-        text: TextConfig {
-            hidden_size: 64,
-            intermediate_size: 128,
-            num_hidden_layers: 3,
-            num_attention_heads: 4,
-            num_key_value_heads: 4,
-            vocab_size: 640,
-            max_position_embeddings: 1024,
-            rope_theta: 5_000_000.0,
-            rms_norm_eps: 1e-6,
-            tie_word_embeddings: false,
-            bos_token_id: Some(597),
-            eos_token_id: Some(599),
-        },
-        image_token_index: 600,
-        pad_token_id: Some(597),
-        vision_feature_layers: vec![-2],
-        vision_feature_layer_is_scalar: true,
-        vision_feature_select_strategy: FeatureSelect::Default,
-        projector_hidden_act: Activation::Gelu,
-        multimodal_projector_bias: true,
-        dtype: WeightDtype::F32,
-    }
+    LlavaConfig::read(&shared("fixtures/tiny/llava")).expect("the tiny config is readable")
 }
 
-/// A model of the tiny shape with the weights of a reference folder (`llava`, `train_none`, …), by published names.
+/// The model of a tiny folder (`llava`, `train_none`, …), f32.
 pub fn model(folder: &str, device: &Device) -> Llava {
-    model_at(&shared(&format!("fixtures/tiny/{folder}")), &config(), device)
+    model_at(&shared(&format!("fixtures/tiny/{folder}")), device).1
 }
 
-/// A model of a shape with the weights of a folder.
-pub fn model_at(dir: &Path, config: &LlavaConfig, device: &Device) -> Llava {
-    let tensors = read_tensors_at(&dir.join("model.safetensors"));
-    let mut loader = Loader { path: Vec::new(), tensors, device: device.clone() };
-    let model = Llava::random(config, 0, device).map(&mut loader);
-    assert!(loader.tensors.is_empty(), "tensors that the model does not have: {:?}", loader.tensors.keys());
-    model
-}
-
-struct Loader {
-    path: Vec<String>,
-    tensors: Tensors,
-    device: Device,
-}
-
-impl ModuleMapper for Loader {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_string());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let name = self.path.join(".");
-        let (values, shape) = self.tensors.remove(&name).unwrap_or_else(|| panic!("no tensor {name}"));
-        assert_eq!(param.val().dims().to_vec(), shape, "{name}");
-        Param::from_data(TensorData::new(values, shape), &self.device)
-    }
+/// The config and the model of any folder, f32.
+pub fn model_at(dir: &Path, device: &Device) -> (LlavaConfig, Llava) {
+    load_model(dir, LoadAs::F32, device).expect("the reference model is readable")
 }
 
 /// A model's gradients by published names; parameters without one are absent.

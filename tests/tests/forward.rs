@@ -1,7 +1,10 @@
 //! The model against transformers' values: features, logits, loss, every gradient, generation.
 
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::Tensor;
 use common::batch::PackedBatch;
-use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig};
+use common::config::LlavaConfig;
+use common::model::language_model::TextContext;
 use common::model::vision_tower::VisionContext;
 use common::model::{Llava, pixel_tensor};
 use common::vision_cache::{CachedAs, VisionFeatureCache};
@@ -97,62 +100,19 @@ fn norm(values: &[f32]) -> f64 {
     values.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>().sqrt()
 }
 
-/// The shapes that `variants.py` makes.
-fn variants() -> [(&'static str, LlavaConfig); 2] {
-    let tiny = tiny::config();
-    let vision = VisionConfig {
-        hidden_size: 32,
-        intermediate_size: 48,
-        num_attention_heads: 2,
-        image_size: 28,
-        projection_dim: 16,
-        hidden_act: Activation::Gelu,
-        ..tiny.vision.clone()
-    };
-    let text = TextConfig {
-        hidden_size: 48,
-        intermediate_size: 80,
-        num_hidden_layers: 2,
-        num_key_value_heads: 2,
-        vocab_size: 96,
-        rope_theta: 10_000.0,
-        tie_word_embeddings: true,
-        ..tiny.text.clone()
-    };
-    let grouped = LlavaConfig {
-        image_token_index: 95,
-        vision_feature_layers: vec![-2, 0],
-        vision_feature_select_strategy: FeatureSelect::Full,
-        multimodal_projector_bias: false,
-        vision,
-        text,
-        ..tiny
-    };
-    let mut one_head = grouped.clone();
-    one_head.vision.hidden_act = Activation::QuickGelu;
-    one_head.text.num_key_value_heads = 1;
-    one_head.text.rope_theta = 1_000_000.0;
-    one_head.text.rms_norm_eps = 1e-5;
-    one_head.text.tie_word_embeddings = false;
-    one_head.vision_feature_layers = vec![1, -1];
-    one_head.vision_feature_select_strategy = FeatureSelect::Default;
-    one_head.multimodal_projector_bias = true;
-    [("grouped_tied_full", grouped), ("one_kv_head_list", one_head)]
-}
-
 #[test]
 fn other_shapes_equal_transformers() {
     let Some(mut python) = tests::python() else { return };
     let dir = tempfile::tempdir().expect("a temporary folder");
     let made = python.arg(tests::python_script("variants.py")).arg(dir.path()).status().expect("Python runs");
     assert!(made.success(), "variants.py failed");
-    for (name, config) in variants() {
+    for name in ["grouped_tied_full", "one_kv_head_list"] {
         let folder = dir.path().join(name);
         let reference = tiny::read_tensors_at(&folder.join("forward.safetensors"));
-        let batch = tiny::forward_batch(&reference, config.image_token_index);
         for (backend, device) in tests::devices() {
             let what = format!("{backend}: {name}");
-            let model = tiny::model_at(&folder, &config, &device.autodiff());
+            let (config, model) = tiny::model_at(&folder, &device.autodiff());
+            let batch = tiny::forward_batch(&reference, config.image_token_index);
             let (positions, _) = batch.supervised();
             let logits = values(model.logits(&batch, &positions, &config));
             assert_relative(&what, &logits, &reference["supervised_logits"].0, VALUE_TOLERANCE);
@@ -188,5 +148,66 @@ fn cached_vision_features_are_the_computed_ones_to_f16_and_the_same_at_every_use
         let other = Llava::random(&config, 0, &device);
         let other = VisionFeatureCache::open(dir.path(), &other, &config, "data", 40, CachedAs::F16).expect("created");
         assert!(other.get(7).expect("readable").is_none(), "{backend}: another tower's features are not used");
+    }
+}
+
+/// Everything frozen but what `trained` accepts.
+struct Freeze<F> {
+    path: Vec<String>,
+    trained: F,
+}
+
+impl<F: Fn(&str) -> bool> ModuleMapper for Freeze<F> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let trained = (self.trained)(&self.path.join("."));
+        param.set_require_grad(trained)
+    }
+}
+
+#[test]
+fn frozen_parts_keep_no_graph_and_get_no_gradient() {
+    let (_, batch) = reference();
+    let config = tiny::config();
+    for (backend, device) in tests::devices() {
+        let whole = tiny::model("llava", &device.autodiff());
+        let (loss_sum, tokens) = whole.loss(&batch, &config);
+        let expected = tiny::gradients(&whole, &(loss_sum / tokens as f64));
+        for part in ["multi_modal_projector", "language_model.model.layers.1", "language_model.lm_head"] {
+            let trained = |name: &str| name.starts_with(part);
+            let model = whole.clone().map(&mut Freeze { path: Vec::new(), trained });
+            let features = model.image_features(&batch, &config).expect("the batch has images");
+            assert!(!features.is_tracked(), "{backend}: the frozen tower's features have a graph");
+            let (loss_sum, tokens) = model.loss(&batch, &config);
+            let found = tiny::gradients(&model, &(loss_sum / tokens as f64));
+            assert!(!found.is_empty() && found.keys().all(|name| trained(name)), "{backend}: {:?}", found.keys());
+            for (name, gradient) in &found {
+                assert_norm_close(&format!("{backend}: {name}"), gradient, &expected[name], 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_block_without_a_graph_computes_the_same_values() {
+    let (_, batch) = reference();
+    let config = tiny::config();
+    for (backend, device) in tests::devices() {
+        let model = tiny::model("llava", &device.autodiff());
+        let embeds = model.inputs_embeds(&batch, &config);
+        let context = TextContext::new(&config.text, &batch.seq_lens, &embeds.device());
+        let layer = &model.language_model.model.layers[1];
+        let kept = layer.forward(embeds.clone(), 1, &context);
+        let without = layer.valid().forward(embeds.inner(), 1, &context.inner());
+        assert!(!without.is_autodiff());
+        // A backend may compute an operation otherwise where nobody asks for its gradient.
+        assert_relative(&format!("{backend}: hidden states"), &values(without), &values(kept), 1e-6);
     }
 }
