@@ -1,8 +1,6 @@
 //! The one integration-test binary; a module per area.
 
 mod chat;
-mod checkpoint;
-mod config;
 mod dataset;
 mod forward;
 mod generation;

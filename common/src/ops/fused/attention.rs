@@ -1,0 +1,292 @@
+//! Attention within packed sequences. A block of queries at a time meets all its keys; of the scores, only the logarithm
+//! of each query's sum is kept for the backward step, which computes them again.
+
+use super::gemm::{Start, gemm_serial, transpose};
+use super::matrix::{Matrix, MatrixMut};
+use super::operand::{self, buffer, floats, incoming, record};
+use super::simd::{dot, exp, max, multiversion, sum};
+use crate::ops::Mask;
+use burn::backend::Flex;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Queries in a block.
+const QUERIES: usize = 64;
+/// Keys are filled up to a multiple of this, so that scores come in whole vectors.
+const LANES: usize = 16;
+/// With at most so many new queries, keys are read where they lie.
+const FEW_QUERIES: usize = 4;
+
+/// See [`crate::ops::attention`].
+pub fn attention(
+    q: &Tensor<2>,
+    k: &Tensor<2>,
+    v: &Tensor<2>,
+    heads: usize,
+    kv_heads: usize,
+    seq_lens: &[usize],
+    mask: Mask,
+) -> Option<Tensor<2>> {
+    let (q, k, v) = (operand::operand(q)?, operand::operand(k)?, operand::operand(v)?);
+    let [tokens, width] = operand::dims(&q.values);
+    let layout = Layout { heads, kv_heads, head_dim: width / heads, seq_lens: seq_lens.to_vec(), mask };
+    if seq_lens.iter().sum::<usize>() != tokens {
+        return None;
+    }
+    let mut output = buffer(tokens * width);
+    let parts = layout.parts(&mut output, heads);
+    let (queries, keys, values) = (floats(&q.values), floats(&k.values), floats(&v.values));
+    let lse: Vec<Vec<f32>> = (parts.into_par_iter().zip(layout.tasks()))
+        .map(|(output, task)| {
+            let (k, v) = (layout.view(keys, kv_heads, &task, 1), layout.view(values, kv_heads, &task, 1));
+            attend(layout.view(queries, heads, &task, layout.group()), k, v, layout.head_dim, mask, output)
+        })
+        .collect();
+    let output = operand::tensor(output, [tokens, width]);
+    let nodes = [q.node, k.node, v.node];
+    Some(record(Attention, nodes, || Saved { q: q.values, k: k.values, v: v.values, lse, layout }, output))
+}
+
+/// Sizes of a packed batch.
+#[derive(Clone, Debug)]
+struct Layout {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    seq_lens: Vec<usize>,
+    mask: Mask,
+}
+
+/// The tokens of one sequence and one key/value head.
+#[derive(Clone, Debug)]
+struct Task {
+    rows: Range<usize>,
+    kv_head: usize,
+}
+
+impl Layout {
+    /// Query heads of a key/value head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    fn tasks(&self) -> Vec<Task> {
+        let mut start = 0;
+        let rows = self.seq_lens.iter().map(move |len| (start..start + len, start += len).0);
+        rows.flat_map(|rows| (0..self.kv_heads).map(move |kv_head| Task { rows: rows.clone(), kv_head })).collect()
+    }
+
+    /// `[T, heads · head_dim]` divided among the tasks, in their order.
+    fn parts<'a>(&self, data: &'a mut [f32], heads: usize) -> Vec<MatrixMut<'a>> {
+        let width = heads * self.head_dim;
+        let rows = data.len() / width.max(1);
+        let sequences = MatrixMut::new(data, rows, width).row_groups(&self.seq_lens);
+        sequences
+            .into_iter()
+            .flat_map(|sequence| match sequence.rows {
+                // No rows make no tiles, but every task has its part.
+                0 => (0..self.kv_heads).map(|_| MatrixMut::new(&mut [], 0, width / self.kv_heads)).collect(),
+                _ => sequence.column_groups(width / self.kv_heads),
+            })
+            .collect()
+    }
+
+    /// A task's part of `[T, heads · head_dim]`: the heads `group · kv_head …`.
+    fn view<'a>(&self, data: &'a [f32], heads: usize, task: &Task, group: usize) -> Matrix<'a> {
+        let width = heads * self.head_dim;
+        let part = group * self.head_dim;
+        let columns = task.kv_head * part..(task.kv_head + 1) * part;
+        Matrix::new(data, data.len() / width.max(1), width).block(task.rows.clone(), columns)
+    }
+}
+
+/// Attention of the queries of a group of heads, the last positions of their sequence, over the keys of one head.
+/// Gives the logarithm of the sum of every query's exponentials, head by head.
+///
+/// q, output `[L, group · head_dim]`, k and v `[S, head_dim]`
+pub fn attend(q: Matrix, k: Matrix, v: Matrix, head_dim: usize, mask: Mask, mut output: MatrixMut) -> Vec<f32> {
+    let (queries, keys, scale) = (q.rows, k.rows, 1.0 / (head_dim as f32).sqrt());
+    let mut lse = Vec::with_capacity(queries * q.columns / head_dim.max(1));
+    let padded = keys.next_multiple_of(LANES);
+    let few = queries <= FEW_QUERIES;
+    let transposed = if few { Vec::new() } else { transposed_keys(k, padded) };
+    let mut scores = vec![0.0; QUERIES.min(queries) * padded];
+    let mut heads = output.reborrow().tiles(QUERIES, head_dim);
+    heads.sort_by_key(|tile| tile.column);
+    for tile in heads {
+        let (first, rows) = (tile.row, tile.part.rows);
+        let q = q.block(first..first + rows, tile.column..tile.column + head_dim);
+        let seen = |row: usize| if mask == Mask::Causal { keys - queries + first + row + 1 } else { keys };
+        let most = seen(rows - 1);
+        let width = most.next_multiple_of(LANES);
+        let scores = &mut scores[..rows * width];
+        if few {
+            scores.chunks_exact_mut(width).enumerate().for_each(|(row, scores)| {
+                (0..most).for_each(|key| scores[key] = dot_product(q.row(row), k.row(key)));
+            });
+        } else {
+            let keys = Matrix::new(&transposed, head_dim, padded).block(0..head_dim, 0..width);
+            gemm_serial(q, keys, MatrixMut::new(scores, rows, width), Start::Zero);
+        }
+        for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
+            lse.push(softmax(scores, seen(row), scale));
+        }
+        let scores = Matrix::new(scores, rows, width).block(0..rows, 0..most);
+        gemm_serial(scores, v.block(0..most, 0..head_dim), tile.part, Start::Zero);
+    }
+    lse
+}
+
+multiversion! {
+    fn dot_product(a: &[f32], b: &[f32]) -> f32 {
+        dot(a, b)
+    }
+}
+
+/// Kᵀ, `[head_dim, padded]`, zero behind the last key.
+fn transposed_keys(k: Matrix, padded: usize) -> Vec<f32> {
+    let mut dense = vec![0.0; padded * k.columns];
+    for key in 0..k.rows {
+        dense[key * k.columns..][..k.columns].copy_from_slice(k.row(key));
+    }
+    let mut transposed = vec![0.0; padded * k.columns];
+    transpose(Matrix::new(&dense, padded, k.columns), &mut transposed);
+    transposed
+}
+
+multiversion! {
+    // Turns scaled scores into probabilities, 0 for the keys not seen; gives the logarithm of the sum.
+    fn softmax(scores: &mut [f32], seen: usize, scale: f32) -> f32 {
+        let (scores, hidden) = scores.split_at_mut(seen);
+        let largest = max(scores) * scale;
+        for score in scores.iter_mut() {
+            *score = exp(*score * scale - largest);
+        }
+        let total = sum(scores.len(), |i| scores[i]);
+        let inverse = 1.0 / total;
+        for score in scores.iter_mut() {
+            *score *= inverse;
+        }
+        hidden.fill(0.0);
+        largest + total.ln()
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Saved {
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    /// For every task.
+    lse: Vec<Vec<f32>>,
+    layout: Layout,
+}
+
+#[derive(Debug)]
+struct Attention;
+
+impl Backward<Flex, 3> for Attention {
+    type State = Saved;
+
+    fn backward(self, ops: Ops<Saved, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = incoming(&ops, gradients);
+        let Saved { q, k, v, lse, layout } = ops.state;
+        let mut of_q = buffer(floats(&q).len());
+        let (mut of_k, mut of_v) = (buffer(floats(&k).len()), buffer(floats(&v).len()));
+        let (heads, kv_heads, group) = (layout.heads, layout.kv_heads, layout.group());
+        let parts = layout.parts(&mut of_q, heads).into_par_iter();
+        let parts = parts.zip(layout.parts(&mut of_k, kv_heads)).zip(layout.parts(&mut of_v, kv_heads));
+        parts.zip(layout.tasks()).zip(&lse).for_each(|((((of_q, of_k), of_v), task), lse)| {
+            let inputs = Inputs {
+                q: layout.view(floats(&q), heads, &task, group),
+                k: layout.view(floats(&k), kv_heads, &task, 1),
+                v: layout.view(floats(&v), kv_heads, &task, 1),
+                gradient: layout.view(floats(&gradient), heads, &task, group),
+            };
+            inputs.backward(lse, layout.mask, of_q, of_k, of_v);
+        });
+        for (parent, (gradient, values)) in ops.parents.into_iter().zip([(of_q, q), (of_k, k), (of_v, v)]) {
+            if let Some(parent) = parent {
+                gradients.register::<Flex>(parent.id, operand::tensor(gradient, operand::dims(&values)));
+            }
+        }
+    }
+}
+
+/// A task's part of the inputs and of the output's gradient.
+struct Inputs<'a> {
+    q: Matrix<'a>,
+    k: Matrix<'a>,
+    v: Matrix<'a>,
+    gradient: Matrix<'a>,
+}
+
+impl Inputs<'_> {
+    /// Scores are held with a row for each key here: then every product below reads its factors in order.
+    fn backward(&self, lse: &[f32], mask: Mask, mut of_q: MatrixMut, mut of_k: MatrixMut, mut of_v: MatrixMut) {
+        let Self { q, k, v, gradient } = *self;
+        let (len, head_dim) = (k.rows, k.columns);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let transposed = transposed_keys(k, len);
+        let transposed = Matrix::new(&transposed, head_dim, len);
+        let (mut scores, mut slopes) = (vec![0.0; len * QUERIES], vec![0.0; len * QUERIES]);
+        let mut of_q_transposed = vec![0.0; head_dim * QUERIES];
+        let mut tiles = of_q.reborrow().tiles(QUERIES, head_dim);
+        tiles.sort_by_key(|tile| tile.column);
+        let mut lse = lse;
+        for mut tile in tiles {
+            let (first, rows) = (tile.row, tile.part.rows);
+            let columns = tile.column..tile.column + head_dim;
+            let q = q.block(first..first + rows, columns.clone());
+            let gradient = gradient.block(first..first + rows, columns);
+            let seen = if mask == Mask::Causal { first + rows } else { len };
+            let (k, v) = (k.block(0..seen, 0..head_dim), v.block(0..seen, 0..head_dim));
+            let (scores, slopes) = (&mut scores[..seen * rows], &mut slopes[..seen * rows]);
+            gemm_serial(k, q.transposed(), MatrixMut::new(scores, seen, rows), Start::Zero);
+            gemm_serial(v, gradient.transposed(), MatrixMut::new(slopes, seen, rows), Start::Zero);
+            let (block_lse, rest) = lse.split_at(rows);
+            lse = rest;
+            let first_query = if mask == Mask::Causal { first } else { len };
+            probabilities(scores, slopes, block_lse, scale, first_query);
+            let (scores, slopes) = (Matrix::new(scores, seen, rows), Matrix::new(slopes, seen, rows));
+            gemm_serial(scores, gradient, of_v.first_rows(seen), Start::Keep);
+            gemm_serial(slopes, q, of_k.first_rows(seen), Start::Keep);
+            let of_q_transposed = &mut of_q_transposed[..head_dim * rows];
+            let target = MatrixMut::new(of_q_transposed, head_dim, rows);
+            gemm_serial(transposed.block(0..head_dim, 0..seen), slopes, target, Start::Zero);
+            for row in 0..rows {
+                let to = tile.part.row_mut(row);
+                to.iter_mut().enumerate().for_each(|(i, to)| *to = of_q_transposed[i * rows + row]);
+            }
+        }
+    }
+}
+
+multiversion! {
+    // scores `[keys, queries]` become probabilities; slopes, the gradients of the probabilities, become those of the
+    // scores before scaling. Query i of the block sees the keys up to `first_query` + i.
+    fn probabilities(scores: &mut [f32], slopes: &mut [f32], lse: &[f32], scale: f32, first_query: usize) {
+        let queries = lse.len();
+        let mut mean = [0f32; QUERIES];
+        let mean = &mut mean[..queries];
+        for (key, (scores, slopes)) in scores.chunks_exact_mut(queries).zip(slopes.chunks_exact(queries)).enumerate() {
+            let hidden = key.saturating_sub(first_query).min(queries);
+            scores[..hidden].fill(0.0);
+            for query in hidden..queries {
+                let probability = exp(scores[query] * scale - lse[query]);
+                scores[query] = probability;
+                mean[query] += probability * slopes[query];
+            }
+        }
+        for (scores, slopes) in scores.chunks_exact(queries).zip(slopes.chunks_exact_mut(queries)) {
+            for ((slope, &probability), &mean) in slopes.iter_mut().zip(scores).zip(&*mean) {
+                *slope = probability * (*slope - mean) * scale;
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The innermost loops of the matrix product: a few rows of A times a panel of B, sums held in registers.
+
+use super::matrix::{Matrix, MatrixMut};
+use super::simd::Isa;
+
+/// Vectors side by side in a full tile of C.
+const VECTORS: usize = 3;
+
+/// An instruction set and the tile that fills its registers.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    isa: Isa,
+    /// f32 values in a vector.
+    pub lanes: usize,
+    /// Rows of a full tile.
+    rows: usize,
+}
+
+/// Columns of B as a kernel reads them: the values at k are neighbours, `stride` apart from those at k + 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Panel<'a> {
+    data: Matrix<'a>,
+}
+
+impl<'a> Panel<'a> {
+    /// A copy of `width` columns, filled up with zeros.
+    pub fn packed(data: &'a [f32], width: usize) -> Self {
+        Self { data: Matrix::new(data, data.len() / width, width) }
+    }
+
+    /// Columns where they lie.
+    pub fn in_place(data: Matrix<'a>) -> Self {
+        Self { data }
+    }
+}
+
+/// What a microkernel is called with.
+#[derive(Clone, Copy)]
+struct Call {
+    depth: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    b_stride: usize,
+    c: *mut f32,
+    c_stride: usize,
+    keep: bool,
+}
+
+impl Kernel {
+    /// The kernel for an instruction set: 24 of AVX-512's 32 registers hold sums, 12 of AVX2's 16.
+    pub fn best(isa: Isa) -> Self {
+        match isa {
+            Isa::Avx512 => Self { isa, lanes: 16, rows: 8 },
+            Isa::Avx2 => Self { isa, lanes: 8, rows: 4 },
+            Isa::Base => Self { isa, lanes: 4, rows: 4 },
+        }
+    }
+
+    /// Columns of a full tile.
+    pub fn width(&self) -> usize {
+        VECTORS * self.lanes
+    }
+
+    /// `C = A · panel` for all rows of A, in `columns` columns of C from (`row`, `column`) on; added to C when `keep`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn column(
+        &self,
+        a: Matrix,
+        panel: Panel,
+        c: &mut MatrixMut,
+        row: usize,
+        column: usize,
+        columns: usize,
+        keep: bool,
+    ) {
+        let vectors = columns.div_ceil(self.lanes);
+        assert!(a.column_stride == 1 && a.columns == panel.data.rows && panel.data.column_stride == 1);
+        assert!(row + a.rows <= c.rows && column + columns <= c.columns);
+        assert!(vectors <= VECTORS && vectors * self.lanes <= panel.data.columns);
+        let whole = columns == vectors * self.lanes;
+        let mut scratch = [0f32; 8 * VECTORS * 16];
+        let mut first = 0;
+        while first < a.rows {
+            let rows = self.tile_rows(a.rows - first);
+            let a = a.block(first..first + rows, 0..a.columns);
+            let c_stride = c.row_stride;
+            let (target, target_stride) = if whole {
+                // SAFETY: (row + first, column) is an element of C, by the assertions above.
+                (unsafe { c.as_mut_ptr().add((row + first) * c_stride + column) }, c_stride)
+            } else {
+                (scratch.as_mut_ptr(), self.width())
+            };
+            let call = Call {
+                depth: a.columns,
+                a: a.as_ptr(),
+                a_stride: a.row_stride,
+                b: panel.data.as_ptr(),
+                b_stride: panel.data.row_stride,
+                c: target,
+                c_stride: target_stride,
+                keep: keep && whole,
+            };
+            // SAFETY: `rows` rows of A and `vectors` vectors of the panel are `depth` long and deep, and the target has that
+            // many rows and columns, by the assertions above; the instruction set was detected.
+            unsafe { self.run(rows, vectors, call) };
+            if !whole {
+                for (i, from) in scratch.chunks(self.width()).take(rows).enumerate() {
+                    let to = &mut c.row_mut(row + first + i)[column..column + columns];
+                    to.iter_mut().zip(from).for_each(|(to, from)| *to = if keep { *to + from } else { *from });
+                }
+            }
+            first += rows;
+        }
+    }
+
+    /// Rows of the next tile: as many as fill the registers, or a power of two of what is left.
+    fn tile_rows(&self, left: usize) -> usize {
+        [8, 4, 2, 1].into_iter().find(|&rows| rows <= self.rows && rows <= left).unwrap_or(1)
+    }
+
+    unsafe fn run(&self, rows: usize, vectors: usize, call: Call) {
+        match self.isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: see `column`.
+            Isa::Avx512 => unsafe { avx512::run(rows, vectors, call) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: see `column`.
+            Isa::Avx2 => unsafe { avx2::run(rows, vectors, call) },
+            // SAFETY: see `column`.
+            _ => unsafe { base::run(rows, vectors, call) },
+        }
+    }
+}
+
+/// The kernels of one instruction set, for every number of rows and vectors of a tile.
+macro_rules! kernels {
+    ($name:ident, $(#[$feature:meta])? $vector:ty, $lanes:literal, $zero:expr, $splat:expr, $load:expr, $store:expr, $fused:expr, $add:expr) => {
+        mod $name {
+            use super::Call;
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unused_imports)]
+            use std::arch::x86_64::*;
+
+            /// # Safety
+            /// The call's addresses are valid for `rows` × `vectors` × depth, and the machine has the instruction set.
+            $(#[$feature])?
+            pub unsafe fn run(rows: usize, vectors: usize, call: Call) {
+                // SAFETY: passed on.
+                unsafe {
+                    match (rows, vectors) {
+                        (8, 3) => tile::<8, 3>(call),
+                        (8, 2) => tile::<8, 2>(call),
+                        (8, 1) => tile::<8, 1>(call),
+                        (4, 3) => tile::<4, 3>(call),
+                        (4, 2) => tile::<4, 2>(call),
+                        (4, 1) => tile::<4, 1>(call),
+                        (2, 3) => tile::<2, 3>(call),
+                        (2, 2) => tile::<2, 2>(call),
+                        (2, 1) => tile::<2, 1>(call),
+                        (1, 3) => tile::<1, 3>(call),
+                        (1, 2) => tile::<1, 2>(call),
+                        _ => tile::<1, 1>(call),
+                    }
+                }
+            }
+
+            /// One tile.
+            ///
+            /// # Safety
+            /// As `run`.
+            $(#[$feature])?
+            unsafe fn tile<const ROWS: usize, const VECTORS: usize>(call: Call) {
+                let mut sums: [[$vector; VECTORS]; ROWS] = [[$zero; VECTORS]; ROWS];
+                // SAFETY: all offsets are within what the caller vouches for.
+                unsafe {
+                    for k in 0..call.depth {
+                        let line = call.b.add(k * call.b_stride);
+                        let mut b: [$vector; VECTORS] = [$zero; VECTORS];
+                        for vector in 0..VECTORS {
+                            b[vector] = $load(line.add(vector * $lanes));
+                        }
+                        for row in 0..ROWS {
+                            let a = $splat(*call.a.add(row * call.a_stride + k));
+                            for vector in 0..VECTORS {
+                                sums[row][vector] = $fused(a, b[vector], sums[row][vector]);
+                            }
+                        }
+                    }
+                    for row in 0..ROWS {
+                        for vector in 0..VECTORS {
+                            let c = call.c.add(row * call.c_stride + vector * $lanes);
+                            let sum = sums[row][vector];
+                            $store(c, if call.keep { $add($load(c), sum) } else { sum });
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+kernels!(
+    avx512,
+    #[target_feature(enable = "avx512f")]
+    __m512,
+    16,
+    _mm512_setzero_ps(),
+    _mm512_set1_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_fmadd_ps,
+    _mm512_add_ps
+);
+#[cfg(target_arch = "x86_64")]
+kernels!(
+    avx2,
+    #[target_feature(enable = "avx2,fma")]
+    __m256,
+    8,
+    _mm256_setzero_ps(),
+    _mm256_set1_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_fmadd_ps,
+    _mm256_add_ps
+);
+kernels!(
+    base,
+    [f32; 4],
+    4,
+    [0.0; 4],
+    |value: f32| [value; 4],
+    |from: *const f32| from.cast::<[f32; 4]>().read_unaligned(),
+    |to: *mut f32, value: [f32; 4]| to.cast::<[f32; 4]>().write_unaligned(value),
+    |a: [f32; 4], b: [f32; 4], sum: [f32; 4]| std::array::from_fn(|i| a[i] * b[i] + sum[i]),
+    |a: [f32; 4], b: [f32; 4]| std::array::from_fn(|i| a[i] + b[i])
+);
