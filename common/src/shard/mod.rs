@@ -4,22 +4,24 @@
 //! files; in Python a row becomes transformers' `pixel_values`, bit for bit, with
 //!
 //! ```python
-//! import numpy as np, pyarrow.parquet as pq
+//! import numpy as np, pyarrow as pa, pyarrow.parquet as pq
 //! shard = pq.read_table("shard-00000.parquet")
 //! about, side = shard.schema.metadata, int(shard.schema.metadata[b"crop_size"])
-//! stored = np.frombuffer(shard["pixel_values"][row].as_py(), np.uint8)  # row: 0 ≤ row < shard.num_rows
-//! codes = stored.reshape(-1, 3, side, side)                             # one image after the other
+//! shape = (1 + len(shard["more_images"][row]), 3, side, side)            # row: 0 ≤ row < shard.num_rows, with an image
+//! codes = shard["pixel_values"][row].as_buffer()
 //! if about[b"pixels"] == b"predicted":
-//!     codes = codes.cumsum(2, np.uint8).cumsum(3, np.uint8)             # undo the gradient prediction, modulo 256
-//!     codes[:, 0] += codes[:, 1]; codes[:, 2] += codes[:, 1]            # undo R − G and B − G
+//!     codes = pa.decompress(codes, np.prod(shape), "zstd")
+//!     codes = np.frombuffer(codes, np.uint8).reshape(shape).cumsum(2, np.uint8).cumsum(3, np.uint8)  # modulo 256
+//!     codes[:, 0] += codes[:, 1]; codes[:, 2] += codes[:, 1]             # R − G and B − G were stored
 //! table = np.frombuffer(bytes.fromhex(about[b"code_to_f32"].decode()), "<f4").reshape(3, 256)
-//! pixel_values = np.stack([table[c][codes[:, c]] for c in range(3)], 1)  # f32 [images, 3, side, side]
+//! pixel_values = table[np.arange(3)[:, None, None], np.frombuffer(codes, np.uint8).reshape(shape)]  # f32
 //! ```
 //!
 //! (`f32` and `f16` hold the normalised values themselves, little-endian; `jpeg` the image files' own bytes.)
 
 mod columns;
 mod encoder;
+mod entropy;
 mod file;
 mod index;
 mod metadata;

@@ -8,8 +8,16 @@ use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-const ROW_COLUMNS: [&str; 6] =
-    [schema::ID, schema::IMAGE, schema::INPUT_IDS, schema::LABELS, schema::PIXEL_VALUES, schema::MORE_IMAGES];
+/// The last one is needed only where images have various stored lengths.
+const ROW_COLUMNS: [&str; 7] = [
+    schema::ID,
+    schema::IMAGE,
+    schema::INPUT_IDS,
+    schema::LABELS,
+    schema::PIXEL_VALUES,
+    schema::MORE_IMAGES_IMAGE,
+    schema::MORE_IMAGES_STORED_BYTES,
+];
 
 /// The finished shards of a folder (its `index.json`), for reading. `Sync`: loader workers share one, and so should
 /// the ranks of a process, because every shard is opened once and stays open.
@@ -87,7 +95,8 @@ impl ShardSet {
         })?;
         let file = self.file(shard)?;
         let row = index - shard.first_row;
-        let batch = file.read_row(row, &ROW_COLUMNS)?;
+        let columns = &ROW_COLUMNS[..ROW_COLUMNS.len() - usize::from(!self.metadata.pixels.stores_source())];
+        let batch = file.read_row(row, columns)?;
         self.decode(&Columns::new(&batch, &file.place(row)), || file.place(row))
     }
 
@@ -109,50 +118,45 @@ impl ShardSet {
         let mut images: Vec<String> = columns.first(schema::IMAGE, 0)?.into_iter().collect();
         images.extend(more.texts(schema::IMAGE));
         let stored = columns.stored_pixels(0)?;
-        let more_bytes = more.stored_bytes();
-        let first_bytes =
-            stored.len().checked_sub(more_bytes.iter().sum()).ok_or_else(|| pixel_error(place(), 0, 0))?;
-        let lengths = std::iter::once(first_bytes).chain(more_bytes).take(images.len());
         Ok(Row {
             id: columns.id(0)?,
             input_ids: columns.ids(schema::INPUT_IDS, 0)?,
             labels: columns.ids(schema::LABELS, 0)?,
-            pixel_values: self.pixel_values(stored, lengths, place)?,
+            pixel_values: self.pixel_values(stored, images.len(), &more.stored_bytes(), place)?,
             images,
         })
     }
 
+    /// f32 `[images, 3, S, S]`; `more_bytes` are the stored lengths of source files after the first.
     fn pixel_values(
         &self,
         stored: &[u8],
-        lengths: impl Iterator<Item = usize> + Clone,
+        images: usize,
+        more_bytes: &[usize],
         place: impl Fn() -> String,
     ) -> Result<Vec<f32>> {
         let ShardMetadata { pixels, crop_size: side, code_to_f32: table, .. } = &self.metadata;
-        let values = 3 * side * side;
-        let mut pixel_values = Vec::with_capacity(lengths.clone().count() * values);
-        if let Some(bytes) = pixels.stored_bytes(*side) {
-            let expected = bytes * lengths.count();
-            if stored.len() != expected {
-                return Err(pixel_error(place(), stored.len(), expected));
-            }
-            pixels.decode(stored, *side, table, &mut pixel_values);
-            return Ok(pixel_values);
+        let mut pixel_values = Vec::with_capacity(images * 3 * side * side);
+        if !pixels.stores_source() {
+            let decoded = pixels.decode(stored, images, *side, table, &mut pixel_values);
+            return decoded.map(|()| pixel_values).ok_or_else(|| pixel_error(place(), stored.len(), images));
         }
-        let mut start = 0;
-        for length in lengths {
-            let image = stored.get(start..start + length).ok_or_else(|| pixel_error(place(), stored.len(), start))?;
+        let more: usize = more_bytes.iter().sum();
+        let first = stored.len().checked_sub(more).ok_or_else(|| pixel_error(place(), stored.len(), images))?;
+        let mut rest = stored;
+        for &bytes in std::iter::once(&first).chain(more_bytes).take(images) {
+            let (image, after) = rest.split_at(bytes);
             let image = self.image_processor.process(image).map_err(|error| {
                 Error::invalid(place(), error, "the image that was stored", "run preprocess verify on the folder")
             })?;
-            super::PixelFormat::U8.decode(&image.codes, *side, table, &mut pixel_values);
-            start += length;
+            super::PixelFormat::U8.decode(&image.codes, 1, *side, table, &mut pixel_values);
+            rest = after;
         }
         Ok(pixel_values)
     }
 }
 
-fn pixel_error(place: String, found: usize, expected: usize) -> Error {
+fn pixel_error(place: String, bytes: usize, images: usize) -> Error {
     let remedy = "run preprocess verify on the folder; make the shard anew";
-    Error::invalid(place, format!("{found} bytes of pixel_values"), expected, remedy)
+    Error::invalid(place, format!("{bytes} bytes of pixel_values"), format!("the pixels of {images} image(s)"), remedy)
 }

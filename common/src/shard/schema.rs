@@ -18,6 +18,10 @@ pub(super) const HEIGHT: &str = "height";
 pub(super) const MORE_IMAGES: &str = "more_images";
 /// Stored length of a further image, bytes; the first one's is what remains of `pixel_values`.
 pub(super) const STORED_BYTES: &str = "stored_bytes";
+/// Parquet's path of the further images' names.
+pub(super) const MORE_IMAGES_IMAGE: &str = "more_images.list.item.image";
+/// Parquet's path of the further images' stored lengths.
+pub(super) const MORE_IMAGES_STORED_BYTES: &str = "more_images.list.item.stored_bytes";
 
 /// Rows in a page of every column but `pixel_values`: reading one row decodes no more than this many short ones.
 const ROWS_PER_PAGE: usize = 16;
@@ -54,18 +58,20 @@ pub(super) fn more_image_fields() -> Fields {
 }
 
 /// One page a row in `pixel_values`, no statistics (they would repeat the pixels), no dictionaries (rows are unique and
-/// a lone row would have to read all of one).
+/// a lone row would have to read all of one). The short columns get lz4, whose
+/// decoder needs no state: setting up zstd's for each of them would take a third of the time of reading a row.
 pub(super) fn writer_properties(metadata: &ShardMetadata) -> WriterProperties {
     let zstd = Compression::ZSTD(ZstdLevel::default());
     let pixels = ColumnPath::from(PIXEL_VALUES);
     let pixel_compression = match metadata.pixels {
-        PixelFormat::Predicted | PixelFormat::F32 | PixelFormat::F16 => zstd,
+        PixelFormat::F32 | PixelFormat::F16 => zstd,
         PixelFormat::U8 => Compression::LZ4_RAW,
-        PixelFormat::Jpeg => Compression::UNCOMPRESSED,
+        // Compressed already, row by row.
+        PixelFormat::Predicted | PixelFormat::Jpeg => Compression::UNCOMPRESSED,
     };
     WriterProperties::builder()
         .set_created_by(concat!("llava preprocess ", env!("CARGO_PKG_VERSION")).to_owned())
-        .set_compression(zstd)
+        .set_compression(Compression::LZ4_RAW)
         .set_dictionary_enabled(false)
         .set_statistics_enabled(EnabledStatistics::None)
         .set_data_page_row_count_limit(ROWS_PER_PAGE)

@@ -72,7 +72,7 @@ fn expected_row(metadata: &ShardMetadata, number: usize) -> Row {
     let sample = sample(number);
     let mut pixel_values = Vec::new();
     for image in &sample.images {
-        PixelFormat::U8.decode(&image.payload, SIDE, &metadata.code_to_f32, &mut pixel_values);
+        PixelFormat::U8.decode(&image.payload, 1, SIDE, &metadata.code_to_f32, &mut pixel_values).expect("decoded");
     }
     Row {
         id: sample.id,
