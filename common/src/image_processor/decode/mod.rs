@@ -1,0 +1,77 @@
+//! Image files to RGB or gray pixels, by content and with Pillow's conversions and verdicts.
+
+mod convert;
+mod gif;
+mod jpeg;
+mod others;
+mod png;
+mod sniff;
+
+use super::ImageError;
+use sniff::Format;
+
+/// Pixels from which Pillow raises `DecompressionBombError`: twice its `MAX_IMAGE_PIXELS`.
+pub const MAX_PIXELS: u64 = 2 * 89_478_485;
+
+/// What a decoder left in the sample buffer: `[height, width, channels]`, 8 bits a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Raster {
+    /// Pixels in a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// Channels.
+    pub layout: Layout,
+}
+
+/// The two layouts that every file is brought to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// One channel, standing for three equal ones.
+    Gray,
+    /// Red, green, blue.
+    Rgb,
+}
+
+impl Layout {
+    /// Bytes a pixel.
+    pub fn channels(self) -> usize {
+        match self {
+            Self::Gray => 1,
+            Self::Rgb => 3,
+        }
+    }
+}
+
+/// Decodes the first frame into `samples` (resized to fit, old contents overwritten).
+///
+/// # Errors
+/// See [`ImageError`]. The declared size is checked before memory for pixels is taken.
+/// # Differs
+/// From Pillow: a PNG whose image data fails its checksum is refused even where the data can still be unpacked.
+pub fn decode(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
+    match sniff::format(bytes)? {
+        Format::Jpeg => jpeg::decode(bytes, samples),
+        Format::Png => png::decode(bytes, samples),
+        Format::Gif => gif::decode(bytes, samples),
+        Format::WebP => others::webp(bytes, samples),
+        Format::Bmp => others::bmp(bytes, samples),
+        Format::Tiff => others::tiff(bytes, samples),
+    }
+}
+
+/// Refuses sizes that are empty or too large, before anything is allocated for them.
+fn check_size(width: u64, height: u64) -> Result<(), ImageError> {
+    if width == 0 || height == 0 {
+        return Err(ImageError::Damaged(format!("{width}×{height} pixels: empty")));
+    }
+    // Both are at most 32 bits wide in every format, so the product fits.
+    if width * height > MAX_PIXELS {
+        return Err(ImageError::TooLarge { width, height, limit: MAX_PIXELS });
+    }
+    Ok(())
+}
+
+fn damaged(error: impl std::fmt::Display) -> ImageError {
+    ImageError::Damaged(error.to_string())
+}
