@@ -2,8 +2,12 @@
 
 mod chat;
 mod dataset;
+mod edge;
+mod forward;
 mod forward;
 mod generation;
+mod generation;
+mod pixels;
 mod preprocess_restart;
 mod shards;
 

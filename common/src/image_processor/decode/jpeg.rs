@@ -38,11 +38,12 @@ pub fn decode(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError>
     }
 }
 
-/// libjpeg's three structures, which point at each other and therefore stay where they are.
+/// libjpeg's structures, which point at each other and therefore stay where they are.
 struct Decoder<'a> {
     info: Box<jpeg_decompress_struct>,
     error: Box<jpeg_error_mgr>,
     source: Box<jpeg_source_mgr>,
+    progress: Box<jpeg_progress_mgr>,
     bytes: std::marker::PhantomData<&'a [u8]>,
 }
 
@@ -50,6 +51,13 @@ impl<'a> Decoder<'a> {
     fn new(bytes: &'a [u8]) -> Self {
         // SAFETY: the structures are C's: numbers, nullable pointers and nullable functions, for all of which zero is valid.
         let (error, info): (jpeg_error_mgr, jpeg_decompress_struct) = unsafe { (mem::zeroed(), mem::zeroed()) };
+        let progress = jpeg_progress_mgr {
+            progress_monitor: Some(count_scans),
+            pass_counter: 0,
+            pass_limit: 0,
+            completed_passes: 0,
+            total_passes: 0,
+        };
         let source = jpeg_source_mgr {
             next_input_byte: bytes.as_ptr(),
             bytes_in_buffer: bytes.len(),
@@ -63,6 +71,7 @@ impl<'a> Decoder<'a> {
             info: Box::new(info),
             error: Box::new(error),
             source: Box::new(source),
+            progress: Box::new(progress),
             bytes: std::marker::PhantomData,
         };
         // SAFETY: the boxes outlive the decompressor, which `drop` destroys first, and do not move; `bytes` lives for 'a.
@@ -73,6 +82,7 @@ impl<'a> Decoder<'a> {
             decoder.info.common.err = &raw mut *decoder.error;
             jpeg_create_decompress(&raw mut *decoder.info);
             decoder.info.src = &raw mut *decoder.source;
+            decoder.info.common.progress = &raw mut *decoder.progress;
         }
         decoder
     }
@@ -92,7 +102,6 @@ impl<'a> Decoder<'a> {
             other => return Err(ImageError::Damaged(format!("{other} colour components; 1, 3 or 4 are supported"))),
         };
         self.info.out_color_space = color_space;
-        self.read_scans()?;
         // SAFETY: as above.
         if unsafe { jpeg_start_decompress(&mut self.info) } == 0 {
             return Err(ends_early("coefficients"));
@@ -110,25 +119,6 @@ impl<'a> Decoder<'a> {
             }
         };
         Ok(Raster { width, height, layout })
-    }
-
-    /// Reads a progressive file's scans one by one, so that a file made of thousands of them is refused.
-    fn read_scans(&mut self) -> Result<(), ImageError> {
-        // SAFETY: as in `decode`.
-        if unsafe { jpeg_has_multiple_scans(&self.info) } == 0 {
-            return Ok(());
-        }
-        loop {
-            // SAFETY: as in `decode`; allowed between header and start.
-            match unsafe { jpeg_consume_input(&mut self.info) } {
-                JPEG_REACHED_EOI => return Ok(()),
-                JPEG_SUSPENDED => return Err(ends_early("scans")),
-                _ if self.info.input_scan_number > MAX_SCANS => {
-                    return Err(ImageError::Damaged(format!("more than {MAX_SCANS} scans")));
-                }
-                _ => {}
-            }
-        }
     }
 
     fn read_rows(&mut self, samples: &mut [u8], row_bytes: usize, height: usize) -> Result<(), ImageError> {
@@ -157,9 +147,7 @@ impl Drop for Decoder<'_> {
     }
 }
 
-const JPEG_SUSPENDED: c_int = 0;
 const JPEG_HEADER_OK: c_int = 1;
-const JPEG_REACHED_EOI: c_int = 2;
 
 fn ends_early(place: &str) -> ImageError {
     ImageError::Damaged(format!("the file ends inside its {place}"))
@@ -180,6 +168,15 @@ unsafe extern "C-unwind" fn throw(info: &mut jpeg_common_struct) {
 }
 
 unsafe extern "C-unwind" fn ignore_warning(_info: &mut jpeg_common_struct, _level: c_int) {}
+
+/// Called between passes and rows: refuses a file made of thousands of scans.
+unsafe extern "C-unwind" fn count_scans(info: &mut jpeg_common_struct) {
+    // SAFETY: the monitor belongs to a decompressor, whose structure begins with the common part.
+    let scans = unsafe { (*ptr::from_mut(info).cast::<jpeg_decompress_struct>()).input_scan_number };
+    if scans > MAX_SCANS {
+        resume_unwind(Box::new(LibjpegError(format!("more than {MAX_SCANS} scans"))));
+    }
+}
 
 unsafe extern "C-unwind" fn nothing(_info: &mut jpeg_decompress_struct) {}
 

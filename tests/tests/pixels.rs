@@ -1,0 +1,69 @@
+//! The image processor against transformers' PIL one: recorded crops, recorded pixel values, and every picture of the data.
+
+use common::image_processor::ImageProcessor;
+use safetensors::SafeTensors;
+use std::fs;
+use tests::{assert_close, shared};
+
+const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+
+fn clip336() -> ImageProcessor {
+    ImageProcessor::new(336, 336, CLIP_MEAN, CLIP_STD)
+}
+
+/// The fixture's crops and values, row by row, with the images of its samples.
+#[test]
+fn tiny_crops_and_pixel_values_are_equal_to_the_bit() {
+    let processor = ImageProcessor::from_dir(&shared("fixtures/tiny/llava")).expect("settings of the tiny model");
+    let bytes = fs::read(shared("fixtures/tiny/pixels.safetensors")).expect("pixels.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let crops = tensors.tensor("crop").expect("crop").data();
+    let values = tensors.tensor("pixel_values").expect("pixel_values").data();
+    let values: Vec<f32> = values.chunks_exact(4).map(|v| f32::from_le_bytes([v[0], v[1], v[2], v[3]])).collect();
+    let samples = fs::read(shared("fixtures/tiny/samples.json")).expect("samples.json");
+    let samples: serde_json::Value = serde_json::from_slice(&samples).expect("JSON");
+    let len = 3 * processor.crop_size * processor.crop_size;
+    let mut different = 0;
+    for (row, sample) in samples.as_array().expect("an array").iter().enumerate() {
+        let name = sample["image"].as_str().expect("image");
+        let file = fs::read(shared(&format!("data/coco224_tiny/images/{name}"))).expect(name);
+        let codes = processor.process(&file).expect(name).codes;
+        let expected = &crops[row * len..][..len];
+        let bad = codes.iter().zip(expected).position(|(a, b)| a != b);
+        assert_eq!(bad, None, "{name}: first different code");
+        different += codes.iter().zip(expected).filter(|(a, b)| a != b).count();
+        let mut found = vec![0f32; len];
+        processor.normalize_into(&codes, &mut found);
+        for (index, (a, b)) in found.iter().zip(&values[row * len..][..len]).enumerate() {
+            assert_eq!(a.to_bits(), b.to_bits(), "{name}: pixel_values[{index}] is {a}, expected {b}");
+        }
+    }
+    println!("crop: {different} of {} codes differ (tolerance 0)", crops.len());
+}
+
+/// The numbers that the first LLaVA notebook printed for this picture, four decimals.
+#[test]
+fn published_pixel_values_of_000000039769() {
+    let text = fs::read(shared("data/000000039769.pixels.json")).expect("pixels.json");
+    let published: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let positions = |key: &str| -> Vec<usize> {
+        published[key].as_array().expect(key).iter().map(|v| v.as_u64().expect(key) as usize).collect()
+    };
+    let (rows, columns) = (positions("rows"), positions("cols"));
+    let processor = clip336();
+    let file = fs::read(shared("data/000000039769.jpg")).expect("the picture");
+    let codes = processor.process(&file).expect("a JPEG").codes;
+    let mut values = vec![0f32; codes.len()];
+    processor.normalize_into(&codes, &mut values);
+    let (mut found, mut expected) = (Vec::new(), Vec::new());
+    for channel in 0..3 {
+        for (i, row) in rows.iter().enumerate() {
+            for (j, column) in columns.iter().enumerate() {
+                found.push(values[channel * 336 * 336 + row * 336 + column]);
+                expected.push(published["values"][channel][i][j].as_f64().expect("a number") as f32);
+            }
+        }
+    }
+    assert_close("000000039769 at 336 px", &found, &expected, 2e-2);
+}
