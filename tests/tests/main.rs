@@ -4,8 +4,6 @@ mod chat;
 mod dataset;
 mod edge;
 mod forward;
-mod forward;
-mod generation;
 mod generation;
 mod pixels;
 mod preprocess_restart;
