@@ -1,5 +1,6 @@
 //! The one integration-test binary; a module per area.
 
+mod absences;
 mod chat;
 mod dataset;
 mod edge;
@@ -7,6 +8,7 @@ mod forward;
 mod generation;
 mod pixels;
 mod preprocess_restart;
+mod quickstart;
 mod shards;
 
 mod skeleton {

@@ -1,0 +1,107 @@
+//! The runner of recipes and the quickstart, as programs.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn pipelines(folder: &Path, args: &[&str]) -> Output {
+    tests::program("preprocess");
+    let mut command = Command::new(tests::program("pipelines"));
+    // As a user starts it: not through cargo, which would build the programs first.
+    command.current_dir(folder).args(args).env_remove("CARGO").env_remove("CARGO_PKG_NAME");
+    command.output().expect("pipelines starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn recipes() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../pipelines/recipes");
+    let entries = std::fs::read_dir(folder).expect("the recipes' folder");
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|ending| ending == "toml"));
+    paths.sort();
+    paths
+}
+
+/// Every key of every recipe is an option of its program.
+#[test]
+fn the_recipes_of_the_real_job_fit_the_programs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let paths: Vec<PathBuf> = recipes().into_iter().filter(|path| !path.ends_with("quickstart.toml")).collect();
+    assert!(paths.len() >= 5, "{paths:?}");
+    for path in paths {
+        let output = pipelines(folder.path(), &["run", path.to_str().expect("UTF-8"), "--dry-run"]);
+        let (lines, errors) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{}: {errors}", path.display());
+        let programs: Vec<&str> = lines.lines().filter_map(|line| line.split(' ').next()).collect();
+        println!("{}: {programs:?}", path.display());
+        let [first, second, trains @ .., last] = &programs[..] else { panic!("{lines}") };
+        assert_eq!([*first, *second, *last], ["preprocess", "preprocess", "infer"], "{lines}");
+        assert!(!trains.is_empty() && trains.iter().all(|&program| program == "train"), "{lines}");
+    }
+}
+
+#[test]
+fn mistakes_in_a_recipe_are_named_before_anything_runs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cases = [
+        ("purpose = \"x\"\n[modle]\n", "modle"),
+        ("purpose = \"x\"\n[train]\noutput_dir = \"o\"\nlearning_rat = 1.0\n", "did you mean learning_rate?"),
+        ("purpose = \"x\"\n[data]\ndir = \"d\"\nshards = \"s\"\n", "no model directory"),
+        ("purpose = \"x\"\n[train]\nseed = 1\n", "no output_dir"),
+        ("purpose = \"x\"\n", "no stages"),
+        (
+            "purpose = \"x\"\n[model]\nvision_tower = \"c\"\nlanguage_model = \"q\"\noutput = \"o\"\n",
+            "c: no such file or folder",
+        ),
+    ];
+    for (recipe, named) in cases {
+        std::fs::write(folder.path().join("recipe.toml"), recipe).expect("written");
+        let output = pipelines(folder.path(), &["run", "recipe.toml"]);
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{recipe}: {errors}");
+        assert!(errors.contains(named), "{recipe}: {errors}");
+    }
+}
+
+/// A stage that fails ends the run with its command line and the program's own words.
+#[test]
+fn a_failing_stage_is_shown_with_its_command_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(folder.path().join("clip")).expect("created");
+    let recipe = "purpose = \"x\"\n[model]\nvision_tower = \"clip\"\nlanguage_model = \"clip\"\noutput = \"out\"\n";
+    std::fs::write(folder.path().join("recipe.toml"), recipe).expect("written");
+    let output = pipelines(folder.path(), &["run", "recipe.toml"]);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("stage model: preprocess ended with exit status: 1"), "{errors}");
+    assert!(errors.contains("  preprocess model --") && errors.contains("--vision_tower clip"), "{errors}");
+    assert!(errors.contains("config.json"), "{errors}");
+}
+
+/// The main job, small: every stage runs, captions come out, and the second time nothing has to run. How good the captions of
+/// the whole quickstart are is checked by running it (.ci/run).
+#[test]
+fn a_small_quickstart_runs_and_runs_only_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let args = ["quickstart", "--pictures", "64", "--held-out", "10", "--epochs", "1", "--require", "0"];
+    let first = pipelines(folder.path(), &args);
+    let said = text(&first.stdout);
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    assert!(said.contains("of 10 held-out captions"), "{said}");
+    let run = folder.path().join("quickstart/run");
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl"] {
+        assert!(run.join(file).is_file(), "{file} is missing in {}", run.display());
+    }
+    let second = pipelines(folder.path(), &args);
+    let skipped = text(&second.stderr).matches("nothing has changed, skipped").count();
+    assert_eq!(skipped, 5, "data and four stages: {}", text(&second.stderr));
+
+    // Another training setting: what comes before is kept.
+    let args = ["quickstart", "--pictures", "64", "--held-out", "10", "--epochs", "2", "--require", "0"];
+    let third = pipelines(folder.path(), &args);
+    assert!(third.status.success(), "{}", text(&third.stderr));
+    let skipped = text(&third.stderr).matches("nothing has changed, skipped").count();
+    assert_eq!(skipped, 3, "data, model, shards: {}", text(&third.stderr));
+}
