@@ -1,12 +1,41 @@
-//! `pipelines report`.
+//! `pipelines report`: compares runs on one self-contained HTML page.
 
-use anyhow::Result;
+mod chart;
+mod page;
+mod runs;
+
+use anyhow::{Result, ensure};
+use common::files;
+use runs::Run;
+use std::path::PathBuf;
 
 /// Options of `pipelines report`.
 #[derive(clap::Args, Debug)]
-pub struct Args {}
+pub struct Args {
+    /// Run directories (or metrics.jsonl files) to compare, in the order of the legend
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// The page to write
+    #[arg(long, value_name = "FILE", default_value = "report.html")]
+    pub html: PathBuf,
+    /// Pictures whose captions are shown, where a run's directory has captions.jsonl or captions-<step>.jsonl (written by
+    /// infer caption)
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub captions: usize,
+}
 
-/// (not yet)
-pub fn run(_args: &Args) -> Result<String> {
-    Ok(String::new())
+/// Reads the runs and writes the page. The text is the result for stdout.
+///
+/// # Errors
+/// A run without metrics, or a page that cannot be written.
+pub fn run(args: &Args) -> Result<String> {
+    ensure!(!args.runs.is_empty(), "no runs; give at least one run directory");
+    let runs = args.runs.iter().map(|path| Run::read(path)).collect::<Result<Vec<_>>>()?;
+    files::write_atomically(&args.html, page::html(&runs, args.captions).as_bytes())?;
+    Ok(format!(
+        "{}: {} runs, {} logged steps",
+        args.html.display(),
+        runs.len(),
+        runs.iter().map(Run::lines).sum::<usize>()
+    ))
 }

@@ -1,0 +1,151 @@
+//! What a run left behind: the numbers of metrics.jsonl, and captions.
+
+use anyhow::{Context, Result, ensure};
+use common::Error;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// File of the metrics in a run's directory.
+const METRICS_FILE: &str = "metrics.jsonl";
+
+/// One run.
+pub struct Run {
+    /// Last part of its path.
+    pub name: String,
+    /// Lines of metrics.jsonl.
+    metrics: Vec<Map<String, Value>>,
+    /// Captions by the step that they were made at, in the order of steps; the final ones last.
+    pub captions: Vec<CaptionSet>,
+}
+
+/// The captions of one model.
+pub struct CaptionSet {
+    /// `step 500`, or `final`.
+    pub label: String,
+    /// In the order of the file.
+    pub captions: Vec<Caption>,
+}
+
+/// A line of what `infer caption` writes.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Caption {
+    /// `id` of the picture.
+    pub id: String,
+    /// The caption; absent for a bad picture.
+    #[serde(default)]
+    pub caption: Option<String>,
+    /// What it is compared with.
+    #[serde(default)]
+    pub references: Vec<String>,
+}
+
+impl Run {
+    /// Reads a run's directory, or a metrics file alone.
+    ///
+    /// # Errors
+    /// No metrics, or lines that are not JSON objects. A last line that a crash cut off is left out.
+    pub fn read(path: &Path) -> Result<Self> {
+        let (folder, file) = match path.is_dir() {
+            true => (path, path.join(METRICS_FILE)),
+            false => (path.parent().unwrap_or(path), path.to_path_buf()),
+        };
+        let text = std::fs::read_to_string(&file).map_err(Error::io(&file))?;
+        let lines: Vec<&str> = text.lines().collect();
+        let mut metrics = Vec::with_capacity(lines.len());
+        for (index, line) in lines.iter().enumerate() {
+            match serde_json::from_str(line) {
+                Ok(values) => metrics.push(values),
+                Err(_) if index + 1 == lines.len() && !text.ends_with('\n') => {}
+                Err(error) => return Err(error).with_context(|| format!("{}:{}", file.display(), index + 1)),
+            }
+        }
+        ensure!(
+            !metrics.is_empty(),
+            "{}: no lines, expected one per logged step; is the run still starting?",
+            file.display()
+        );
+        let named = if path.is_dir() { path } else { folder };
+        let name = named.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        Ok(Self { name, metrics, captions: read_captions(folder)? })
+    }
+
+    /// Number of logged steps.
+    pub fn lines(&self) -> usize {
+        self.metrics.len()
+    }
+
+    /// (step, value) of a key, where it stands and is a number.
+    pub fn series(&self, key: &str) -> Vec<(f64, f64)> {
+        let number = |values: &Map<String, Value>, key: &str| values.get(key).and_then(Value::as_f64);
+        self.metrics.iter().filter_map(|values| Some((number(values, "step")?, number(values, key)?))).collect()
+    }
+
+    /// Last value of a key.
+    pub fn last(&self, key: &str) -> Option<f64> {
+        self.series(key).last().map(|&(_, value)| value)
+    }
+
+    /// Mean of a key over the lines.
+    pub fn mean(&self, key: &str) -> Option<f64> {
+        let series = self.series(key);
+        (!series.is_empty()).then(|| series.iter().map(|&(_, value)| value).sum::<f64>() / series.len() as f64)
+    }
+}
+
+/// `captions.jsonl` and `captions-<step>.jsonl` of a folder.
+fn read_captions(folder: &Path) -> Result<Vec<CaptionSet>> {
+    let mut found = Vec::new();
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(Vec::new()) };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let Some(middle) = name.strip_prefix("captions").and_then(|rest| rest.strip_suffix(".jsonl")) else { continue };
+        let step = match middle.strip_prefix('-') {
+            Some(step) => step.parse().ok(),
+            None => middle.is_empty().then_some(u64::MAX),
+        };
+        if let Some(step) = step {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    found.into_iter().map(|(step, path)| caption_set(step, &path)).collect()
+}
+
+fn caption_set(step: u64, path: &Path) -> Result<CaptionSet> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let captions = text
+        .lines()
+        .enumerate()
+        .map(|(index, line)| serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), index + 1)));
+    let label = if step == u64::MAX { "final".to_string() } else { format!("step {step}") };
+    Ok(CaptionSet { label, captions: captions.collect::<Result<_>>()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_read_with_its_captions_in_order() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("written");
+        write(METRICS_FILE, "{\"step\":1,\"loss\":4.0}\n{\"step\":2,\"loss\":2.0,\"eval_loss\":3.0}\n{\"step\":3,\"lo");
+        write("captions.jsonl", "{\"id\":\"a\",\"caption\":\"three\"}\n");
+        write("captions-20.jsonl", "{\"id\":\"a\",\"caption\":\"two\"}\n");
+        write("captions-3.jsonl", "{\"id\":\"a\",\"caption\":\"one\"}\n");
+        let run = Run::read(folder.path()).expect("read");
+        assert_eq!(run.series("loss"), [(1.0, 4.0), (2.0, 2.0)]);
+        assert_eq!((run.last("eval_loss"), run.mean("loss"), run.mean("nothing")), (Some(3.0), Some(3.0), None));
+        let labels: Vec<&str> = run.captions.iter().map(|set| set.label.as_str()).collect();
+        assert_eq!(labels, ["step 3", "step 20", "final"]);
+    }
+
+    #[test]
+    fn a_broken_line_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join(METRICS_FILE), "{\"step\":1}\nnonsense\n{\"step\":2}\n").expect("written");
+        let error = format!("{:#}", Run::read(folder.path()).map(|_| ()).expect_err("refused"));
+        assert!(error.contains("metrics.jsonl:2"), "{error}");
+    }
+}
