@@ -42,7 +42,8 @@ pub fn svg(title: &str, lines: &[Line]) -> Option<String> {
     let lines: Vec<(&Line, Vec<(f64, f64)>)> = lines.iter().map(|line| (line, thinned(&line.points))).collect();
     let all = || lines.iter().flat_map(|(_, points)| points.iter().copied());
     let (x_from, x_to) = range(all().map(|(x, _)| x))?;
-    let (y_from, y_to) = range(all().map(|(_, y)| y))?;
+    // Every number here has a meaningful zero, and an axis that leaves it out makes noise look like news.
+    let (y_from, y_to) = range(all().map(|(_, y)| y).chain([0.0]))?;
     let [left, right, top, bottom] = MARGINS;
     let y_ticks = ticks(y_from, y_to, 5);
     let x_ticks = ticks(x_from, x_to, 6);
@@ -138,8 +139,8 @@ pub fn number(value: f64) -> String {
     if value == 0.0 {
         return "0".into();
     }
-    if size < 1e-3 {
-        return format!("{value:.2e}").replace(".00e", "e");
+    if size < 1e-2 {
+        return format!("{value:.2e}").replace(".00e", "e").replace("0e", "e");
     }
     if size >= 1000.0 {
         return thousands(value.round() as i64);

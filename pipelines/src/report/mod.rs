@@ -7,6 +7,7 @@ mod runs;
 use anyhow::{Result, ensure};
 use common::files;
 use runs::Run;
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 /// Options of `pipelines report`.
@@ -30,7 +31,12 @@ pub struct Args {
 /// A run without metrics, or a page that cannot be written.
 pub fn run(args: &Args) -> Result<String> {
     ensure!(!args.runs.is_empty(), "no runs; give at least one run directory");
-    let runs = args.runs.iter().map(|path| Run::read(path)).collect::<Result<Vec<_>>>()?;
+    let mut runs = args.runs.iter().map(|path| Run::read(path)).collect::<Result<Vec<_>>>()?;
+    let names: HashSet<String> = runs.iter().map(|run| run.name.clone()).collect();
+    if names.len() < runs.len() {
+        // Folders of the same name in different places: only whole paths tell them apart.
+        runs.iter_mut().zip(&args.runs).for_each(|(run, path)| run.name = path.display().to_string());
+    }
     files::write_atomically(&args.html, page::html(&runs, args.captions).as_bytes())?;
     Ok(format!(
         "{}: {} runs, {} logged steps",
