@@ -110,3 +110,26 @@ fn captions(out: &mut String, index: usize, run: &Run, most: usize) {
     }
     out.push_str("</table></div>\n");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_needs_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lines = (1..50).map(|step| {
+            let loss = 5.0 / f64::from(step);
+            format!("{{\"step\":{step},\"loss\":{loss},\"grad_norm\":1,\"learning_rate\":0.001,\"peak_rss_mb\":100}}\n")
+        });
+        std::fs::write(folder.path().join("metrics.jsonl"), lines.collect::<String>()).expect("written");
+        let caption = "{\"id\":\"1\",\"caption\":\"<b>\",\"references\":[\"a cat\"]}\n";
+        std::fs::write(folder.path().join("captions.jsonl"), caption).expect("written");
+        let runs = [Run::read(folder.path()).expect("read"), Run::read(folder.path()).expect("read")];
+        let page = html(&runs, 4);
+        // A chart for each number that the runs have, a line for each run.
+        assert_eq!((page.matches("<svg").count(), page.matches("<polyline").count()), (4, 8));
+        assert!(["http", "src=", "href=", "<b>", "NaN"].iter().all(|word| !page.contains(word)), "{page}");
+        assert!(page.contains("a cat") && page.contains("&lt;b&gt;") && page.contains("prefers-color-scheme: dark"));
+    }
+}
