@@ -1,6 +1,6 @@
 //! PEFT LoRA adapters: minimal `adapter_config.json`, both key spellings in `adapter_model.safetensors`.
 
-use crate::checkpoint::{LoadAs, TensorFiles, TensorSource};
+use crate::checkpoint::{TensorFiles, TensorSource};
 use crate::config::WeightDtype;
 use crate::model::Llava;
 use crate::model::lora::{self, LoraConfig, TEXT_PROJECTIONS};
@@ -132,7 +132,7 @@ impl ModuleMapper for AdapterLoader<'_> {
             self.problems.push(format!("tensor {stored} has shape {:?}, the model wants {shape:?}", view.shape));
             return param;
         }
-        Param::from_tensor(view.to_tensor(LoadAs::F32, self.device))
+        Param::from_tensor(view.to_tensor(WeightDtype::F32, self.device))
     }
 }
 

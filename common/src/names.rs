@@ -25,6 +25,26 @@ pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
 /// LoRA weights.
 pub const ADAPTER_WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
+/// What a model directory holds besides configuration and weights.
+pub const PROCESSOR_FILES: [&str; 11] = [
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    CHAT_TEMPLATE_FILE,
+    CHAT_TEMPLATE_JSON_FILE,
+    GENERATION_CONFIG_FILE,
+    PREPROCESSOR_CONFIG_FILE,
+    PROCESSOR_CONFIG_FILE,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// `model-00001-of-00003.safetensors`; `number` counts from 1.
+pub fn weights_part(number: usize, parts: usize) -> String {
+    format!("model-{number:05}-of-{parts:05}.safetensors")
+}
+
 /// Prefix of the vision tower's tensors.
 pub const VISION_MODEL: &str = "vision_tower.vision_model";
 /// Prefix of the projector's tensors.
@@ -70,6 +90,11 @@ pub fn canonical(name: &str) -> Option<String> {
 /// Buffers that older files store and nobody reads.
 pub fn is_stored_buffer(name: &str) -> bool {
     name.ends_with("embeddings.position_ids") || name.ends_with("rotary_emb.inv_freq")
+}
+
+/// A LoRA matrix, by the module path.
+pub fn is_lora(name: &str) -> bool {
+    name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight")
 }
 
 /// Parts of a CLIPModel that a LLaVA has no use for: the text tower, the projections into the joint space.

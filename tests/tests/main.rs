@@ -2,6 +2,8 @@
 
 mod absences;
 mod chat;
+mod checkpoint;
+mod config;
 mod dataset;
 mod edge;
 mod forward;

@@ -26,13 +26,30 @@ impl ExpectedTensor {
 
 /// Every tensor of a LLaVA, in the model's order; the head is absent when tied.
 pub fn expected_tensors(config: &LlavaConfig) -> Vec<ExpectedTensor> {
+    [expected_vision(&config.vision), expected_projector(config), expected_text(&config.text)].concat()
+}
+
+/// The vision tower's tensors.
+pub fn expected_vision(config: &VisionConfig) -> Vec<ExpectedTensor> {
     let mut list = List(Vec::new());
-    list.vision(&config.vision);
+    list.vision(config);
+    list.0
+}
+
+/// The projector's tensors.
+pub fn expected_projector(config: &LlavaConfig) -> Vec<ExpectedTensor> {
+    let mut list = List(Vec::new());
     let inputs = config.vision.hidden_size * config.vision_feature_layers.len();
     let (width, bias) = (config.text.hidden_size, config.multimodal_projector_bias);
     list.linear(&format!("{PROJECTOR}.linear_1"), inputs, width, bias);
     list.linear(&format!("{PROJECTOR}.linear_2"), width, width, bias);
-    list.text(&config.text);
+    list.0
+}
+
+/// The language model's tensors; the head is absent when tied.
+pub fn expected_text(config: &TextConfig) -> Vec<ExpectedTensor> {
+    let mut list = List(Vec::new());
+    list.text(config);
     list.0
 }
 

@@ -2,91 +2,74 @@
 
 mod expected;
 mod read;
+mod resolve;
 mod write;
 
-pub use expected::{ExpectedTensor, expected_tensors};
+pub use expected::{ExpectedTensor, expected_projector, expected_tensors, expected_text, expected_vision};
 pub use read::{TensorFiles, TensorView};
-pub use write::{TensorSource, save_model, write_tensors};
-pub(crate) use write::{tensor_bytes, write_file};
+pub use resolve::Weights;
+pub(crate) use write::tensor_bytes;
+pub use write::{TensorSource, from_f32, model_tensors, save_model, write_file, write_tensors};
 
-use crate::config::{LlavaConfig, WeightDtype};
+use crate::config::{LlavaConfig, TextConfig, WeightDtype};
 use crate::model::Llava;
-use crate::names;
-use crate::{Error, Result};
+use crate::{Error, Result, names};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 use std::path::Path;
+
+/// Parts that transformers makes by default, bytes.
+pub const DEFAULT_MAX_PART_BYTES: usize = 5_000_000_000;
 
 /// How weights are held in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadAs {
     /// f32, whatever the file holds (training).
     F32,
-    /// As in the file (inference).
+    /// As in the file; when the file mixes formats, all in the config's (inference).
     Stored,
 }
 
 /// Reads config and weights; a missing, extra or misshapen tensor is an error that names it.
 ///
-/// The files are mapped and each tensor is copied once, so that no second whole copy exists at any time.
+/// The files are mapped and each tensor is copied once, its pages given back before the next one, so that no second whole copy
+/// exists at any time.
 ///
 /// # Errors
-/// Unreadable files, and all tensors that do not fit the config.
+/// Unreadable files, and the first tensor that does not fit the config.
 pub fn load_model(dir: &Path, load_as: LoadAs, device: &Device) -> Result<(LlavaConfig, Llava)> {
     let config = LlavaConfig::read(dir)?;
     let files = TensorFiles::open(dir)?;
-    let stored = stored_names(dir, &config, &files)?;
-    let mut loader = Loader { path: Vec::new(), files: &files, stored, load_as, device };
+    let expected = expected_tensors(&config);
+    let weights = Weights::resolve(&files, &expected, |stored| is_tied_head(&config.text, &files, stored))?;
+    let dtype = match load_as {
+        LoadAs::F32 => Some(WeightDtype::F32),
+        LoadAs::Stored => is_mixed(&weights, &expected).then_some(config.dtype),
+    };
+    let mut loader = Loader { path: Vec::new(), weights: &weights, dtype, device };
     let model = Llava::zeros(&config, device).map(&mut loader);
     Ok((config, model))
 }
 
-/// Published name → name in the files, after checking that both sides have the same tensors.
-fn stored_names(dir: &Path, config: &LlavaConfig, files: &TensorFiles) -> Result<BTreeMap<String, String>> {
-    let mut stored = BTreeMap::new();
-    let mut extra = Vec::new();
-    for name in files.names().into_iter().filter(|name| !names::is_stored_buffer(name)) {
-        match names::canonical(name) {
-            Some(canonical) => {
-                stored.insert(canonical, name.to_string());
-            }
-            None => extra.push(name.to_string()),
-        }
-    }
-    // A tied head is sometimes stored as well; the embedding is what counts.
-    if config.text.tie_word_embeddings {
-        stored.remove(names::LM_HEAD);
-    }
-    let mut problems = Vec::new();
-    let mut known = BTreeMap::new();
-    for tensor in expected_tensors(config) {
-        let Some(name) = stored.remove(&tensor.name) else {
-            problems.push(format!("missing tensor {} {:?}", tensor.name, tensor.shape));
-            continue;
-        };
-        let shape = files.get(&name).map(|view| view.shape.to_vec()).unwrap_or_default();
-        if shape != tensor.shape {
-            problems.push(format!("tensor {name} has shape {shape:?}, config.json wants {:?}", tensor.shape));
-        }
-        known.insert(tensor.name, name);
-    }
-    extra.extend(stored.into_values());
-    problems.extend(extra.into_iter().map(|name| format!("extra tensor {name}")));
-    if problems.is_empty() {
-        return Ok(known);
-    }
-    let shown = problems.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
-    let more = if problems.len() > 5 { format!("; and {} more", problems.len() - 5) } else { String::new() };
-    let remedy = "check that config.json belongs to these weights and that every part was copied";
-    Err(Error::invalid(dir.display(), shown + &more, "the tensors of config.json", remedy))
+/// A head that is stored although it is tied: harmless as long as it equals the embedding.
+pub fn is_tied_head(config: &TextConfig, files: &TensorFiles, stored: &str) -> bool {
+    let is = |name: &str, published: &str| names::canonical(name).as_deref() == Some(published);
+    let embedding = || files.names().into_iter().find(|name| is(name, names::EMBED_TOKENS));
+    let bytes = |name: &str| files.get(name).map(|view| view.bytes);
+    config.tie_word_embeddings && is(stored, names::LM_HEAD) && embedding().and_then(bytes) == bytes(stored)
+}
+
+fn is_mixed(weights: &Weights<'_>, expected: &[ExpectedTensor]) -> bool {
+    let mut dtypes = expected.iter().filter_map(|tensor| Some(weights.get(&tensor.name)?.dtype));
+    dtypes.next().is_some_and(|first| dtypes.any(|dtype| dtype != first))
 }
 
 struct Loader<'a> {
     path: Vec<String>,
-    files: &'a TensorFiles,
-    stored: BTreeMap<String, String>,
-    load_as: LoadAs,
+    weights: &'a Weights<'a>,
+    /// `None` keeps each tensor's own.
+    dtype: Option<WeightDtype>,
     device: &'a Device,
 }
 
@@ -100,28 +83,40 @@ impl ModuleMapper for Loader<'_> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let view = self.stored.get(&self.path.join(".")).and_then(|name| self.files.get(name));
-        match view {
-            Some(view) => Param::from_tensor(view.to_tensor(self.load_as, self.device)),
-            // `stored_names` has checked that every parameter of the model is there.
-            None => param,
-        }
+        let name = self.path.join(".");
+        // `resolve` has checked that every parameter of the model is there.
+        let Some(view) = self.weights.get(&name) else { return param };
+        let tensor = view.to_tensor(self.dtype.unwrap_or(view.dtype), self.device);
+        self.weights.release(&name);
+        Param::from_tensor(tensor)
     }
 }
 
-impl TensorView<'_> {
-    /// A copy on a device.
-    pub fn to_tensor<const D: usize>(&self, load_as: LoadAs, device: &Device) -> Tensor<D> {
-        let dtype = match (load_as, self.dtype) {
-            (LoadAs::F32, _) | (_, WeightDtype::F32) => DType::F32,
-            (LoadAs::Stored, WeightDtype::Bf16) => DType::BF16,
-            (LoadAs::Stored, WeightDtype::F16) => DType::F16,
-        };
+impl<'a> TensorView<'a> {
+    /// A copy on a device, in the given format.
+    ///
+    /// # Panics
+    /// If the tensor does not have `D` dimensions.
+    pub fn to_tensor<const D: usize>(&self, dtype: WeightDtype, device: &Device) -> Tensor<D> {
+        let (shape, kind) = (self.shape.to_vec(), burn_dtype(dtype));
         let data = match dtype {
-            DType::F32 => TensorData::new(self.to_f32(), self.shape.to_vec()),
-            _ => TensorData::from_bytes(Bytes::from_bytes_vec(self.bytes.to_vec()), self.shape.to_vec(), dtype),
+            WeightDtype::F32 => TensorData::new(self.to_f32(), shape),
+            _ => TensorData::from_bytes(Bytes::from_bytes_vec(self.to_bytes(dtype).into_owned()), shape, kind),
         };
-        Tensor::from_data(data, (device, dtype))
+        Tensor::from_data(data, (device, kind))
+    }
+
+    /// The bytes in the given format; borrowed when that is the file's.
+    pub fn to_bytes(&self, dtype: WeightDtype) -> Cow<'a, [u8]> {
+        if dtype == self.dtype { Cow::Borrowed(self.bytes) } else { Cow::Owned(from_f32(&self.to_f32(), dtype)) }
+    }
+}
+
+fn burn_dtype(dtype: WeightDtype) -> DType {
+    match dtype {
+        WeightDtype::F32 => DType::F32,
+        WeightDtype::Bf16 => DType::BF16,
+        WeightDtype::F16 => DType::F16,
     }
 }
 
@@ -130,16 +125,7 @@ impl TensorView<'_> {
 /// # Errors
 /// A file that exists and cannot be copied.
 pub fn copy_processor_files(from: &Path, to: &Path) -> Result<()> {
-    let names = [
-        names::TOKENIZER_FILE,
-        names::TOKENIZER_CONFIG_FILE,
-        names::CHAT_TEMPLATE_FILE,
-        names::CHAT_TEMPLATE_JSON_FILE,
-        names::PREPROCESSOR_CONFIG_FILE,
-        names::PROCESSOR_CONFIG_FILE,
-        names::GENERATION_CONFIG_FILE,
-    ];
-    for name in names.into_iter().filter(|name| from.join(name).exists()) {
+    for name in names::PROCESSOR_FILES.into_iter().filter(|name| from.join(name).exists()) {
         let path = from.join(name);
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         crate::files::write_atomically(&to.join(name), &bytes)?;

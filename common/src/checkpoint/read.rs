@@ -1,15 +1,16 @@
-//! Memory-mapped safetensors of a directory.
+//! Memory-mapped `*.safetensors`: single files, and parts with an index.
 
 use crate::config::WeightDtype;
-use crate::names;
-use crate::{Error, Result};
+use crate::{Error, Result, json, names};
 use half::{bf16, f16};
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use memmap2::{Mmap, UncheckedAdvice};
+use safetensors::SafeTensors;
+use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 /// A tensor in a mapped file.
 #[derive(Clone, Copy, Debug)]
@@ -38,55 +39,57 @@ impl TensorView<'_> {
     }
 }
 
-/// Where a tensor lies.
-struct Entry {
-    part: usize,
-    dtype: WeightDtype,
-    shape: Vec<usize>,
-    start: usize,
-    end: usize,
-}
-
 /// The mapped `*.safetensors` of a directory (single file or index + parts).
 pub struct TensorFiles {
-    parts: Vec<Mmap>,
-    tensors: BTreeMap<String, Entry>,
+    files: Vec<MappedFile>,
+    entries: BTreeMap<String, Entry>,
 }
 
+struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+struct Entry {
+    file: usize,
+    dtype: WeightDtype,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+/// `model.safetensors.index.json`.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
 impl TensorFiles {
-    /// Maps every file; nothing but headers is read yet.
+    /// Maps every file of a model directory; nothing is read yet. A single file wins over an index, as in transformers.
     ///
     /// # Errors
-    /// No weights, a part that is missing or damaged, a tensor of another number format.
+    /// No safetensors, a damaged file, a part or tensor of the index that is missing, a number format that weights cannot have.
     pub fn open(dir: &Path) -> Result<Self> {
-        let index = dir.join(names::WEIGHTS_INDEX_FILE);
-        let mut files = Self { parts: Vec::new(), tensors: BTreeMap::new() };
-        if dir.join(names::WEIGHTS_FILE).exists() {
-            files.map(&dir.join(names::WEIGHTS_FILE))?;
-        } else if index.exists() {
-            let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
-            let remedy = "copy the index again";
-            let index: Index = serde_json::from_str(&text)
-                .map_err(|error| Error::invalid(index.display(), error, "a weight_map", remedy))?;
-            for part in index.weight_map.values().collect::<BTreeSet<_>>() {
-                files.map(&dir.join(part))?;
-            }
-            if let Some((tensor, part)) = index.weight_map.iter().find(|(name, _)| !files.tensors.contains_key(*name)) {
-                let found = format!("no tensor {tensor} in {part}");
-                return Err(Error::invalid(dir.display(), found, "what the index lists", "copy the parts again"));
-            }
-        } else {
-            let expected = format!("{} or {}", names::WEIGHTS_FILE, names::WEIGHTS_INDEX_FILE);
-            let remedy =
-                "give a directory with safetensors weights (convert .bin files with transformers' save_pretrained)";
-            return Err(Error::invalid(dir.display(), "no weights", expected, remedy));
+        let single = dir.join(names::WEIGHTS_FILE);
+        if single.exists() {
+            return Self::open_files(&[single]);
         }
-        Ok(files)
+        let index_path = dir.join(names::WEIGHTS_INDEX_FILE);
+        let index: Index = json::read_if_there(&index_path)?.ok_or_else(|| no_weights(dir))?;
+        let parts: BTreeSet<&String> = index.weight_map.values().collect();
+        let files = Self::open_files(&parts.into_iter().map(|part| dir.join(part)).collect::<Vec<_>>())?;
+        match index
+            .weight_map
+            .iter()
+            .find(|(name, _)| !files.entries.contains_key(*name) && !names::is_stored_buffer(name))
+        {
+            None => Ok(files),
+            Some((name, part)) => Err(Error::invalid(
+                dir.join(part).display(),
+                format!("no tensor {name}"),
+                format!("what {} lists", names::WEIGHTS_INDEX_FILE),
+                "download the part and the index again",
+            )),
+        }
     }
 
     /// One file, whatever its name (adapters).
@@ -94,49 +97,103 @@ impl TensorFiles {
     /// # Errors
     /// As [`TensorFiles::open`].
     pub fn open_file(path: &Path) -> Result<Self> {
-        let mut files = Self { parts: Vec::new(), tensors: BTreeMap::new() };
-        files.map(path)?;
-        Ok(files)
+        Self::open_files(&[path.to_path_buf()])
+    }
+
+    fn open_files(paths: &[PathBuf]) -> Result<Self> {
+        let mut opened = Self { files: Vec::with_capacity(paths.len()), entries: BTreeMap::new() };
+        for path in paths {
+            opened.add(path)?;
+        }
+        Ok(opened)
+    }
+
+    fn add(&mut self, path: &Path) -> Result<()> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        // SAFETY: the map is read-only. Whoever truncates the file under a running program gets SIGBUS, as with any mapped
+        // file; nothing in this project writes weights in place.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
+            Error::invalid(
+                path.display(),
+                format!("{error} ({} bytes)", map.len()),
+                "a complete safetensors file",
+                "copy or download it again",
+            )
+        })?;
+        let data_start = size_of::<u64>() + header_len;
+        for (name, info) in metadata.tensors() {
+            if names::is_stored_buffer(&name) {
+                continue;
+            }
+            let (start, end) = info.data_offsets;
+            let entry = Entry {
+                file: self.files.len(),
+                dtype: weight_dtype(info.dtype, path, &name)?,
+                shape: info.shape.clone(),
+                range: data_start + start..data_start + end,
+            };
+            if self.entries.insert(name.clone(), entry).is_some() {
+                let place = format!("{}: tensor {name}", path.display());
+                return Err(Error::invalid(place, "a second one", "each tensor in one file", "remove a part"));
+            }
+        }
+        self.files.push(MappedFile { path: path.to_path_buf(), map });
+        Ok(())
     }
 
     /// Names as they stand in the files.
     pub fn names(&self) -> Vec<&str> {
-        self.tensors.keys().map(String::as_str).collect()
+        self.entries.keys().map(String::as_str).collect()
     }
 
     /// A tensor by the name that stands in the files.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        let entry = self.tensors.get(name)?;
-        let bytes = &self.parts[entry.part][entry.start..entry.end];
-        Some(TensorView { dtype: entry.dtype, shape: &entry.shape, bytes })
+        let Entry { file, dtype, shape, range } = self.entries.get(name)?;
+        Some(TensorView { dtype: *dtype, shape, bytes: &self.files[*file].map[range.clone()] })
     }
 
-    fn map(&mut self, path: &Path) -> Result<()> {
-        let damaged = |found: String| {
-            let remedy = "the file is cut or damaged: copy it again";
-            Error::invalid(path.display(), found, "a safetensors file", remedy)
+    /// The file that holds a tensor.
+    pub fn path_of(&self, name: &str) -> Option<&Path> {
+        self.entries.get(name).map(|entry| self.files[entry.file].path.as_path())
+    }
+
+    /// Gives back the memory of a tensor's pages after it has been copied; reading it again is allowed and reads the file.
+    pub fn release(&self, name: &str) {
+        let Some(Entry { file, range, .. }) = self.entries.get(name) else { return };
+        // SAFETY: the map is read-only and backed by a file, so dropped pages come back with the same bytes.
+        let advised = unsafe {
+            self.files[*file].map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
         };
-        let file = File::open(path).map_err(Error::io(path))?;
-        // SAFETY: checkpoints are published by rename and never changed in place, here and by transformers' tools.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| damaged(error.to_string()))?;
-        let data = header + size_of::<u64>();
-        for (name, info) in metadata.tensors() {
-            let dtype = match info.dtype {
-                Dtype::F32 => WeightDtype::F32,
-                Dtype::BF16 => WeightDtype::Bf16,
-                Dtype::F16 => WeightDtype::F16,
-                _ if names::is_stored_buffer(&name) => continue,
-                other => return Err(damaged(format!("tensor {name} of {other:?} (F32, BF16 and F16 are read)"))),
-            };
-            let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
-            if end > map.len() {
-                return Err(damaged(format!("tensor {name} ends at byte {end} of {}", map.len())));
-            }
-            let entry = Entry { part: self.parts.len(), dtype, shape: info.shape.clone(), start, end };
-            self.tensors.insert(name, entry);
+        if let Err(error) = advised {
+            // Costs memory, not correctness.
+            tracing::debug!("madvise: {error}");
         }
-        self.parts.push(map);
-        Ok(())
+    }
+}
+
+fn no_weights(dir: &Path) -> Error {
+    let is_pickle = |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "bin");
+    let pickled = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.any(|e| e.is_ok_and(|e| is_pickle(&e))));
+    let found = if pickled { "PyTorch's pickled *.bin" } else { "no weights" };
+    Error::invalid(
+        dir.display(),
+        found,
+        format!("{} or {}", names::WEIGHTS_FILE, names::WEIGHTS_INDEX_FILE),
+        "download the safetensors files, or convert with transformers' save_pretrained",
+    )
+}
+
+fn weight_dtype(dtype: Dtype, path: &Path, name: &str) -> Result<WeightDtype> {
+    match dtype {
+        Dtype::F32 => Ok(WeightDtype::F32),
+        Dtype::BF16 => Ok(WeightDtype::Bf16),
+        Dtype::F16 => Ok(WeightDtype::F16),
+        other => Err(Error::invalid(
+            format!("{}: tensor {name}", path.display()),
+            format!("{other:?}"),
+            "F32, BF16 or F16",
+            "convert the weights; quantized ones are not read",
+        )),
     }
 }

@@ -3,12 +3,11 @@
 use crate::config::{LlavaConfig, WeightDtype};
 use crate::files::AtomicFile;
 use crate::model::Llava;
-use crate::names;
-use crate::{Error, Result};
+use crate::{Error, Result, json, names};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor};
 use half::{bf16, f16};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::io::Write;
 use std::path::Path;
 
@@ -32,15 +31,25 @@ impl TensorSource<'_> {
 
 /// Writes `config.json` and the weights (published names) into an existing folder; parts of at most `max_part_bytes`.
 ///
-/// Weights are written in the config's format. LoRA matrices are not part of a model directory.
+/// Weights are written in the config's format.
 ///
 /// # Errors
-/// What the operating system refuses.
+/// A model with LoRA matrices (they have no place in a full checkpoint), and what the operating system refuses.
 pub fn save_model(model: &Llava, config: &LlavaConfig, dir: &Path, max_part_bytes: usize) -> Result<()> {
+    let tensors = model_tensors(model, config.dtype);
+    if let Some(lora) = tensors.iter().find(|tensor| names::is_lora(&tensor.name)) {
+        let found = format!("LoRA matrices ({})", lora.name);
+        return Err(Error::invalid(dir.display(), found, "merged weights", "merge first, or save the adapter"));
+    }
     config.write(dir)?;
-    let mut collector = Collector { path: Vec::new(), dtype: config.dtype, tensors: Vec::new() };
+    write_tensors(tensors, dir, max_part_bytes)
+}
+
+/// The model's parameters by module path, each copied from its device when its turn has come.
+pub fn model_tensors(model: &Llava, dtype: WeightDtype) -> Vec<TensorSource<'static>> {
+    let mut collector = Collector { path: Vec::new(), dtype, tensors: Vec::new() };
     model.visit(&mut collector);
-    write_tensors(collector.tensors, dir, max_part_bytes)
+    collector.tensors
 }
 
 struct Collector {
@@ -60,9 +69,6 @@ impl ModuleVisitor for Collector {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let name = self.path.join(".");
-        if name.contains(".lora_") {
-            return;
-        }
         let (tensor, dtype) = (param.val(), self.dtype);
         let shape = tensor.dims().to_vec();
         let bytes = Box::new(move || tensor_bytes(tensor, dtype));
@@ -88,7 +94,7 @@ pub(crate) fn tensor_bytes<const D: usize>(tensor: Tensor<D>, dtype: WeightDtype
 }
 
 /// Values in a format of choice (round to nearest even), little-endian.
-pub(crate) fn from_f32(values: &[f32], dtype: WeightDtype) -> Vec<u8> {
+pub fn from_f32(values: &[f32], dtype: WeightDtype) -> Vec<u8> {
     match dtype {
         WeightDtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         WeightDtype::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
@@ -96,7 +102,8 @@ pub(crate) fn from_f32(values: &[f32], dtype: WeightDtype) -> Vec<u8> {
     }
 }
 
-/// Writes tensors as `model.safetensors`, or as parts and an index when they are larger than `max_part_bytes`.
+/// Writes tensors as `model.safetensors`, or as parts and an index when they are larger than `max_part_bytes`. What an
+/// earlier save of the other kind left in the folder is removed.
 ///
 /// # Errors
 /// What the operating system refuses, and what a tensor's source says.
@@ -114,27 +121,38 @@ pub fn write_tensors(tensors: Vec<TensorSource<'_>>, dir: &Path, max_part_bytes:
             part.push(tensor);
         }
     }
+    let (single, index_path) = (dir.join(names::WEIGHTS_FILE), dir.join(names::WEIGHTS_INDEX_FILE));
     if parts.len() <= 1 {
-        return write_file(parts.pop().unwrap_or_default(), &dir.join(names::WEIGHTS_FILE));
+        write_file(parts.pop().unwrap_or_default(), &single)?;
+        return remove(&index_path);
     }
     let count = parts.len();
     let mut weight_map = Map::new();
     for (index, part) in parts.into_iter().enumerate() {
-        let name = format!("model-{:05}-of-{count:05}.safetensors", index + 1);
+        let name = names::weights_part(index + 1, count);
         weight_map.extend(part.iter().map(|tensor| (tensor.name.clone(), Value::from(name.as_str()))));
         write_file(part, &dir.join(&name))?;
     }
-    let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-    crate::files::write_atomically(&dir.join(names::WEIGHTS_INDEX_FILE), format!("{index:#}\n").as_bytes())
+    let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+    json::write(&index_path, &index)?;
+    // transformers would read it instead of the index.
+    remove(&single)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Writes one safetensors file, tensor by tensor, atomically.
 ///
 /// # Errors
 /// As [`write_tensors`].
-pub(crate) fn write_file(tensors: Vec<TensorSource<'_>>, path: &Path) -> Result<()> {
+pub fn write_file(tensors: Vec<TensorSource<'_>>, path: &Path) -> Result<()> {
     let mut header = Map::new();
-    header.insert("__metadata__".into(), json!({ "format": "pt" }));
+    header.insert("__metadata__".into(), serde_json::json!({ "format": "pt" }));
     let mut offset = 0;
     for tensor in &tensors {
         let dtype = match tensor.dtype {
@@ -143,7 +161,7 @@ pub(crate) fn write_file(tensors: Vec<TensorSource<'_>>, path: &Path) -> Result<
             WeightDtype::F16 => "F16",
         };
         let end = offset + tensor.len();
-        let entry = json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [offset, end] });
+        let entry = serde_json::json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [offset, end] });
         header.insert(tensor.name.clone(), entry);
         offset = end;
     }
@@ -154,7 +172,17 @@ pub(crate) fn write_file(tensors: Vec<TensorSource<'_>>, path: &Path) -> Result<
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
     out.write_all(header.as_bytes()).map_err(Error::io(path))?;
     for tensor in tensors {
+        let (name, len) = (tensor.name.clone(), tensor.len());
         let bytes = (tensor.bytes)()?;
+        if bytes.len() != len {
+            let place = format!("{}: tensor {name}", path.display());
+            return Err(Error::invalid(
+                place,
+                format!("{} bytes", bytes.len()),
+                len,
+                "report this: a mistake of the program",
+            ));
+        }
         out.write_all(&bytes).map_err(Error::io(path))?;
     }
     out.commit()
