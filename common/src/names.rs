@@ -25,6 +25,25 @@ pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
 /// LoRA weights.
 pub const ADAPTER_WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
+/// `tokenizer.json`: tokens beside the vocabulary.
+pub const ADDED_TOKENS: &str = "added_tokens";
+/// `tokenizer_config.json`: the same, by id.
+pub const ADDED_TOKENS_DECODER: &str = "added_tokens_decoder";
+/// `tokenizer_config.json` of transformers 4: special tokens without a role of their own.
+pub const ADDITIONAL_SPECIAL_TOKENS: &str = "additional_special_tokens";
+/// The same in transformers 5.
+pub const EXTRA_SPECIAL_TOKENS: &str = "extra_special_tokens";
+/// Template in `tokenizer_config.json`.
+pub const CHAT_TEMPLATE: &str = "chat_template";
+/// Text of an added token.
+pub const TOKEN_CONTENT: &str = "content";
+/// Flags of a special token, in the order in which the tokenizers library writes them.
+pub const TOKEN_FLAGS: [(&str, bool); 5] =
+    [("single_word", false), ("lstrip", false), ("rstrip", false), ("normalized", false), ("special", true)];
+
+/// What a tokenizer's vocabulary may lie in.
+pub const VOCABULARY_FILES: [&str; 3] = [TOKENIZER_FILE, "vocab.json", "merges.txt"];
+
 /// What a model directory holds besides configuration and weights.
 pub const PROCESSOR_FILES: [&str; 11] = [
     TOKENIZER_FILE,
@@ -39,6 +58,12 @@ pub const PROCESSOR_FILES: [&str; 11] = [
     "vocab.json",
     "merges.txt",
 ];
+
+/// A file that belongs to a model directory and to nothing else.
+pub fn is_model_file(name: &str) -> bool {
+    let is_part = name.starts_with("model-") && name.ends_with(".safetensors");
+    is_part || [CONFIG_FILE, WEIGHTS_FILE, WEIGHTS_INDEX_FILE].contains(&name) || PROCESSOR_FILES.contains(&name)
+}
 
 /// `model-00001-of-00003.safetensors`; `number` counts from 1.
 pub fn weights_part(number: usize, parts: usize) -> String {

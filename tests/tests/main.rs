@@ -1,6 +1,8 @@
 //! The one integration-test binary; a module per area.
 
 mod absences;
+mod adapter;
+mod assemble;
 mod chat;
 mod checkpoint;
 mod config;
@@ -8,6 +10,7 @@ mod dataset;
 mod edge;
 mod forward;
 mod generation;
+mod interop;
 mod pixels;
 mod preprocess_restart;
 mod quickstart;

@@ -1,8 +1,10 @@
 //! Text processor: the model's own tokenizer and chat template. Used by preprocess and infer alike.
 
+mod image_token;
 mod template;
 mod tokenizer;
 
+pub use image_token::{WithImageToken, add_image_token};
 pub use template::ChatTemplate;
 pub use tokenizer::{TextTokenizer, TokenizerConfig};
 

@@ -16,6 +16,7 @@ const NAME: &str = "chat_template";
 pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: BTreeMap<String, String>,
+    source: String,
     sha256: String,
 }
 
@@ -44,7 +45,13 @@ impl ChatTemplate {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
         });
         environment.add_template_owned(NAME, source.to_string()).map_err(|error| failure(&error))?;
-        Ok(Self { environment, special_tokens, sha256: files::sha256_hex(source.as_bytes()) })
+        let sha256 = files::sha256_hex(source.as_bytes());
+        Ok(Self { environment, special_tokens, source: source.to_string(), sha256 })
+    }
+
+    /// The template's text.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Lower-case hex SHA-256 of the template's text.

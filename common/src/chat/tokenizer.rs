@@ -13,6 +13,7 @@ pub struct TokenizerConfig {
     /// A text, or a list of named templates.
     pub chat_template: Option<Value>,
     eos_token: Option<Value>,
+    pad_token: Option<Value>,
     #[serde(flatten)]
     other: BTreeMap<String, Value>,
 }
@@ -28,12 +29,18 @@ impl TokenizerConfig {
         token_text(self.eos_token.as_ref()?)
     }
 
+    /// Text of the padding token.
+    pub fn pad_token(&self) -> Option<&str> {
+        token_text(self.pad_token.as_ref()?)
+    }
+
     /// `bos_token`, `eos_token`, … that are set: the template's variables.
     pub fn special_tokens(&self) -> BTreeMap<String, String> {
         let named = self.other.iter().filter(|(key, _)| key.ends_with("_token"));
         let mut tokens: BTreeMap<String, String> =
             named.filter_map(|(key, value)| Some((key.clone(), token_text(value)?.to_string()))).collect();
-        tokens.extend(self.eos_token().map(|text| ("eos_token".to_string(), text.to_string())));
+        let named = [("eos_token", self.eos_token()), ("pad_token", self.pad_token())];
+        tokens.extend(named.into_iter().filter_map(|(key, text)| Some((key.to_string(), text?.to_string()))));
         tokens
     }
 }

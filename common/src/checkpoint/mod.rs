@@ -9,7 +9,7 @@ pub use expected::{ExpectedTensor, expected_projector, expected_tensors, expecte
 pub use read::{TensorFiles, TensorView};
 pub use resolve::Weights;
 pub(crate) use write::tensor_bytes;
-pub use write::{TensorSource, from_f32, model_tensors, save_model, write_file, write_tensors};
+pub use write::{TensorSource, from_f32, model_tensors, module_tensors, save_model, write_file, write_tensors};
 
 use crate::config::{LlavaConfig, TextConfig, WeightDtype};
 use crate::model::Llava;

@@ -47,8 +47,14 @@ pub fn save_model(model: &Llava, config: &LlavaConfig, dir: &Path, max_part_byte
 
 /// The model's parameters by module path, each copied from its device when its turn has come.
 pub fn model_tensors(model: &Llava, dtype: WeightDtype) -> Vec<TensorSource<'static>> {
-    let mut collector = Collector { path: Vec::new(), dtype, tensors: Vec::new() };
-    model.visit(&mut collector);
+    module_tensors(model, None, dtype)
+}
+
+/// The parameters of a part of a model, whose place in the model is `root`.
+pub fn module_tensors(module: &impl Module, root: Option<&str>, dtype: WeightDtype) -> Vec<TensorSource<'static>> {
+    let path = root.into_iter().map(str::to_string).collect();
+    let mut collector = Collector { path, dtype, tensors: Vec::new() };
+    module.visit(&mut collector);
     collector.tensors
 }
 

@@ -1,0 +1,138 @@
+//! `preprocess model`: a CLIP and a Qwen2 become a LLaVA directory. Reads top to bottom in [`run`].
+
+mod output;
+mod processors;
+mod weights;
+
+use crate::progress::bytes;
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use common::checkpoint::{DEFAULT_MAX_PART_BYTES, expected_tensors};
+use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
+use output::Output;
+use processors::Processors;
+use std::path::PathBuf;
+
+/// Options.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Directory of a CLIPModel or CLIPVisionModel (config.json, safetensors, preprocessor_config.json)
+    #[arg(long, value_name = "DIR")]
+    pub vision_tower: PathBuf,
+    /// Directory of a Qwen2ForCausalLM (config.json, safetensors, tokenizer.json, tokenizer_config.json)
+    #[arg(long, value_name = "DIR")]
+    pub language_model: PathBuf,
+    /// Where the LLaVA goes; an earlier result of this command there is replaced
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Hidden state of the vision tower that the projector gets (0 is the embedding's output, negative counts from the end);
+    /// several, separated by commas, are joined
+    #[arg(long, value_name = "N", default_value = "-2", allow_hyphen_values = true, value_delimiter = ',')]
+    pub vision_feature_layer: Vec<i64>,
+    /// `default` drops the class token, `full` keeps it
+    #[arg(long, value_enum, default_value = "default")]
+    pub vision_feature_select_strategy: SelectStrategy,
+    /// Number format of the written weights [default: the language model's]
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
+    /// Seed of the projector's random weights
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// `--vision-feature-select-strategy`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SelectStrategy {
+    /// Patches alone.
+    Default,
+    /// With the class token.
+    Full,
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Dtype {
+    /// float32
+    F32,
+    /// bfloat16
+    Bf16,
+    /// float16
+    F16,
+}
+
+/// Runs the command; the text is its result for stdout.
+pub fn run(args: &Args) -> Result<String> {
+    let (vision, _) = VisionConfig::read_clip(&args.vision_tower).context("--vision-tower")?;
+    let (source_text, text_dtype) = TextConfig::read_qwen2(&args.language_model).context("--language-model")?;
+    let processors = Processors::read(&args.vision_tower, &args.language_model)?;
+    let config = llava_config(args, vision, source_text.clone(), text_dtype, &processors)?;
+
+    let output = Output::create(&args.output)?;
+    config.write(output.path())?;
+    processors.write(output.path(), &config)?;
+    weights::Sources::open(&args.vision_tower, &args.language_model, &config, &source_text)?.write(
+        output.path(),
+        args.seed,
+        DEFAULT_MAX_PART_BYTES,
+    )?;
+    processors::check(output.path(), &config)?;
+    output.publish()?;
+    Ok(report(args, &config, &source_text))
+}
+
+fn llava_config(
+    args: &Args,
+    vision: VisionConfig,
+    mut text: TextConfig,
+    text_dtype: WeightDtype,
+    processors: &Processors,
+) -> Result<LlavaConfig> {
+    let states = vision.num_hidden_layers as i64 + 1;
+    for &layer in &args.vision_feature_layer {
+        let fits = (-states..states).contains(&layer);
+        ensure!(
+            fits,
+            "--vision-feature-layer {layer}: the vision tower has hidden states {} to {}",
+            -states,
+            states - 1
+        );
+    }
+    // Only if the id does not fit: a vocabulary that is padded, as Qwen's is, keeps its size.
+    text.vocab_size = text.vocab_size.max(processors.image_token_id() as usize + 1);
+    Ok(LlavaConfig {
+        vision,
+        text,
+        image_token_index: processors.image_token_id(),
+        pad_token_id: processors.pad_token_id(),
+        vision_feature_layer_is_scalar: args.vision_feature_layer.len() == 1,
+        vision_feature_layers: args.vision_feature_layer.clone(),
+        vision_feature_select_strategy: match args.vision_feature_select_strategy {
+            SelectStrategy::Default => FeatureSelect::Default,
+            SelectStrategy::Full => FeatureSelect::Full,
+        },
+        projector_hidden_act: Activation::Gelu,
+        multimodal_projector_bias: true,
+        dtype: match args.dtype {
+            None => text_dtype,
+            Some(Dtype::F32) => WeightDtype::F32,
+            Some(Dtype::Bf16) => WeightDtype::Bf16,
+            Some(Dtype::F16) => WeightDtype::F16,
+        },
+    })
+}
+
+fn report(args: &Args, config: &LlavaConfig, source: &TextConfig) -> String {
+    let parameters: usize = expected_tensors(config).iter().map(|tensor| tensor.len()).sum();
+    let vocabulary = match config.text.vocab_size == source.vocab_size {
+        true => format!("{} rows, unchanged", source.vocab_size),
+        false => format!("{} rows, {} before", config.text.vocab_size, source.vocab_size),
+    };
+    format!(
+        "{}: {parameters} parameters, {} ({}); <image> is {}, {} features an image; vocabulary {vocabulary}",
+        args.output.display(),
+        config.dtype.torch_name(),
+        bytes((parameters * config.dtype.size()) as u64),
+        config.image_token_index,
+        config.image_seq_length(),
+    )
+}

@@ -1,0 +1,131 @@
+//! Tokenizer, chat template and image processor of the assembled model.
+
+use anyhow::{Context, Result, ensure};
+use common::chat::{ChatProcessor, ChatTemplate, TextTokenizer, TokenizerConfig, WithImageToken, add_image_token};
+use common::config::LlavaConfig;
+use common::image_processor::ImageProcessor;
+use common::{Error, files, json, names};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// What the two source directories say, `<image>` added.
+pub struct Processors {
+    vision_tower: PathBuf,
+    language_model: PathBuf,
+    tokens: WithImageToken,
+    pad_token_id: Option<u32>,
+    template: ChatTemplate,
+}
+
+impl Processors {
+    /// Reads the tokenizer and template of the language model, and sees that the tower has an image processor.
+    pub fn read(vision_tower: &Path, language_model: &Path) -> Result<Self> {
+        let preprocessor = vision_tower.join(names::PREPROCESSOR_CONFIG_FILE);
+        ensure!(
+            preprocessor.exists(),
+            "{}: not there; copy it from the CLIP's repository: it says how pictures become pixels",
+            preprocessor.display()
+        );
+        let path = language_model.join(names::TOKENIZER_FILE);
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        let tokenizer = TextTokenizer::from_bytes(&bytes, &path)?;
+        let config = TokenizerConfig::from_dir(language_model)?;
+        let template = ChatTemplate::from_dir(language_model, &config)?;
+        let config_json: Option<Value> = json::read_if_there(&language_model.join(names::TOKENIZER_CONFIG_FILE))?;
+        let tokens = add_image_token(&tokenizer, json::parse(&bytes, &path)?, config_json.unwrap_or_else(|| json!({})));
+        Ok(Self {
+            vision_tower: vision_tower.to_path_buf(),
+            language_model: language_model.to_path_buf(),
+            pad_token_id: config.pad_token().and_then(|text| tokenizer.token_id(text)),
+            tokens,
+            template,
+        })
+    }
+
+    /// Id of `<image>`.
+    pub fn image_token_id(&self) -> u32 {
+        self.tokens.id
+    }
+
+    /// Id of the padding token, if there is one.
+    pub fn pad_token_id(&self) -> Option<u32> {
+        self.pad_token_id
+    }
+
+    /// Writes every file but configuration and weights.
+    ///
+    /// The template goes into its own file, where transformers 5 looks first, and into `tokenizer_config.json`, where 4.41 does.
+    pub fn write(&self, dir: &Path, config: &LlavaConfig) -> Result<()> {
+        for name in names::VOCABULARY_FILES {
+            copy_if_there(&self.language_model.join(name), &dir.join(name))?;
+        }
+        if let Some(tokenizer) = &self.tokens.tokenizer {
+            json::write(&dir.join(names::TOKENIZER_FILE), tokenizer)?;
+        }
+        let mut tokenizer_config = self.tokens.config.clone();
+        if tokenizer_config[names::CHAT_TEMPLATE].is_null() {
+            tokenizer_config[names::CHAT_TEMPLATE] = json!(self.template.source());
+        }
+        json::write(&dir.join(names::TOKENIZER_CONFIG_FILE), &tokenizer_config)?;
+        files::write_atomically(&dir.join(names::CHAT_TEMPLATE_FILE), self.template.source().as_bytes())?;
+        let preprocessor = self.vision_tower.join(names::PREPROCESSOR_CONFIG_FILE);
+        copy_if_there(&preprocessor, &dir.join(names::PREPROCESSOR_CONFIG_FILE))?;
+        json::write(&dir.join(names::PROCESSOR_CONFIG_FILE), &processor_config(config))?;
+        self.write_generation_config(dir, config)
+    }
+
+    fn write_generation_config(&self, dir: &Path, config: &LlavaConfig) -> Result<()> {
+        let path = dir.join(names::GENERATION_CONFIG_FILE);
+        copy_if_there(&self.language_model.join(names::GENERATION_CONFIG_FILE), &path)?;
+        if path.exists() {
+            return Ok(());
+        }
+        let text = &config.text;
+        let ids = json!({
+            "bos_token_id": text.bos_token_id,
+            "eos_token_id": text.eos_token_id,
+            "pad_token_id": config.pad_token_id,
+        });
+        Ok(json::write(&path, &ids)?)
+    }
+}
+
+/// What transformers' LlavaProcessor asks for.
+fn processor_config(config: &LlavaConfig) -> Value {
+    json!({
+        "image_token": common::chat::IMAGE_TOKEN,
+        // CLIP's class token, which the `default` strategy drops again.
+        "num_additional_image_tokens": 1,
+        "patch_size": config.vision.patch_size,
+        "processor_class": "LlavaProcessor",
+        "vision_feature_select_strategy": config.vision_feature_select_strategy.name(),
+    })
+}
+
+fn copy_if_there(from: &Path, to: &Path) -> Result<()> {
+    if from.exists() {
+        let bytes = std::fs::read(from).map_err(Error::io(from))?;
+        files::write_atomically(to, &bytes)?;
+    }
+    Ok(())
+}
+
+/// Reads the finished directory the way the other programs will.
+pub fn check(dir: &Path, config: &LlavaConfig) -> Result<()> {
+    let chat = ChatProcessor::from_dir(dir).context("the assembled tokenizer")?;
+    ensure!(
+        chat.image_token_id == config.image_token_index,
+        "the assembled tokenizer gives <image> the id {}, config.json {}; report this: it is a mistake of the program",
+        chat.image_token_id,
+        config.image_token_index
+    );
+    let images = ImageProcessor::from_dir(dir).context("the vision tower's image processor")?;
+    ensure!(
+        images.crop_size == config.vision.image_size,
+        "{}: crops of {} pixels, but the vision tower takes {}; copy the right file from the CLIP's repository",
+        names::PREPROCESSOR_CONFIG_FILE,
+        images.crop_size,
+        config.vision.image_size
+    );
+    Ok(())
+}
