@@ -127,6 +127,59 @@ pub fn is_clip_only(name: &str) -> bool {
     ["text_model.", "text_projection.", "visual_projection.", "logit_scale"].iter().any(|part| name.starts_with(part))
 }
 
+/// A part of the model that computes and is updated as one: what a backward pass finishes at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Block {
+    /// Patch, class and position embeddings and the norm after them.
+    VisionEmbeddings,
+    /// A layer of the vision tower.
+    VisionLayer(usize),
+    /// The norm of the class token, which a LLaVA does not compute.
+    VisionPostNorm,
+    /// The projector.
+    Projector,
+    /// Token embeddings.
+    TokenEmbeddings,
+    /// A layer of the language model.
+    TextLayer(usize),
+    /// Final norm and, unless tied, the output weights.
+    Head,
+}
+
+/// The block of a tensor by its published name.
+pub fn block(published: &str) -> Option<Block> {
+    let layer = |rest: &str| rest.split('.').next()?.parse().ok();
+    if published.starts_with(PROJECTOR) {
+        return Some(Block::Projector);
+    }
+    if let Some(rest) = published.strip_prefix(VISION_MODEL) {
+        return match rest.strip_prefix(".encoder.layers.") {
+            Some(rest) => layer(rest).map(Block::VisionLayer),
+            None if rest.starts_with(".post_layernorm.") => Some(Block::VisionPostNorm),
+            None => Some(Block::VisionEmbeddings),
+        };
+    }
+    if published == EMBED_TOKENS {
+        return Some(Block::TokenEmbeddings);
+    }
+    match published.strip_prefix(TEXT_MODEL).and_then(|rest| rest.strip_prefix(".layers.")) {
+        Some(rest) => layer(rest).map(Block::TextLayer),
+        None => Some(Block::Head),
+    }
+}
+
+/// Whether weight decay applies: not to biases and norm weights, as transformers' `get_decay_parameter_names`.
+pub fn decays(published: &str) -> bool {
+    let mut parts = published.rsplit('.');
+    let (last, module) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+    last != "bias" && !module.contains("norm") && !module.contains("layrnorm")
+}
+
+/// Whether a parameter is a LoRA matrix.
+pub fn is_lora(published: &str) -> bool {
+    published.contains(".lora_A.") || published.contains(".lora_B.")
+}
+
 /// What PEFT puts before every name.
 const ADAPTER_PREFIX: &str = "base_model.model.";
 

@@ -1,0 +1,330 @@
+//! One micro-batch through the model and back, block by block.
+//!
+//! The forward pass cuts the graph between blocks: each block starts from a detached input. The backward pass then walks the
+//! blocks from the loss to the images; a block's gradients are handed on and its graph is freed before the next one starts,
+//! so that no more than one block's gradients exist at a time and their exchange can begin at once.
+
+use crate::layout::{BlockLayout, Layout};
+use anyhow::{Result, anyhow};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Gradients, Tensor};
+use common::batch::PackedBatch;
+use common::config::LlavaConfig;
+use common::model::dropout::LoraDropout;
+use common::model::language_model::TextContext;
+use common::model::vision_tower::{VisionContext, select_features};
+use common::model::{Llava, pixel_tensor};
+use common::names::Block;
+
+/// What a micro-batch is computed with.
+pub struct Pass<'a> {
+    /// The model; its trained parameters collect gradients.
+    pub model: &'a Llava,
+    /// Its configuration.
+    pub config: &'a LlavaConfig,
+    /// The trained parameters.
+    pub layout: &'a Layout,
+    /// Recompute each block in the backward pass instead of keeping its graph.
+    pub recompute: bool,
+    /// Dropout of the LoRA branches, if any.
+    pub dropout: Option<LoraDropout>,
+    /// The loss is multiplied by this before the backward pass.
+    pub loss_scale: f32,
+}
+
+/// A block's input (a leaf of the graph) and, unless it is recomputed, its output with the graph.
+struct Step {
+    input: Tensor<2>,
+    output: Option<Tensor<2>>,
+}
+
+/// Forward and backward: the sum of the cross entropy over the supervised tokens (not scaled). `finished(block, gradients)`
+/// gets each trained block's flat gradients, from the head down.
+///
+/// # Errors
+/// What `finished` says, and a backend that cannot give its values.
+pub fn forward_backward(
+    pass: &Pass<'_>,
+    batch: &PackedBatch,
+    mut finished: impl FnMut(usize, Vec<f32>) -> Result<()>,
+) -> Result<f64> {
+    let (positions, targets) = batch.supervised();
+    let vision = pass.forward_vision(batch);
+    let device = pass.model.device();
+    let mut context = TextContext::new(&pass.config.text, &batch.seq_lens, &device);
+    context.dropout = pass.dropout.clone();
+
+    let merged = pass.merge(batch, vision.as_ref().map(|vision| leaf(vision.projected.clone())));
+    let mut hidden = leaf(merged.output.clone());
+    let mut steps = Vec::new();
+    for (index, layer) in pass.model.language_model.model.layers.iter().enumerate() {
+        let step = pass.forward_block(hidden, |input| layer.forward(input, index, &context));
+        hidden = leaf(step.1);
+        steps.push(step.0);
+    }
+    let loss = pass.model.language_model.loss_sum(hidden.clone(), &positions, &targets, &pass.config.text);
+    let loss_sum = f64::from(scalar(&loss)?);
+
+    let mut gradients = (loss * pass.loss_scale).backward();
+    let mut tied = None;
+    if let Some(block) = pass.layout.block(Block::Head) {
+        finished(block, flatten(&pass.model.language_model, &mut gradients, &pass.layout.blocks[block])?)?;
+    }
+    if let (None, Some(block)) = (&pass.model.language_model.lm_head, pass.layout.block(Block::TokenEmbeddings)) {
+        let embedding = &pass.model.language_model.model.embed_tokens;
+        tied = Some(flatten(embedding, &mut gradients, &pass.layout.blocks[block])?);
+    }
+    let mut gradient = hidden.grad_remove(&mut gradients);
+    drop((gradients, hidden));
+    for (index, layer) in pass.model.language_model.model.layers.iter().enumerate().rev() {
+        let (Some(step), Some(outer)) = (steps.pop(), gradient.take()) else { break };
+        let mut gradients = backward_block(&step, outer, |input| layer.forward(input, index, &context));
+        if let Some(block) = pass.layout.block(Block::TextLayer(index)) {
+            finished(block, flatten(layer, &mut gradients, &pass.layout.blocks[block])?)?;
+        }
+        gradient = step.input.grad_remove(&mut gradients);
+    }
+    let Some(outer) = gradient else { return Ok(loss_sum) };
+    pass.backward_inputs(merged, vision, outer, tied, &mut finished)?;
+    Ok(loss_sum)
+}
+
+/// Embedded tokens with the image features in their places.
+struct Merged {
+    output: Tensor<2>,
+    projected: Option<Tensor<2>>,
+}
+
+/// The images' way to the language model.
+struct Vision {
+    context: VisionContext,
+    /// Output of the embeddings with its graph; nothing with a frozen tower, as with `layers` and `states`.
+    embedded: Option<Tensor<2>>,
+    layers: Vec<Step>,
+    /// Hidden states as leaves, in order: what is selected and what the next layer starts from.
+    states: Vec<Tensor<2>>,
+    projected: Tensor<2>,
+}
+
+impl Pass<'_> {
+    fn trains_vision(&self) -> bool {
+        let layers = 0..self.config.computed_vision_layers();
+        let blocks = layers.map(Block::VisionLayer).chain([Block::VisionEmbeddings]);
+        blocks.into_iter().any(|block| self.layout.block(block).is_some())
+    }
+
+    /// Lowest vision layer with trained parameters: below it nothing needs a gradient. 0 with trained embeddings.
+    fn first_trained_vision_layer(&self) -> usize {
+        if self.layout.block(Block::VisionEmbeddings).is_some() {
+            return 0;
+        }
+        let mut layers = 0..self.config.computed_vision_layers();
+        layers.find(|&layer| self.layout.block(Block::VisionLayer(layer)).is_some()).unwrap_or(usize::MAX)
+    }
+
+    fn forward_vision(&self, batch: &PackedBatch) -> Option<Vision> {
+        let pixel_values = pixel_tensor(batch, self.config, &self.model.device())?;
+        let mut context = VisionContext::new(&self.config.vision, batch.num_images);
+        context.dropout = self.dropout.as_ref().map(|dropout| per_image(dropout, batch, self.config));
+        let tower = &self.model.vision_tower.vision_model;
+        let (first, trained) = (self.first_trained_vision_layer(), self.trains_vision());
+        if !trained {
+            // No parameter below wants a gradient, so no graph and no states are kept.
+            let features = tower.features(pixel_values, self.config, &context);
+            let projected = self.model.multi_modal_projector.forward(features, self.config.projector_hidden_act);
+            return Some(Vision { context, embedded: None, layers: Vec::new(), states: Vec::new(), projected });
+        }
+        let embedded = tower.embed(pixel_values, &context);
+        let as_state = |tensor: Tensor<2>, index: usize| {
+            // States below the lowest trained layer stay outside the graph.
+            if index > first || self.layout.block(Block::VisionEmbeddings).is_some() {
+                leaf(tensor)
+            } else {
+                tensor.detach()
+            }
+        };
+        let mut states = vec![as_state(embedded.clone(), 0)];
+        let mut layers = Vec::new();
+        for (index, layer) in tower.encoder.layers[..self.config.computed_vision_layers()].iter().enumerate() {
+            let (step, output) =
+                self.forward_block(states[index].clone(), |input| layer.forward(input, index, &context));
+            layers.push(step);
+            states.push(as_state(output, index + 1));
+        }
+        let features = self.selected(&states, batch.num_images);
+        let projected = self.model.multi_modal_projector.forward(features, self.config.projector_hidden_act);
+        Some(Vision { context, embedded: Some(embedded), layers, states, projected })
+    }
+
+    fn selected(&self, states: &[Tensor<2>], num_images: usize) -> Tensor<2> {
+        let selected = self.config.selected_hidden_states().into_iter().map(|index| states[index].clone()).collect();
+        select_features(selected, self.config.vision_feature_select_strategy, num_images)
+    }
+
+    fn merge(&self, batch: &PackedBatch, projected: Option<Tensor<2>>) -> Merged {
+        let embeds = self.model.language_model.embed(&batch.input_ids);
+        let output = match &projected {
+            Some(rows) => common::ops::replace_rows(embeds, &batch.image_positions, rows.clone()),
+            None => embeds,
+        };
+        Merged { output, projected }
+    }
+
+    /// Runs a block on its input; keeps the graph, or only the input when it is to be recomputed.
+    fn forward_block(&self, input: Tensor<2>, forward: impl Fn(Tensor<2>) -> Tensor<2>) -> (Step, Tensor<2>) {
+        let output = forward(input.clone());
+        if self.recompute {
+            // The graph of `output` dies here with it; the values are what the next block needs.
+            let values = output.detach();
+            return (Step { input, output: None }, values);
+        }
+        (Step { input, output: Some(output.clone()) }, output)
+    }
+
+    /// From the gradient of the merged embeddings down to the images.
+    fn backward_inputs(
+        &self,
+        merged: Merged,
+        vision: Option<Vision>,
+        outer: Tensor<2>,
+        tied: Option<Vec<f32>>,
+        finished: &mut impl FnMut(usize, Vec<f32>) -> Result<()>,
+    ) -> Result<()> {
+        let Merged { output, projected } = merged;
+        let embedding_block = self.layout.block(Block::TokenEmbeddings);
+        let mut projected_gradient = None;
+        if embedding_block.is_some() || projected.is_some() {
+            let mut gradients = backward(output, outer);
+            projected_gradient = projected.and_then(|projected| projected.grad_remove(&mut gradients));
+            if let Some(block) = embedding_block {
+                let embedding = &self.model.language_model.model.embed_tokens;
+                let mut flat = flatten(embedding, &mut gradients, &self.layout.blocks[block])?;
+                if let Some(tied) = tied {
+                    flat.iter_mut().zip(tied).for_each(|(sum, head)| *sum += head);
+                }
+                finished(block, flat)?;
+            }
+        }
+        match (vision, projected_gradient) {
+            (Some(vision), Some(gradient)) => self.backward_vision(vision, gradient, finished),
+            _ => Ok(()),
+        }
+    }
+
+    fn backward_vision(
+        &self,
+        vision: Vision,
+        outer: Tensor<2>,
+        finished: &mut impl FnMut(usize, Vec<f32>) -> Result<()>,
+    ) -> Result<()> {
+        let Vision { context, embedded, mut layers, states, projected } = vision;
+        let mut gradients = backward(projected, outer);
+        if let Some(block) = self.layout.block(Block::Projector) {
+            let projector = &self.model.multi_modal_projector;
+            finished(block, flatten(projector, &mut gradients, &self.layout.blocks[block])?)?;
+        }
+        if !self.trains_vision() {
+            return Ok(());
+        }
+        // A selected state's gradient comes from the projector, and from the layer above it if there is one.
+        let mut selected: Vec<_> = states.iter().map(|state| state.grad_remove(&mut gradients)).collect();
+        drop(gradients);
+        let mut gradient = None;
+        let tower = &self.model.vision_tower.vision_model;
+        for index in (self.first_trained_vision_layer()..layers.len()).rev() {
+            gradient = sum(gradient, selected[index + 1].take());
+            layers.truncate(index + 1);
+            let (Some(step), Some(outer)) = (layers.pop(), gradient.take()) else { continue };
+            let layer = &tower.encoder.layers[index];
+            let mut gradients = backward_block(&step, outer, |input| layer.forward(input, index, &context));
+            if let Some(block) = self.layout.block(Block::VisionLayer(index)) {
+                finished(block, flatten(layer, &mut gradients, &self.layout.blocks[block])?)?;
+            }
+            gradient = step.input.grad_remove(&mut gradients);
+        }
+        let gradient = sum(gradient, selected[0].take());
+        let block = self.layout.block(Block::VisionEmbeddings);
+        if let (Some(block), Some(outer), Some(embedded)) = (block, gradient, embedded) {
+            let mut gradients = backward(embedded, outer);
+            finished(block, flatten(tower, &mut gradients, &self.layout.blocks[block])?)?;
+        }
+        Ok(())
+    }
+}
+
+/// A new leaf of the graph with the same values.
+fn leaf(tensor: Tensor<2>) -> Tensor<2> {
+    tensor.detach().require_grad()
+}
+
+fn backward(output: Tensor<2>, outer: Tensor<2>) -> Gradients {
+    (output * Tensor::from_inner(outer)).sum().backward()
+}
+
+fn backward_block(step: &Step, outer: Tensor<2>, forward: impl Fn(Tensor<2>) -> Tensor<2>) -> Gradients {
+    let output = step.output.clone().unwrap_or_else(|| forward(step.input.clone()));
+    backward(output, outer)
+}
+
+fn sum(a: Option<Tensor<2>>, b: Option<Tensor<2>>) -> Option<Tensor<2>> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a + b),
+        (a, b) => a.or(b),
+    }
+}
+
+/// The dropout of the tower's layers: an image's mask is that of its row.
+fn per_image(dropout: &LoraDropout, batch: &PackedBatch, config: &LlavaConfig) -> LoraDropout {
+    let per_image = config.image_seq_length();
+    let mut ends = batch.seq_lens.iter().scan(0, |end, len| {
+        *end += len;
+        Some(*end)
+    });
+    let mut end = ends.next().unwrap_or(0);
+    let (mut row, mut image_of_row) = (0, 0u64);
+    let firsts = batch.image_positions.iter().step_by(per_image);
+    let row_keys = firsts.map(|&position| {
+        while position >= end {
+            end = ends.next().unwrap_or(usize::MAX);
+            (row, image_of_row) = (row + 1, 0);
+        }
+        image_of_row += 1;
+        crate::order::mix(dropout.row_keys[row] ^ image_of_row)
+    });
+    LoraDropout { row_keys: row_keys.collect(), ..dropout.clone() }
+}
+
+fn scalar(tensor: &Tensor<1>) -> Result<f32> {
+    let data = tensor.clone().into_data();
+    let values = data.as_slice::<f32>().map_err(|error| anyhow!("the loss is not f32: {error:?}"))?;
+    values.first().copied().ok_or_else(|| anyhow!("the loss has no value"))
+}
+
+/// The gradients of a block's parameters, one after another; a parameter without one gets zeros.
+fn flatten(module: &impl Module, gradients: &mut Gradients, block: &BlockLayout) -> Result<Vec<f32>> {
+    let mut flattener = Flattener { gradients, block, flat: vec![0.0; block.len], error: None };
+    module.visit(&mut flattener);
+    match flattener.error {
+        None => Ok(flattener.flat),
+        Some(error) => Err(anyhow!("gradient of {}: {error}", block.name)),
+    }
+}
+
+struct Flattener<'a> {
+    gradients: &'a mut Gradients,
+    block: &'a BlockLayout,
+    flat: Vec<f32>,
+    error: Option<String>,
+}
+
+impl ModuleVisitor for Flattener<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(slot) = self.block.params.iter().find(|slot| slot.id == param.id) else { return };
+        let Some(gradient) = param.val().grad_remove(self.gradients) else { return };
+        let data = gradient.into_data();
+        match data.as_slice::<f32>() {
+            Ok(values) => self.flat[slot.offset..slot.offset + slot.len].copy_from_slice(values),
+            Err(error) => self.error = Some(format!("{}: {error:?}", slot.name)),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! How this process was started: alone, to run ranks as threads, or as one of several processes.
+
+use super::Collective;
+use super::mpi::{MpiRank, abort_all};
+use super::threads;
+use anyhow::{Result, anyhow, bail};
+use std::time::Duration;
+
+/// Variables in which launchers say how many processes they started.
+const SIZE_VARIABLES: [&str; 5] =
+    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS"];
+
+/// Processes that the launcher says it started; 1 without a launcher.
+pub fn launched_processes() -> usize {
+    processes_in(|name| std::env::var(name).ok())
+}
+
+fn processes_in(variable: impl Fn(&str) -> Option<String>) -> usize {
+    SIZE_VARIABLES.iter().filter_map(|name| variable(name)?.trim().parse().ok()).max().unwrap_or(1)
+}
+
+/// Runs every rank of this process: `nproc` threads, or this process as one MPI rank.
+///
+/// # Errors
+/// The first failure; under MPI a failure of any rank ends all of them.
+pub fn run_ranks<T: Send>(
+    nproc: usize,
+    timeout: Duration,
+    rank_main: impl Fn(Box<dyn Collective>) -> Result<T> + Sync,
+) -> Result<T> {
+    let processes = launched_processes();
+    if processes > 1 {
+        if nproc > 1 {
+            bail!(
+                "--nproc {nproc} inside a launch of {processes} processes: each process is one rank; leave --nproc out"
+            );
+        }
+        return run_mpi(processes, timeout, rank_main);
+    }
+    let results = threads::run(nproc, timeout, |rank| rank_main(Box::new(rank)));
+    let mut first = None;
+    let mut failures = Vec::new();
+    for result in results {
+        match result {
+            Ok(value) => first = first.or(Some(value)),
+            Err(error) => failures.push(error),
+        }
+    }
+    // The rank that failed by itself says more than those that it ended.
+    let cause = failures.iter().position(|error| !format!("{error:#}").contains(" failed: ")).unwrap_or(0);
+    if !failures.is_empty() {
+        return Err(failures.swap_remove(cause));
+    }
+    first.ok_or_else(|| anyhow!("no rank ran"))
+}
+
+fn run_mpi<T>(processes: usize, timeout: Duration, rank_main: impl Fn(Box<dyn Collective>) -> Result<T>) -> Result<T> {
+    let rank = MpiRank::start(timeout)?;
+    let (index, world_size) = (rank.rank(), rank.world_size());
+    if world_size != processes {
+        bail!(
+            "the launcher started {processes} processes, but MPI sees {world_size}: the library that was loaded is not the \
+             launcher's; set LLAVA_MPI_LIBRARY to the launcher's own libmpi"
+        );
+    }
+    match rank_main(Box::new(rank)) {
+        Ok(value) => Ok(value),
+        Err(error) => {
+            eprintln!("error: rank {index} of {world_size}: {error:#}");
+            abort_all()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn launchers_are_recognised() {
+        for (variables, expected) in
+            [(vec![], 1), (vec![("PMI_SIZE", "4")], 4), (vec![("OMPI_COMM_WORLD_SIZE", "2"), ("PMI_SIZE", "x")], 2)]
+        {
+            let lookup =
+                |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
+            assert_eq!(processes_in(lookup), expected);
+        }
+    }
+
+    #[test]
+    fn the_failing_rank_is_reported_not_those_it_ended() {
+        let result: Result<()> = run_ranks(2, Duration::from_secs(5), |mut rank| {
+            if rank.rank() == 1 {
+                bail!("disk full");
+            }
+            super::super::all_reduce(&mut *rank, "test", &mut [0.0])
+        });
+        assert_eq!(format!("{:#}", result.expect_err("rank 1 fails")), "disk full");
+    }
+}

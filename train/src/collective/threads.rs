@@ -1,0 +1,247 @@
+//! Ranks as threads of one process: buffers are read where they are.
+
+use super::{Collective, Place};
+use anyhow::{Result, anyhow, bail};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// One exchange at a time: all post, all read, all leave.
+struct Exchange {
+    posted: Vec<Option<Arc<Vec<f32>>>>,
+    places: Vec<Option<Place>>,
+    left: usize,
+    generation: u64,
+    failure: Option<String>,
+}
+
+/// What the ranks share.
+struct Group {
+    exchange: Mutex<Exchange>,
+    changed: Condvar,
+    timeout: Duration,
+}
+
+impl Group {
+    fn new(world_size: usize, timeout: Duration) -> Arc<Self> {
+        let exchange = Exchange {
+            posted: vec![None; world_size],
+            places: vec![None; world_size],
+            left: 0,
+            generation: 0,
+            failure: None,
+        };
+        Arc::new(Self { exchange: Mutex::new(exchange), changed: Condvar::new(), timeout })
+    }
+
+    /// A rank that panicked while it held the lock has left consistent state behind: fields are set one at a time.
+    fn lock(&self) -> MutexGuard<'_, Exchange> {
+        self.exchange.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, cause: String) {
+        self.lock().failure.get_or_insert(cause);
+        self.changed.notify_all();
+    }
+
+    /// Waits until `ready`; a failure of any rank or the deadline ends the wait.
+    fn wait<'a>(
+        &'a self,
+        mut exchange: MutexGuard<'a, Exchange>,
+        place: &Place,
+        bytes: usize,
+        ready: impl Fn(&Exchange) -> bool,
+    ) -> Result<MutexGuard<'a, Exchange>> {
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            if let Some(cause) = &exchange.failure {
+                bail!("{place}: {cause}");
+            }
+            if ready(&exchange) {
+                return Ok(exchange);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let missing: Vec<usize> =
+                    (0..exchange.posted.len()).filter(|&r| exchange.posted[r].is_none()).collect();
+                let cause =
+                    format!("ranks {missing:?} did not come within {} s ({bytes} bytes)", self.timeout.as_secs());
+                exchange.failure = Some(cause.clone());
+                self.changed.notify_all();
+                bail!("{place}: {cause}");
+            }
+            exchange = self.changed.wait_timeout(exchange, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// A rank's end of a [`run`].
+pub struct ThreadRank {
+    group: Arc<Group>,
+    rank: usize,
+    world_size: usize,
+}
+
+impl ThreadRank {
+    /// The only rank of a run by itself.
+    pub fn alone() -> Self {
+        Self { group: Group::new(1, Duration::from_secs(3600)), rank: 0, world_size: 1 }
+    }
+
+    /// Ends the run of all ranks with a cause.
+    pub fn fail(&self, cause: String) {
+        self.group.fail(cause);
+    }
+
+    fn exchange(&self, place: &Place, send: Vec<f32>, read: impl FnOnce(&[Arc<Vec<f32>>])) -> Result<Vec<f32>> {
+        let bytes = send.len() * size_of::<f32>();
+        let own = Arc::new(send);
+        let mut exchange = self.group.lock();
+        let generation = exchange.generation;
+        exchange.posted[self.rank] = Some(Arc::clone(&own));
+        exchange.places[self.rank] = Some(place.clone());
+        self.group.changed.notify_all();
+        let exchange = self.group.wait(exchange, place, bytes, |e| e.posted.iter().all(Option::is_some))?;
+        if let Some(rank) = exchange.places.iter().position(|other| other.as_ref() != Some(place)) {
+            bail!("{place}: rank {rank} is at another place: {:?}", exchange.places[rank]);
+        }
+        let all: Vec<_> = exchange.posted.iter().flatten().cloned().collect();
+        drop(exchange);
+        read(&all);
+        drop(all);
+        let mut exchange = self.group.lock();
+        exchange.left += 1;
+        if exchange.left == self.world_size {
+            exchange.left = 0;
+            exchange.generation += 1;
+            exchange.posted.fill(None);
+            exchange.places.fill(None);
+            self.group.changed.notify_all();
+        } else {
+            exchange = self.group.wait(exchange, place, bytes, |e| e.generation != generation)?;
+        }
+        drop(exchange);
+        // Everybody has left, so nobody else holds the buffer.
+        Ok(Arc::try_unwrap(own).unwrap_or_default())
+    }
+}
+
+impl Collective for ThreadRank {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    fn all_to_all(&mut self, place: &Place, send: Vec<f32>, receive: &mut [f32]) -> Result<Vec<f32>> {
+        let part = send.len() / self.world_size;
+        let rank = self.rank;
+        self.exchange(place, send, |all| {
+            for (from, part_of) in all.iter().zip(receive.chunks_exact_mut(part.max(1))) {
+                part_of.copy_from_slice(&from[rank * part..(rank + 1) * part]);
+            }
+        })
+    }
+
+    fn all_gather(&mut self, place: &Place, own: Vec<f32>, full: &mut [f32]) -> Result<Vec<f32>> {
+        let part = own.len();
+        self.exchange(place, own, |all| {
+            for (from, part_of) in all.iter().zip(full.chunks_exact_mut(part.max(1))) {
+                part_of.copy_from_slice(from);
+            }
+        })
+    }
+}
+
+/// Runs `rank_main` on `world_size` threads and returns every rank's result. A rank that fails or panics ends all.
+pub fn run<T: Send>(
+    world_size: usize,
+    timeout: Duration,
+    rank_main: impl Fn(ThreadRank) -> Result<T> + Sync,
+) -> Vec<Result<T>> {
+    let group = Group::new(world_size, timeout);
+    std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..world_size)
+            .map(|rank| {
+                let (group, rank_main) = (Arc::clone(&group), &rank_main);
+                scope.spawn(move || {
+                    let collective = ThreadRank { group: Arc::clone(&group), rank, world_size };
+                    let result = catch_unwind(AssertUnwindSafe(|| rank_main(collective)))
+                        .unwrap_or_else(|panic| Err(anyhow!("rank {rank} panicked: {}", panic_message(&*panic))));
+                    if let Err(error) = &result {
+                        group.fail(format!("rank {rank} failed: {error:#}"));
+                    }
+                    result
+                })
+            })
+            .collect();
+        handles
+            .into_iter()
+            .enumerate()
+            .map(|(rank, handle)| handle.join().unwrap_or_else(|_| Err(anyhow!("rank {rank} panicked"))))
+            .collect()
+    })
+}
+
+/// The text of a panic.
+pub fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(block: &str) -> Place {
+        Place { operation: "all-gather", block: block.to_string() }
+    }
+
+    #[test]
+    fn parts_go_where_they_belong() {
+        let results = run(3, Duration::from_secs(5), |mut rank| {
+            let me = rank.rank() as f32;
+            let mut received = [0.0; 6];
+            for round in 0..50 {
+                let send = (0..6).map(|i| me * 100.0 + i as f32 + round as f32).collect();
+                rank.all_to_all(&place("x"), send, &mut received)?;
+            }
+            let mut full = [0.0; 3];
+            let own = rank.all_gather(&place("y"), vec![me], &mut full)?;
+            Ok((received, full, own))
+        });
+        for (rank, result) in results.into_iter().enumerate() {
+            let (received, full, own) = result.expect("no rank fails");
+            let first = 2.0 * rank as f32 + 49.0;
+            let expected = [0.0, 1.0, 100.0, 101.0, 200.0, 201.0].map(|v| v + first);
+            assert_eq!((received, full, own), (expected, [0.0, 1.0, 2.0], vec![rank as f32]));
+        }
+    }
+
+    #[test]
+    fn a_panic_ends_all_ranks_and_names_the_rank() {
+        let results = run(3, Duration::from_secs(30), |mut rank| {
+            assert!(rank.rank() != 1, "on purpose");
+            rank.all_gather(&place("x"), vec![0.0], &mut [0.0; 3])
+        });
+        for result in results {
+            let message = format!("{:#}", result.expect_err("all ranks end"));
+            assert!(message.contains("rank 1") && message.contains("on purpose"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_rank_that_does_not_come_ends_all_at_the_deadline() {
+        let results = run(2, Duration::from_millis(50), |mut rank| {
+            if rank.rank() == 1 {
+                std::thread::sleep(Duration::from_millis(300));
+            }
+            rank.all_gather(&place("layers.3"), vec![0.0], &mut [0.0; 2])
+        });
+        let message = format!("{:#}", results[0].as_ref().expect_err("the deadline passes"));
+        assert!(message.contains("[1]") && message.contains("layers.3") && message.contains("4 bytes"), "{message}");
+        assert!(results[1].is_err());
+    }
+}

@@ -1,0 +1,370 @@
+//! Every setting of a run: one struct is the command line, the recipe's `[train]` table and the record kept with the run.
+
+use clap::{ArgAction, ValueEnum};
+use common::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Which parts of the model are trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum TrainType {
+    /// LoRA on the language model's attention, and the whole projector.
+    UseLora,
+    /// Everything.
+    None,
+    /// Projector and language model.
+    FreezeVision,
+    /// The projector alone.
+    Projector,
+}
+
+/// When something recurring (saving, evaluating) happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// Never.
+    No,
+    /// Every so many optimizer steps.
+    Steps,
+    /// At the end of every epoch.
+    Epoch,
+}
+
+/// How losses of micro-batches become one loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum LossNormalization {
+    /// Sum over supervised tokens ÷ supervised tokens of the global batch.
+    GlobalTokens,
+    /// Mean over micro-batches of each micro-batch's mean: depends on how the batch is split.
+    MicroBatchMean,
+}
+
+/// What accumulates gradients over micro-steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum Accumulate {
+    /// The rank's reduced slice (memory ÷ ranks, a reduce-scatter every micro-step).
+    Shard,
+    /// The whole local gradient (one reduce-scatter a step).
+    Local,
+}
+
+/// Learning rate over the run, as transformers' `lr_scheduler_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleType {
+    /// Down to 0 in a line.
+    Linear,
+    /// Half a cosine down to 0.
+    Cosine,
+    /// `lr_num_cycles` half cosines, each from the top.
+    CosineWithRestarts,
+    /// Power `lr_power` down to `lr_end`.
+    Polynomial,
+    /// Unchanged, without warm-up.
+    Constant,
+    /// Unchanged after warm-up.
+    ConstantWithWarmup,
+    /// `1/√step`.
+    InverseSqrt,
+}
+
+/// Where progress is also reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum ReportTo {
+    /// `metrics.jsonl` only.
+    None,
+    /// TensorBoard event files beside it.
+    Tensorboard,
+}
+
+/// Settings of `train`. Each option's `under_score` spelling works too, on the command line and in a recipe's `[train]`.
+#[derive(Clone, Debug, PartialEq, clap::Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Model directory to start from (a complete LLaVA, as `preprocess model` writes).
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub model_name_or_path: PathBuf,
+    /// Shards to train on (as `preprocess shards` writes).
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub data_path: PathBuf,
+    /// Folder of the run: checkpoints, metrics and the final model or adapter.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub output_dir: PathBuf,
+    /// Which parts are trained.
+    #[arg(long, value_enum, default_value_t = TrainType::UseLora)]
+    pub train_type: TrainType,
+    /// Ranks as threads of this process. Under mpirun or srun each process is a rank instead.
+    #[arg(long, default_value_t = 1)]
+    pub nproc: usize,
+    /// DeepSpeed ZeRO-2 JSON file; its values and `auto` are honoured.
+    #[arg(long)]
+    pub deepspeed: Option<PathBuf>,
+    /// Compute in bf16 where the device can; the CPU computes in f32. Masters and moments are f32 always.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub bf16: bool,
+    /// Not supported: needs loss scaling, which bf16 does not.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub fp16: bool,
+    /// Passes over the data; may be a fraction. Ignored when `max_steps` is positive.
+    #[arg(long, default_value_t = 3.0)]
+    pub num_train_epochs: f64,
+    /// Optimizer steps in all; ≤ 0: as many as `num_train_epochs` needs.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    pub max_steps: i64,
+    /// Rows of a micro-batch, per rank.
+    #[arg(long, default_value_t = 8)]
+    pub per_device_train_batch_size: usize,
+    /// Rows of an evaluation batch, per rank.
+    #[arg(long, default_value_t = 8)]
+    pub per_device_eval_batch_size: usize,
+    /// Micro-batches per optimizer step.
+    #[arg(long, default_value_t = 1)]
+    pub gradient_accumulation_steps: usize,
+    /// Highest learning rate.
+    #[arg(long, default_value_t = 5e-5)]
+    pub learning_rate: f64,
+    /// Decoupled weight decay of everything but biases and norm weights.
+    #[arg(long, default_value_t = 0.0)]
+    pub weight_decay: f64,
+    /// AdamW's decay of the first moment.
+    #[arg(long, default_value_t = 0.9)]
+    pub adam_beta1: f64,
+    /// AdamW's decay of the second moment.
+    #[arg(long, default_value_t = 0.999)]
+    pub adam_beta2: f64,
+    /// AdamW's epsilon, outside the root, after bias correction.
+    #[arg(long, default_value_t = 1e-8)]
+    pub adam_epsilon: f64,
+    /// Global gradient norm above which gradients are scaled down; 0: never.
+    #[arg(long, default_value_t = 1.0)]
+    pub max_grad_norm: f64,
+    /// Learning-rate schedule.
+    #[arg(long, value_enum, default_value_t = ScheduleType::Linear)]
+    pub lr_scheduler_type: ScheduleType,
+    /// Steps of linear warm-up; below 1: that fraction of all steps.
+    #[arg(long, default_value_t = 0.0)]
+    pub warmup_steps: f64,
+    /// Fraction of all steps to warm up, if `warmup_steps` is 0.
+    #[arg(long, default_value_t = 0.0)]
+    pub warmup_ratio: f64,
+    /// Half cosines of `cosine_with_restarts`.
+    #[arg(long, default_value_t = 1)]
+    pub lr_num_cycles: usize,
+    /// Exponent of `polynomial`.
+    #[arg(long, default_value_t = 1.0)]
+    pub lr_power: f64,
+    /// Final learning rate of `polynomial`.
+    #[arg(long, default_value_t = 1e-7)]
+    pub lr_end: f64,
+    /// How the loss is averaged.
+    #[arg(long, value_enum, default_value_t = LossNormalization::GlobalTokens)]
+    pub loss_normalization: LossNormalization,
+    /// Where gradients accumulate over micro-steps.
+    #[arg(long, value_enum, default_value_t = Accumulate::Shard)]
+    pub accumulate: Accumulate,
+    /// Recompute each block in the backward pass instead of keeping its activations.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub gradient_checkpointing: bool,
+    /// Longest row, tokens with images expanded; longer rows are an error. 0: the model's own limit.
+    #[arg(long, default_value_t = 0)]
+    pub model_max_length: usize,
+    /// Rows in a new random order every epoch; false: in the order of the shards.
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub shuffle: bool,
+    /// Seed of order, LoRA initialisation and dropout.
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Loader threads per rank; 0: rows are read by the training thread.
+    #[arg(long, default_value_t = 2)]
+    pub dataloader_num_workers: usize,
+    /// Micro-batches that each loader thread may be ahead.
+    #[arg(long, default_value_t = 2)]
+    pub dataloader_prefetch_factor: usize,
+    /// Accepted for the original command lines: host memory needs no pinning on a CPU.
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub dataloader_pin_memory: bool,
+    /// Accepted for the original command lines: loader threads always live as long as the run.
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub dataloader_persistent_workers: bool,
+    /// Accepted for the original command lines: shards have no unused columns.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub remove_unused_columns: bool,
+    /// Steps between lines of `metrics.jsonl`.
+    #[arg(long, default_value_t = 10)]
+    pub logging_steps: usize,
+    /// When checkpoints are written.
+    #[arg(long, value_enum, default_value_t = Strategy::Steps)]
+    pub save_strategy: Strategy,
+    /// Steps between checkpoints.
+    #[arg(long, default_value_t = 500)]
+    pub save_steps: usize,
+    /// Checkpoints kept, the newest ones (and the best, with `load_best_model_at_end`); 0: all.
+    #[arg(long, default_value_t = 0)]
+    pub save_total_limit: usize,
+    /// When the validation rows are evaluated.
+    #[arg(long, visible_alias = "evaluation-strategy", value_enum, default_value_t = Strategy::No)]
+    #[serde(alias = "evaluation_strategy")]
+    pub eval_strategy: Strategy,
+    /// Steps between evaluations; 0: `logging_steps`.
+    #[arg(long, default_value_t = 0)]
+    pub eval_steps: usize,
+    /// Put the weights with the lowest evaluation loss into `output_dir` at the end.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub load_best_model_at_end: bool,
+    /// Stop after so many evaluations in a row without a lower loss; 0: never.
+    #[arg(long, default_value_t = 0)]
+    pub early_stopping_patience: usize,
+    /// Where progress is also reported.
+    #[arg(long, value_enum, default_value_t = ReportTo::None)]
+    pub report_to: ReportTo,
+    /// File of the metrics; default `output_dir/metrics.jsonl`.
+    #[arg(long)]
+    pub metrics: Option<PathBuf>,
+    /// `true`: go on from the newest valid checkpoint of `output_dir`; or a checkpoint's folder.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub resume_from_checkpoint: Option<String>,
+    /// PEFT adapter directory to go on from (`use_lora`); its rank and targets are taken from it.
+    #[arg(long)]
+    pub init_adapter: Option<PathBuf>,
+    /// LoRA rank.
+    #[arg(long, default_value_t = 32)]
+    pub lora_r: usize,
+    /// LoRA scale is `lora_alpha / lora_r`.
+    #[arg(long, default_value_t = 8.0)]
+    pub lora_alpha: f64,
+    /// Dropout on the input of the LoRA branch, probability.
+    #[arg(long, default_value_t = 0.05)]
+    pub lora_dropout: f64,
+    /// Projections of the language model that get LoRA, with commas between.
+    #[arg(long, value_delimiter = ',', default_value = "q_proj,k_proj,v_proj,o_proj")]
+    pub lora_target_modules: Vec<String>,
+    /// LoRA on the vision tower's q, k, v as well.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub lora_vision: bool,
+    /// Longest time a collective operation may take before the run is ended, seconds.
+    #[arg(long, default_value_t = 600)]
+    pub collective_timeout_seconds: u64,
+    /// Where to compute: `cpu`.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+}
+
+/// Booleans as the Hugging Face command line takes them (`True`, `false`, `1`, …).
+fn parse_bool(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "y" | "t" => Ok(true),
+        "false" | "0" | "no" | "n" | "f" => Ok(false),
+        _ => Err("expected true or false".to_string()),
+    }
+}
+
+impl Config {
+    /// Checks what the types cannot say.
+    ///
+    /// # Errors
+    /// The first setting that is missing, out of range or not supported, with the remedy.
+    pub fn validate(&self) -> Result<()> {
+        self.require_paths()?;
+        let positive = [
+            ("per_device_train_batch_size", self.per_device_train_batch_size),
+            ("per_device_eval_batch_size", self.per_device_eval_batch_size),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
+            ("nproc", self.nproc),
+            ("logging_steps", self.logging_steps),
+            ("save_steps", self.save_steps),
+            ("lora_r", self.lora_r),
+            ("dataloader_prefetch_factor", self.dataloader_prefetch_factor),
+        ];
+        for (name, value) in positive {
+            if value == 0 {
+                return Err(Error::invalid(name, 0, "at least 1", format!("give --{name} a positive number")));
+            }
+        }
+        self.require_ranges()?;
+        self.require_supported()
+    }
+
+    fn require_paths(&self) -> Result<()> {
+        let paths = [
+            ("model_name_or_path", &self.model_name_or_path, "a model directory (preprocess model writes one)"),
+            ("data_path", &self.data_path, "a folder of shards (preprocess shards writes one)"),
+            ("output_dir", &self.output_dir, "a folder for the run"),
+        ];
+        for (name, path, expected) in paths {
+            if path.as_os_str().is_empty() {
+                return Err(Error::invalid(name, "nothing", expected, format!("give --{name}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn require_ranges(&self) -> Result<()> {
+        let ranges = [
+            ("learning_rate", self.learning_rate, 0.0, f64::MAX),
+            ("weight_decay", self.weight_decay, 0.0, f64::MAX),
+            ("adam_beta1", self.adam_beta1, 0.0, 1.0),
+            ("adam_beta2", self.adam_beta2, 0.0, 1.0),
+            ("adam_epsilon", self.adam_epsilon, 0.0, f64::MAX),
+            ("max_grad_norm", self.max_grad_norm, 0.0, f64::MAX),
+            ("warmup_steps", self.warmup_steps, 0.0, f64::MAX),
+            ("warmup_ratio", self.warmup_ratio, 0.0, 1.0),
+            ("lora_dropout", self.lora_dropout, 0.0, 1.0),
+            ("num_train_epochs", self.num_train_epochs, 0.0, f64::MAX),
+        ];
+        for (name, value, low, high) in ranges {
+            if !(low..=high).contains(&value) {
+                let expected = if high == f64::MAX { format!("at least {low}") } else { format!("{low} to {high}") };
+                return Err(Error::invalid(name, value, expected, format!("correct --{name}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn require_supported(&self) -> Result<()> {
+        if self.fp16 {
+            let remedy = "use --bf16 true";
+            return Err(Error::invalid("fp16", true, "false (fp16 needs loss scaling, bf16 does not)", remedy));
+        }
+        if self.device != "cpu" {
+            return Err(Error::invalid("device", &self.device, "cpu", "leave --device out"));
+        }
+        if self.init_adapter.is_some() && self.train_type != TrainType::UseLora {
+            let remedy = "use --train_type use_lora, or merge the adapter first (infer merge)";
+            return Err(Error::invalid("init_adapter", "an adapter with another train_type", "use_lora", remedy));
+        }
+        let needs_eval = self.load_best_model_at_end || self.early_stopping_patience > 0;
+        if needs_eval && self.eval_strategy == Strategy::No {
+            let place = "load_best_model_at_end / early_stopping_patience";
+            return Err(Error::invalid(place, "eval_strategy no", "steps or epoch", "give --eval_strategy"));
+        }
+        if self.load_best_model_at_end && self.save_strategy != self.eval_strategy {
+            let remedy = "give --save_strategy and --eval_strategy the same value";
+            return Err(Error::invalid("load_best_model_at_end", "different strategies", "equal ones", remedy));
+        }
+        Ok(())
+    }
+
+    /// Rows of a global batch with `world_size` ranks.
+    pub fn global_batch_size(&self, world_size: usize) -> usize {
+        self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size
+    }
+
+    /// Steps of warm-up in a run of `max_steps`.
+    pub fn resolved_warmup_steps(&self, max_steps: u64) -> u64 {
+        if self.warmup_steps >= 1.0 {
+            return self.warmup_steps as u64;
+        }
+        let fraction = if self.warmup_steps > 0.0 { self.warmup_steps } else { self.warmup_ratio };
+        (max_steps as f64 * fraction).ceil() as u64
+    }
+}

@@ -1,0 +1,199 @@
+//! Where every trained value lives: blocks of the model, cut into buckets, each bucket divided evenly among the ranks.
+
+use burn::module::ParamId;
+use common::names::Block;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Values of a bucket at most. Small blocks are one bucket; an embedding of a large vocabulary is cut, so that buffers stay
+/// small beside it.
+pub const MAX_BUCKET_VALUES: usize = 1 << 23;
+
+/// A trained parameter within its block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParamSlot {
+    /// Identity within the module.
+    pub id: ParamId,
+    /// Published name.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// First value in the block.
+    pub offset: usize,
+    /// Values.
+    pub len: usize,
+    /// Weight decay applies.
+    pub decays: bool,
+}
+
+/// A stretch of a block that is reduced and gathered in one operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// Values of the block.
+    pub range: Range<usize>,
+    /// Values that each rank owns; `partition_len · world_size` ≥ the bucket's length, the rest is padding.
+    pub partition_len: usize,
+    /// Where the owned values start in the rank's partition of the block.
+    pub partition_offset: usize,
+}
+
+impl Bucket {
+    /// Values of the block that `rank` owns (without padding; may be empty).
+    pub fn owned(&self, rank: usize) -> Range<usize> {
+        let start = (self.range.start + rank * self.partition_len).min(self.range.end);
+        start..(start + self.partition_len).min(self.range.end)
+    }
+}
+
+/// A transformer block, an embedding, the projector or the head: its trained parameters, one after another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockLayout {
+    /// For messages and files: the common prefix of the parameters.
+    pub name: String,
+    /// In module order.
+    pub params: Vec<ParamSlot>,
+    /// Values.
+    pub len: usize,
+    /// In order.
+    pub buckets: Vec<Bucket>,
+}
+
+impl BlockLayout {
+    /// Lays out parameters in the order given; offsets are assigned here.
+    pub fn new(name: String, mut params: Vec<ParamSlot>, world_size: usize, max_bucket_values: usize) -> Self {
+        let mut len = 0;
+        for param in &mut params {
+            param.offset = len;
+            len += param.len;
+        }
+        let mut buckets = Vec::new();
+        let (mut start, mut partition_offset) = (0, 0);
+        while start < len {
+            let end = (start + max_bucket_values).min(len);
+            let partition_len = (end - start).div_ceil(world_size);
+            buckets.push(Bucket { range: start..end, partition_len, partition_offset });
+            partition_offset += partition_len;
+            start = end;
+        }
+        Self { name, params, len, buckets }
+    }
+
+    /// Values (padding included) of one rank's partition.
+    pub fn partition_len(&self) -> usize {
+        self.buckets.iter().map(|bucket| bucket.partition_len).sum()
+    }
+
+    /// The stretches of a parameter that `rank` owns: (range within the parameter, start within the rank's partition).
+    pub fn owned_ranges(&self, param: &ParamSlot, rank: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let (first, end) = (param.offset, param.offset + param.len);
+        self.buckets.iter().filter_map(move |bucket| {
+            let owned = bucket.owned(rank);
+            let (from, to) = (owned.start.max(first), owned.end.min(end));
+            (from < to).then(|| (from - first..to - first, bucket.partition_offset + (from - owned.start)))
+        })
+    }
+}
+
+/// All trained parameters of a rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// In module order, which is also the order of the forward pass.
+    pub blocks: Vec<BlockLayout>,
+    /// This rank.
+    pub rank: usize,
+    /// Ranks.
+    pub world_size: usize,
+    index: HashMap<ParamId, (usize, usize)>,
+    of_model: HashMap<Block, usize>,
+}
+
+impl Layout {
+    /// Indexes the blocks, each with the block of the model that it holds.
+    pub fn new(blocks: Vec<(Block, BlockLayout)>, rank: usize, world_size: usize) -> Self {
+        let (keys, blocks): (Vec<Block>, Vec<BlockLayout>) = blocks.into_iter().unzip();
+        let of_model = keys.into_iter().enumerate().map(|(index, key)| (key, index)).collect();
+        let index = blocks
+            .iter()
+            .enumerate()
+            .flat_map(|(b, block)| block.params.iter().enumerate().map(move |(p, param)| (param.id, (b, p))))
+            .collect();
+        Self { blocks, rank, world_size, index, of_model }
+    }
+
+    /// Index in `blocks` of a block of the model; `None` if nothing in it is trained.
+    pub fn block(&self, block: Block) -> Option<usize> {
+        self.of_model.get(&block).copied()
+    }
+
+    /// The (block, parameter) of an id, if it is trained.
+    pub fn find(&self, id: ParamId) -> Option<(usize, &ParamSlot)> {
+        self.index.get(&id).map(|&(block, param)| (block, &self.blocks[block].params[param]))
+    }
+
+    /// Trained values.
+    pub fn num_values(&self) -> usize {
+        self.blocks.iter().map(|block| block.len).sum()
+    }
+
+    /// Values (padding included) that this rank owns.
+    pub fn partition_len(&self) -> usize {
+        self.blocks.iter().map(BlockLayout::partition_len).sum()
+    }
+
+    /// A zero for every owned value, a vector per block.
+    pub fn zero_partitions(&self) -> Vec<Vec<f32>> {
+        self.blocks.iter().map(|block| vec![0.0; block.partition_len()]).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(lens: &[usize], world_size: usize, max_bucket_values: usize) -> BlockLayout {
+        let params = lens
+            .iter()
+            .map(|&len| ParamSlot {
+                id: ParamId::new(),
+                name: String::new(),
+                shape: vec![len],
+                offset: 0,
+                len,
+                decays: true,
+            })
+            .collect();
+        BlockLayout::new("block".to_string(), params, world_size, max_bucket_values)
+    }
+
+    #[test]
+    fn every_value_has_one_owner_and_one_place() {
+        for world_size in 1..6 {
+            for max in [3, 7, 8, 100] {
+                let block = block(&[5, 1, 13, 2], world_size, max);
+                let mut owners = vec![0; block.len];
+                for rank in 0..world_size {
+                    let mut places = vec![0; block.partition_len()];
+                    for param in &block.params {
+                        for (range, start) in block.owned_ranges(param, rank) {
+                            for (i, value) in range.enumerate() {
+                                owners[param.offset + value] += 1;
+                                places[start + i] += 1;
+                            }
+                        }
+                    }
+                    assert!(places.iter().all(|&count| count <= 1), "{world_size} ranks, buckets of {max}");
+                }
+                assert!(owners.iter().all(|&count| count == 1), "{world_size} ranks, buckets of {max}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_block_is_cut_into_buckets() {
+        let block = block(&[10], 4, 6);
+        assert_eq!(block.buckets.len(), 2);
+        assert_eq!((block.buckets[0].partition_len, block.buckets[1].partition_len), (2, 1));
+        assert_eq!(block.buckets[1].owned(3), 9..10);
+        assert_eq!(block.partition_len(), 3);
+    }
+}

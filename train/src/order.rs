@@ -1,0 +1,186 @@
+//! Which rows a step trains on: a pure function of (seed, epoch, position), the same for any number of ranks and workers.
+
+use serde::{Deserialize, Serialize};
+
+/// The order of the rows of one epoch; any position is computed by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochOrder {
+    rows: u64,
+    /// `None`: the order of the shards.
+    key: Option<u64>,
+}
+
+impl EpochOrder {
+    /// The order of `rows` rows in `epoch`.
+    pub fn new(rows: usize, shuffle: bool, seed: u64, epoch: u64) -> Self {
+        let key = shuffle.then(|| mix(seed ^ mix(epoch.wrapping_add(0x9E37_79B9_7F4A_7C15))));
+        Self { rows: rows as u64, key }
+    }
+
+    /// The row at a position (`position` < rows).
+    pub fn row(&self, position: usize) -> usize {
+        let Some(key) = self.key else { return position };
+        // A Feistel network permutes a power of four that holds all rows; values outside are walked through it again
+        // until they land inside, which keeps it a permutation of 0..rows. Fewer than four walks on average.
+        let half_bits = (64 - self.rows.saturating_sub(1).leading_zeros()).div_ceil(2).max(1);
+        let mut value = position as u64;
+        loop {
+            value = feistel(value, half_bits, key);
+            if value < self.rows {
+                return value as usize;
+            }
+        }
+    }
+}
+
+const FEISTEL_ROUNDS: u64 = 6;
+
+fn feistel(value: u64, half_bits: u32, key: u64) -> u64 {
+    let mask = (1u64 << half_bits) - 1;
+    let (mut left, mut right) = (value >> half_bits, value & mask);
+    for round in 0..FEISTEL_ROUNDS {
+        let mixed = mix(right ^ mix(key.wrapping_add(round))) & mask;
+        (left, right) = (right, left ^ mixed);
+    }
+    (left << half_bits) | right
+}
+
+/// SplitMix64's finalizer.
+pub fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    value ^ (value >> 31)
+}
+
+/// Where a run stands in its data: the next row to train on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Finished epochs.
+    pub epoch: u64,
+    /// Rows of the current epoch that have been trained on.
+    pub position: usize,
+}
+
+/// Positions of one global batch in its epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GlobalBatch {
+    /// The epoch.
+    pub epoch: u64,
+    /// First position.
+    pub start: usize,
+    /// One past the last position. The last batch of an epoch is smaller when the rows do not divide.
+    pub end: usize,
+}
+
+/// How rows become global batches, micro-batches and steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchPlan {
+    /// Rows of the data.
+    pub rows: usize,
+    /// Rows of a micro-batch, per rank.
+    pub micro_batch_size: usize,
+    /// Micro-batches of a step, per rank.
+    pub accumulation: usize,
+    /// Ranks.
+    pub world_size: usize,
+}
+
+impl BatchPlan {
+    /// Rows of a full global batch.
+    pub fn global_batch_size(&self) -> usize {
+        self.micro_batch_size * self.accumulation * self.world_size
+    }
+
+    /// Steps of an epoch. Every row is trained on once, so a remainder makes one more, smaller step: 595,375 rows in
+    /// batches of 128 are 4,652 steps, of which the last has 47 rows.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.rows.div_ceil(self.global_batch_size()) as u64
+    }
+
+    /// Steps of a whole run.
+    pub fn max_steps(&self, max_steps: i64, epochs: f64) -> u64 {
+        match u64::try_from(max_steps) {
+            Ok(steps) if steps > 0 => steps,
+            _ => (epochs * self.steps_per_epoch() as f64).ceil() as u64,
+        }
+    }
+
+    /// The batch at a cursor, and the cursor after it.
+    pub fn next(&self, cursor: Cursor) -> (GlobalBatch, Cursor) {
+        let end = (cursor.position + self.global_batch_size()).min(self.rows);
+        let batch = GlobalBatch { epoch: cursor.epoch, start: cursor.position, end };
+        let next = if end == self.rows {
+            Cursor { epoch: cursor.epoch + 1, position: 0 }
+        } else {
+            Cursor { epoch: cursor.epoch, position: end }
+        };
+        (batch, next)
+    }
+
+    /// Positions of the micro-batch of (micro-step, rank): the global batch dealt out in order, ranks within micro-steps.
+    /// May be empty in the last batch of an epoch.
+    pub fn micro_batch(&self, batch: &GlobalBatch, micro_step: usize, rank: usize) -> std::ops::Range<usize> {
+        let start = batch.start + (micro_step * self.world_size + rank) * self.micro_batch_size;
+        start.min(batch.end)..(start + self.micro_batch_size).min(batch.end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_epoch_is_another_permutation() {
+        for rows in [1, 2, 3, 5, 32, 100, 1025] {
+            let mut orders = Vec::new();
+            for epoch in 0..3 {
+                let order = EpochOrder::new(rows, true, 42, epoch);
+                let found: Vec<usize> = (0..rows).map(|position| order.row(position)).collect();
+                let mut sorted = found.clone();
+                sorted.sort_unstable();
+                assert_eq!(sorted, (0..rows).collect::<Vec<_>>(), "{rows} rows, epoch {epoch}");
+                orders.push(found);
+            }
+            assert!(rows < 32 || (orders[0] != orders[1] && orders[1] != orders[2]), "{rows} rows");
+        }
+    }
+
+    #[test]
+    fn without_shuffling_the_order_is_the_shards() {
+        assert_eq!(EpochOrder::new(9, false, 1, 4).row(7), 7);
+    }
+
+    #[test]
+    fn a_shuffled_order_spreads_neighbours() {
+        let rows = 10_000;
+        let order = EpochOrder::new(rows, true, 7, 0);
+        let mean_step = (1..rows).map(|i| order.row(i).abs_diff(order.row(i - 1)) as f64).sum::<f64>() / rows as f64;
+        // Two independent uniform positions are rows / 3 apart on average.
+        assert!((mean_step / (rows as f64 / 3.0) - 1.0).abs() < 0.03, "{mean_step}");
+    }
+
+    #[test]
+    fn the_real_job_has_4652_steps_an_epoch() {
+        let plan = BatchPlan { rows: 595_375, micro_batch_size: 4, accumulation: 8, world_size: 4 };
+        assert_eq!(plan.steps_per_epoch(), 4652);
+        let (last, next) = plan.next(Cursor { epoch: 0, position: 4651 * 128 });
+        assert_eq!((last.end - last.start, next), (47, Cursor { epoch: 1, position: 0 }));
+    }
+
+    #[test]
+    fn a_global_batch_has_the_same_rows_however_it_is_split() {
+        let splits = [(1, 12, 1), (2, 3, 2), (3, 1, 4), (4, 1, 3), (12, 1, 1)];
+        for (micro_batch_size, accumulation, world_size) in splits {
+            let plan = BatchPlan { rows: 31, micro_batch_size, accumulation, world_size };
+            let (mut cursor, mut seen) = (Cursor::default(), Vec::new());
+            while cursor.epoch == 0 {
+                let (batch, next) = plan.next(cursor);
+                for micro_step in 0..accumulation {
+                    (0..world_size).for_each(|rank| seen.extend(plan.micro_batch(&batch, micro_step, rank)));
+                }
+                cursor = next;
+            }
+            assert_eq!(seen, (0..31).collect::<Vec<_>>(), "{plan:?}");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Going on from a checkpoint, whatever the number of ranks that wrote it.
+
+use crate::checkpoint::{self, EXP_AVG, EXP_AVG_SQ, MANIFEST, MASTER, Manifest, TRAINER_STATE, TrainerState};
+use crate::config::Config;
+use crate::layout::Layout;
+use crate::zero::{self, Partitions};
+use anyhow::{Result, bail};
+use burn::tensor::Device;
+use common::checkpoint::{LoadAs, TensorFiles, load_model};
+use common::model::Llava;
+use common::{Error, adapter, files, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A checkpoint that was found whole, and what was passed over on the way to it.
+#[derive(Debug)]
+pub struct Found {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Where the run stood.
+    pub state: TrainerState,
+    /// Newer checkpoints that are not valid, each with the reason.
+    pub skipped: Vec<String>,
+}
+
+/// The checkpoint that `resume_from_checkpoint` names; `None` when the run starts anew.
+///
+/// # Errors
+/// A named checkpoint that is not valid; `true` with checkpoints of which none is valid.
+pub fn find(config: &Config) -> Result<Option<Found>> {
+    let candidates = match config.resume_from_checkpoint.as_deref() {
+        None => return Ok(None),
+        Some("false" | "False") => return Ok(None),
+        Some("true" | "True") => checkpoint::list(&config.output_dir),
+        Some(dir) => vec![PathBuf::from(dir)],
+    };
+    let mut skipped = Vec::new();
+    for dir in candidates.into_iter().rev() {
+        match validate(&dir) {
+            Ok(state) => return Ok(Some(Found { dir, state, skipped })),
+            Err(error) => skipped.push(error.to_string()),
+        }
+    }
+    if skipped.is_empty() {
+        return Ok(None);
+    }
+    bail!("no valid checkpoint: {}; remove them to start anew", skipped.join("; "));
+}
+
+/// Reads a checkpoint's state after checking every file against the manifest.
+fn validate(dir: &Path) -> common::Result<TrainerState> {
+    let remedy = "the checkpoint is damaged: an older one is used if there is one";
+    let manifest: Manifest = json::read(&dir.join(MANIFEST))?;
+    for (name, expected) in &manifest {
+        let found = files::sha256_of_file(&dir.join(name))?;
+        if found != *expected {
+            return Err(Error::invalid(dir.join(name).display(), format!("SHA-256 {found}"), expected, remedy));
+        }
+    }
+    json::read(&dir.join(TRAINER_STATE))
+}
+
+/// Refuses to go on with other data or another batch size than the checkpoint's.
+///
+/// # Errors
+/// The difference, by name.
+pub fn check(found: &Found, data_fingerprint: &str) -> Result<()> {
+    if found.state.data_fingerprint != data_fingerprint {
+        bail!(
+            "{}: trained on other shards than --data_path; give the same shards, or start a new run with another \
+             --output_dir",
+            found.dir.display()
+        );
+    }
+    Ok(())
+}
+
+/// Puts the checkpoint's weights into the model and its moments into the partitions.
+///
+/// # Errors
+/// Files that do not fit the model.
+pub fn restore(
+    found: &Found,
+    mut model: Llava,
+    layout: &Layout,
+    partitions: &mut Partitions,
+    device: &Device,
+) -> Result<Llava> {
+    let stored = if found.dir.join(common::names::ADAPTER_CONFIG_FILE).exists() {
+        let mut with_adapter = model.clone();
+        adapter::load_adapter(&mut with_adapter, &found.dir, device)?;
+        with_adapter
+    } else {
+        load_model(&found.dir, LoadAs::F32, device)?.1
+    };
+    let source = by_name(&stored);
+    drop(stored);
+    let shards = Stretches::open(&found.dir)?;
+    for (index, block) in layout.blocks.iter().enumerate() {
+        let mut flat = vec![0.0; block.len];
+        for param in &block.params {
+            let values = &mut flat[param.offset..][..param.len];
+            if let Some(stored) = source.get(&param.name) {
+                values.copy_from_slice(&stored()?);
+            }
+            shards.copy(MASTER, &param.name, 0, values);
+            for (range, start) in block.owned_ranges(param, layout.rank) {
+                let part = start..start + range.len();
+                let first =
+                    shards.copy(EXP_AVG, &param.name, range.start, &mut partitions.exp_avg[index][part.clone()]);
+                let second = shards.copy(EXP_AVG_SQ, &param.name, range.start, &mut partitions.exp_avg_sq[index][part]);
+                if first + second != 2 * range.len() {
+                    bail!("{}: no optimizer state of {}; choose another checkpoint", found.dir.display(), param.name);
+                }
+            }
+        }
+        model = zero::set_values(model, layout, index, &flat);
+    }
+    Ok(model)
+}
+
+type Values = Box<dyn Fn() -> Result<Vec<f32>>>;
+
+/// A model's parameters by name, to be read when their turn comes.
+fn by_name(model: &Llava) -> BTreeMap<String, Values> {
+    use burn::module::{Module, ModuleVisitor, Param};
+    use burn::tensor::Tensor;
+    struct Collector {
+        path: Vec<String>,
+        found: BTreeMap<String, Values>,
+    }
+    impl ModuleVisitor for Collector {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.path.push(name.to_string());
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let tensor = param.val();
+            let values = move || Ok(tensor.clone().into_data().iter::<f32>().collect());
+            self.found.insert(self.path.join("."), Box::new(values));
+        }
+    }
+    let mut collector = Collector { path: Vec::new(), found: BTreeMap::new() };
+    model.visit(&mut collector);
+    collector.found
+}
+
+/// The optimizer shards of a checkpoint, indexed by what they hold.
+struct Stretches {
+    files: Vec<TensorFiles>,
+    /// (kind, parameter) → (first value, file, tensor).
+    index: BTreeMap<(String, String), Vec<(usize, usize, String)>>,
+}
+
+impl Stretches {
+    fn open(dir: &Path) -> Result<Self> {
+        let mut stretches = Self { files: Vec::new(), index: BTreeMap::new() };
+        for entry in std::fs::read_dir(dir)?.flatten() {
+            if !entry.file_name().to_string_lossy().starts_with("optimizer-") {
+                continue;
+            }
+            let file = TensorFiles::open_file(&entry.path())?;
+            for name in file.names() {
+                let mut parts = name.splitn(3, '/');
+                let (Some(kind), Some(param), Some(first)) = (parts.next(), parts.next(), parts.next()) else {
+                    continue;
+                };
+                let Ok(first) = first.parse() else { continue };
+                let key = (kind.to_string(), param.to_string());
+                let place = (first, stretches.files.len(), name.to_string());
+                stretches.index.entry(key).or_default().push(place);
+            }
+            stretches.files.push(file);
+        }
+        Ok(stretches)
+    }
+
+    /// Copies what is stored of `first..first + values.len()` of a parameter; returns how many values that was.
+    fn copy(&self, kind: &str, param: &str, first: usize, values: &mut [f32]) -> usize {
+        let places = self.index.get(&(kind.to_string(), param.to_string())).map_or(&[][..], Vec::as_slice);
+        let mut copied = 0;
+        for (start, file, name) in places {
+            let Some(view) = self.files[*file].get(name) else { continue };
+            let (from, to) = ((*start).max(first), (start + view.shape[0]).min(first + values.len()));
+            if from < to {
+                let stored = view.to_f32();
+                values[from - first..to - first].copy_from_slice(&stored[from - start..to - start]);
+                copied += to - from;
+            }
+        }
+        copied
+    }
+}

@@ -1,0 +1,93 @@
+//! Which parameters a train type trains, and how they are laid out for the optimizer.
+
+use crate::config::TrainType;
+use crate::layout::{BlockLayout, Layout, MAX_BUCKET_VALUES, ParamSlot};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+use common::config::LlavaConfig;
+use common::model::Llava;
+use common::names::{self, Block};
+use std::collections::BTreeMap;
+
+/// Whether a parameter is trained. One that cannot receive a gradient (vision layers after the selected one, the tower's
+/// last norm) never is.
+pub fn is_trained(name: &str, train_type: TrainType, config: &LlavaConfig) -> bool {
+    let Some(block) = names::block(name) else { return false };
+    match block {
+        Block::VisionPostNorm => return false,
+        Block::VisionLayer(layer) if layer >= config.computed_vision_layers() => return false,
+        _ => {}
+    }
+    let is_vision = matches!(block, Block::VisionEmbeddings | Block::VisionLayer(_));
+    match train_type {
+        TrainType::None => true,
+        TrainType::FreezeVision => !is_vision,
+        TrainType::Projector => block == Block::Projector,
+        TrainType::UseLora => block == Block::Projector || names::is_lora(name),
+    }
+}
+
+/// Lets exactly the trained parameters collect gradients.
+pub fn select(model: Llava, train_type: TrainType, config: &LlavaConfig) -> Llava {
+    model.map(&mut Selector { path: Vec::new(), train_type, config })
+}
+
+struct Selector<'a> {
+    path: Vec<String>,
+    train_type: TrainType,
+    config: &'a LlavaConfig,
+}
+
+impl ModuleMapper for Selector<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let trained = is_trained(&self.path.join("."), self.train_type, self.config);
+        param.set_require_grad(trained)
+    }
+}
+
+/// The layout of a model's trained parameters: a block of the model is a block of the layout.
+pub fn layout(model: &Llava, train_type: TrainType, config: &LlavaConfig, rank: usize, world_size: usize) -> Layout {
+    let mut collector = Collector { path: Vec::new(), train_type, config, blocks: BTreeMap::new() };
+    model.visit(&mut collector);
+    let blocks = collector.blocks.into_iter();
+    let blocks = blocks
+        .map(|(block, params)| (block, BlockLayout::new(format!("{block:?}"), params, world_size, MAX_BUCKET_VALUES)));
+    Layout::new(blocks.collect(), rank, world_size)
+}
+
+struct Collector<'a> {
+    path: Vec<String>,
+    train_type: TrainType,
+    config: &'a LlavaConfig,
+    blocks: BTreeMap<Block, Vec<ParamSlot>>,
+}
+
+impl ModuleVisitor for Collector<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let name = self.path.join(".");
+        if !is_trained(&name, self.train_type, self.config) {
+            return;
+        }
+        let Some(block) = names::block(&name) else { return };
+        let shape = param.val().dims().to_vec();
+        let (len, decays) = (shape.iter().product(), names::decays(&name));
+        let slot = ParamSlot { id: param.id, name, shape, offset: 0, len, decays };
+        self.blocks.entry(block).or_default().push(slot);
+    }
+}
