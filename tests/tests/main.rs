@@ -15,6 +15,7 @@ mod pixels;
 mod preprocess_restart;
 mod quickstart;
 mod shards;
+mod train_parity;
 
 mod skeleton {
     #[test]
