@@ -175,11 +175,6 @@ pub fn decays(published: &str) -> bool {
     last != "bias" && !module.contains("norm") && !module.contains("layrnorm")
 }
 
-/// Whether a parameter is a LoRA matrix.
-pub fn is_lora(published: &str) -> bool {
-    published.contains(".lora_A.") || published.contains(".lora_B.")
-}
-
 /// What PEFT puts before every name.
 const ADAPTER_PREFIX: &str = "base_model.model.";
 

@@ -11,7 +11,7 @@ use crate::order::Cursor;
 use crate::setup::Trainee;
 use crate::zero::{self, Partitions};
 use anyhow::{Context, Result};
-use common::checkpoint::{TensorSource, copy_processor_files, save_model, write_tensor_file};
+use common::checkpoint::{TensorSource, copy_processor_files, save_model, write_file};
 use common::config::WeightDtype;
 use common::{adapter, files, json};
 use serde::{Deserialize, Serialize};
@@ -159,7 +159,7 @@ fn save_optimizer(trainee: &Trainee, layout: &Layout, partitions: &Partitions, p
             }
         }
     }
-    Ok(write_tensor_file(tensors, path)?)
+    Ok(write_file(tensors, path)?)
 }
 
 /// File name → SHA-256 of a folder's files.

@@ -7,14 +7,9 @@ mod write;
 
 pub use expected::{ExpectedTensor, expected_projector, expected_tensors, expected_text, expected_vision};
 pub use read::{TensorFiles, TensorView};
-<<<<<<< HEAD
 pub use resolve::Weights;
 pub(crate) use write::tensor_bytes;
 pub use write::{TensorSource, from_f32, model_tensors, module_tensors, save_model, write_file, write_tensors};
-=======
-pub(crate) use write::tensor_bytes;
-pub use write::{TensorSource, save_model, write_tensor_file, write_tensors};
->>>>>>> 5288c81 (Train one rank or many: block-wise backward, partitions, loader, checkpoints, resume)
 
 use crate::config::{LlavaConfig, TextConfig, WeightDtype};
 use crate::model::Llava;

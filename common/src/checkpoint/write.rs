@@ -129,19 +129,15 @@ pub fn write_tensors(tensors: Vec<TensorSource<'_>>, dir: &Path, max_part_bytes:
     }
     let (single, index_path) = (dir.join(names::WEIGHTS_FILE), dir.join(names::WEIGHTS_INDEX_FILE));
     if parts.len() <= 1 {
-<<<<<<< HEAD
         write_file(parts.pop().unwrap_or_default(), &single)?;
         return remove(&index_path);
-=======
-        return write_tensor_file(parts.pop().unwrap_or_default(), &dir.join(names::WEIGHTS_FILE));
->>>>>>> 5288c81 (Train one rank or many: block-wise backward, partitions, loader, checkpoints, resume)
     }
     let count = parts.len();
     let mut weight_map = Map::new();
     for (index, part) in parts.into_iter().enumerate() {
         let name = names::weights_part(index + 1, count);
         weight_map.extend(part.iter().map(|tensor| (tensor.name.clone(), Value::from(name.as_str()))));
-        write_tensor_file(part, &dir.join(&name))?;
+        write_file(part, &dir.join(&name))?;
     }
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     json::write(&index_path, &index)?;
@@ -160,11 +156,7 @@ fn remove(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// As [`write_tensors`].
-<<<<<<< HEAD
 pub fn write_file(tensors: Vec<TensorSource<'_>>, path: &Path) -> Result<()> {
-=======
-pub fn write_tensor_file(tensors: Vec<TensorSource<'_>>, path: &Path) -> Result<()> {
->>>>>>> 5288c81 (Train one rank or many: block-wise backward, partitions, loader, checkpoints, resume)
     let mut header = Map::new();
     header.insert("__metadata__".into(), serde_json::json!({ "format": "pt" }));
     let mut offset = 0;
