@@ -20,7 +20,8 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches_from(common::args::with_dashes(std::env::args_os()));
+    let matches =
+        Cli::command().args_override_self(true).get_matches_from(common::args::with_dashes(std::env::args_os()));
     let outcome = Cli::from_arg_matches(&matches).map_err(anyhow::Error::from).and_then(|cli| {
         let config = recipe::resolve(cli.config, &matches, cli.recipe.as_deref())?;
         run(&config)
