@@ -41,6 +41,29 @@ impl Int8Weight {
         }
     }
 
+    /// Rows `start..start + rows` in f32.
+    fn dequantized(&self, start: usize, rows: usize) -> Tensor<2> {
+        self.dequantized_directly(start, rows).unwrap_or_else(|| {
+            let scales = self.scales.clone().narrow(0, start, rows).unsqueeze_dim(1);
+            self.codes.clone().narrow(0, start, rows).float() * scales
+        })
+    }
+
+    /// The same on the CPU, in one pass.
+    fn dequantized_directly(&self, start: usize, rows: usize) -> Option<Tensor<2>> {
+        let [_, width] = self.codes.dims();
+        let codes = self.codes.clone().try_into_primitive::<Flex>().ok()?;
+        let scales = self.scales.clone().try_into_primitive::<Flex>().ok()?;
+        let codes = &codes.as_slice::<i8>()?[start * width..(start + rows) * width];
+        let scales = &scales.as_slice::<f32>()?[start..start + rows];
+        let mut values = vec![0f32; rows * width];
+        let row_pairs = values.par_chunks_exact_mut(width.max(1)).zip(codes.par_chunks_exact(width.max(1)));
+        row_pairs.zip(scales).for_each(|((values, codes), scale)| {
+            values.iter_mut().zip(codes).for_each(|(value, &code)| *value = f32::from(code) * scale);
+        });
+        Some(Tensor::from_data(TensorData::new(values, [rows, width]), &self.scales.device()))
+    }
+
     /// Rows `ids` in f32: `[T]` → `[T, in]`.
     pub fn rows(&self, ids: &[u32]) -> Tensor<2> {
         let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
@@ -65,16 +88,9 @@ pub fn linear_int8(x: Tensor<2>, weight: &Int8Weight, bias: Option<Tensor<1>>) -
 /// The definition: a slice of rows at a time becomes f32.
 fn converted(x: Tensor<2>, weight: &Int8Weight) -> Tensor<2> {
     let [out, _] = weight.codes.dims();
-    let parts = (0..out)
-        .step_by(CONVERTED_ROWS)
-        .map(|start| {
-            let rows = CONVERTED_ROWS.min(out - start);
-            let codes = weight.codes.clone().narrow(0, start, rows).float();
-            let scales = weight.scales.clone().narrow(0, start, rows).unsqueeze();
-            x.clone().matmul(codes.transpose()) * scales
-        })
-        .collect();
-    Tensor::cat(parts, 1)
+    let starts = (0..out).step_by(CONVERTED_ROWS);
+    let rows = starts.map(|start| weight.dequantized(start, CONVERTED_ROWS.min(out - start)));
+    Tensor::cat(rows.map(|rows| super::linear(x.clone(), rows, None)).collect(), 1)
 }
 
 /// The same on the CPU without converting anything in memory: few tokens are bound by reading the weight once.
