@@ -100,6 +100,9 @@ mod tests {
         let ids = tokenizer.encode(caption, false).expect("encoded").get_ids().to_vec();
         assert_eq!(ids.len(), caption.split(' ').count(), "{:?}", ids);
         assert_eq!(tokenizer.decode(&ids, true).expect("decoded"), caption);
+        let length = |text: &&str| tokenizer.encode(*text, false).expect("encoded").len();
+        let lengths: Vec<usize> = super::super::dataset::QUESTIONS.iter().map(length).collect();
+        assert_eq!(lengths, [7; 4], "six words and a full stop");
         assert_eq!(vocabulary.eos as usize, vocabulary.size - 1);
         assert!(vocabulary.size < MAX_VOCABULARY);
         let again = tempfile::tempdir().expect("a folder");
