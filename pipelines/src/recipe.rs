@@ -186,7 +186,7 @@ fn stage(name: &str, table: &str, kind: &Kind, options: &Table, programs: &Progr
         inputs,
         output,
         witness,
-        replace: false,
+        disposable: false,
     })
 }
 

@@ -30,8 +30,9 @@ pub struct Stage {
     /// The part of the output that shows whether it is still there: the output itself, or a file in it where other programs
     /// put files into the same folder.
     pub witness: PathBuf,
-    /// Remove an output of other inputs before the stage runs. Otherwise the program decides what to do with it.
-    pub replace: bool,
+    /// The output is cheap: it is made again also when the program was only rebuilt, and an old one is removed first.
+    /// Otherwise the program's version counts, and the program decides what to do with an output that is there.
+    pub disposable: bool,
 }
 
 /// What a finished stage was made from, and what it made.
@@ -58,7 +59,10 @@ impl Stage {
     /// # Errors
     /// A missing input, or a program that fails: with its command line and the last lines of its output.
     pub fn run(&self, programs: &Programs, force: bool) -> Result<Outcome> {
-        let version = programs.version(&self.program)?;
+        let mut version = programs.version(&self.program)?;
+        if self.disposable {
+            version = format!("{version} {}", fingerprint::of(&programs.path(&self.program))?);
+        }
         let before = self.record(version)?;
         let record_file = self.record_file();
         // An unreadable record is as good as none: the stage runs again.
@@ -68,7 +72,7 @@ impl Stage {
             return Ok(Outcome::Skipped);
         }
         remove(&record_file)?;
-        if self.replace {
+        if self.disposable {
             remove(&self.output)?;
         }
         if let Some(folder) = self.output.parent() {

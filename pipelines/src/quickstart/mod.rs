@@ -54,7 +54,7 @@ pub struct Args {
 /// What the made files depend on, and their fingerprints.
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Made {
-    version: String,
+    program: String,
     settings: DatasetSettings,
     folders: BTreeMap<String, String>,
 }
@@ -71,10 +71,10 @@ pub fn run(args: &Args, programs: &Programs) -> Result<String> {
     ensure!(args.epochs > 0, "--epochs 0: expected at least 1");
     let started = Instant::now();
     std::fs::create_dir_all(&args.output).map_err(Error::io(&args.output))?;
-    make(args)?;
+    make(args, programs)?;
     let recipe = recipe(args)?;
     let mut stages = Recipe::parse(&recipe, "recipes/quickstart.toml")?.stages(programs)?;
-    stages.iter_mut().for_each(|stage| stage.replace = true);
+    stages.iter_mut().for_each(|stage| stage.disposable = true);
     let recipe_file = args.output.join("quickstart.toml");
     files::write_atomically(&recipe_file, recipe.as_bytes())?;
     let timing = run_stages(&stages, programs, args.force)?;
@@ -93,11 +93,12 @@ pub fn run(args: &Args, programs: &Programs) -> Result<String> {
 }
 
 /// Makes dataset, tokenizer and random models, unless they are there already.
-fn make(args: &Args) -> Result<()> {
+fn make(args: &Args, programs: &Programs) -> Result<()> {
     let settings =
         DatasetSettings { training_pictures: args.pictures, held_out_pictures: args.held_out, seed: args.seed };
     let record = args.output.join("made.json");
-    let current = made(&args.output, settings.clone())?;
+    let program = fingerprint::of(&programs.path(env!("CARGO_PKG_NAME")))?;
+    let current = made(&args.output, &settings, &program)?;
     let last: Option<Made> = json::read_if_there(&record).unwrap_or_default();
     if !args.force && last.is_some_and(|last| last == current) {
         eprintln!("[data] nothing has changed, skipped: {}", args.output.display());
@@ -117,13 +118,13 @@ fn make(args: &Args) -> Result<()> {
     std::fs::create_dir_all(&qwen2).map_err(Error::io(&qwen2))?;
     let vocabulary = tokenizer::write(&dataset::texts(), &qwen2)?;
     backbones::write(vocabulary, args.seed, &clip, &qwen2)?;
-    Ok(json::write(&record, &made(&args.output, settings)?)?)
+    Ok(json::write(&record, &made(&args.output, &settings, &program)?)?)
 }
 
-fn made(output: &Path, settings: DatasetSettings) -> Result<Made> {
+fn made(output: &Path, settings: &DatasetSettings, program: &str) -> Result<Made> {
     let folders = MADE.map(|name| Ok((name.to_string(), fingerprint::of(&output.join(name))?)));
     let folders = folders.into_iter().collect::<Result<_>>()?;
-    Ok(Made { version: env!("CARGO_PKG_VERSION").to_string(), settings, folders })
+    Ok(Made { program: program.to_string(), settings: settings.clone(), folders })
 }
 
 fn recipe(args: &Args) -> Result<String> {

@@ -56,7 +56,7 @@ impl Scene {
         for (index, object) in self.objects.iter().enumerate() {
             let near = rng.random_range(11.0..13.0);
             let along = if index == 0 { near } else { side - near };
-            let across = side / 2.0 + rng.random_range(-6.0..6.0);
+            let across = side / 2.0 + rng.random_range(-4.0..4.0);
             let centre = if self.above { [across, along] } else { [along, across] };
             object.draw(centre, &mut canvas, rng);
         }
@@ -82,7 +82,7 @@ impl Object {
     }
 
     fn draw(&self, centre: [f32; 2], canvas: &mut [[f32; 3]], rng: &mut impl Rng) {
-        let radius = if self.large { rng.random_range(9.5..11.0) } else { rng.random_range(5.5..6.5) };
+        let radius = if self.large { rng.random_range(10.0..11.0) } else { rng.random_range(5.5..6.0) };
         let colour = COLOURS[self.colour].1.map(|value| (value + rng.random_range(-15.0..15.0f32)).clamp(0.0, 255.0));
         for (index, pixel) in canvas.iter_mut().enumerate() {
             let corner = [index as u32 % SIDE, index as u32 / SIDE];
@@ -108,7 +108,7 @@ impl Shape {
     fn contains(self, x: f32, y: f32) -> bool {
         match self {
             Self::Circle => x * x + y * y <= 1.0,
-            Self::Square => x.abs().max(y.abs()) <= 0.9,
+            Self::Square => x.abs().max(y.abs()) <= 1.0,
             Self::Triangle => (-1.0..=0.5).contains(&y) && x.abs() <= (y + 1.0) / 1.5,
         }
     }
