@@ -5,6 +5,7 @@ use super::gemm::{Start, gemm_serial, transpose};
 use super::matrix::{Matrix, MatrixMut};
 use super::operand::{self, buffer, floats, incoming, record};
 use super::simd::{dot, exp, max, multiversion, sum};
+use crate::model::kv_cache::LayerCache;
 use crate::ops::Mask;
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -50,6 +51,34 @@ pub fn attention(
     let output = operand::tensor(output, [tokens, width]);
     let nodes = [q.node, k.node, v.node];
     Some(record(Attention, nodes, || Saved { q: q.values, k: k.values, v: v.values, lse, layout }, output))
+}
+
+/// See [`crate::ops::attention_cached`].
+pub fn attention_cached(
+    q: &Tensor<2>,
+    caches: &[&LayerCache],
+    seq_lens: &[usize],
+    heads: usize,
+    kv_heads: usize,
+) -> Option<Tensor<2>> {
+    let q = operand::operand(q).filter(|q| !q.node.tracked())?;
+    let [tokens, width] = operand::dims(&q.values);
+    let buffers = caches.iter().map(|cache| {
+        let (keys, values) = cache.buffers();
+        Some((cache.len(), operand::operand(keys)?.values, operand::operand(values)?.values))
+    });
+    let buffers: Vec<_> = buffers.collect::<Option<_>>()?;
+    let layout = Layout { heads, kv_heads, head_dim: width / heads, seq_lens: seq_lens.to_vec(), mask: Mask::Causal };
+    let mut output = buffer(tokens * width);
+    let parts = layout.parts(&mut output, heads);
+    parts.into_par_iter().zip(layout.tasks()).enumerate().for_each(|(index, (output, task))| {
+        let (len, keys, values) = &buffers[index / kv_heads];
+        let cached = Task { rows: 0..*len, kv_head: task.kv_head };
+        let q = layout.view(floats(&q.values), heads, &task, layout.group());
+        let [k, v] = [keys, values].map(|cache| layout.view(floats(cache), kv_heads, &cached, 1));
+        attend(q, k, v, layout.head_dim, Mask::Causal, output);
+    });
+    Some(q.node.constant(operand::tensor(output, [tokens, width])))
 }
 
 /// Sizes of a packed batch.

@@ -4,25 +4,26 @@ use super::gemm::{Start, gemm};
 use super::matrix::{Matrix, MatrixMut};
 use super::operand::{self, Operand, buffer, floats, incoming, record};
 use super::rows::column_sums;
+use super::weights::Weight;
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::flex::FlexTensor;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 /// See [`crate::ops::linear`].
 pub fn linear(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
     let x = operand::operand(x)?;
-    let weight = operand::operand(weight)?;
+    let weight = weight_operand(weight)?;
     let bias = match bias {
         Some(bias) => Some(operand::operand(bias)?),
         None => None,
     };
     let [tokens, _] = operand::dims(&x.values);
     let [out, _] = operand::dims(&weight.values);
-    let output = operand::tensor(forward(&x.values, &weight.values, bias.as_ref()), [tokens, out]);
+    let output = operand::tensor(forward(&x.values, &weight.values, bias.as_ref())?, [tokens, out]);
     let state = Saved::new(&x, &weight);
     Some(match bias {
         Some(bias) => record(Linear, [x.node, weight.node, bias.node], || state, output),
@@ -30,13 +31,20 @@ pub fn linear(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Op
     })
 }
 
+/// A weight in any number format that can be frozen; a trained one is f32.
+fn weight_operand(weight: &Tensor<2>) -> Option<Operand> {
+    let weight = operand::any_operand(weight)?;
+    let supported = Weight::new(&weight.values).is_some();
+    let trained = weight.node.tracked() && weight.values.dtype() != DType::F32;
+    (supported && !trained).then_some(weight)
+}
+
 /// `x Wᵀ + b` as values.
-fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&Operand>) -> Vec<f32> {
-    let (x, weight) = (matrix(x), matrix(weight));
-    let mut output = buffer(x.rows * weight.rows);
-    let start = bias.map_or(Start::Zero, |bias| Start::Bias(floats(&bias.values)));
-    gemm(x, weight.transposed(), MatrixMut::new(&mut output, x.rows, weight.rows), start);
-    output
+fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&Operand>) -> Option<Vec<f32>> {
+    let (x, weight) = (matrix(x), Weight::new(weight)?);
+    let mut output = buffer(x.rows * weight.sizes().0);
+    weight.forward(x, &mut output, bias.map(|bias| floats(&bias.values)));
+    Some(output)
 }
 
 fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
@@ -83,8 +91,11 @@ impl<const N: usize> Backward<Flex, N> for Linear {
         if let (Some(parent), Some(x)) = (weight_parent, x) {
             gradients.register::<Flex>(parent.id, product(d.transposed(), matrix(&x)));
         }
-        if let (Some(parent), Some(weight)) = (x_parent, weight) {
-            gradients.register::<Flex>(parent.id, product(d, matrix(&weight)));
+        if let (Some(parent), Some(weight)) = (x_parent, weight.as_ref().and_then(Weight::new)) {
+            let (_, inputs) = weight.sizes();
+            let mut of_x = buffer(d.rows * inputs);
+            weight.backward(d, &mut of_x, false);
+            gradients.register::<Flex>(parent.id, operand::tensor(of_x, [d.rows, inputs]));
         }
         if let Some(parent) = bias_parent {
             gradients.register::<Flex>(parent.id, operand::tensor(column_sums(d), [d.columns]));
@@ -103,7 +114,7 @@ pub fn lora_linear(
     scale: f32,
     mask: Option<&Tensor<2>>,
 ) -> Option<Tensor<2>> {
-    let (x, weight) = (operand::operand(x)?, operand::operand(weight)?);
+    let (x, weight) = (operand::operand(x)?, weight_operand(weight)?);
     let (a, b) = (operand::operand(a)?, operand::operand(b)?);
     let bias = match bias {
         Some(bias) => Some(operand::operand(bias)?),
@@ -113,7 +124,7 @@ pub fn lora_linear(
         Some(mask) => Some(operand::operand(mask)?.values),
         None => None,
     };
-    let mut output = forward(&x.values, &weight.values, bias.as_ref());
+    let mut output = forward(&x.values, &weight.values, bias.as_ref())?;
     let [tokens, _] = operand::dims(&x.values);
     let ([out, _], [rank, _]) = (operand::dims(&weight.values), operand::dims(&a.values));
     let mut low = low_rank(&x.values, &a.values, mask.as_ref());
@@ -221,7 +232,9 @@ impl LoraSaved {
         if let Some(mask) = &self.mask {
             output.par_iter_mut().zip(floats(mask)).for_each(|(value, mask)| *value *= mask);
         }
-        gemm(d, matrix(&self.weight), MatrixMut::new(&mut output, shape[0], shape[1]), Start::Keep);
+        if let Some(weight) = Weight::new(&self.weight) {
+            weight.backward(d, &mut output, true);
+        }
         operand::tensor(output, shape)
     }
 }

@@ -58,6 +58,12 @@ impl<'a> Matrix<'a> {
         &self.data[row * self.row_stride..][..self.columns]
     }
 
+    /// All values, of a whole matrix with its rows one after another.
+    pub fn values(&self) -> &'a [f32] {
+        assert!(self.column_stride == 1 && self.row_stride == self.columns, "rows must lie one after another");
+        &self.data[..self.rows * self.columns]
+    }
+
     /// The first value's address.
     pub fn as_ptr(&self) -> *const f32 {
         self.data.as_ptr()

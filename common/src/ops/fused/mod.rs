@@ -18,25 +18,12 @@ mod rows;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod weights;
 
 pub use activation::{gelu, quick_gelu, swiglu};
-pub use attention::attention;
+pub use attention::{attention, attention_cached};
 pub use cross_entropy::cross_entropy_sum;
 pub use linear::{linear, lora_linear};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::rope;
 pub use rows::{embedding, replace_rows, select_rows};
-
-use crate::model::kv_cache::LayerCache;
-use burn::tensor::Tensor;
-
-/// See [`super::attention_cached`].
-pub fn attention_cached(
-    _q: &Tensor<2>,
-    _caches: &[&LayerCache],
-    _seq_lens: &[usize],
-    _heads: usize,
-    _kv_heads: usize,
-) -> Option<Tensor<2>> {
-    None
-}

@@ -29,6 +29,14 @@ impl Node {
     pub fn tracked(&self) -> bool {
         self.tracked
     }
+
+    /// An output on the same device that has no gradient.
+    pub fn constant<const D: usize>(self, output: FlexTensor) -> Tensor<D> {
+        match self.guard {
+            None => Tensor::from_primitive::<Flex>(output),
+            Some(_) => Tensor::from_primitive::<Differentiable>(FloatTensor::<Differentiable>::new(output)),
+        }
+    }
 }
 
 /// The tensor as f32 operand; `None` on another backend or in another number format.

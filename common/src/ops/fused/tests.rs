@@ -1,7 +1,7 @@
 //! Every kernel against its definition: values and gradients, odd shapes, NaN and infinity, any number of threads.
 
 use super::super::{Mask, Rope, plain};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -73,7 +73,9 @@ fn row(x: &Tensor<2>) -> Tensor<1> {
 
 #[test]
 fn linear() {
-    for (tokens, inputs, out) in [(1, 1, 1), (3, 5, 7), (9, 48, 96), (37, 130, 65), (130, 400, 50), (300, 129, 700)] {
+    for (tokens, inputs, out) in
+        [(1, 1, 1), (3, 5, 7), (8, 50, 70), (9, 48, 96), (37, 130, 65), (130, 400, 50), (300, 129, 700)]
+    {
         let shapes = [[tokens, inputs], [out, inputs], [1, out]];
         let plain = |x: &[Tensor<2>]| plain::linear(x[0].clone(), x[1].clone(), Some(row(&x[2])));
         check("linear", &shapes, 2e-6, &|x| super::linear(&x[0], &x[1], Some(&row(&x[2]))), &plain);
@@ -212,6 +214,20 @@ fn a_frozen_weight_gets_no_gradient() {
     let gradients = super::linear(&x, &weight, None).expect("the kernel applies").sum().backward();
     assert!(x.grad(&gradients).is_some());
     assert!(weight.grad(&gradients).is_none());
+}
+
+#[test]
+fn frozen_half_precision_weights() {
+    for (tokens, inputs, out) in [(1, 37, 50), (6, 64, 5), (40, 2100, 1000)] {
+        for dtype in [DType::BF16, DType::F16] {
+            let device = Device::flex().autodiff();
+            let weight = Tensor::<2>::from_data(TensorData::new(values(3, out * inputs), [out, inputs]), &device);
+            let (half, rounded) = (weight.clone().cast(dtype), weight.cast(dtype).cast(DType::F32));
+            let plain = |x: &[Tensor<2>]| plain::linear(x[0].clone(), rounded.clone(), None);
+            let name = format!("linear with {dtype:?} weight");
+            check(&name, &[[tokens, inputs]], 2e-6, &|x| super::linear(&x[0], &half, None), &plain);
+        }
+    }
 }
 
 #[test]
