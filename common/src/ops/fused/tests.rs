@@ -1,6 +1,8 @@
 //! Every kernel against its definition: values and gradients, odd shapes, NaN and infinity, any number of threads.
 
 use super::super::{Mask, Rope, plain};
+use crate::config::TextConfig;
+use crate::model::kv_cache::KvCache;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -273,4 +275,43 @@ fn nan_and_infinity_come_through() {
         let found = loss(super::cross_entropy_sum(&x, &y, &targets).expect("the kernel applies"));
         assert!(!found.is_finite(), "cross_entropy_sum with {special}: {found}");
     }
+}
+
+#[test]
+fn attention_over_caches() {
+    let (heads, kv_heads, head_dim) = (4, 2, 16);
+    let config = TextConfig {
+        hidden_size: heads * head_dim,
+        intermediate_size: 1,
+        num_hidden_layers: 1,
+        num_attention_heads: heads,
+        num_key_value_heads: kv_heads,
+        vocab_size: 1,
+        max_position_embeddings: 512,
+        rope_theta: 1e4,
+        rms_norm_eps: 1e-6,
+        tie_word_embeddings: true,
+        bos_token_id: None,
+        eos_token_id: None,
+    };
+    let device = Device::flex();
+    let random = |seed, rows, heads: usize| {
+        let shape = [rows, heads * head_dim];
+        Tensor::<2>::from_data(TensorData::new(values(seed, rows * heads * head_dim), shape), &device)
+    };
+    // Sequences in all states: first tokens, one more token, a few more.
+    let (past, new) = ([0, 100, 37, 5], [70, 1, 3, 9]);
+    let caches: Vec<KvCache> = (past.iter().zip(&new))
+        .map(|(past, new)| {
+            let mut cache = KvCache::new(&config, past + new + 3, &device);
+            cache.layer_mut(0).append(random(1, past + new, kv_heads), random(2, past + new, kv_heads));
+            cache
+        })
+        .collect();
+    let layers: Vec<_> = caches.iter().map(|cache| cache.layer(0)).collect();
+    let q = random(3, new.iter().sum(), heads);
+    let found = super::attention_cached(&q, &layers, &new, heads, kv_heads).expect("the kernel applies");
+    let expected = plain::attention_cached(q, &layers, &new, heads, kv_heads);
+    let vec = |x: Tensor<2>| x.into_data().try_into_vec::<f32>().expect("f32");
+    assert_near("attention_cached", &vec(found), &vec(expected), 4e-6);
 }
