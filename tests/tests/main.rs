@@ -3,17 +3,22 @@
 mod absences;
 mod adapter;
 mod assemble;
+mod caption_metrics;
 mod chat;
 mod checkpoint;
 mod config;
 mod dataset;
 mod edge;
 mod forward;
+mod generate;
 mod generation;
 mod interop;
+mod merge;
 mod pixels;
 mod preprocess_restart;
 mod quickstart;
+mod score;
+mod serve;
 mod shards;
 mod train_parity;
 

@@ -1,0 +1,209 @@
+//! `infer generate` against transformers' greedy text; batches, adapters, stop strings, seeds, real backbones.
+
+use common::chat::SYSTEM_PROMPT;
+use common::checkpoint::{LoadAs, copy_processor_files};
+use common::device::DeviceKind;
+use infer::engine::{Engine, Request, Sequence, single_question};
+use infer::sampling::SamplingConfig;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tests::{program, shared};
+
+/// A whole model directory with the weights of one fixture folder; `fixtures/tiny/llava` has the processor files.
+pub fn model_dir(weights: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    copy_processor_files(&shared("fixtures/tiny/llava"), dir.path()).expect("processor files");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(shared(&format!("{weights}/{name}")), dir.path().join(name)).expect("copied");
+    }
+    dir
+}
+
+/// JSON of a file of the reference material.
+pub fn read_json(path: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(shared(path)).expect("readable")).expect("JSON")
+}
+
+/// Runs `infer` with arguments.
+pub fn infer(args: &[&str]) -> Output {
+    Command::new(program("infer")).args(args).output().expect("infer runs")
+}
+
+/// stdout of a run that must succeed.
+pub fn infer_ok(args: &[&str]) -> String {
+    let output = infer(args);
+    assert!(output.status.success(), "infer {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("stdout is UTF-8")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+/// (question, picture) of the first rows of the dataset that the fixtures were made from.
+fn questions(count: usize) -> Vec<(String, PathBuf)> {
+    let chat = read_json("data/coco224_tiny/chat.json");
+    let row = |row: &Value| {
+        let image = row["image"].as_str().expect("image");
+        let question = row["conversations"][0]["value"].as_str().expect("a question");
+        (question.to_string(), shared(&format!("data/coco224_tiny/images/{image}")))
+    };
+    chat.as_array().expect("rows").iter().take(count).map(row).collect()
+}
+
+fn request(engine: &Engine, question: &str, image: Option<&Path>, max_new_tokens: usize) -> Request {
+    let images: Vec<_> = image.iter().map(|path| engine.processors.read_image(path).expect("a picture")).collect();
+    let messages = single_question(SYSTEM_PROMPT, question, images.len());
+    let prompt = engine.processors.prompt(&messages, &images).expect("a prompt");
+    Request { prompt, sampling: SamplingConfig::default(), max_new_tokens, stop: Vec::new(), ignore_eos: false }
+}
+
+/// Greedy ids and texts of all requests decoded together; finished ones leave.
+fn together(engine: &Engine, requests: Vec<Request>) -> Vec<(Vec<u32>, String)> {
+    let mut all: Vec<(Sequence, String)> =
+        requests.into_iter().map(|request| engine.start(request).expect("a start")).collect();
+    loop {
+        let mut running: Vec<_> = all.iter_mut().filter(|(sequence, _)| sequence.finish().is_none()).collect();
+        if running.is_empty() {
+            return all.into_iter().map(|(sequence, text)| (sequence.new_ids().to_vec(), text)).collect();
+        }
+        let mut sequences: Vec<&mut Sequence> = running.iter_mut().map(|(sequence, _)| sequence).collect();
+        let pieces = engine.step(&mut sequences).expect("a step");
+        running.iter_mut().zip(pieces).for_each(|((_, text), piece)| text.push_str(&piece));
+    }
+}
+
+/// The program's text and ids of all rows, alone; and the same rows as one batch.
+#[test]
+fn greedy_text_equals_transformers_alone_and_in_a_batch() {
+    let dir = model_dir("fixtures/tiny/train_none");
+    let expected = read_json("fixtures/tiny/generate.json");
+    let expected: Vec<(Vec<u32>, String)> = expected["outputs"]
+        .as_array()
+        .expect("outputs")
+        .iter()
+        .map(|row| {
+            let ids = serde_json::from_value(row["new_ids"].clone()).expect("new_ids");
+            (ids, row["text"].as_str().expect("text").to_string())
+        })
+        .collect();
+    let questions = questions(expected.len());
+
+    for ((question, image), (ids, reference)) in questions.iter().zip(&expected) {
+        let args = [
+            "generate",
+            "--model",
+            text(dir.path()),
+            "--image",
+            text(image),
+            "--prompt",
+            question,
+            "--max-new-tokens",
+            "24",
+        ];
+        let json: Value = serde_json::from_str(&infer_ok(&[&args[..], &["--json"]].concat())).expect("JSON");
+        let found: Vec<u32> = serde_json::from_value(json["new_ids"].clone()).expect("new_ids");
+        assert_eq!((&found, json["text"].as_str()), (ids, Some(reference.as_str())), "{}", image.display());
+    }
+    let (question, image) = &questions[0];
+    let args = [
+        "generate",
+        "--model",
+        text(dir.path()),
+        "--image",
+        text(image),
+        "--prompt",
+        question,
+        "--max_new_tokens",
+        "24",
+    ];
+    assert_eq!(infer_ok(&args), format!("{}\n", expected[0].1), "streamed");
+
+    let engine = Engine::load(dir.path(), None, LoadAs::Stored, DeviceKind::Cpu).expect("the model");
+    let requests = questions.iter().map(|(question, image)| request(&engine, question, Some(image), 24)).collect();
+    assert_eq!(together(&engine, requests), expected, "in one batch");
+    println!("{} rows: same ids and text alone, streamed and in one batch", expected.len());
+}
+
+/// Rows of different lengths with and without pictures, greedy and drawn: the same alone and among the others.
+#[test]
+fn a_row_is_the_same_alone_and_in_any_batch() {
+    let dir = model_dir("fixtures/tiny/train_none");
+    let engine = Engine::load(dir.path(), None, LoadAs::Stored, DeviceKind::Cpu).expect("the model");
+    let mut requests: Vec<Request> =
+        questions(6).iter().map(|(question, image)| request(&engine, question, Some(image), 40)).collect();
+    requests.push(request(&engine, "What is this?", None, 30));
+    for (seed, request) in requests.iter_mut().enumerate().skip(2) {
+        request.sampling =
+            SamplingConfig { temperature: 0.9, top_k: 50, top_p: 0.95, repetition_penalty: 1.2, seed: seed as u64 };
+    }
+    let alone: Vec<_> = requests.iter().flat_map(|request| together(&engine, vec![request.clone()])).collect();
+    for size in [2, 3, 7] {
+        let batched: Vec<_> = requests.chunks(size).flat_map(|chunk| together(&engine, chunk.to_vec())).collect();
+        assert_eq!(batched, alone, "batches of {size}");
+    }
+    assert_ne!(alone[2], alone[3], "drawn rows differ");
+}
+
+#[test]
+fn stop_strings_and_limits_end_the_answer() {
+    let dir = model_dir("fixtures/tiny/train_none");
+    let engine = Engine::load(dir.path(), None, LoadAs::Stored, DeviceKind::Cpu).expect("the model");
+    let (question, image) = questions(1).remove(0);
+    let whole = together(&engine, vec![request(&engine, &question, Some(&image), 24)]).remove(0);
+    let stopped = Request { stop: vec!["a a a".into()], ..request(&engine, &question, Some(&image), 24) };
+    let (ids, text) = together(&engine, vec![stopped]).remove(0);
+    assert_eq!(whole.1.split_once("a a a").expect("the fixture's text repeats").0, text);
+    assert!(ids.len() < whole.0.len());
+    let long = "word ".repeat(2000);
+    let error = engine.start(request(&engine, &long, None, 4)).err().expect("longer than the context").to_string();
+    assert!(error.contains("1024"), "{error}");
+}
+
+#[test]
+fn bad_input_is_named() {
+    let dir = model_dir("fixtures/tiny/train_none");
+    let model = text(dir.path());
+    let text_file = dir.path().join("config.json");
+    for (args, code, expected) in [
+        (vec!["generate", "--model", "/nonexistent", "--prompt", "Hi"], 1, "/nonexistent"),
+        (vec!["generate", "--model", model, "--prompt", "Hi", "--image", "/nonexistent.jpg"], 1, "/nonexistent.jpg"),
+        (vec!["generate", "--model", model, "--prompt", "Hi", "--image", text(&text_file)], 1, "config.json"),
+        (vec!["generate", "--model", model, "--prompt", "<image> Hi"], 1, "1 <image> markers and 0 pictures"),
+        (vec!["generate", "--model", model, "--prompt", "Hi", "--top-p", "2"], 1, "top_p"),
+        (vec!["generate", "--model", model, "--prompt", "Hi", "--adapter", "/nonexistent"], 1, "/nonexistent"),
+        (vec!["generate", "--model", model], 2, "--prompt"),
+    ] {
+        let output = infer(&args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+        assert!(stderr.contains(expected), "{args:?}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    }
+}
+
+/// SmolLM2 in a LLaVA, asked without a picture.
+#[test]
+fn the_assembled_real_backbones_answer_paris() {
+    let Some(backbones) = std::env::var_os("LLAVA_BACKBONES").map(PathBuf::from) else {
+        println!("not run: LLAVA_BACKBONES is not set");
+        return;
+    };
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let model = dir.path().join("model");
+    let assembled = Command::new(program("preprocess"))
+        .args(["model", "--vision-tower"])
+        .arg(backbones.join("dinov2s_as_clip336"))
+        .arg("--language-model")
+        .arg(backbones.join("smollm2_as_qwen2"))
+        .arg("--output")
+        .arg(&model)
+        .output()
+        .expect("preprocess runs");
+    assert!(assembled.status.success(), "{}", String::from_utf8_lossy(&assembled.stderr));
+    let question = "What is the capital of France? Answer in one sentence.";
+    let answer = infer_ok(&["generate", "--model", text(&model), "--prompt", question, "--max-new-tokens", "32"]);
+    println!("{question} → {answer}");
+    assert!(answer.contains("Paris"), "{answer}");
+}

@@ -1,0 +1,137 @@
+//! `infer score` against transformers' loss.
+
+use crate::generate::{infer, infer_ok};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+use tests::{program, python, python_script, shared, tiny};
+
+/// f32 summation order, relative.
+const TOLERANCE: f64 = 1e-4;
+
+fn path(shared_path: &str) -> String {
+    shared(shared_path).to_str().expect("UTF-8").to_string()
+}
+
+/// Shards of the fixtures' dataset made with the fixtures' model.
+fn shards(dir: &Path) -> String {
+    let output = dir.join("shards").to_str().expect("UTF-8").to_string();
+    let ran = Command::new(program("preprocess"))
+        .args([
+            "shards",
+            "--model",
+            &path("fixtures/tiny/llava"),
+            "--data",
+            &path("data/coco224_tiny"),
+            "--output",
+            &output,
+        ])
+        .output()
+        .expect("preprocess runs");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    output
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).expect("the scores are readable");
+    text.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
+}
+
+fn close(name: &str, found: f64, expected: f64) {
+    let difference = (found - expected).abs() / expected.abs();
+    println!("{name}: {found}, relative difference {difference:e} (tolerance {TOLERANCE:e})");
+    assert!(difference <= TOLERANCE, "{name}: {found} where {expected} is expected");
+}
+
+#[test]
+fn row_losses_and_the_total_equal_transformers() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let shards = shards(dir.path());
+    let output = dir.path().join("scores.jsonl");
+    let args = [
+        "score",
+        "--model",
+        &path("fixtures/tiny/llava"),
+        "--shards",
+        &shards,
+        "--output",
+        output.to_str().expect("UTF-8"),
+    ];
+    let total: Value = serde_json::from_str(&infer_ok(&args)).expect("JSON");
+    let rows = lines(&output);
+    assert_eq!((rows.len(), total["rows"].as_u64()), (32, Some(32)));
+
+    // forward.safetensors has the loss of the first four rows as one batch: sum over tokens ÷ tokens.
+    let number = |row: &Value, key: &str| row[key].as_f64().expect("a number");
+    let sum = |key: &str| rows[..4].iter().map(|row| number(row, key)).sum::<f64>();
+    let expected = tiny::read_tensors("fixtures/tiny/forward.safetensors").remove("loss").expect("loss").0[0];
+    close("loss of the first four rows", sum("loss_sum") / sum("tokens"), f64::from(expected));
+    let all = rows.iter().map(|row| number(row, "loss_sum")).sum::<f64>();
+    close("total", number(&total, "loss_sum"), all);
+    close("loss", number(&total, "loss"), all / number(&total, "tokens"));
+
+    let Some(mut python) = python() else { return };
+    let ran = python
+        .arg(python_script("row_losses.py"))
+        .args([
+            path("fixtures/tiny/llava"),
+            path("fixtures/tiny/samples.json"),
+            path("fixtures/tiny/pixels.safetensors"),
+        ])
+        .output()
+        .expect("Python runs");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let expected: Vec<Value> = serde_json::from_slice(&ran.stdout).expect("JSON");
+    for (row, expected) in rows.iter().zip(&expected) {
+        assert_eq!(row["id"], expected["id"]);
+        assert_eq!(row["tokens"], expected["tokens"]);
+        close(row["id"].as_str().expect("id"), number(row, "loss_sum"), number(expected, "loss_sum"));
+    }
+}
+
+/// Weights in 8-bit integers change the loss little, also where an adapter lies on top.
+#[test]
+fn int8_weights_change_the_loss_little() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let shards = shards(dir.path());
+    let loss = |extra: &[&str]| {
+        let output = dir.path().join("scores.jsonl");
+        let model = path("fixtures/tiny/llava");
+        let args = ["score", "--model", &model, "--shards", &shards, "--output", output.to_str().expect("UTF-8")];
+        let total: Value = serde_json::from_str(&infer_ok(&[&args[..], extra].concat())).expect("JSON");
+        total["loss"].as_f64().expect("a number")
+    };
+    let adapter = path("fixtures/tiny/train_use_lora");
+    for extra in [vec![], vec!["--adapter", adapter.as_str()]] {
+        let difference = loss(&[&extra[..], &["--quantize", "int8"]].concat()) - loss(&extra);
+        println!("int8 − stored, {extra:?}: {difference:e} nats a token (tolerance 0.02)");
+        assert!(difference.abs() < 0.02);
+        assert_ne!(difference, 0.0, "int8 weights were not used");
+    }
+}
+
+#[test]
+fn shards_of_another_model_are_refused() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let shards = shards(dir.path());
+    let model = crate::generate::model_dir("fixtures/tiny/llava");
+    let config = model.path().join("preprocessor_config.json");
+    let text = std::fs::read_to_string(&config).expect("readable");
+    let changed = text.replacen("0.48145466", "0.5", 1);
+    assert_ne!(changed, text, "the fixture's mean");
+    std::fs::write(&config, changed).expect("written");
+    let output = dir.path().join("scores.jsonl");
+    let refused = infer(&[
+        "score",
+        "--model",
+        model.path().to_str().expect("UTF-8"),
+        "--shards",
+        &shards,
+        "--output",
+        output.to_str().expect("UTF-8"),
+    ]);
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("another image processor"), "{stderr}");
+    assert!(!output.exists());
+}

@@ -1,0 +1,405 @@
+//! `infer serve`: OpenAI's API over plain sockets, the official client, malformed requests, many clients, a browser.
+
+use crate::generate::{infer_ok, model_dir};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tests::{program, python, python_script, shared};
+
+/// A running server on a free port, with the tiny fixture model.
+struct Server {
+    child: Child,
+    address: SocketAddr,
+    _model: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(args: &[&str]) -> Self {
+        let model = model_dir("fixtures/tiny/train_none");
+        let mut child = Command::new(program("infer"))
+            .args(["serve", "--port", "0", "--served-model-name", "tiny", "--model"])
+            .arg(model.path())
+            .args(args)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("infer serve starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("the address");
+        let address =
+            line.trim().strip_prefix("listening on http://").expect("an address").parse().expect("an address");
+        Self { child, address, _model: model }
+    }
+
+    /// Sends raw bytes, returns all that comes back before the connection closes.
+    fn raw(&self, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.address).expect("connected");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        // The server may refuse and close before everything is sent.
+        let _ = stream.write_all(request);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String, String) {
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+            self.address,
+            body.len()
+        );
+        split(&self.raw(&[head.as_bytes(), body].concat()))
+    }
+
+    fn chat(&self, body: &Value) -> (u16, Value) {
+        let (status, _, text) = self.send("POST", CHAT, JSON, body.to_string().as_bytes());
+        (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{status} {text}: {error}")))
+    }
+
+    fn text(&self, body: &Value) -> String {
+        let (status, answer) = self.chat(body);
+        assert_eq!(status, 200, "{answer}");
+        answer["choices"][0]["message"]["content"].as_str().expect("text").to_string()
+    }
+
+    fn resident_kb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("/proc");
+        let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("VmRSS");
+        line.split_whitespace().nth(1).and_then(|kb| kb.parse().ok()).expect("a number")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const CHAT: &str = "/v1/chat/completions";
+const JSON: &str = "Content-Type: application/json\r\n";
+
+/// Status, headers, body; chunks joined.
+fn split(answer: &str) -> (u16, String, String) {
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+    if !head.to_lowercase().contains("transfer-encoding: chunked") {
+        return (status, head.to_string(), body.to_string());
+    }
+    let (mut rest, mut joined) = (body, String::new());
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let Ok(size @ 1..) = usize::from_str_radix(size, 16) else { break };
+        joined.push_str(&after[..size]);
+        rest = &after[size + 2..];
+    }
+    (status, head.to_string(), joined)
+}
+
+fn picture() -> String {
+    let bytes = std::fs::read(shared("data/coco224_tiny/images/000000011511.jpg")).expect("a picture");
+    format!("data:image/jpeg;base64,{}", base64(&bytes))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let encode = |chunk: &[u8]| {
+        let value = chunk.iter().fold(0u32, |value, &byte| value << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
+        (0..4)
+            .map(move |place| match place <= chunk.len() {
+                true => char::from(ALPHABET[(value >> (18 - 6 * place) & 63) as usize]),
+                false => '=',
+            })
+            .collect::<String>()
+    };
+    bytes.chunks(3).map(encode).collect()
+}
+
+fn question(content: Value) -> Value {
+    json!({"model": "tiny", "max_tokens": 24, "messages": [{"role": "user", "content": content}]})
+}
+
+fn about_the_picture(text: &str) -> Value {
+    question(json!([{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": picture()}}]))
+}
+
+#[test]
+fn answers_equal_the_command_line_whole_and_streamed() {
+    let server = Server::start(&[]);
+    let image = shared("data/coco224_tiny/images/000000011511.jpg");
+    let model = server._model.path().to_str().expect("UTF-8");
+    let args = [
+        "generate",
+        "--model",
+        model,
+        "--image",
+        image.to_str().expect("UTF-8"),
+        "--prompt",
+        "What is this?",
+        "--max-new-tokens",
+        "24",
+    ];
+    let expected = infer_ok(&args);
+    let body = about_the_picture("What is this?");
+    let (status, answer) = server.chat(&body);
+    assert_eq!(
+        (status, answer["choices"][0]["message"]["content"].as_str()),
+        (200, Some(expected.trim_end_matches('\n')))
+    );
+    assert_eq!(answer["object"], "chat.completion");
+    let usage = &answer["usage"];
+    assert_eq!(
+        usage["total_tokens"].as_u64(),
+        Some(usage["prompt_tokens"].as_u64().expect("n") + usage["completion_tokens"].as_u64().expect("n"))
+    );
+
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    streamed["stream_options"] = json!({"include_usage": true});
+    let (status, head, events) = server.send("POST", CHAT, JSON, streamed.to_string().as_bytes());
+    assert!(status == 200 && head.contains("text/event-stream"), "{head}");
+    let data: Vec<&str> = events.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+    assert_eq!(data.last(), Some(&"[DONE]"));
+    let chunks: Vec<Value> =
+        data[..data.len() - 1].iter().map(|data| serde_json::from_str(data).expect("JSON")).collect();
+    let text: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(text, expected.trim_end_matches('\n'));
+    assert_eq!(chunks.last().expect("chunks")["usage"], *usage);
+    assert_eq!(chunks[chunks.len() - 2]["choices"][0]["finish_reason"], answer["choices"][0]["finish_reason"]);
+}
+
+#[test]
+fn settings_several_turns_and_the_other_addresses() {
+    let server = Server::start(&["--max-queue", "4"]);
+    let mut drawn = about_the_picture("Describe it.");
+    drawn["temperature"] = json!(1.0);
+    drawn["seed"] = json!(5);
+    assert_eq!(server.text(&drawn), server.text(&drawn), "the same seed");
+    let first = server.text(&drawn);
+    drawn["seed"] = json!(6);
+    assert_ne!(server.text(&drawn), first, "another seed");
+
+    let mut turns = about_the_picture("What is this?");
+    let messages = turns["messages"].as_array_mut().expect("messages");
+    messages
+        .extend([json!({"role": "assistant", "content": "A statue."}), json!({"role": "user", "content": "Sure?"})]);
+    assert_eq!(server.chat(&turns).0, 200);
+
+    let mut stopped = about_the_picture("What is this?");
+    stopped["stop"] = json!(["a a a"]);
+    let (_, answer) = server.chat(&stopped);
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    assert!(!answer["choices"][0]["message"]["content"].as_str().expect("text").contains("a a a"));
+
+    let (status, _, models) = server.send("GET", "/v1/models", "", b"");
+    assert!(status == 200 && models.contains("\"id\":\"tiny\""), "{models}");
+    assert_eq!(server.send("GET", "/health", "", b"").0, 200);
+    let (status, _, metrics) = server.send("GET", "/metrics", "", b"");
+    assert!(status == 200 && metrics.contains("infer_requests_total{status=\"200\"}"), "{metrics}");
+    let (status, head, page) = server.send("GET", "/", "", b"");
+    assert!(status == 200 && head.contains("text/html"), "{head}");
+    for outside in ["src=\"http", "href=\"http", "@import", "url("] {
+        assert!(!page.contains(outside), "the page must work without a network: {outside}");
+    }
+}
+
+#[test]
+fn refusals_have_their_status_and_an_error_object() {
+    let server = Server::start(&["--max-body-bytes", "100000", "--max-pixels", "60000", "--max-tokens", "50"]);
+    let with = |key: &str, value: Value| {
+        let mut body = question(json!("Hi"));
+        body[key] = value;
+        body
+    };
+    let image = |url: &str| question(json!([{"type": "image_url", "image_url": {"url": url}}]));
+    let big = std::fs::read(shared("data/edge/bomb_header.png")).expect("a file");
+    for (name, body, expected) in [
+        ("model", with("model", json!("other")), 404),
+        ("max_tokens", with("max_tokens", json!(51)), 400),
+        ("field", with("max_token", json!(5)), 400),
+        ("remote", image("http://127.0.0.1:1/x.png"), 403),
+        ("file", image("file:///etc/passwd"), 400),
+        ("not a picture", image("data:image/png;base64,aGVsbG8="), 400),
+        ("bomb", image(&format!("data:image/png;base64,{}", base64(&big))), 413),
+        ("context", question(json!("word ".repeat(2000))), 400),
+        ("body", question(json!("w".repeat(200_000))), 413),
+    ] {
+        let (status, answer) = server.chat(&body);
+        assert_eq!(status, expected, "{name}: {answer}");
+        assert!(answer["error"]["message"].is_string() && answer["error"]["code"].is_string(), "{name}: {answer}");
+    }
+    assert_eq!(server.send("POST", CHAT, "Content-Type: text/plain\r\n", b"{}").0, 415);
+    assert_eq!(server.send("GET", CHAT, "", b"").0, 405);
+    assert_eq!(server.send("GET", "/nowhere", "", b"").0, 404);
+    let foreign = server.raw(b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
+    assert_eq!(split(&foreign).0, 421);
+
+    let keyed = Server::start(&["--api-key", "secret"]);
+    assert_eq!(keyed.send("GET", "/v1/models", "", b"").0, 401);
+    assert_eq!(keyed.send("GET", "/v1/models", "Authorization: Bearer wrong!\r\n", b"").0, 401);
+    assert_eq!(keyed.send("GET", "/v1/models", "Authorization: Bearer secret\r\n", b"").0, 200);
+    assert_eq!(keyed.send("GET", "/health", "", b"").0, 200);
+
+    let fetching = Server::start(&["--allow-remote-images"]);
+    let (status, answer) = fetching.chat(&image(&format!("http://{}/x.png", fetching.address)));
+    assert_eq!((status, answer["error"]["code"].as_str()), (400, Some("remote_image_failed")), "{answer}");
+}
+
+/// Damaged JSON, damaged pictures, odd headers: always a 4xx with the server alive, never a crash.
+#[test]
+fn a_thousand_malformed_requests_get_a_4xx() {
+    let server = Server::start(&["--max-tokens", "8"]);
+    let mut random = StdRng::seed_from_u64(1);
+    let picture = std::fs::read(shared("data/coco224_tiny/images/000000011511.jpg")).expect("a picture");
+    let values = [
+        json!(null),
+        json!(-1),
+        json!(1e300),
+        json!(""),
+        json!([]),
+        json!({}),
+        json!([[[]]]),
+        json!("\u{0}"),
+        json!(true),
+    ];
+    let mut seen = std::collections::BTreeMap::new();
+    for number in 0..1000 {
+        let mut headers = JSON.to_string();
+        let body = match number % 5 {
+            0 => {
+                let mut bytes = about_the_picture("Hi").to_string().into_bytes();
+                bytes.truncate(random.random_range(0..bytes.len() - 1));
+                bytes
+            }
+            1 => (0..random.random_range(1..400)).map(|_| random.random::<u8>()).collect(),
+            2 => {
+                let mut body = question(json!("Hi"));
+                let key =
+                    ["messages", "model", "max_tokens", "temperature", "stop", "tools"][random.random_range(0..6)];
+                body[key] = values[random.random_range(0..values.len())].clone();
+                // Some of these happen to be harmless; an unknown field makes each wrong.
+                body[format!("field{number}")] = json!(1);
+                body.to_string().into_bytes()
+            }
+            3 => {
+                let mut bytes = picture.clone();
+                bytes.truncate(random.random_range(0..600));
+                let url = format!("data:image/jpeg;base64,{}", base64(&bytes));
+                question(json!([{"type": "image_url", "image_url": {"url": url}}])).to_string().into_bytes()
+            }
+            _ => {
+                headers = format!(
+                    "Content-Type: {}\r\nX-Odd: {}\r\n",
+                    "x".repeat(random.random_range(0..50)),
+                    "y".repeat(random.random_range(0..5000))
+                );
+                b"{}".to_vec()
+            }
+        };
+        let (status, _, answer) = server.send("POST", CHAT, &headers, &body);
+        assert!(
+            (400..500).contains(&status),
+            "request {number}: {status} {answer}\n{}",
+            String::from_utf8_lossy(&body)
+        );
+        *seen.entry(status).or_insert(0) += 1;
+    }
+    for bytes in
+        [&b"\0\0\0\0"[..], b"GET / HTTP/9.9\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"\r\n\r\n"]
+    {
+        server.raw(bytes);
+    }
+    println!("statuses of 1,000 malformed requests: {seen:?}");
+    assert_eq!(server.chat(&question(json!("Hi"))).0, 200, "the server still answers");
+}
+
+/// 32 clients at once: nothing but answers and refusals with Retry-After, answers equal to the unloaded ones, memory level.
+#[test]
+fn many_clients_get_the_unloaded_answers() {
+    let server = Server::start(&["--max-batch", "8", "--max-queue", "16"]);
+    let ask = |client: usize| {
+        let mut body = about_the_picture(&format!("Question {}?", client % 8));
+        if client % 2 == 1 {
+            body["temperature"] = json!(1.0);
+            body["seed"] = json!(client % 8);
+        }
+        body
+    };
+    let expected: Vec<String> = (0..8).map(|client| server.text(&ask(client))).collect();
+    // A client that asks and does not read must not hold the others.
+    let mut slow = TcpStream::connect(server.address).expect("connected");
+    let mut body = ask(0);
+    body["stream"] = json!(true);
+    let body = body.to_string();
+    write!(
+        slow,
+        "POST {CHAT} HTTP/1.1\r\nHost: {}\r\n{JSON}Content-Length: {}\r\n\r\n{body}",
+        server.address,
+        body.len()
+    )
+    .expect("sent");
+
+    let round = || {
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..32)
+                .map(|client| {
+                    let (server, expected, body) = (&server, &expected, ask(client));
+                    scope.spawn(move || {
+                        let (mut answered, mut refused) = (0, 0);
+                        for _ in 0..6 {
+                            let (status, head, text) = server.send("POST", CHAT, JSON, body.to_string().as_bytes());
+                            match status {
+                                200 => {
+                                    let answer: Value = serde_json::from_str(&text).expect("JSON");
+                                    assert_eq!(
+                                        answer["choices"][0]["message"]["content"],
+                                        expected[client % 8],
+                                        "client {client}"
+                                    );
+                                    answered += 1;
+                                }
+                                429 | 503 => {
+                                    assert!(head.to_lowercase().contains("retry-after:"), "{head}");
+                                    refused += 1;
+                                    std::thread::sleep(Duration::from_millis(50));
+                                }
+                                other => panic!("client {client}: {other} {text}"),
+                            }
+                        }
+                        (answered, refused)
+                    })
+                })
+                .collect();
+            clients
+                .into_iter()
+                .map(|client| client.join().expect("a client"))
+                .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+        })
+    };
+    let first = round();
+    let after_first = server.resident_kb();
+    let second = round();
+    let after_second = server.resident_kb();
+    println!("answered, refused: {first:?}, {second:?}; resident {after_first} kB, then {after_second} kB");
+    assert!(first.0 > 32 && second.0 > 32);
+    assert!(after_second < after_first + after_first / 5 + 20_000, "memory grows");
+}
+
+/// The official client: whole, streamed, several turns, errors.
+#[test]
+fn the_openai_client_works() {
+    let Some(mut python) = python() else { return };
+    let has_client = python.args(["-c", "import openai"]).output().is_ok_and(|output| output.status.success());
+    assert!(has_client, "LLAVA_PYTHON has no openai package: pip install openai");
+    let server = Server::start(&["--api-key", "secret"]);
+    let image = shared("data/coco224_tiny/images/000000011511.jpg");
+    let mut python = tests::python().expect("still there");
+    let ran =
+        python.arg(python_script("openai_client.py")).arg(format!("http://{}/v1", server.address)).arg(image).output();
+    let ran = ran.expect("Python runs");
+    println!("{}", String::from_utf8_lossy(&ran.stdout));
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+}
