@@ -1,0 +1,95 @@
+//! Time to the first token and decoded tokens a second, measured as the reference's `peer_generate.py` measures them.
+//!
+//!     generate_bench --model DIR --data DIR [--batch N] [--new-tokens N] [--rows N] [--weights stored|f32|int8]
+//!
+//! Greedy, exactly `--new-tokens` a row, image processing excluded, vision tower included; medians over the rows after a
+//! first one that warms up. Prints one JSON line.
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use infer::args::ModelArgs;
+use infer::engine::{Engine, Prompt, Request, Sequence, single_question};
+use infer::sampling::SamplingConfig;
+use std::path::PathBuf;
+use std::time::Instant;
+
+#[derive(Parser)]
+struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Dataset with chat.json and images/.
+    #[arg(long)]
+    data: PathBuf,
+    /// Rows decoded together.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Tokens a row, exactly.
+    #[arg(long, default_value_t = 32)]
+    new_tokens: usize,
+    /// Batches measured.
+    #[arg(long, default_value_t = 4)]
+    rows: usize,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse_from(common::args::with_dashes(std::env::args_os()));
+    let engine = Engine::from_args(&args.model)?;
+    let prompts = prompts(&engine, &args)?;
+    let (mut first, mut rate) = (Vec::new(), Vec::new());
+    for (number, batch) in prompts.chunks(args.batch).enumerate() {
+        let begin = Instant::now();
+        let mut sequences = batch
+            .iter()
+            .map(|prompt| Ok(engine.start(request(prompt.clone(), args.new_tokens))?.0))
+            .collect::<Result<Vec<Sequence>>>()?;
+        let first_token = begin.elapsed().as_secs_f64();
+        for _ in 1..args.new_tokens {
+            engine.step(&mut sequences.iter_mut().collect::<Vec<_>>())?;
+        }
+        let decode = begin.elapsed().as_secs_f64() - first_token;
+        if number > 0 {
+            first.push(first_token);
+            rate.push((args.batch * (args.new_tokens - 1)) as f64 / decode);
+        }
+    }
+    let report = serde_json::json!({
+        "side": "infer", "batch": args.batch, "weights": format!("{:?}", args.model.weights()).to_lowercase(),
+        "first_token_s": median(first), "decode_tokens_per_s": median(rate), "peak_rss_mb": peak_rss_mb()?,
+    });
+    println!("{report}");
+    Ok(())
+}
+
+fn request(prompt: Prompt, max_new_tokens: usize) -> Request {
+    Request { prompt, sampling: SamplingConfig::default(), max_new_tokens, stop: Vec::new(), ignore_eos: true }
+}
+
+fn prompts(engine: &Engine, args: &Args) -> Result<Vec<Prompt>> {
+    let path = args.data.join("chat.json");
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let count = args.batch * (args.rows + 1);
+    rows.iter()
+        .cycle()
+        .take(count)
+        .map(|row| {
+            let image = row["image"].as_str().context("image")?;
+            let question = row["conversations"][0]["value"].as_str().context("a question")?;
+            let image = engine.processors.read_image(&args.data.join("images").join(image))?;
+            let messages = single_question(common::chat::SYSTEM_PROMPT, question, 1);
+            engine.processors.prompt(&messages, &[image])
+        })
+        .collect()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+}
+
+fn peak_rss_mb() -> Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+    let kb: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kb / 1024.0)
+}

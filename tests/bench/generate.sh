@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Generation side by side with transformers on the same machine and model, f32 against f32, two threads each.
+#
+#   LLAVA_PYTHON=PYTHON tests/bench/generate.sh MODEL_DIR [BATCH …]      default batches: 1 8
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+model=$(realpath "${1:?give a model directory}")
+shift
+[ $# -gt 0 ] || set -- 1 8
+data=$(realpath ../shared/data/coco224_main)
+cargo build --release -q -p infer --example generate_bench
+bench=${CARGO_TARGET_DIR:-target}/release/examples/generate_bench
+for batch in "$@"; do
+    "${LLAVA_PYTHON:-python3}" ../shared/reference/peer_generate.py --model "$model" --data "$data" --batch "$batch" --threads 2
+    RAYON_NUM_THREADS=2 "$bench" --model "$model" --data "$data" --batch "$batch" --weights f32
+    RAYON_NUM_THREADS=2 "$bench" --model "$model" --data "$data" --batch "$batch" --weights int8
+done
