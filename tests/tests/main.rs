@@ -12,6 +12,7 @@ mod edge;
 mod forward;
 mod generate;
 mod generation;
+mod inspect;
 mod interop;
 mod merge;
 mod pixels;

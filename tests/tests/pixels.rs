@@ -67,3 +67,50 @@ fn published_pixel_values_of_000000039769() {
     }
     assert_close("000000039769 at 336 px", &found, &expected, 2e-2);
 }
+
+/// Every picture of the edge cases and the three datasets, bit for bit against the installed transformers, verdicts included.
+#[test]
+fn every_picture_equals_transformers() {
+    let Some(mut python) = tests::python() else { return };
+    let mut paths = Vec::new();
+    for folder in ["data/edge", "data/coco_tiny/images", "data/coco224_main/images", "data/nlvr_main/images"] {
+        for entry in fs::read_dir(shared(folder)).expect(folder) {
+            let path = entry.expect("an entry").path();
+            if path.is_file() && path.extension().is_none_or(|extension| extension != "json") {
+                paths.push(path);
+            }
+        }
+    }
+    paths.sort();
+    let list = tempfile::NamedTempFile::new().expect("a temporary file");
+    let text: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    fs::write(list.path(), text.join("\n")).expect("written");
+    let output = python
+        .arg(tests::python_script("pixel_hashes.py"))
+        .stdin(fs::File::open(list.path()).expect("the list"))
+        .output()
+        .expect("started");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let processor = clip336();
+    let (mut equal, mut different) = (0, Vec::new());
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let (expected, path) = line.split_once(' ').expect("a hash and a path");
+        let found = match processor.process(&fs::read(path).expect(path)) {
+            Err(_) => "error".to_owned(),
+            Ok(image) => {
+                let mut values = vec![0f32; image.codes.len()];
+                processor.normalize_into(&image.codes, &mut values);
+                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                common::files::sha256_hex(&bytes)
+            }
+        };
+        if found == expected {
+            equal += 1;
+        } else {
+            different.push(format!("{path}: {found}, transformers {expected}"));
+        }
+    }
+    println!("{equal} of {} pictures equal transformers' PIL processor bit for bit", paths.len());
+    assert!(different.is_empty(), "{}", different.join("\n"));
+    assert_eq!(equal, paths.len(), "files that the script did not report");
+}

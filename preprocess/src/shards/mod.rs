@@ -5,7 +5,7 @@ pub mod chat_json;
 mod conversation;
 pub mod images;
 pub mod index;
-mod ledger;
+pub mod ledger;
 mod pipeline;
 mod plan;
 mod sample;

@@ -1,0 +1,106 @@
+//! The dataset in words and bars.
+
+use super::table::{Dataset, Distribution, Duplicates, Repeated};
+use crate::progress::bytes;
+use anyhow::Result;
+use std::fmt::Write;
+use std::path::Path;
+
+/// Characters of the longest bar.
+const BAR: usize = 40;
+/// Bars of a histogram in the terminal.
+const ROWS: usize = 8;
+
+/// One line of a summary: what, and the value.
+pub type Fact = (&'static str, String);
+
+/// The numbers above the histograms.
+pub fn facts(dataset: &Dataset) -> Result<Vec<Fact>> {
+    let counts = &dataset.index.counts;
+    let stored: u64 = dataset.index.shards.iter().map(|shard| shard.bytes).sum();
+    let rows = counts.train + counts.validation;
+    let per_row = stored.checked_div(rows as u64).unwrap_or_default();
+    let about = &dataset.index.metadata;
+    Ok(vec![
+        (
+            "rows",
+            format!(
+                "{} in = {} train + {} validation + {} rejected",
+                counts.rows_in, counts.train, counts.validation, counts.rejected
+            ),
+        ),
+        ("images", format!("{}, stored as {} at {} px", dataset.images.height(), about.pixels, about.crop_size)),
+        ("disk", format!("{} files, {}, {} a row", dataset.index.shards.len(), bytes(stored), bytes(per_row))),
+        ("images twice", repeated(dataset.duplicates(Duplicates::Images)?, "images")),
+        ("captions twice", repeated(dataset.duplicates(Duplicates::Captions)?, "captions")),
+        ("tokenizer", about.tokenizer_sha256.clone()),
+    ])
+}
+
+fn repeated(repeated: Repeated, what: &str) -> String {
+    match repeated {
+        Repeated { distinct: 0, .. } => "none".into(),
+        Repeated { distinct, occurrences, most } => {
+            format!("{distinct} {what} in {occurrences} places, one of them {most} times")
+        }
+    }
+}
+
+/// Titles and distributions, in the order in which they are shown.
+pub fn distributions(dataset: &Dataset) -> Result<Vec<(&'static str, Distribution)>> {
+    let columns = [
+        ("tokens a row", &dataset.rows, "tokens"),
+        ("supervised tokens a row", &dataset.rows, "answer_tokens"),
+        ("images a row", &dataset.rows, "images"),
+        ("width of the sources, pixels", &dataset.images, "width"),
+        ("height of the sources, pixels", &dataset.images, "height"),
+    ];
+    let mut found = Vec::new();
+    for (title, frame, column) in columns {
+        if let Some(distribution) = Distribution::of(frame, column)? {
+            found.push((title, distribution));
+        }
+    }
+    Ok(found)
+}
+
+/// The whole report.
+pub fn text(dir: &Path, dataset: &Dataset) -> Result<String> {
+    let mut text = format!("{}", dir.display());
+    for (what, value) in facts(dataset)? {
+        write!(text, "\n{what:<14} {value}")?;
+    }
+    for (cause, rows) in dataset.causes()? {
+        write!(text, "\nrejected       {rows} {cause}")?;
+    }
+    let sizes = dataset.source_sizes(5)?;
+    let sizes: Vec<String> = sizes.iter().map(|(size, images)| format!("{size} ({images})")).collect();
+    write!(text, "\nsource sizes   {}", sizes.join(", "))?;
+    for (title, distribution) in distributions(dataset)? {
+        write!(text, "\n\n{title}: {}", numbers(&distribution))?;
+        histogram(&mut text, &distribution)?;
+    }
+    Ok(text)
+}
+
+/// Minimum to maximum in one line.
+pub fn numbers(distribution: &Distribution) -> String {
+    let Distribution { min, median, mean, p95, max, .. } = distribution;
+    format!("min {min}, median {median:.0}, mean {mean:.1}, 95 % ≤ {p95:.0}, max {max}")
+}
+
+fn histogram(text: &mut String, distribution: &Distribution) -> std::fmt::Result {
+    if distribution.min == distribution.max {
+        return Ok(());
+    }
+    let together = distribution.bars.len().div_ceil(ROWS);
+    let bars: Vec<(u64, usize)> =
+        distribution.bars.chunks(together).map(|bars| (bars[0].0, bars.iter().map(|bar| bar.1).sum())).collect();
+    let most = bars.iter().map(|bar| bar.1).max().unwrap_or(1).max(1);
+    let width = distribution.bar_width * together as u64;
+    for (first, count) in bars {
+        let last = (first + width - 1).min(distribution.max);
+        write!(text, "\n  {first:>6} – {last:<6} {:<BAR$} {count}", "█".repeat((count * BAR).div_ceil(most)))?;
+    }
+    Ok(())
+}

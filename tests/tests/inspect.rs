@@ -1,0 +1,140 @@
+//! `preprocess inspect` and `preprocess verify`: the numbers, the page in a browser, and a flipped byte.
+
+use crate::dataset::{Dataset, Output, llava};
+use common::shard::ShardIndex;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::Command;
+
+fn preprocess(args: &[&str]) -> (Option<i32>, String, String) {
+    let run = Command::new(tests::program("preprocess")).args(args).output().expect("started");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (run.status.code(), text(&run.stdout), text(&run.stderr))
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+/// Twelve good rows of which two share picture and caption, one whose picture is missing, one without turns.
+fn shards() -> Output {
+    let dataset = Dataset::new();
+    let names = dataset.copy_images("data/coco224_tiny", 12);
+    let mut rows: Vec<Value> = crate::dataset::reference_rows("data/coco224_tiny").into_iter().take(12).collect();
+    rows[11]["image"] = rows[0]["image"].clone();
+    rows[11]["conversations"] = rows[0]["conversations"].clone();
+    let mut missing = rows[1].clone();
+    (missing["id"], missing["image"]) = (json!("missing"), json!("nowhere.jpg"));
+    rows.push(missing);
+    rows.push(json!({"id": "silent", "image": names[0], "conversations": []}));
+    dataset.write(&Value::Array(rows));
+    dataset.shards(&["--rows-per-shard", "5", "--max-row-group-rows", "2"])
+}
+
+#[test]
+fn inspect_counts_rows_rejects_and_duplicates() {
+    let shards = shards();
+    let (code, text, stderr) = preprocess(&["inspect", path(shards.path())]);
+    assert_eq!(code, Some(0), "{stderr}");
+    for line in ["14 in = 12 train + 0 validation + 2 rejected", "1 missing_image", "1 no_turns"] {
+        assert!(text.contains(line), "{line:?} is missing in\n{text}");
+    }
+    for what in ["images", "captions"] {
+        let line = format!("1 {what} in 2 places, one of them 2 times");
+        assert!(text.contains(&line), "{line:?} is missing in\n{text}");
+    }
+    assert!(text.contains("224×224 (12)"), "{text}");
+}
+
+#[test]
+fn a_row_shows_its_text_with_the_answer_marked() {
+    let shards = shards();
+    let model = llava();
+    let (code, text, stderr) = preprocess(&["inspect", path(shards.path()), "--row", "0", "--model", path(&model)]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(text.contains("<|im_start|>user"), "{text}");
+    assert!(text.contains("«<|im_end|>»"), "the end token is supervised: {text}");
+    assert!(!text.contains("«<image>»"), "the image is given: {text}");
+    let (code, _, stderr) = preprocess(&["inspect", path(shards.path()), "--row", "12"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("0 to 11"), "{stderr}");
+}
+
+/// The page as Chromium shows it. `tests/run` installs it; the test fails where it is missing.
+#[test]
+fn the_page_renders_in_a_browser() {
+    let shards = shards();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let page = folder.path().join("page.html");
+    let model = llava();
+    let args = ["inspect", path(shards.path()), "--html", path(&page), "--model", path(&model), "--samples", "6"];
+    let (code, _, stderr) = preprocess(&args);
+    assert_eq!(code, Some(0), "{stderr}");
+    let html = std::fs::read_to_string(&page).expect("the page");
+    for outside in ["http://", "https://", "<script", "<link"] {
+        assert!(!html.contains(outside), "the page is not self-contained: {outside}");
+    }
+    // What the browser made of it, after layout: six samples with pictures, both kinds of tokens, five charts.
+    let dom = chromium(folder.path(), &page, &["--dump-dom"]);
+    assert_eq!(dom.matches("<article>").count(), 6);
+    assert_eq!(dom.matches("src=\"data:image/png;base64,").count(), 6);
+    assert_eq!(dom.matches("<figure>").count(), 5);
+    assert!(dom.contains("class=\"on\"") && dom.contains("missing_image"), "tokens and rejects");
+    let picture = folder.path().join("page.png");
+    chromium(folder.path(), &page, &[&format!("--screenshot={}", path(&picture)), "--window-size=420,900"]);
+    let bytes = std::fs::read(&picture).expect("a screenshot");
+    let mut pixels = Vec::new();
+    let raster = common::image_processor::decode(&bytes, &mut pixels).expect("a PNG");
+    let colours: std::collections::HashSet<&[u8]> = pixels.chunks_exact(raster.layout.channels()).collect();
+    println!("screenshot {}×{}, {} colours", raster.width, raster.height, colours.len());
+    assert!(colours.len() > 20, "the page is blank");
+}
+
+fn chromium(folder: &Path, page: &Path, args: &[&str]) -> String {
+    let profile = tempfile::tempdir_in(folder).expect("a profile");
+    let run = Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"])
+        .args(["--disable-component-update", "--disable-sync", "--hide-scrollbars"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .args(args)
+        .arg(format!("file://{}", page.display()))
+        .output()
+        .expect("chromium starts (tests/run installs it)");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    String::from_utf8_lossy(&run.stdout).into_owned()
+}
+
+#[test]
+fn verify_passes_good_shards_and_finds_a_flipped_byte_anywhere() {
+    let shards = shards();
+    let dir = shards.path();
+    let (code, text, stderr) = preprocess(&["verify", path(dir)]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(text.contains("12 rows and 2 rejected"), "{text}");
+    for shard in ShardIndex::read(dir).expect("an index").shards {
+        let file = dir.join(&shard.file);
+        let bytes = std::fs::read(&file).expect("read");
+        for position in [0, bytes.len() / 3, bytes.len() / 2, bytes.len() - 1] {
+            let mut damaged = bytes.clone();
+            damaged[position] ^= 1;
+            std::fs::write(&file, damaged).expect("written");
+            let (code, _, stderr) = preprocess(&["verify", path(dir)]);
+            assert_eq!(code, Some(1), "{}: byte {position}", shard.file);
+            assert!(stderr.contains(&shard.file) && stderr.contains("SHA-256"), "{stderr}");
+        }
+        std::fs::write(&file, bytes).expect("written");
+    }
+    assert_eq!(preprocess(&["verify", path(dir)]).0, Some(0), "whole again");
+}
+
+#[test]
+fn verify_finds_a_wrong_account() {
+    let shards = shards();
+    let rejected = shards.path().join("rejected.jsonl");
+    let text = std::fs::read_to_string(&rejected).expect("read");
+    let first = text.lines().next().expect("a line");
+    std::fs::write(&rejected, format!("{first}\n")).expect("written");
+    let (code, _, stderr) = preprocess(&["verify", path(shards.path())]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("rejected.jsonl"), "{stderr}");
+}
