@@ -46,6 +46,11 @@ fn chart(page: &mut String, title: &str, distribution: &Distribution) -> Result<
     let (width, height) = CHART;
     let most = distribution.bars.iter().map(|bar| bar.1).max().unwrap_or(1).max(1);
     let step = width / distribution.bars.len().max(1) as f64;
+    if distribution.min == distribution.max {
+        let (title, value) = (escape(title), distribution.min);
+        writeln!(page, "<figure><figcaption>{title}</figcaption><p>{value} everywhere</p></figure>")?;
+        return Ok(());
+    }
     write!(
         page,
         "<figure><figcaption>{}</figcaption><p>{}</p><svg viewBox=\"0 0 {width} {}\" role=\"img\" aria-label=\"{}\">",
