@@ -96,15 +96,16 @@ impl Resizer {
             let row_bytes = (end_column - first_column) * channels;
             // Rows missing in the last strip repeat stale data: their results are not written.
             transpose_strip(&source.samples[begin..], stride, height, row_bytes, &mut self.strip);
-            for column in 0..width {
-                let (first, coefficients) = self.columns.taps(column);
-                for channel in 0..channels {
-                    let taps = &self.strip[((first - first_column) * channels + channel) * STRIP..];
-                    let mut sums = [0u8; STRIP];
-                    strip_column(taps, channels, coefficients, &mut sums);
-                    let out = channel * needed_rows * width + (top - first_row) * width + column;
-                    for (row, &sum) in sums[..height].iter().enumerate() {
-                        self.narrow[out + row * width] = sum;
+            for channel in 0..channels {
+                let plane = &mut self.narrow[channel * needed_rows * width..][..needed_rows * width];
+                let rows = &mut plane[(top - first_row) * width..][..height * width];
+                for left in (0..width).step_by(STRIP) {
+                    let columns = STRIP.min(width - left);
+                    let mut block = [[0u8; STRIP]; STRIP];
+                    let strip = &self.strip[channel * STRIP..];
+                    strip_columns(strip, channels, &self.columns, left, &mut block[..columns]);
+                    for (row, line) in transposed(block)[..height].iter().enumerate() {
+                        rows[row * width + left..][..columns].copy_from_slice(&line[..columns]);
                     }
                 }
             }
@@ -186,20 +187,63 @@ fn fixed_point(weight: f64, total: f64) -> i32 {
     if normalized < 0.0 { (scaled - 0.5) as i32 } else { (scaled + 0.5) as i32 }
 }
 
-/// Rounds a fixed-point sum to a sample.
+/// Rounds fixed-point sums to samples.
 #[inline(always)]
-fn clip(sum: i32) -> u8 {
-    (sum >> PRECISION_BITS).clamp(0, 255) as u8
+fn clip_all(sums: &[i32], out: &mut [u8]) {
+    for (out, &sum) in out.iter_mut().zip(sums) {
+        *out = (sum >> PRECISION_BITS).clamp(0, 255) as u8;
+    }
 }
 
 /// Copies up to [`STRIP`] rows so that the rows of one column lie side by side: `strip[column][row]`.
 fn transpose_strip(samples: &[u8], stride: usize, height: usize, row_bytes: usize, strip: &mut [u8]) {
-    for row in 0..height {
-        let line = &samples[row * stride..][..row_bytes];
-        for (column, &sample) in strip.chunks_exact_mut(STRIP).zip(line) {
-            column[row] = sample;
+    for left in (0..row_bytes).step_by(STRIP) {
+        let columns = STRIP.min(row_bytes - left);
+        let mut block = [[0u8; STRIP]; STRIP];
+        for (row, line) in block[..height].iter_mut().enumerate() {
+            let samples = &samples[row * stride + left..];
+            match samples.first_chunk() {
+                Some(samples) if columns == STRIP => *line = *samples,
+                _ => line[..columns].copy_from_slice(&samples[..columns]),
+            }
         }
+        let block = transposed(block);
+        strip[left * STRIP..][..columns * STRIP].copy_from_slice(block[..columns].as_flattened());
     }
+}
+
+/// The transpose of a block: interleaving the lines of its halves four times.
+#[inline]
+fn transposed(mut block: [[u8; STRIP]; STRIP]) -> [[u8; STRIP]; STRIP] {
+    for _ in 0..STRIP.ilog2() {
+        let mut next = [[0; STRIP]; STRIP];
+        for line in 0..STRIP / 2 {
+            [next[2 * line], next[2 * line + 1]] = interleaved(block[line], block[line + STRIP / 2]);
+        }
+        block = next;
+    }
+    block
+}
+
+/// `a0 b0 a1 b1 …`, in two halves.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn interleaved(a: [u8; STRIP], b: [u8; STRIP]) -> [[u8; STRIP]; 2] {
+    use std::arch::x86_64::{__m128i, _mm_unpackhi_epi8, _mm_unpacklo_epi8};
+    // SAFETY: every bit pattern is valid for both types, of equal size; SSE2 is a part of x86_64.
+    unsafe {
+        let (a, b): (__m128i, __m128i) = (std::mem::transmute(a), std::mem::transmute(b));
+        std::mem::transmute([_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)])
+    }
+}
+
+/// `a0 b0 a1 b1 …`, in two halves.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline]
+fn interleaved(a: [u8; STRIP], b: [u8; STRIP]) -> [[u8; STRIP]; 2] {
+    let both: [u8; 2 * STRIP] = std::array::from_fn(|i| if i % 2 == 0 { a[i / 2] } else { b[i / 2] });
+    let (low, high) = both.split_at(STRIP);
+    [low.try_into().unwrap_or([0; STRIP]), high.try_into().unwrap_or([0; STRIP])]
 }
 
 /// Defines `$name`, which runs `$generic` compiled for AVX2 where the processor has it.
@@ -223,33 +267,32 @@ macro_rules! vectorized {
     };
 }
 
-/// One output column of the horizontal pass for [`STRIP`] rows; taps are `step` columns of the strip apart.
+/// Output columns from `left` on of the horizontal pass, for [`STRIP`] rows and one channel of `step`.
 #[inline(always)]
-fn strip_column_generic(taps: &[u8], step: usize, coefficients: &[i32], out: &mut [u8; STRIP]) {
-    let mut sums = [ROUND; STRIP];
-    for (tap, &coefficient) in coefficients.iter().enumerate() {
-        let column: &[u8; STRIP] = taps[tap * step * STRIP..][..STRIP].try_into().unwrap_or(&[0; STRIP]);
-        for (sum, &sample) in sums.iter_mut().zip(column) {
-            *sum += i32::from(sample) * coefficient;
+fn strip_columns_generic(strip: &[u8], step: usize, axis: &AxisTaps, left: usize, out: &mut [[u8; STRIP]]) {
+    for (column, out) in out.iter_mut().enumerate() {
+        let (first, coefficients) = axis.taps(left + column);
+        let taps = strip[(first - axis.first[0]) * step * STRIP..].chunks(step * STRIP);
+        let mut sums = [ROUND; STRIP];
+        for (column, &coefficient) in taps.zip(coefficients) {
+            let Some(column) = column.first_chunk::<STRIP>() else { break };
+            for (sum, &sample) in sums.iter_mut().zip(column) {
+                *sum += i32::from(sample) * coefficient;
+            }
         }
-    }
-    for (out, sum) in out.iter_mut().zip(sums) {
-        *out = clip(sum);
+        clip_all(&sums, out);
     }
 }
 
 /// One output row of the vertical pass; `taps` holds one source row after the other.
 #[inline(always)]
 fn vertical_row_generic(taps: &[u8], width: usize, coefficients: &[i32], out: &mut [u8]) {
-    for left in (0..width).step_by(TILE) {
-        let tile = TILE.min(width - left);
-        if tile == TILE {
-            vertical_tile::<TILE>(&taps[left..], width, coefficients, &mut out[left..left + TILE]);
-        } else {
-            for column in left..width {
-                vertical_tile::<1>(&taps[column..], width, coefficients, &mut out[column..=column]);
-            }
-        }
+    let tiles = out.chunks_exact_mut(TILE);
+    for (tile, out) in tiles.enumerate() {
+        vertical_tile::<TILE>(&taps[tile * TILE..], width, coefficients, out);
+    }
+    for column in width / TILE * TILE..width {
+        vertical_tile::<1>(&taps[column..], width, coefficients, &mut out[column..=column]);
     }
 }
 
@@ -257,18 +300,18 @@ fn vertical_row_generic(taps: &[u8], width: usize, coefficients: &[i32], out: &m
 fn vertical_tile<const N: usize>(taps: &[u8], width: usize, coefficients: &[i32], out: &mut [u8]) {
     let mut sums = [ROUND; N];
     for (tap, &coefficient) in coefficients.iter().enumerate() {
-        let line = &taps[tap * width..][..N];
+        let Some(line) = taps[tap * width..].first_chunk::<N>() else { break };
         for (sum, &sample) in sums.iter_mut().zip(line) {
             *sum += i32::from(sample) * coefficient;
         }
     }
-    for (out, sum) in out.iter_mut().zip(sums) {
-        *out = clip(sum);
-    }
+    clip_all(&sums, out);
 }
 
-vectorized!(strip_column, strip_column_avx2, strip_column_generic, (taps: &[u8], step: usize, coefficients: &[i32], out: &mut [u8; STRIP]));
-vectorized!(vertical_row, vertical_row_avx2, vertical_row_generic, (taps: &[u8], width: usize, coefficients: &[i32], out: &mut [u8]));
+vectorized!(strip_columns, strip_columns_avx2, strip_columns_generic,
+    (strip: &[u8], step: usize, axis: &AxisTaps, left: usize, out: &mut [[u8; STRIP]]));
+vectorized!(vertical_row, vertical_row_avx2, vertical_row_generic,
+    (taps: &[u8], width: usize, coefficients: &[i32], out: &mut [u8]));
 
 #[cfg(test)]
 mod tests {
