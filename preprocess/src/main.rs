@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use preprocess::{inspect, model, shards, verify};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 /// Assemble a LLaVA from CLIP and Qwen2, and turn a CC3M-595K-style dataset into tokenized, pixel-normalized Parquet shards.
@@ -47,6 +48,11 @@ fn run(command: Command) -> Result<String> {
         Command::Shards(args) => shards::run(&args),
         Command::Index(args) => shards::index::run(&args),
         Command::Verify(args) => verify::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
+        Command::Inspect(args) => inspect::run(&args, shows_colors()),
     }
+}
+
+/// stdout is a terminal whose user did not turn colours off.
+fn shows_colors() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }

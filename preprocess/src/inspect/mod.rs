@@ -11,7 +11,6 @@ use common::chat::ChatProcessor;
 use common::files;
 use common::shard::{ShardSet, Split};
 use row::Sample;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use table::Dataset;
 
@@ -39,8 +38,8 @@ pub struct Args {
     pub samples: usize,
 }
 
-/// Runs the command; the text is its result for stdout.
-pub fn run(args: &Args) -> Result<String> {
+/// Runs the command; the text is its result for stdout, coloured where `colors` says that it is shown on a terminal.
+pub fn run(args: &Args, colors: bool) -> Result<String> {
     let split = if args.validation { Split::Validation } else { Split::Train };
     let set = ShardSet::open(&args.dir, split)?;
     let chat = args.model.as_deref().map(ChatProcessor::from_dir).transpose()?;
@@ -48,7 +47,6 @@ pub fn run(args: &Args) -> Result<String> {
         refuse_foreign_tokenizer(&set, chat)?;
     }
     if let Some(row) = args.row {
-        let colors = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         return Ok(row::in_terminal(&Sample::read(&set, row, chat.as_ref())?, colors));
     }
     let dataset = Dataset::read(&args.dir)?;
