@@ -175,7 +175,7 @@ mod tests {
     fn malformed_json_is_an_error_with_line_and_column() {
         for (text, place) in [
             ("[{\"id\": 1},\n {\"id\" 2}]", "line 2, column 8"),
-            ("{\"id\": 1}", "line 1, column 0"),
+            ("{\"id\": 1}", "line 1, column 1"),
             ("[{\"id\": 1}", "line 1, column 10"),
             ("[] x", "line 1, column 4"),
             ("", "line 1, column 0"),
