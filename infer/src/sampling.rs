@@ -205,6 +205,7 @@ mod tests {
         for (top_p, kept) in [(0.4, 0b0010), (0.6, 0b1010), (0.8, 0b1110), (0.95, 0b1111), (1e-6, 0b0010)] {
             let mut changed = logits;
             keep_top_p(&mut changed, top_p);
+            #[allow(clippy::needless_range_loop)]
             for id in 0..4 {
                 assert_eq!(changed[id] > OUT, kept >> id & 1 == 1, "top_p {top_p}, token {id}");
             }

@@ -46,7 +46,8 @@ pub fn assert_close(name: &str, found: &[f32], expected: &[f32], tolerance: f32)
     for (index, (&a, &b)) in found.iter().zip(expected).enumerate() {
         let difference = (a - b).abs();
         // NaN must count as bad, so the comparison is the negated one.
-        if !(difference <= tolerance) && first_bad.is_none() {
+        let within = difference <= tolerance;
+        if !within && first_bad.is_none() {
             first_bad = Some(index);
         }
         largest = if difference.is_nan() { f32::NAN } else { largest.max(difference) };

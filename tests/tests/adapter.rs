@@ -78,6 +78,7 @@ fn an_adapter_is_written_under_both_spellings_with_the_same_bits() {
 #[test]
 fn either_spelling_and_peft_s_wrappers_are_read() {
     let fixture = stored(&shared(FIXTURE));
+    #[allow(clippy::type_complexity)]
     let renamings: [(&str, fn(&str) -> String); 3] = [
         ("old", |name| name.replace(NEW, OLD).replace("model.model.multi", "model.multi")),
         ("adapter name in the keys", |name| name.replace("lora_A.weight", "lora_A.default.weight")),

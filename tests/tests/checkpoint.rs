@@ -22,7 +22,7 @@ fn stored(dir: &Path) -> Stored {
 }
 
 fn error(dir: &Path) -> String {
-    load_model(dir, LoadAs::F32, &device::cpu()).err().expect("an error").to_string()
+    load_model(dir, LoadAs::F32, &device::cpu()).expect_err("an error").to_string()
 }
 
 /// A folder with the tiny config and these f32 tensors.
@@ -74,6 +74,7 @@ fn the_layout_is_the_models_own() {
 #[test]
 fn every_naming_gives_the_same_model() {
     let original = stored(&shared("fixtures/tiny/llava"));
+    #[allow(clippy::type_complexity)]
     let renamings: [(&str, fn(&str) -> String); 3] = [
         ("5.x", |name| match name.strip_prefix("language_model.lm_head.") {
             Some(rest) => format!("lm_head.{rest}"),

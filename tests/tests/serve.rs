@@ -38,7 +38,7 @@ impl Server {
     /// Sends raw bytes, returns all that comes back before the connection closes.
     fn raw(&self, request: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address).expect("connected");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
         // The server may refuse and close before everything is sent.
         let _ = stream.write_all(request);
         let mut answer = Vec::new();

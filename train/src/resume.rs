@@ -147,11 +147,14 @@ fn by_name(model: &Llava) -> BTreeMap<String, Values> {
     collector.found
 }
 
+/// Where a stretch is stored: its first value, the file, the tensor.
+type Place = (usize, usize, String);
+
 /// The optimizer shards of a checkpoint, indexed by what they hold.
 struct Stretches {
     files: Vec<TensorFiles>,
-    /// (kind, parameter) → (first value, file, tensor).
-    index: BTreeMap<(String, String), Vec<(usize, usize, String)>>,
+    /// By (kind, parameter).
+    index: BTreeMap<(String, String), Vec<Place>>,
 }
 
 impl Stretches {

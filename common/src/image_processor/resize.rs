@@ -232,7 +232,8 @@ fn interleaved(a: [u8; STRIP], b: [u8; STRIP]) -> [[u8; STRIP]; 2] {
     use std::arch::x86_64::{__m128i, _mm_unpackhi_epi8, _mm_unpacklo_epi8};
     // SAFETY: every bit pattern is valid for both types, of equal size; SSE2 is a part of x86_64.
     unsafe {
-        let (a, b): (__m128i, __m128i) = (std::mem::transmute(a), std::mem::transmute(b));
+        let a = std::mem::transmute::<[u8; 16], __m128i>(a);
+        let b = std::mem::transmute::<[u8; 16], __m128i>(b);
         std::mem::transmute([_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)])
     }
 }

@@ -208,7 +208,7 @@ fn sum_along_row(row: &mut [u8], above: &[u8]) {
         let evens = (even + (odd << 16) + before + (above & LOW_BYTES)) & LOW_BYTES;
         let odds = (even + odd + before + (above >> 8 & LOW_BYTES)) & LOW_BYTES;
         *word = (evens | odds << 8).to_le_bytes();
-        sum = (sum + (even + odd >> 48)) & 0xff;
+        sum = (sum + ((even + odd) >> 48)) & 0xff;
     }
     let mut sum = sum as u8;
     for (value, &above) in rest.iter_mut().zip(rest_above) {

@@ -25,6 +25,7 @@ pub(super) struct Item {
 }
 
 /// An open source of pictures.
+#[allow(clippy::large_enum_variant)] // One exists per run.
 pub(super) enum Source {
     /// Files, all with the same question.
     Folder { files: Vec<PathBuf>, question: String, system: String },

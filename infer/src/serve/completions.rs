@@ -132,6 +132,7 @@ async fn collect(mut receiver: Receiver) -> (String, Outcome) {
 struct Events {
     /// `None` when the last event is in `ready`, or while `pending` has it.
     state: Option<EventState>,
+    #[allow(clippy::type_complexity)]
     pending: Option<Pin<Box<dyn Future<Output = (EventState, Delivery)> + Send>>>,
     ready: VecDeque<Event>,
     begun: bool,

@@ -70,9 +70,9 @@ fn chart(page: &mut String, title: &str, distribution: &Distribution) -> Result<
             (step - 1.0).max(0.5)
         )?;
     }
-    write!(
+    writeln!(
         page,
-        "<text x=\"0\" y=\"{y}\">{}</text><text x=\"{width}\" y=\"{y}\" text-anchor=\"end\">{}</text></svg></figure>\n",
+        "<text x=\"0\" y=\"{y}\">{}</text><text x=\"{width}\" y=\"{y}\" text-anchor=\"end\">{}</text></svg></figure>",
         distribution.min,
         distribution.max,
         y = height + 10.0
@@ -81,9 +81,9 @@ fn chart(page: &mut String, title: &str, distribution: &Distribution) -> Result<
 }
 
 fn counts(page: &mut String, title: &str, nothing: &str, counts: &[(String, usize)]) -> Result<()> {
-    write!(page, "<h2>{title}</h2>\n")?;
+    writeln!(page, "<h2>{title}</h2>")?;
     if counts.is_empty() {
-        write!(page, "<p>{nothing}</p>\n")?;
+        writeln!(page, "<p>{nothing}</p>")?;
         return Ok(());
     }
     page.push_str("<table>");

@@ -29,6 +29,7 @@ impl Output {
     }
 
     /// Where to write.
+    #[allow(clippy::misnamed_getters)] // Callers write there; where it will be is nobody's business before.
     pub fn path(&self) -> &Path {
         &self.temporary
     }

@@ -93,7 +93,7 @@ impl Mpi {
                 null_mut(),
                 3,
             ),
-            Abi::Mpich => (0x4400_0000, 0x4c00_040a, 0x5400_0001, 1 as *mut c_void, 3),
+            Abi::Mpich => (0x4400_0000, 0x4c00_040a, 0x5400_0001, std::ptr::dangling_mut::<c_void>(), 3),
             Abi::Mpi5 => (0x101, 0x210, 0x143, null_mut(), 4096),
         };
         // SAFETY: each symbol is a function of the MPI standard with the signature of the field it goes to.

@@ -160,6 +160,8 @@ unsafe extern "C-unwind" fn throw(info: &mut jpeg_common_struct) {
     // SAFETY: libjpeg set `err`; its formatter writes at most 80 bytes, the size that its interface prescribes.
     unsafe {
         if let Some(format) = (*info.err).format_message {
+            #[allow(clippy::missing_transmute_annotations)]
+            // The source type cannot be named: it has lifetimes of its own.
             mem::transmute::<_, Format>(format)(info, text.as_mut_ptr());
         }
     }

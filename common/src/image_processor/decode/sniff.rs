@@ -39,7 +39,8 @@ fn guess(bytes: &[u8]) -> String {
     const KNOWN: &str = "not supported; JPEG, PNG, GIF, WebP, BMP and TIFF are";
     let start = &bytes[..bytes.len().min(512)];
     let text = start.trim_ascii_start();
-    let found = match start {
+
+    match start {
         [] => "the file is empty".into(),
         [_, _, _, _, b'f', b't', b'y', b'p', ..] => format!("an AVIF, HEIC or MP4 file; {KNOWN}"),
         [0, 0, 0, 12, b'j', b'P', ..] => format!("a JPEG 2000 file; {KNOWN}"),
@@ -54,8 +55,7 @@ fn guess(bytes: &[u8]) -> String {
             let hex: Vec<String> = start.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
             format!("first bytes {}", hex.join(" "))
         }
-    };
-    found
+    }
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ multiversion! {
         for ((gradient, gate_gradient), (&gate, &up)) in gradient.iter_mut().zip(gate_gradient).zip(inputs) {
             let s = sigmoid(gate);
             *gate_gradient = *gradient * up * (s * (1.0 + gate * (1.0 - s)));
-            *gradient = *gradient * (gate * s);
+            *gradient *= gate * s;
         }
     }
 }
