@@ -9,19 +9,23 @@ mod checkpoint;
 mod config;
 mod dataset;
 mod edge;
+mod faults;
 mod forward;
 mod generate;
 mod generation;
 mod inspect;
 mod interop;
 mod merge;
+mod mpi;
 mod pixels;
 mod preprocess_restart;
 mod quickstart;
+mod resume;
 mod score;
 mod serve;
 mod shards;
 mod train_parity;
+mod zero2;
 
 mod skeleton {
     #[test]

@@ -19,7 +19,7 @@ use common::names::Block;
 /// What a micro-batch is computed with.
 pub struct Pass<'a> {
     /// The model; its trained parameters collect gradients.
-    pub model: &'a Llava,
+    pub model: &'a mut Llava,
     /// Its configuration.
     pub config: &'a LlavaConfig,
     /// The trained parameters.
@@ -38,30 +38,36 @@ struct Step {
     output: Option<Tensor<2>>,
 }
 
-/// Forward and backward: the sum of the cross entropy over the supervised tokens (not scaled). `finished(block, gradients)`
-/// gets each trained block's flat gradients, from the head down.
+/// Forward and backward: the sum of the cross entropy over the supervised tokens (not scaled). `begin(model, block)` is called
+/// before the forward pass uses a block, whose new values may still be on their way; it is called for the head at the latest
+/// before any gradient is computed. `finished(block, gradients)` gets each trained block's flat gradients, from the head down.
 ///
 /// # Errors
-/// What `finished` says, and a backend that cannot give its values.
+/// What `begin` and `finished` say, and a backend that cannot give its values.
 pub fn forward_backward(
-    pass: &Pass<'_>,
+    pass: &mut Pass<'_>,
     batch: &PackedBatch,
+    mut begin: impl FnMut(&mut Llava, Block) -> Result<()>,
     mut finished: impl FnMut(usize, Vec<f32>) -> Result<()>,
 ) -> Result<f64> {
     let (positions, targets) = batch.supervised();
-    let vision = pass.forward_vision(batch);
+    let vision = pass.forward_vision(batch, &mut begin)?;
     let device = pass.model.device();
     let mut context = TextContext::new(&pass.config.text, &batch.seq_lens, &device);
     context.dropout = pass.dropout.clone();
 
+    begin(pass.model, Block::TokenEmbeddings)?;
     let merged = pass.merge(batch, vision.as_ref().map(|vision| leaf(vision.projected.clone())));
     let mut hidden = leaf(merged.output.clone());
     let mut steps = Vec::new();
-    for (index, layer) in pass.model.language_model.model.layers.iter().enumerate() {
+    for index in 0..pass.model.language_model.model.layers.len() {
+        begin(pass.model, Block::TextLayer(index))?;
+        let layer = &pass.model.language_model.model.layers[index];
         let step = pass.forward_block(hidden, |input| layer.forward(input, index, &context));
         hidden = leaf(step.1);
         steps.push(step.0);
     }
+    begin(pass.model, Block::Head)?;
     let loss = pass.model.language_model.loss_sum(hidden.clone(), &positions, &targets, &pass.config.text);
     let loss_sum = f64::from(scalar(&loss)?);
 
@@ -122,38 +128,43 @@ impl Pass<'_> {
         layers.find(|&layer| self.layout.block(Block::VisionLayer(layer)).is_some()).unwrap_or(usize::MAX)
     }
 
-    fn forward_vision(&self, batch: &PackedBatch) -> Option<Vision> {
-        let pixel_values = pixel_tensor(batch, self.config, &self.model.device())?;
+    fn forward_vision(
+        &mut self,
+        batch: &PackedBatch,
+        begin: &mut impl FnMut(&mut Llava, Block) -> Result<()>,
+    ) -> Result<Option<Vision>> {
+        let Some(pixel_values) = pixel_tensor(batch, self.config, &self.model.device()) else { return Ok(None) };
         let mut context = VisionContext::new(&self.config.vision, batch.num_images);
         context.dropout = self.dropout.as_ref().map(|dropout| per_image(dropout, batch, self.config));
-        let tower = &self.model.vision_tower.vision_model;
         let (first, trained) = (self.first_trained_vision_layer(), self.trains_vision());
         if !trained {
             // No parameter below wants a gradient, so no graph and no states are kept.
-            let features = tower.features(pixel_values, self.config, &context);
+            let features = self.model.vision_tower.vision_model.features(pixel_values, self.config, &context);
+            begin(self.model, Block::Projector)?;
             let projected = self.model.multi_modal_projector.forward(features, self.config.projector_hidden_act);
-            return Some(Vision { context, embedded: None, layers: Vec::new(), states: Vec::new(), projected });
+            return Ok(Some(Vision { context, embedded: None, layers: Vec::new(), states: Vec::new(), projected }));
         }
-        let embedded = tower.embed(pixel_values, &context);
+        begin(self.model, Block::VisionEmbeddings)?;
+        let embedded = self.model.vision_tower.vision_model.embed(pixel_values, &context);
+        let trains_embeddings = self.layout.block(Block::VisionEmbeddings).is_some();
         let as_state = |tensor: Tensor<2>, index: usize| {
             // States below the lowest trained layer stay outside the graph.
-            if index > first || self.layout.block(Block::VisionEmbeddings).is_some() {
-                leaf(tensor)
-            } else {
-                tensor.detach()
-            }
+            if index > first || trains_embeddings { leaf(tensor) } else { tensor.detach() }
         };
         let mut states = vec![as_state(embedded.clone(), 0)];
         let mut layers = Vec::new();
-        for (index, layer) in tower.encoder.layers[..self.config.computed_vision_layers()].iter().enumerate() {
+        for index in 0..self.config.computed_vision_layers() {
+            begin(self.model, Block::VisionLayer(index))?;
+            let layer = &self.model.vision_tower.vision_model.encoder.layers[index];
             let (step, output) =
                 self.forward_block(states[index].clone(), |input| layer.forward(input, index, &context));
             layers.push(step);
             states.push(as_state(output, index + 1));
         }
         let features = self.selected(&states, batch.num_images);
+        begin(self.model, Block::Projector)?;
         let projected = self.model.multi_modal_projector.forward(features, self.config.projector_hidden_act);
-        Some(Vision { context, embedded: Some(embedded), layers, states, projected })
+        Ok(Some(Vision { context, embedded: Some(embedded), layers, states, projected }))
     }
 
     fn selected(&self, states: &[Tensor<2>], num_images: usize) -> Tensor<2> {
@@ -300,9 +311,9 @@ fn scalar(tensor: &Tensor<1>) -> Result<f32> {
     values.first().copied().ok_or_else(|| anyhow!("the loss has no value"))
 }
 
-/// The gradients of a block's parameters, one after another; a parameter without one gets zeros.
+/// The gradients of a block's parameters, one after another, and the block's padding; a parameter without one gets zeros.
 fn flatten(module: &impl Module, gradients: &mut Gradients, block: &BlockLayout) -> Result<Vec<f32>> {
-    let mut flattener = Flattener { gradients, block, flat: vec![0.0; block.len], error: None };
+    let mut flattener = Flattener { gradients, block, flat: vec![0.0; block.padded_len], error: None };
     module.visit(&mut flattener);
     match flattener.error {
         None => Ok(flattener.flat),

@@ -3,20 +3,22 @@
 //! A checkpoint is written under a temporary name, its manifest last, and appears by rename: a folder called
 //! `checkpoint-<step>` is whole.
 
-use crate::collective::{Collective, all_reduce};
 use crate::config::Config;
 use crate::layout::Layout;
 use crate::metrics::StepMetrics;
 use crate::order::Cursor;
+use crate::parameters;
 use crate::setup::Trainee;
-use crate::zero::{self, Partitions};
+use crate::zero::Partitions;
 use anyhow::{Context, Result};
-use common::checkpoint::{TensorSource, copy_processor_files, save_model, write_file};
+use common::checkpoint::{TensorSource, copy_processor_files, from_f32, model_tensors, write_file, write_tensors};
 use common::config::WeightDtype;
+use common::model::Llava;
 use common::{adapter, files, json};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Weights larger than this are written in parts, bytes.
 pub const MAX_PART_BYTES: usize = 5_000_000_000;
@@ -66,60 +68,104 @@ pub struct TrainerState {
     pub skipped_steps: u64,
 }
 
-/// Writes `output_dir/checkpoint-<step>`: every rank its optimizer shard, rank 0 the rest.
-///
-/// # Errors
-/// What the operating system refuses; a rank that failed.
-pub fn save(
-    config: &Config,
-    trainee: &Trainee,
-    layout: &Layout,
-    partitions: &Partitions,
-    state: &TrainerState,
-    collective: &mut dyn Collective,
-) -> Result<PathBuf> {
-    let name = format!("{PREFIX}{}", state.global_step);
-    let (dir, temporary) = (config.output_dir.join(&name), config.output_dir.join(format!(".{name}.writing")));
-    if layout.rank == 0 {
-        let _ = std::fs::remove_dir_all(&temporary);
-        std::fs::create_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
-    }
-    all_reduce(collective, "checkpoint folder", &mut [0.0])?;
-    let file = format!("optimizer-{:05}-of-{:05}.safetensors", layout.rank, layout.world_size);
-    save_optimizer(trainee, layout, partitions, &temporary.join(file))?;
-    all_reduce(collective, "optimizer shards", &mut [0.0])?;
-    if layout.rank == 0 {
-        save_weights(config, trainee, &temporary)?;
-        json::write(&temporary.join(TRAINER_STATE), state)?;
-        json::write(&temporary.join(RUN_CONFIG), config)?;
-        write_manifest(&temporary)?;
-        if dir.exists() {
-            std::fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())?;
+/// What one rank writes of a checkpoint: handles, not copies. Values that training changes before they are written are
+/// copied then, and only those.
+pub struct Snapshot {
+    /// The settings.
+    pub config: Config,
+    /// Weights; `None` where this rank has none to write.
+    pub trainee: Option<Trainee>,
+    /// Whose moments are where.
+    pub layout: Arc<Layout>,
+    /// First moments.
+    pub exp_avg: Vec<Arc<Vec<f32>>>,
+    /// Second moments.
+    pub exp_avg_sq: Vec<Arc<Vec<f32>>>,
+    /// Where the run stands.
+    pub state: TrainerState,
+}
+
+impl Snapshot {
+    /// Of this moment; the weights must be settled.
+    pub fn take(
+        config: &Config,
+        trainee: &Trainee,
+        layout: &Arc<Layout>,
+        partitions: &Partitions,
+        state: &TrainerState,
+    ) -> Self {
+        let needs_weights = layout.rank == 0 || is_rounded(trainee);
+        Self {
+            config: config.clone(),
+            trainee: needs_weights.then(|| trainee.clone()),
+            layout: Arc::clone(layout),
+            exp_avg: partitions.exp_avg.clone(),
+            exp_avg_sq: partitions.exp_avg_sq.clone(),
+            state: state.clone(),
         }
-        files::publish(&temporary, &dir)?;
-        prune(&config.output_dir, config.save_total_limit)?;
     }
-    all_reduce(collective, "checkpoint", &mut [0.0])?;
-    Ok(dir)
+
+    /// Writes this rank's files into `dir` and gives their hashes. What is written is let go at once.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn write(self, dir: &Path) -> Result<Manifest> {
+        std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+        let Self { config, trainee, layout, exp_avg, exp_avg_sq, state } = self;
+        let optimizer = dir.join(optimizer_file(layout.rank, layout.world_size));
+        let rounded = trainee.as_ref().filter(|trainee| is_rounded(trainee)).map(|trainee| &trainee.model);
+        save_optimizer(rounded, &layout, exp_avg, exp_avg_sq, &optimizer)?;
+        let mut manifest = Manifest::new();
+        add_hash(&mut manifest, &optimizer)?;
+        if let (0, Some(trainee)) = (layout.rank, trainee) {
+            save_weights(&config, trainee, dir)?;
+            json::write(&dir.join(TRAINER_STATE), &state)?;
+            json::write(&dir.join(RUN_CONFIG), &config)?;
+            for entry in std::fs::read_dir(dir)?.flatten() {
+                if !entry.file_name().to_string_lossy().starts_with(OPTIMIZER) {
+                    add_hash(&mut manifest, &entry.path())?;
+                }
+            }
+        }
+        Ok(manifest)
+    }
+}
+
+/// Whether the model directory holds the weights with fewer bits than training does.
+fn is_rounded(trainee: &Trainee) -> bool {
+    trainee.lora.is_none() && trainee.config.dtype != WeightDtype::F32
 }
 
 /// Writes the complete model (or adapter) directory.
 ///
 /// # Errors
 /// What the operating system refuses.
-pub fn save_weights(config: &Config, trainee: &Trainee, dir: &Path) -> Result<()> {
+pub fn save_weights(config: &Config, trainee: Trainee, dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-    match &trainee.lora {
+    let Trainee { config: llava_config, model, lora } = trainee;
+    match &lora {
         Some(lora) => {
             let base = std::path::absolute(&config.model_name_or_path)?;
-            adapter::save_adapter(&trainee.model, lora, &base.display().to_string(), dir)?;
+            adapter::save_adapter(&model, lora, &base.display().to_string(), dir)?;
         }
         None => {
-            save_model(&trainee.model, &trainee.config, dir, MAX_PART_BYTES)?;
+            llava_config.write(dir)?;
+            // Only the tensors' own handles stay, and each of them until it is written.
+            let tensors = model_tensors(&model, llava_config.dtype);
+            drop(model);
+            write_tensors(tensors, dir, MAX_PART_BYTES)?;
             copy_processor_files(&config.model_name_or_path, dir)?;
         }
     }
     Ok(())
+}
+
+/// Names of optimizer shards start so.
+pub const OPTIMIZER: &str = "optimizer-";
+
+/// Name of a rank's optimizer shard.
+pub fn optimizer_file(rank: usize, world_size: usize) -> String {
+    format!("{OPTIMIZER}{rank:05}-of-{world_size:05}.safetensors")
 }
 
 /// Prefixes of the tensors in an optimizer shard; what follows is the parameter's name and the first value's index.
@@ -134,27 +180,27 @@ pub fn stretch_name(kind: &str, param: &str, first: usize) -> String {
     format!("{kind}/{param}/{first}")
 }
 
-fn save_optimizer(trainee: &Trainee, layout: &Layout, partitions: &Partitions, path: &Path) -> Result<()> {
+fn save_optimizer(
+    rounded: Option<&Llava>,
+    layout: &Layout,
+    exp_avg: Vec<Arc<Vec<f32>>>,
+    exp_avg_sq: Vec<Arc<Vec<f32>>>,
+    path: &Path,
+) -> Result<()> {
     let mut tensors = Vec::new();
-    let rounded = trainee.lora.is_none() && trainee.config.dtype != WeightDtype::F32;
-    for (index, block) in layout.blocks.iter().enumerate() {
-        let masters = if rounded { Some(zero::values(&trainee.model, layout, index)?) } else { None };
-        for param in &block.params {
-            for (range, start) in block.owned_ranges(param, layout.rank) {
-                let part = start..start + range.len();
-                let mut push = |kind: &str, values: &[f32]| {
-                    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    for (index, (block, (first, second))) in layout.blocks.iter().zip(exp_avg.into_iter().zip(exp_avg_sq)).enumerate() {
+        let masters = rounded.map(|model| parameters::owned(model, layout, index)).transpose()?.map(Arc::new);
+        let kinds = [(EXP_AVG, Some(first)), (EXP_AVG_SQ, Some(second)), (MASTER, masters)];
+        for (kind, values) in kinds.into_iter().filter_map(|(kind, values)| Some((kind, values?))) {
+            for param in &block.params {
+                for (range, start) in block.owned_ranges(param, layout.rank) {
+                    let (values, part) = (Arc::clone(&values), start..start + range.len());
                     tensors.push(TensorSource {
                         name: stretch_name(kind, &param.name, range.start),
                         dtype: WeightDtype::F32,
-                        shape: vec![values.len()],
-                        bytes: Box::new(move || Ok(bytes)),
+                        shape: vec![part.len()],
+                        bytes: Box::new(move || Ok(from_f32(&values[part], WeightDtype::F32))),
                     });
-                };
-                push(EXP_AVG, &partitions.exp_avg[index][part.clone()]);
-                push(EXP_AVG_SQ, &partitions.exp_avg_sq[index][part]);
-                if let Some(masters) = &masters {
-                    push(MASTER, &masters[param.offset..][range.clone()]);
                 }
             }
         }
@@ -165,14 +211,58 @@ fn save_optimizer(trainee: &Trainee, layout: &Layout, partitions: &Partitions, p
 /// File name → SHA-256 of a folder's files.
 pub type Manifest = BTreeMap<String, String>;
 
-fn write_manifest(dir: &Path) -> Result<()> {
-    let mut manifest = Manifest::new();
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        manifest.insert(entry.file_name().to_string_lossy().into_owned(), files::sha256_of_file(&entry.path())?);
+fn add_hash(manifest: &mut Manifest, path: &Path) -> Result<()> {
+    if let Some(name) = path.file_name() {
+        manifest.insert(name.to_string_lossy().into_owned(), files::sha256_of_file(path)?);
     }
-    json::write(&dir.join(MANIFEST), &manifest)?;
-    Ok(files::sync_dir(dir)?)
+    Ok(())
+}
+
+/// Gives a complete folder its manifest and its name. One that had the name before is gone only after that.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn publish(temporary: &Path, dir: &Path, manifest: &Manifest) -> Result<()> {
+    json::write(&temporary.join(MANIFEST), manifest)?;
+    files::sync_dir(temporary)?;
+    let replaced = hidden(dir, REPLACED);
+    if dir.exists() {
+        let _ = std::fs::remove_dir_all(&replaced);
+        std::fs::rename(dir, &replaced).with_context(|| dir.display().to_string())?;
+    }
+    files::publish(temporary, dir)?;
+    let _ = std::fs::remove_dir_all(&replaced);
+    Ok(())
+}
+
+/// Endings of the hidden folders beside a checkpoint: one that is being written, one that another takes the place of.
+pub const WRITING: &str = "writing";
+const REPLACED: &str = "replaced";
+
+/// `run/checkpoint-5` → `run/.checkpoint-5.<ending>`.
+pub fn hidden(dir: &Path, ending: &str) -> PathBuf {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    dir.with_file_name(format!(".{name}.{ending}"))
+}
+
+/// Puts a run's folder in order after a kill: half-written checkpoints go, a whole one that was to be replaced comes back.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn tidy(output_dir: &Path) -> Result<()> {
+    for path in std::fs::read_dir(output_dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(name) = name.strip_prefix('.').filter(|name| name.starts_with(PREFIX)) else { continue };
+        let context = || path.display().to_string();
+        match name.rsplit_once('.') {
+            Some((name, REPLACED)) if !output_dir.join(name).exists() => {
+                std::fs::rename(&path, output_dir.join(name)).with_context(context)?;
+            }
+            Some((_, WRITING | REPLACED)) => std::fs::remove_dir_all(&path).with_context(context)?,
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The step of a checkpoint's folder by its name.
@@ -188,12 +278,64 @@ pub fn list(output_dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Removes the oldest checkpoints; the newest is whole by now, so the last good one stays.
-fn prune(output_dir: &Path, limit: usize) -> Result<()> {
-    let found = list(output_dir);
+/// Removes the oldest checkpoints until `limit` are left (0: all stay). `newest` is whole and stays, as does the best one.
+/// Those of later steps do not count: they are of a run that was given up, or damaged, and must not push out good ones.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn prune(output_dir: &Path, limit: usize, newest: u64, best: Option<&str>) -> Result<()> {
+    let mut found = list(output_dir);
+    found.retain(|dir| step_of(dir).is_some_and(|step| step <= newest));
     let surplus = if limit == 0 { 0 } else { found.len().saturating_sub(limit) };
-    for dir in &found[..surplus] {
-        std::fs::remove_dir_all(dir).with_context(|| dir.display().to_string())?;
+    let is_best = |dir: &Path| best.is_some_and(|best| Path::new(best).file_name() == dir.file_name());
+    for dir in found[..surplus].iter().filter(|dir| !is_best(dir)) {
+        // Out of sight first: a kill in between must not leave a half-deleted one under the name of a whole one.
+        let hidden = hidden(dir, WRITING);
+        std::fs::rename(dir, &hidden).with_context(|| dir.display().to_string())?;
+        std::fs::remove_dir_all(&hidden).with_context(|| hidden.display().to_string())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_with(steps: &[u64]) -> tempfile::TempDir {
+        let run = tempfile::tempdir().expect("a temporary folder");
+        for step in steps {
+            std::fs::create_dir(run.path().join(format!("{PREFIX}{step}"))).expect("a folder");
+        }
+        run
+    }
+
+    fn steps(run: &Path) -> Vec<u64> {
+        list(run).iter().filter_map(|dir| step_of(dir)).collect()
+    }
+
+    #[test]
+    fn the_limit_never_takes_the_newest_or_the_best_and_later_ones_do_not_count() {
+        for (found, limit, newest, best, left) in [
+            (&[2, 4, 10][..], 2, 10, None, &[4, 10][..]),
+            (&[2, 4, 10], 0, 10, None, &[2, 4, 10]),
+            (&[2, 4, 10], 1, 10, Some("run/checkpoint-2"), &[2, 10]),
+            (&[3, 4, 6, 9], 2, 4, None, &[3, 4, 6, 9]),
+            (&[2, 3, 4, 6, 9], 1, 4, None, &[4, 6, 9]),
+        ] {
+            let run = run_with(found);
+            prune(run.path(), limit, newest, best).expect("pruned");
+            assert_eq!(steps(run.path()), left, "{found:?}, limit {limit}");
+        }
+    }
+
+    #[test]
+    fn after_a_kill_halves_go_and_replaced_ones_come_back() {
+        let run = run_with(&[2]);
+        for name in [".checkpoint-4.writing", ".checkpoint-2.replaced", ".checkpoint-3.replaced"] {
+            std::fs::create_dir(run.path().join(name)).expect("a folder");
+        }
+        tidy(run.path()).expect("tidied");
+        assert_eq!(steps(run.path()), [2, 3]);
+        assert_eq!(std::fs::read_dir(run.path()).expect("readable").count(), 2);
+    }
 }

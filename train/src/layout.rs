@@ -56,6 +56,8 @@ pub struct BlockLayout {
     pub len: usize,
     /// In order.
     pub buckets: Vec<Bucket>,
+    /// Values with the padding that makes the last bucket divisible.
+    pub padded_len: usize,
 }
 
 impl BlockLayout {
@@ -68,14 +70,21 @@ impl BlockLayout {
         }
         let mut buckets = Vec::new();
         let (mut start, mut partition_offset) = (0, 0);
+        // Only the last bucket has padding, so that buckets are consecutive in one flat buffer.
+        let step = (max_bucket_values / world_size).max(1) * world_size;
         while start < len {
-            let end = (start + max_bucket_values).min(len);
+            let end = (start + step).min(len);
             let partition_len = (end - start).div_ceil(world_size);
             buckets.push(Bucket { range: start..end, partition_len, partition_offset });
             partition_offset += partition_len;
             start = end;
         }
-        Self { name, params, len, buckets }
+        Self { name, params, len, buckets, padded_len: partition_offset * world_size }
+    }
+
+    /// Values that a rank owns of each bucket, as exchanges take them.
+    pub fn parts(&self) -> Vec<usize> {
+        self.buckets.iter().map(|bucket| bucket.partition_len).collect()
     }
 
     /// Values (padding included) of one rank's partition.
@@ -104,25 +113,35 @@ pub struct Layout {
     /// Ranks.
     pub world_size: usize,
     index: HashMap<ParamId, (usize, usize)>,
-    of_model: HashMap<Block, usize>,
+    /// Sorted.
+    keys: Vec<Block>,
 }
 
 impl Layout {
-    /// Indexes the blocks, each with the block of the model that it holds.
+    /// Indexes the blocks, each with the block of the model that it holds; in the order of the model.
     pub fn new(blocks: Vec<(Block, BlockLayout)>, rank: usize, world_size: usize) -> Self {
         let (keys, blocks): (Vec<Block>, Vec<BlockLayout>) = blocks.into_iter().unzip();
-        let of_model = keys.into_iter().enumerate().map(|(index, key)| (key, index)).collect();
         let index = blocks
             .iter()
             .enumerate()
             .flat_map(|(b, block)| block.params.iter().enumerate().map(move |(p, param)| (param.id, (b, p))))
             .collect();
-        Self { blocks, rank, world_size, index, of_model }
+        Self { blocks, rank, world_size, index, keys }
     }
 
     /// Index in `blocks` of a block of the model; `None` if nothing in it is trained.
     pub fn block(&self, block: Block) -> Option<usize> {
-        self.of_model.get(&block).copied()
+        self.keys.binary_search(&block).ok()
+    }
+
+    /// How many of `blocks` the forward pass has used once it has computed `block`.
+    pub fn blocks_through(&self, block: Block) -> usize {
+        self.keys.partition_point(|key| *key <= block)
+    }
+
+    /// Values of the largest block, padding included.
+    pub fn largest_block(&self) -> usize {
+        self.blocks.iter().map(|block| block.padded_len).max().unwrap_or(0)
     }
 
     /// The (block, parameter) of an id, if it is trained.
@@ -191,9 +210,9 @@ mod tests {
     #[test]
     fn a_large_block_is_cut_into_buckets() {
         let block = block(&[10], 4, 6);
-        assert_eq!(block.buckets.len(), 2);
-        assert_eq!((block.buckets[0].partition_len, block.buckets[1].partition_len), (2, 1));
-        assert_eq!(block.buckets[1].owned(3), 9..10);
-        assert_eq!(block.partition_len(), 3);
+        assert_eq!(block.buckets.len(), 3);
+        assert_eq!((block.buckets[0].range.clone(), block.buckets[1].range.clone()), (0..4, 4..8));
+        assert_eq!(block.buckets[2].owned(1), 9..10);
+        assert_eq!((block.parts(), block.partition_len(), block.padded_len), (vec![1, 1, 1], 3, 12));
     }
 }

@@ -1,6 +1,6 @@
 //! `train`: trains a LLaVA on shards.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     });
     match outcome {
         Ok(report) => {
-            println!("{report}");
+            report.iter().for_each(|line| println!("{line}"));
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -38,12 +38,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Config) -> Result<String> {
-    std::fs::create_dir_all(&config.output_dir).with_context(|| config.output_dir.display().to_string())?;
-    common::json::write(&config.output_dir.join(train::checkpoint::RUN_CONFIG), config)?;
+fn run(config: &Config) -> Result<Option<String>> {
     let device = common::device::cpu_autodiff();
     let timeout = Duration::from_secs(config.collective_timeout_seconds);
     let state = run_ranks(config.nproc, timeout, |collective| trainer::run(config, collective, &device))?;
+    if !state.is_world_process_zero {
+        return Ok(None);
+    }
     let loss = state.log_history.last().map_or(f64::NAN, |metrics| metrics.loss);
-    Ok(format!("{} steps, last loss {loss:.4}, in {}", state.global_step, config.output_dir.display()))
+    Ok(Some(format!("{} steps, last loss {loss:.4}, in {}", state.global_step, config.output_dir.display())))
 }

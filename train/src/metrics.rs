@@ -31,14 +31,29 @@ pub struct StepMetrics {
     pub step_seconds: f64,
     /// Largest resident memory of rank 0's process so far, MB.
     pub peak_rss_mb: f64,
-    /// Bytes that rank 0 sent to other ranks in the last step.
+    /// Bytes of gradients and parameters that rank 0 sent to other ranks, per step. The parameters of a step travel during
+    /// the forward pass of the next one and are counted there.
     pub bytes_sent: u64,
+    /// Seconds per step during which rank 0 exchanged with other ranks, most of them while it computed.
+    #[serde(default)]
+    pub communication_seconds: f64,
+    /// Seconds per step that rank 0 stood still for these exchanges.
+    #[serde(default)]
+    pub communication_wait_seconds: f64,
+    /// Seconds that training stood still for checkpoints.
+    #[serde(default)]
+    pub checkpoint_stall_seconds: f64,
     /// Steps skipped so far because a loss or gradient was not finite.
     pub skipped_steps: u64,
 }
 
-/// Appends lines.
-pub struct MetricsFile(File);
+/// Appends lines. What cannot be written (a full disk) is kept and written with the next line.
+pub struct MetricsFile {
+    file: File,
+    /// Bytes of whole lines in the file.
+    len: u64,
+    unwritten: String,
+}
 
 impl MetricsFile {
     /// Opens the file; on resuming, lines after `step` (of a run that got further than its last checkpoint) are dropped.
@@ -47,28 +62,46 @@ impl MetricsFile {
     /// What the operating system refuses.
     pub fn open(path: &Path, step: u64) -> Result<Self> {
         let kept: String = match std::fs::read_to_string(path) {
-            Ok(text) => {
-                text.lines().filter(|line| line_step(line) <= Some(step)).map(|line| format!("{line}\n")).collect()
-            }
-            Err(_) => String::new(),
+            Ok(text) if step > 0 => text
+                .lines()
+                .filter(|line| line_step(line).is_some_and(|at| at <= step))
+                .map(|line| format!("{line}\n"))
+                .collect(),
+            _ => String::new(),
         };
-        common::files::write_atomically(path, if step == 0 { b"" } else { kept.as_bytes() })?;
+        common::files::write_atomically(path, kept.as_bytes())?;
         let file = OpenOptions::new().append(true).open(path).with_context(|| path.display().to_string())?;
-        Ok(Self(file))
+        Ok(Self { file, len: kept.len() as u64, unwritten: String::new() })
     }
 
     /// Adds a line.
     ///
     /// # Errors
-    /// What the operating system refuses.
+    /// What the operating system refuses; the line is tried again with the next one.
     pub fn append(&mut self, metrics: &StepMetrics) -> Result<()> {
-        let line = serde_json::to_string(metrics)? + "\n";
-        self.0.write_all(line.as_bytes()).context("metrics file")
+        self.unwritten += &(serde_json::to_string(metrics)? + "\n");
+        self.flush()
+    }
+
+    /// Writes lines that could not be written before.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn flush(&mut self) -> Result<()> {
+        if let Err(error) = self.file.write_all(self.unwritten.as_bytes()) {
+            // No half line stays behind.
+            self.file.set_len(self.len)?;
+            return Err(error).context("metrics file");
+        }
+        self.len += self.unwritten.len() as u64;
+        self.unwritten.clear();
+        Ok(())
     }
 }
 
 fn line_step(line: &str) -> Option<u64> {
-    serde_json::from_str::<StepMetrics>(line).ok().map(|metrics| metrics.step)
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    line.get("step")?.as_u64()
 }
 
 /// Largest resident memory of this process so far, MB; 0 where the system does not say.

@@ -1,16 +1,20 @@
 //! Going on from a checkpoint, whatever the number of ranks that wrote it.
 
-use crate::checkpoint::{self, EXP_AVG, EXP_AVG_SQ, MANIFEST, MASTER, Manifest, TRAINER_STATE, TrainerState};
+use crate::checkpoint::{
+    self, EXP_AVG, EXP_AVG_SQ, MANIFEST, MASTER, Manifest, OPTIMIZER, TRAINER_STATE, TrainerState,
+};
+use crate::collective::background::Communicator;
 use crate::config::Config;
 use crate::layout::Layout;
-use crate::zero::{self, Partitions};
+use crate::parameters;
+use crate::zero::Partitions;
 use anyhow::{Result, bail};
-use burn::tensor::Device;
-use common::checkpoint::{LoadAs, TensorFiles, load_model};
+use common::checkpoint::TensorFiles;
 use common::model::Llava;
-use common::{Error, adapter, files, json};
+use common::{Error, files, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A checkpoint that was found whole, and what was passed over on the way to it.
 #[derive(Debug)]
@@ -47,6 +51,26 @@ pub fn find(config: &Config) -> Result<Option<Found>> {
     bail!("no valid checkpoint: {}; remove them to start anew", skipped.join("; "));
 }
 
+/// As [`find`], for all ranks at once: rank 0 looks and checks, the others open what it found.
+///
+/// # Errors
+/// As [`find`]; a rank that does not see the folder that rank 0 found.
+pub fn find_together(config: &Config, communicator: &mut Communicator) -> Result<Option<Found>> {
+    let found = if communicator.rank() == 0 { find(config)? } else { None };
+    let step = found.as_ref().map_or(-1.0, |found| found.state.global_step as f64);
+    let chosen =
+        communicator.all_reduce("checkpoint to resume", [if communicator.rank() == 0 { step } else { 0.0 }])?;
+    if communicator.rank() == 0 || chosen[0] < 0.0 {
+        return Ok(found);
+    }
+    let dir = match config.resume_from_checkpoint.as_deref() {
+        Some(dir) if !matches!(dir, "true" | "True") => PathBuf::from(dir),
+        _ => config.output_dir.join(format!("{}{}", checkpoint::PREFIX, chosen[0])),
+    };
+    let state = json::read(&dir.join(TRAINER_STATE))?;
+    Ok(Some(Found { dir, state, skipped: Vec::new() }))
+}
+
 /// Reads a checkpoint's state after checking every file against the manifest.
 fn validate(dir: &Path) -> common::Result<TrainerState> {
     let remedy = "the checkpoint is damaged: an older one is used if there is one";
@@ -75,76 +99,31 @@ pub fn check(found: &Found, data_fingerprint: &str) -> Result<()> {
     Ok(())
 }
 
-/// Puts the checkpoint's weights into the model and its moments into the partitions.
+/// Puts the checkpoint's moments into the partitions, and into the model the f32 values of weights that the checkpoint's
+/// model directory holds rounded. (The weights themselves were loaded with the model.)
 ///
 /// # Errors
 /// Files that do not fit the model.
-pub fn restore(
-    found: &Found,
-    mut model: Llava,
-    layout: &Layout,
-    partitions: &mut Partitions,
-    device: &Device,
-) -> Result<Llava> {
-    let stored = if found.dir.join(common::names::ADAPTER_CONFIG_FILE).exists() {
-        let mut with_adapter = model.clone();
-        adapter::load_adapter(&mut with_adapter, &found.dir, device)?;
-        with_adapter
-    } else {
-        load_model(&found.dir, LoadAs::F32, device)?.1
-    };
-    let source = by_name(&stored);
-    drop(stored);
+pub fn restore(found: &Found, model: &mut Llava, layout: &Layout, partitions: &mut Partitions) -> Result<()> {
     let shards = Stretches::open(&found.dir)?;
     for (index, block) in layout.blocks.iter().enumerate() {
-        let mut flat = vec![0.0; block.len];
+        let (first, second) =
+            (Arc::make_mut(&mut partitions.exp_avg[index]), Arc::make_mut(&mut partitions.exp_avg_sq[index]));
         for param in &block.params {
-            let values = &mut flat[param.offset..][..param.len];
-            if let Some(stored) = source.get(&param.name) {
-                values.copy_from_slice(&stored()?);
-            }
-            shards.copy(MASTER, &param.name, 0, values);
             for (range, start) in block.owned_ranges(param, layout.rank) {
                 let part = start..start + range.len();
-                let first =
-                    shards.copy(EXP_AVG, &param.name, range.start, &mut partitions.exp_avg[index][part.clone()]);
-                let second = shards.copy(EXP_AVG_SQ, &param.name, range.start, &mut partitions.exp_avg_sq[index][part]);
-                if first + second != 2 * range.len() {
+                let of_first = shards.copy(EXP_AVG, &param.name, range.start, &mut first[part.clone()]);
+                let of_second = shards.copy(EXP_AVG_SQ, &param.name, range.start, &mut second[part]);
+                if of_first + of_second != 2 * range.len() {
                     bail!("{}: no optimizer state of {}; choose another checkpoint", found.dir.display(), param.name);
                 }
             }
         }
-        model = zero::set_values(model, layout, index, &flat);
     }
-    Ok(model)
-}
-
-type Values = Box<dyn Fn() -> Result<Vec<f32>>>;
-
-/// A model's parameters by name, to be read when their turn comes.
-fn by_name(model: &Llava) -> BTreeMap<String, Values> {
-    use burn::module::{Module, ModuleVisitor, Param};
-    use burn::tensor::Tensor;
-    struct Collector {
-        path: Vec<String>,
-        found: BTreeMap<String, Values>,
-    }
-    impl ModuleVisitor for Collector {
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.path.push(name.to_string());
-        }
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let tensor = param.val();
-            let values = move || Ok(tensor.clone().into_data().iter::<f32>().collect());
-            self.found.insert(self.path.join("."), Box::new(values));
-        }
-    }
-    let mut collector = Collector { path: Vec::new(), found: BTreeMap::new() };
-    model.visit(&mut collector);
-    collector.found
+    parameters::edit(model, layout, None, |_, slot, values| {
+        shards.copy(MASTER, &slot.name, 0, values);
+    });
+    Ok(())
 }
 
 /// Where a stretch is stored: its first value, the file, the tensor.
@@ -161,7 +140,7 @@ impl Stretches {
     fn open(dir: &Path) -> Result<Self> {
         let mut stretches = Self { files: Vec::new(), index: BTreeMap::new() };
         for entry in std::fs::read_dir(dir)?.flatten() {
-            if !entry.file_name().to_string_lossy().starts_with("optimizer-") {
+            if !entry.file_name().to_string_lossy().starts_with(OPTIMIZER) {
                 continue;
             }
             let file = TensorFiles::open_file(&entry.path())?;

@@ -1,8 +1,9 @@
 //! From settings to a model that is ready to train, with every mismatch refused before work starts.
 
+use crate::collective::background::Communicator;
 use crate::config::{Config, TrainType};
 use crate::trainable;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use common::adapter;
 use common::chat::ChatProcessor;
@@ -12,8 +13,11 @@ use common::image_processor::ImageProcessor;
 use common::model::Llava;
 use common::model::lora::{self, LoraConfig};
 use common::shard::{ShardSet, Split};
+use common::{files, names};
+use std::path::Path;
 
-/// A model with its trained parts chosen.
+/// A model with its trained parts chosen. A clone shares the values.
+#[derive(Clone)]
 pub struct Trainee {
     /// Architecture.
     pub config: LlavaConfig,
@@ -23,13 +27,16 @@ pub struct Trainee {
     pub lora: Option<LoraConfig>,
 }
 
-/// Loads the model, attaches LoRA where it is asked for, and chooses what is trained.
+/// Loads the model, attaches LoRA where it is asked for, and chooses what is trained. Weights are those of `checkpoint`, if
+/// there is one.
 ///
 /// # Errors
 /// Unreadable or unfitting files; LoRA settings that the model cannot have.
-pub fn trainee(config: &Config, device: &Device) -> Result<Trainee> {
-    let (llava_config, mut model) = load_model(&config.model_name_or_path, LoadAs::F32, device)?;
-    let lora = match (config.train_type, &config.init_adapter) {
+pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> Result<Trainee> {
+    let of_adapter = config.train_type == TrainType::UseLora;
+    let weights = checkpoint.filter(|_| !of_adapter).unwrap_or(&config.model_name_or_path);
+    let (llava_config, mut model) = load_model(weights, LoadAs::F32, device)?;
+    let lora = match (config.train_type, checkpoint.or(config.init_adapter.as_deref())) {
         (TrainType::UseLora, Some(dir)) => {
             let mut lora = adapter::load_adapter(&mut model, dir, device)?;
             lora.lora_dropout = config.lora_dropout;
@@ -65,4 +72,52 @@ pub fn shards(config: &Config, split: Split) -> Result<ShardSet> {
         bail!("{}: no rows to train on; see its rejected.jsonl", config.data_path.display());
     }
     Ok(shards)
+}
+
+/// Refuses to start when ranks were given different settings, data, models or programs: they would wait for each other at
+/// different places, or worse, not.
+///
+/// # Errors
+/// What differs, and on which ranks; what cannot be read.
+pub fn agree(config: &Config, data_fingerprint: &str, communicator: &mut Communicator) -> Result<()> {
+    if communicator.world_size() == 1 {
+        return Ok(());
+    }
+    let settings = files::sha256(&serde_json::to_vec(config)?);
+    require_same(communicator, "settings", settings, "give every rank the same recipe and the same flags")?;
+    let data = files::sha256(data_fingerprint.as_bytes());
+    require_same(communicator, "data", data, "copy the same shards to every machine, or share the folder")?;
+    let model = model_identity(&config.model_name_or_path)?;
+    require_same(communicator, "model", model, "copy the same model to every machine, or share the folder")?;
+    // Threads of one process run the same code.
+    if crate::collective::launch::launched_processes() > 1 {
+        let program = std::env::current_exe().context("the path of this program")?;
+        let code = files::sha256(files::sha256_of_file(&program)?.as_bytes());
+        require_same(communicator, "program", code, "install the same build on every machine")?;
+    }
+    Ok(())
+}
+
+fn require_same(communicator: &mut Communicator, what: &'static str, own: [u8; 32], remedy: &str) -> Result<()> {
+    let all = communicator.all_gather_hash(what, own)?;
+    let others: Vec<usize> = (0..all.len()).filter(|&rank| all[rank] != all[0]).collect();
+    if !others.is_empty() {
+        bail!("ranks disagree: the {what} of ranks {others:?} differ from those of rank 0; {remedy}");
+    }
+    Ok(())
+}
+
+/// The configuration, and names and sizes of the weights: enough to notice another model, quick for a large one.
+fn model_identity(dir: &Path) -> Result<[u8; 32]> {
+    let mut described = std::fs::read(dir.join(names::CONFIG_FILE)).with_context(|| dir.display().to_string())?;
+    let mut weights = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".safetensors") {
+            weights.push(format!("{name} {}\n", entry.metadata()?.len()));
+        }
+    }
+    weights.sort();
+    described.extend(weights.concat().into_bytes());
+    Ok(files::sha256(&described))
 }

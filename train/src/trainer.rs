@@ -2,22 +2,26 @@
 
 use crate::adamw::AdamW;
 use crate::backward::{Pass, forward_backward};
-use crate::checkpoint::{self, TrainerState};
-use crate::collective::{Collective, all_reduce};
+use crate::checkpoint::{self, Snapshot, TrainerState};
+use crate::collective::Collective;
+use crate::collective::background::{Communicator, Traffic};
 use crate::config::{Config, LossNormalization, Strategy};
 use crate::layout::Layout;
 use crate::loader::{Loader, MicroBatch, Source};
 use crate::metrics::{MetricsFile, StepMetrics, peak_rss_mb};
 use crate::order::{BatchPlan, Cursor, mix};
+use crate::parameters;
 use crate::resume;
+use crate::saving::Saver;
 use crate::schedule::Schedule;
 use crate::setup::{self, Trainee};
 use crate::trainable;
-use crate::zero::Partitions;
+use crate::zero::{Memory, Partitions};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use common::model::dropout::LoraDropout;
 use common::shard::Split;
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,10 +31,11 @@ const MAX_SKIPPED_IN_A_ROW: u64 = 5;
 /// One rank's run.
 pub struct Trainer<'a> {
     config: &'a Config,
-    collective: Box<dyn Collective>,
+    communicator: Communicator,
     trainee: Trainee,
-    layout: Layout,
+    layout: Arc<Layout>,
     partitions: Partitions,
+    saver: Saver,
     plan: BatchPlan,
     schedule: Schedule,
     state: TrainerState,
@@ -48,6 +53,8 @@ struct StepSums {
     micro_batches: f64,
     /// Sum of the micro-batches' mean losses.
     mean_loss: f64,
+    /// Ranks that have written their part of the checkpoint.
+    written: f64,
 }
 
 /// What a step has to say for itself.
@@ -56,7 +63,7 @@ struct StepReport {
     grad_norm: f64,
     learning_rate: f64,
     sums: StepSums,
-    bytes_sent: u64,
+    traffic: Traffic,
 }
 
 /// Runs one rank from start to end.
@@ -64,8 +71,15 @@ struct StepReport {
 /// # Errors
 /// Whatever stops the run; nothing that was saved before is lost.
 pub fn run(config: &Config, collective: Box<dyn Collective>, device: &Device) -> Result<TrainerState> {
+    let mut communicator = Communicator::start(collective)?;
+    let (rank, world_size) = (communicator.rank(), communicator.world_size());
     let shards = Arc::new(setup::shards(config, Split::Train)?);
-    let (rank, world_size) = (collective.rank(), collective.world_size());
+    setup::agree(config, &shards.fingerprint(), &mut communicator)?;
+    if rank == 0 {
+        std::fs::create_dir_all(&config.output_dir).with_context(|| config.output_dir.display().to_string())?;
+        checkpoint::tidy(&config.output_dir)?;
+        common::json::write(&config.output_dir.join(checkpoint::RUN_CONFIG), config)?;
+    }
     let plan = BatchPlan {
         rows: shards.len(),
         micro_batch_size: config.per_device_train_batch_size,
@@ -73,25 +87,26 @@ pub fn run(config: &Config, collective: Box<dyn Collective>, device: &Device) ->
         world_size,
     };
     let max_steps = plan.max_steps(config.max_steps, config.num_train_epochs);
-    let found = resume::find(config)?;
-    let mut trainee = setup::trainee(config, device)?;
+    let found = resume::find_together(config, &mut communicator)?;
+    let mut trainee = setup::trainee(config, found.as_ref().map(|found| found.dir.as_path()), device)?;
     let layout = trainable::layout(&trainee.model, config.train_type, &trainee.config, rank, world_size);
-    let mut partitions = Partitions::new(&layout);
+    let layout = Arc::new(layout);
+    let mut partitions = Partitions::new(&layout, config.accumulate);
     let mut state = TrainerState {
         max_steps,
         num_train_epochs: config.num_train_epochs,
         train_batch_size: config.per_device_train_batch_size,
         logging_steps: config.logging_steps,
         save_steps: config.save_steps,
-        is_world_process_zero: true,
+        is_world_process_zero: rank == 0,
         data_fingerprint: shards.fingerprint(),
         world_size,
         ..TrainerState::default()
     };
     if let Some(found) = &found {
         resume::check(found, &state.data_fingerprint)?;
-        trainee.model = resume::restore(found, trainee.model, &layout, &mut partitions, device)?;
-        state = TrainerState { max_steps, world_size, ..found.state.clone() };
+        resume::restore(found, &mut trainee.model, &layout, &mut partitions)?;
+        state = TrainerState { max_steps, world_size, is_world_process_zero: rank == 0, ..found.state.clone() };
         if rank == 0 {
             found.skipped.iter().for_each(|reason| eprintln!("warning: checkpoint passed over: {reason}"));
             eprintln!("resuming from {} at step {}", found.dir.display(), state.global_step);
@@ -114,11 +129,38 @@ pub fn run(config: &Config, collective: Box<dyn Collective>, device: &Device) ->
     let loader = Loader::start(source, state.cursor, workers, prefetch)?;
     if rank == 0 {
         describe(&trainee, &layout, &plan, &state);
+        describe_memory(config, &trainee, &layout);
     }
-    let schedule = Schedule::new(config, max_steps);
-    let trainer =
-        Trainer { config, collective, trainee, layout, partitions, plan, schedule, state, skipped_in_a_row: 0 };
+    let (schedule, saver) = (Schedule::new(config, max_steps), Saver::new(config));
+    let trainer = Trainer {
+        config,
+        communicator,
+        trainee,
+        layout,
+        partitions,
+        saver,
+        plan,
+        schedule,
+        state,
+        skipped_in_a_row: 0,
+    };
     trainer.train(loader)
+}
+
+fn describe_memory(config: &Config, trainee: &Trainee, layout: &Layout) {
+    let values = parameters::count(&trainee.model);
+    let memory = Memory::of(layout, values, config.accumulate, config.gradient_accumulation_steps);
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    eprintln!(
+        "memory of each of {} ranks: parameters {:.0} MB, gradients {:.0} MB, moments {:.0} MB, blocks on their way {:.0} MB, \
+         together {:.0} MB; activations come on top",
+        layout.world_size,
+        megabytes(memory.parameters),
+        megabytes(memory.gradients),
+        megabytes(memory.moments),
+        megabytes(memory.buffers),
+        megabytes(memory.total())
+    );
 }
 
 fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &TrainerState) {
@@ -147,14 +189,13 @@ impl Trainer<'_> {
             let (micro_batches, next) = self.next_batch(&mut loader)?;
             let sums = self.forward_backward(&micro_batches)?;
             let sums = self.reduce(sums)?;
-            let report;
-            (self, report) = self.clip_and_update(sums, &micro_batches)?;
+            let report = self.clip_and_update(sums, &micro_batches)?;
             self.advance(next, &report);
             log.add(report, loader.waited);
             self.log(&mut log)?;
-            self.save_if_due()?;
+            self.save_if_due(&sums)?;
         }
-        self.finish()
+        self.finish(log)
     }
 
     /// This rank's micro-batches of the next global batch, and the cursor after it.
@@ -164,51 +205,79 @@ impl Trainer<'_> {
         Ok((micro_batches, next))
     }
 
+    /// All micro-batches; each block's gradient is on its way to its owner while the block before it is computed.
     fn forward_backward(&mut self, micro_batches: &[MicroBatch]) -> Result<StepSums> {
-        self.partitions.clear_gradient();
         let mut sums = StepSums::default();
-        for micro_batch in micro_batches {
-            let Some(batch) = &micro_batch.batch else {
-                // Nothing to add, but the other ranks wait for this one's part of every block.
-                for block in (0..self.layout.blocks.len()).rev() {
-                    let zeros = vec![0.0; self.layout.blocks[block].len];
-                    self.partitions.reduce(&self.layout, block, zeros, &mut *self.collective)?;
-                }
-                continue;
-            };
-            let supervised = batch.supervised().1.len();
-            let loss_scale = match self.config.loss_normalization {
-                LossNormalization::GlobalTokens => 1.0,
-                LossNormalization::MicroBatchMean => 1.0 / supervised.max(1) as f32,
-            };
-            let pass = Pass {
-                model: &self.trainee.model,
-                config: &self.trainee.config,
-                layout: &self.layout,
-                recompute: self.config.gradient_checkpointing,
-                dropout: self.dropout(micro_batch),
-                loss_scale,
-            };
+        for (micro_step, micro_batch) in micro_batches.iter().enumerate() {
             let mut reduced = vec![false; self.layout.blocks.len()];
-            let (partitions, layout, collective) = (&mut self.partitions, &self.layout, &mut self.collective);
-            let loss = forward_backward(&pass, batch, |block, flat| {
-                reduced[block] = true;
-                partitions.reduce(layout, block, flat, &mut **collective)
-            })?;
-            for block in (0..reduced.len()).rev().filter(|&block| !reduced[block]) {
-                // A batch without images gives the projector and the tower nothing.
-                let zeros = vec![0.0; layout.blocks[block].len];
-                partitions.reduce(layout, block, zeros, &mut **collective)?;
+            let is_last = micro_step + 1 == micro_batches.len();
+            if micro_batch.batch.is_some() {
+                self.micro_step(micro_batch, is_last, &mut sums, &mut reduced)?;
             }
-            sums.loss += loss;
-            sums.mean_loss += loss / supervised.max(1) as f64;
-            sums.supervised_tokens += supervised as f64;
-            sums.tokens += batch.input_ids.len() as f64;
-            sums.samples += batch.seq_lens.len() as f64;
-            sums.micro_batches += 1.0;
+            // A batch without images gives the projector and the tower nothing, no batch gives no block anything, but the
+            // other ranks wait for this one's part of every block.
+            self.settle()?;
+            for block in (0..reduced.len()).rev().filter(|&block| !reduced[block]) {
+                let zeros = vec![0.0; self.layout.blocks[block].padded_len];
+                self.partitions.reduce(&self.layout, &mut self.communicator, block, zeros, is_last)?;
+            }
         }
-        sums.squared_norm = self.partitions.squared_norm();
+        sums.squared_norm = self.partitions.squared_norm(&mut self.communicator)?;
+        sums.written = self.saver.is_written();
         Ok(sums)
+    }
+
+    fn micro_step(
+        &mut self,
+        micro_batch: &MicroBatch,
+        is_last: bool,
+        sums: &mut StepSums,
+        reduced: &mut [bool],
+    ) -> Result<()> {
+        let Some(batch) = &micro_batch.batch else { return Ok(()) };
+        let supervised = batch.supervised().1.len();
+        let loss_scale = match self.config.loss_normalization {
+            LossNormalization::GlobalTokens => 1.0,
+            LossNormalization::MicroBatchMean => 1.0 / supervised.max(1) as f32,
+        };
+        let dropout = self.dropout(micro_batch);
+        let mut pass = Pass {
+            model: &mut self.trainee.model,
+            config: &self.trainee.config,
+            layout: &self.layout,
+            recompute: self.config.gradient_checkpointing,
+            dropout,
+            loss_scale,
+        };
+        // Both ends of the pass use what exchanges with other ranks, never at the same time.
+        let exchanges = RefCell::new((&mut self.partitions, &mut self.communicator));
+        let layout = &*self.layout;
+        let loss = forward_backward(
+            &mut pass,
+            batch,
+            |model, block| {
+                let (partitions, communicator) = &mut *exchanges.borrow_mut();
+                partitions.settle(model, layout, communicator, layout.blocks_through(block))
+            },
+            |block, flat| {
+                reduced[block] = true;
+                let (partitions, communicator) = &mut *exchanges.borrow_mut();
+                partitions.reduce(layout, communicator, block, flat, is_last)
+            },
+        )?;
+        sums.loss += loss;
+        sums.mean_loss += loss / supervised.max(1) as f64;
+        sums.supervised_tokens += supervised as f64;
+        sums.tokens += batch.input_ids.len() as f64;
+        sums.samples += batch.seq_lens.len() as f64;
+        sums.micro_batches += 1.0;
+        Ok(())
+    }
+
+    /// Waits until the whole model has its new values.
+    fn settle(&mut self) -> Result<()> {
+        let blocks = self.layout.blocks.len();
+        self.partitions.settle(&mut self.trainee.model, &self.layout, &mut self.communicator, blocks)
     }
 
     fn dropout(&self, micro_batch: &MicroBatch) -> Option<LoraDropout> {
@@ -219,7 +288,7 @@ impl Trainer<'_> {
 
     /// One small all-reduce carries everything that the ranks must agree on.
     fn reduce(&mut self, sums: StepSums) -> Result<StepSums> {
-        let mut values = [
+        let values = [
             sums.loss,
             sums.squared_norm,
             sums.supervised_tokens,
@@ -227,23 +296,27 @@ impl Trainer<'_> {
             sums.samples,
             sums.micro_batches,
             sums.mean_loss,
+            sums.written,
         ];
-        all_reduce(&mut *self.collective, "step sums", &mut values)?;
-        let [loss, squared_norm, supervised_tokens, tokens, samples, micro_batches, mean_loss] = values;
-        Ok(StepSums { loss, squared_norm, supervised_tokens, tokens, samples, micro_batches, mean_loss })
+        let values = self.communicator.all_reduce("step sums", values)?;
+        let [loss, squared_norm, supervised_tokens, tokens, samples, micro_batches, mean_loss, written] = values;
+        Ok(StepSums { loss, squared_norm, supervised_tokens, tokens, samples, micro_batches, mean_loss, written })
     }
 
     /// Clips by the global norm and updates; a step whose loss or gradient is not finite is skipped.
-    fn clip_and_update(mut self, sums: StepSums, micro_batches: &[MicroBatch]) -> Result<(Self, StepReport)> {
+    fn clip_and_update(&mut self, sums: StepSums, micro_batches: &[MicroBatch]) -> Result<StepReport> {
         let (loss, denominator) = match self.config.loss_normalization {
             LossNormalization::GlobalTokens => (sums.loss / sums.supervised_tokens, sums.supervised_tokens),
             LossNormalization::MicroBatchMean => (sums.mean_loss / sums.micro_batches, sums.micro_batches),
         };
         let grad_norm = sums.squared_norm.sqrt() / denominator;
         let learning_rate = self.schedule.learning_rate(self.state.global_step);
+        let traffic = self.communicator.take_traffic();
+        let report = StepReport { loss, grad_norm, learning_rate, sums, traffic };
         if !loss.is_finite() || !grad_norm.is_finite() {
+            self.partitions.discard_gradient();
             self.skip(loss, grad_norm, micro_batches)?;
-            return Ok((self, StepReport { loss, grad_norm, learning_rate, sums, bytes_sent: 0 }));
+            return Ok(report);
         }
         self.skipped_in_a_row = 0;
         let max_grad_norm = self.config.max_grad_norm;
@@ -256,13 +329,8 @@ impl Trainer<'_> {
             step: self.state.global_step + 1,
             gradient_scale: (clip / denominator) as f32,
         };
-        // Moved out and back: only the sole handle of a tensor can be changed in place.
-        let Trainee { config, model, lora } = self.trainee;
-        let (layout, weight_decay) = (&self.layout, self.config.weight_decay);
-        let model = self.partitions.update(model, layout, &adamw, weight_decay, &mut *self.collective)?;
-        self.trainee = Trainee { config, model, lora };
-        let bytes_sent = std::mem::take(&mut self.partitions.bytes_sent);
-        Ok((self, StepReport { loss, grad_norm, learning_rate, sums, bytes_sent }))
+        self.partitions.begin_update(&mut self.trainee.model, &self.layout, adamw, self.config.weight_decay);
+        Ok(report)
     }
 
     fn skip(&mut self, loss: f64, grad_norm: f64, micro_batches: &[MicroBatch]) -> Result<()> {
@@ -301,9 +369,11 @@ impl Trainer<'_> {
         if self.skipped_in_a_row > 0 || log.steps.is_empty() || !(due || last) {
             return Ok(());
         }
-        let metrics = log.take(&self.state);
+        let metrics = log.take(&self.state, self.saver.take_stalled());
         if let Some(file) = &mut log.metrics {
-            file.append(&metrics)?;
+            if let Err(error) = file.append(&metrics) {
+                eprintln!("warning: step {}: {error:#}; the line is kept for the next time", metrics.step);
+            }
             let StepMetrics { loss, grad_norm, learning_rate, tokens_per_second, step_seconds, .. } = metrics;
             let remaining = step_seconds * (self.state.max_steps - self.state.global_step) as f64;
             eprintln!(
@@ -316,26 +386,39 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    fn save_if_due(&mut self) -> Result<()> {
+    /// Begins a checkpoint when it is time, and publishes the one before when all ranks have written their part.
+    fn save_if_due(&mut self, sums: &StepSums) -> Result<()> {
+        if sums.written == self.layout.world_size as f64 {
+            self.saver.conclude(&mut self.communicator)?;
+        }
         let due = match self.config.save_strategy {
             Strategy::No => false,
             Strategy::Steps => self.state.global_step.is_multiple_of(self.config.save_steps as u64),
             Strategy::Epoch => self.state.cursor.position == 0,
         };
         if due && self.skipped_in_a_row == 0 {
-            let Self { config, trainee, layout, partitions, state, collective, .. } = self;
-            checkpoint::save(config, trainee, layout, partitions, state, &mut **collective)?;
+            let since = Instant::now();
+            self.settle()?;
+            let Self { config, trainee, layout, partitions, state, .. } = self;
+            let snapshot = Snapshot::take(config, trainee, layout, partitions, state);
+            self.saver.start(&mut self.communicator, snapshot, since)?;
         }
         Ok(())
     }
 
     /// The final model or adapter into `output_dir` itself.
-    fn finish(mut self) -> Result<TrainerState> {
+    fn finish(mut self, mut log: Log) -> Result<TrainerState> {
+        self.saver.conclude(&mut self.communicator)?;
+        self.saver.finish_publishing();
+        log.metrics.as_mut().map_or(Ok(()), MetricsFile::flush)?;
+        self.settle()?;
         if self.layout.rank == 0 {
-            checkpoint::save_weights(self.config, &self.trainee, &self.config.output_dir)?;
+            checkpoint::save_weights(self.config, self.trainee, &self.config.output_dir)
+                .context("the final model is not saved; checkpoints are as they were")?;
             common::json::write(&self.config.output_dir.join(checkpoint::TRAINER_STATE), &self.state)?;
         }
-        all_reduce(&mut *self.collective, "final model", &mut [0.0]).context("final model")?;
+        self.communicator.all_reduce("final model", [0.0])?;
+        self.communicator.finish()?;
         Ok(self.state)
     }
 }
@@ -353,7 +436,7 @@ impl Log {
         self.steps.push((report, waited));
     }
 
-    fn take(&mut self, state: &TrainerState) -> StepMetrics {
+    fn take(&mut self, state: &TrainerState, stalled: Duration) -> StepMetrics {
         let steps = std::mem::take(&mut self.steps);
         let seconds = self.since.elapsed().as_secs_f64();
         self.since = Instant::now();
@@ -361,6 +444,7 @@ impl Log {
         let finite: Vec<f64> = steps.iter().map(|(report, _)| report.loss).filter(|loss| loss.is_finite()).collect();
         let waited = steps.last().map_or(self.waited, |(_, waited)| *waited);
         let last = steps.last().map(|(report, _)| report);
+        let count = steps.len().max(1) as f64;
         StepMetrics {
             step: state.global_step,
             epoch: state.epoch,
@@ -371,9 +455,12 @@ impl Log {
             tokens_per_second: sum(|report| report.sums.tokens) / seconds,
             samples_per_second: sum(|report| report.sums.samples) / seconds,
             data_wait_seconds: (waited - std::mem::replace(&mut self.waited, waited)).as_secs_f64(),
-            step_seconds: seconds / steps.len().max(1) as f64,
+            step_seconds: seconds / count,
             peak_rss_mb: peak_rss_mb(),
-            bytes_sent: last.map_or(0, |report| report.bytes_sent),
+            bytes_sent: (sum(|report| report.traffic.bytes_sent as f64) / count) as u64,
+            communication_seconds: sum(|report| report.traffic.busy.as_secs_f64()) / count,
+            communication_wait_seconds: sum(|report| report.traffic.waited.as_secs_f64()) / count,
+            checkpoint_stall_seconds: stalled.as_secs_f64(),
             skipped_steps: state.skipped_steps,
         }
     }

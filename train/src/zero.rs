@@ -1,231 +1,323 @@
-//! ZeRO-2: this rank's part of gradients, masters and moments, and how it is exchanged with the others'.
+//! ZeRO-2: this rank's part of gradients, masters and moments, and how it is exchanged with the others' while the rank
+//! computes.
+//!
+//! A block's gradient goes to reduce-scatter as soon as the backward pass has it, and the block before it is computed
+//! meanwhile. After the step's norm is known, blocks are updated and gathered in the order of the next forward pass, a little
+//! ahead of it. Never more than about two blocks are on their way.
 
 use crate::adamw::{AdamW, Slices};
-use crate::collective::{Collective, Place};
+use crate::collective::Place;
+use crate::collective::background::{Communicator, Pending};
+use crate::config::Accumulate;
 use crate::layout::{Layout, ParamSlot};
-use anyhow::{Result, anyhow};
-use burn::backend::Flex;
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use crate::parameters;
+use anyhow::Result;
 use common::model::Llava;
 use rayon::prelude::*;
+use std::collections::VecDeque;
+use std::sync::Arc;
 
-/// What this rank owns, a vector per block of the layout (padding included).
+/// What this rank owns, a vector per block of the layout (padding included). Master weights are the model's own values.
 pub struct Partitions {
-    /// Gradient of the loss sum, accumulated over micro-steps.
-    pub gradient: Vec<Vec<f32>>,
-    /// AdamW's first moment.
-    pub exp_avg: Vec<Vec<f32>>,
+    /// AdamW's first moment; shared with a checkpoint that is being written.
+    pub exp_avg: Vec<Arc<Vec<f32>>>,
     /// AdamW's second moment.
-    pub exp_avg_sq: Vec<Vec<f32>>,
-    /// Bytes that this rank has sent since the start.
-    pub bytes_sent: u64,
+    pub exp_avg_sq: Vec<Arc<Vec<f32>>>,
+    /// Gradient of the loss sum, accumulated over micro-steps; empty before the first.
+    gradient: Vec<Vec<f32>>,
+    /// Whole gradients of this rank alone, with `accumulate = local`.
+    local: Vec<Vec<f32>>,
+    accumulate: Accumulate,
+    reducing: VecDeque<Exchange>,
+    gathering: VecDeque<Exchange>,
+    update: Option<Update>,
+}
+
+/// A block on its way: its gradient's sum (reduce-scatter) or its whole values (all-gather).
+struct Exchange {
+    block: usize,
+    pending: Pending<Vec<f32>>,
+}
+
+/// An update that blocks still have before them.
+struct Update {
+    adamw: AdamW,
+    weight_decay: f64,
+    /// First block that has not begun.
+    next: usize,
 }
 
 impl Partitions {
     /// Zeros.
-    pub fn new(layout: &Layout) -> Self {
-        let zeros = || layout.zero_partitions();
-        Self { gradient: zeros(), exp_avg: zeros(), exp_avg_sq: zeros(), bytes_sent: 0 }
+    pub fn new(layout: &Layout, accumulate: Accumulate) -> Self {
+        let zeros = || layout.zero_partitions().into_iter().map(Arc::new).collect();
+        let empty = || vec![Vec::new(); layout.blocks.len()];
+        Self {
+            exp_avg: zeros(),
+            exp_avg_sq: zeros(),
+            gradient: empty(),
+            local: empty(),
+            accumulate,
+            reducing: VecDeque::new(),
+            gathering: VecDeque::new(),
+            update: None,
+        }
     }
 
-    /// Starts the next step.
-    pub fn clear_gradient(&mut self) {
-        self.gradient.iter_mut().for_each(|block| block.fill(0.0));
-    }
-
-    /// Sums a block's gradients over the ranks and keeps this rank's part (reduce-scatter). The sum is in rank order, so
-    /// that it does not depend on how the ranks are connected.
+    /// Takes a block's gradient of one micro-step (`flat`, padding included): the sum over the ranks is begun, and this
+    /// rank's part of it will be added to what it owns. With `accumulate = local` only the last micro-step is summed.
     ///
     /// # Errors
     /// A rank that failed or did not come.
     pub fn reduce(
         &mut self,
         layout: &Layout,
+        communicator: &mut Communicator,
         block: usize,
-        flat: Vec<f32>,
-        collective: &mut dyn Collective,
+        mut flat: Vec<f32>,
+        is_last: bool,
     ) -> Result<()> {
-        let own = &mut self.gradient[block];
         if layout.world_size == 1 {
-            own.iter_mut().zip(&flat).for_each(|(sum, gradient)| *sum += gradient);
+            add(&mut self.gradient[block], flat);
             return Ok(());
         }
-        let name = &layout.blocks[block].name;
-        let place = Place { operation: "reduce-scatter", block: name.clone() };
-        for bucket in &layout.blocks[block].buckets {
-            let mut send = flat[bucket.range.clone()].to_vec();
-            send.resize(bucket.partition_len * layout.world_size, 0.0);
-            let mut receive = vec![0.0; send.len()];
-            collective.all_to_all(&place, send, &mut receive)?;
-            let others = (layout.world_size - 1) * bucket.partition_len;
-            self.bytes_sent += (others * size_of::<f32>()) as u64;
-            let part = &mut own[bucket.partition_offset..][..bucket.partition_len];
-            for (index, sum) in part.iter_mut().enumerate() {
-                let over_ranks = receive.iter().skip(index).step_by(bucket.partition_len);
-                *sum += over_ranks.sum::<f32>();
+        if self.accumulate == Accumulate::Local {
+            add(&mut self.local[block], flat);
+            if !is_last {
+                return Ok(());
             }
+            flat = std::mem::take(&mut self.local[block]);
+        }
+        let of_block = &layout.blocks[block];
+        let on_the_way = |reducing: &VecDeque<Exchange>| -> usize {
+            reducing.iter().map(|exchange| layout.blocks[exchange.block].padded_len).sum()
+        };
+        while !self.reducing.is_empty() && on_the_way(&self.reducing) + of_block.padded_len > layout.largest_block()
+            || self.reducing.iter().any(|exchange| exchange.block == block)
+        {
+            self.finish_reduction(communicator)?;
+        }
+        let place = Place { operation: "reduce-scatter", block: of_block.name.clone() };
+        let (parts, mut own) = (of_block.parts(), std::mem::take(&mut self.gradient[block]));
+        own.resize(of_block.partition_len(), 0.0);
+        let pending = communicator.submit(move |collective| {
+            collective.reduce_scatter(&place, &parts, flat, &mut own)?;
+            Ok(own)
+        })?;
+        self.reducing.push_back(Exchange { block, pending });
+        Ok(())
+    }
+
+    fn finish_reduction(&mut self, communicator: &mut Communicator) -> Result<()> {
+        if let Some(Exchange { block, pending }) = self.reducing.pop_front() {
+            self.gradient[block] = communicator.wait(pending)?;
         }
         Ok(())
     }
 
-    /// Sum of squares of this rank's gradient, in f64; not finite if a gradient is not.
-    pub fn squared_norm(&self) -> f64 {
+    /// Waits for all sums; then gives the sum of squares of this rank's gradient, in f64, not finite if a gradient is not.
+    ///
+    /// # Errors
+    /// A rank that failed or did not come.
+    pub fn squared_norm(&mut self, communicator: &mut Communicator) -> Result<f64> {
         // Fixed chunks, added in order: the same bits for any number of threads.
         const CHUNK: usize = 1 << 16;
+        while !self.reducing.is_empty() {
+            self.finish_reduction(communicator)?;
+        }
         let chunks: Vec<f64> = self
             .gradient
             .par_iter()
             .flat_map_iter(|block| block.chunks(CHUNK))
             .map(|chunk| chunk.iter().map(|&value| f64::from(value) * f64::from(value)).sum())
             .collect();
-        chunks.into_iter().sum()
+        Ok(chunks.into_iter().sum())
     }
 
-    /// Updates this rank's part of the trained parameters and gathers the others' parts.
+    /// Forgets a gradient that is not to be used.
+    pub fn discard_gradient(&mut self) {
+        self.gradient.iter_mut().for_each(Vec::clear);
+    }
+
+    /// Begins an update; a block has its new values after [`Self::settle`]. A rank by itself updates at once.
+    pub fn begin_update(&mut self, model: &mut Llava, layout: &Layout, adamw: AdamW, weight_decay: f64) {
+        let update = Update { adamw, weight_decay, next: 0 };
+        if layout.world_size > 1 {
+            self.update = Some(update);
+            return;
+        }
+        parameters::edit(model, layout, None, |block, slot, values| {
+            self.update_param(layout, &update, block, slot, values);
+        });
+        self.gradient = vec![Vec::new(); layout.blocks.len()];
+    }
+
+    /// Waits until the first `blocks` blocks have their new values; more are begun.
     ///
     /// # Errors
     /// A rank that failed or did not come.
-    pub fn update(
+    pub fn settle(
         &mut self,
-        model: Llava,
+        model: &mut Llava,
         layout: &Layout,
-        adamw: &AdamW,
-        weight_decay: f64,
-        collective: &mut dyn Collective,
-    ) -> Result<Llava> {
-        let mut updater = Updater { partitions: self, layout, adamw, weight_decay };
-        let model = model.map(&mut updater);
-        if layout.world_size == 1 { Ok(model) } else { self.gather(model, layout, collective) }
-    }
-
-    /// All-gathers every block's values.
-    fn gather(&mut self, mut model: Llava, layout: &Layout, collective: &mut dyn Collective) -> Result<Llava> {
-        for (index, block) in layout.blocks.iter().enumerate() {
-            let place = Place { operation: "all-gather", block: block.name.clone() };
-            let mut flat = values(&model, layout, index)?;
-            for bucket in &block.buckets {
-                let mut own = flat[bucket.owned(layout.rank)].to_vec();
-                own.resize(bucket.partition_len, 0.0);
-                let mut full = vec![0.0; bucket.partition_len * layout.world_size];
-                collective.all_gather(&place, own, &mut full)?;
-                self.bytes_sent += ((layout.world_size - 1) * bucket.partition_len * size_of::<f32>()) as u64;
-                flat[bucket.range.clone()].copy_from_slice(&full[..bucket.range.len()]);
+        communicator: &mut Communicator,
+        blocks: usize,
+    ) -> Result<()> {
+        while let Some(mut update) = self.update.take() {
+            self.begin_gathers(&mut update, model, layout, communicator)?;
+            let Some(first) = self.gathering.front() else { break };
+            self.update = Some(update);
+            if first.block >= blocks {
+                break;
             }
-            model = model.map(&mut Setter { layout, block: index, flat: &flat });
+            let Some(Exchange { block, pending }) = self.gathering.pop_front() else { break };
+            parameters::set(model, layout, block, &communicator.wait(pending)?);
         }
-        Ok(model)
+        Ok(())
     }
-}
 
-/// The values of a block's parameters, one after another.
-///
-/// # Errors
-/// A backend that cannot give its values as f32.
-pub fn values(model: &Llava, layout: &Layout, block: usize) -> Result<Vec<f32>> {
-    let mut getter = Getter { layout, block, flat: vec![0.0; layout.blocks[block].len], error: None };
-    model.visit(&mut getter);
-    match getter.error {
-        None => Ok(getter.flat),
-        Some(error) => Err(anyhow!("values of {}: {error}", layout.blocks[block].name)),
-    }
-}
-
-/// Puts the values of a block's parameters back into the model.
-pub fn set_values(model: Llava, layout: &Layout, block: usize, flat: &[f32]) -> Llava {
-    model.map(&mut Setter { layout, block, flat })
-}
-
-struct Getter<'a> {
-    layout: &'a Layout,
-    block: usize,
-    flat: Vec<f32>,
-    error: Option<String>,
-}
-
-impl ModuleVisitor for Getter<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some((block, slot)) = self.layout.find(param.id).filter(|(block, _)| *block == self.block) else { return };
-        debug_assert_eq!(block, self.block);
-        let data = param.val().into_data();
-        match data.as_slice::<f32>() {
-            Ok(values) => self.flat[slot.offset..slot.offset + slot.len].copy_from_slice(values),
-            Err(error) => self.error = Some(format!("{}: {error:?}", slot.name)),
+    /// Updates this rank's part of the next blocks and begins to gather them, as many as fit into two blocks.
+    fn begin_gathers(
+        &mut self,
+        update: &mut Update,
+        model: &mut Llava,
+        layout: &Layout,
+        communicator: &mut Communicator,
+    ) -> Result<()> {
+        while let Some(of_block) = layout.blocks.get(update.next) {
+            let on_the_way: usize = self.gathering.iter().map(|e| layout.blocks[e.block].padded_len).sum();
+            if !self.gathering.is_empty() && on_the_way + of_block.padded_len > 2 * layout.largest_block() {
+                break;
+            }
+            let block = update.next;
+            let mut own = vec![0.0; of_block.partition_len()];
+            parameters::edit(model, layout, Some(block), |_, slot, values| {
+                self.update_param(layout, update, block, slot, values);
+                for (range, start) in of_block.owned_ranges(slot, layout.rank) {
+                    own[start..start + range.len()].copy_from_slice(&values[range]);
+                }
+            });
+            self.gradient[block].fill(0.0);
+            let place = Place { operation: "all-gather", block: of_block.name.clone() };
+            let (parts, len) = (of_block.parts(), of_block.padded_len);
+            let pending = communicator.submit(move |collective| {
+                let mut full = vec![0.0; len];
+                collective.all_gather(&place, &parts, own, &mut full)?;
+                Ok(full)
+            })?;
+            self.gathering.push_back(Exchange { block, pending });
+            update.next += 1;
         }
+        Ok(())
     }
-}
 
-struct Setter<'a> {
-    layout: &'a Layout,
-    block: usize,
-    flat: &'a [f32],
-}
-
-impl ModuleMapper for Setter<'_> {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some((_, slot)) = self.layout.find(param.id).filter(|(block, _)| *block == self.block) else {
-            return param;
-        };
-        let new = &self.flat[slot.offset..slot.offset + slot.len];
-        edit(param, |values| values.copy_from_slice(new))
-    }
-}
-
-struct Updater<'a> {
-    partitions: &'a mut Partitions,
-    layout: &'a Layout,
-    adamw: &'a AdamW,
-    weight_decay: f64,
-}
-
-impl ModuleMapper for Updater<'_> {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some((block, slot)) = self.layout.find(param.id) else { return param };
-        edit(param, |values| self.update(block, slot, values))
-    }
-}
-
-impl Updater<'_> {
-    fn update(&mut self, block: usize, slot: &ParamSlot, values: &mut [f32]) {
-        let Partitions { gradient, exp_avg, exp_avg_sq, .. } = &mut *self.partitions;
-        let weight_decay = if slot.decays { self.weight_decay } else { 0.0 };
-        for (range, start) in self.layout.blocks[block].owned_ranges(slot, self.layout.rank) {
+    /// This rank's part of a parameter.
+    fn update_param(&mut self, layout: &Layout, update: &Update, block: usize, slot: &ParamSlot, values: &mut [f32]) {
+        let weight_decay = if slot.decays { update.weight_decay } else { 0.0 };
+        for (range, start) in layout.blocks[block].owned_ranges(slot, layout.rank) {
             let part = start..start + range.len();
             let slices = Slices {
                 values: &mut values[range],
-                gradient: &gradient[block][part.clone()],
-                exp_avg: &mut exp_avg[block][part.clone()],
-                exp_avg_sq: &mut exp_avg_sq[block][part],
+                gradient: &self.gradient[block][part.clone()],
+                exp_avg: &mut Arc::make_mut(&mut self.exp_avg[block])[part.clone()],
+                exp_avg_sq: &mut Arc::make_mut(&mut self.exp_avg_sq[block])[part],
             };
-            self.adamw.update(slices, weight_decay);
+            update.adamw.update(slices, weight_decay);
         }
     }
 }
 
-/// Changes a parameter's values: in place on the CPU, through a copy elsewhere.
-fn edit<const D: usize>(param: Param<Tensor<D>>, change: impl FnOnce(&mut [f32])) -> Param<Tensor<D>> {
-    let (id, tensor, mapper) = param.consume();
-    let (trained, device) = (tensor.is_require_grad(), tensor.device());
-    let on_cpu = device.clone().inner() == common::device::cpu();
-    let tensor = if device.is_autodiff() { tensor.inner() } else { tensor };
-    let tensor = if on_cpu { edit_in_place(tensor, change) } else { edit_copy(tensor, change) };
-    let tensor = if device.is_autodiff() { Tensor::from_inner(tensor) } else { tensor };
-    Param::from_mapped_value(id, tensor.set_require_grad(trained), mapper)
-}
-
-fn edit_in_place<const D: usize>(tensor: Tensor<D>, change: impl FnOnce(&mut [f32])) -> Tensor<D> {
-    match tensor.try_into_primitive::<Flex>() {
-        Ok(mut primitive) => {
-            change(primitive.storage_mut::<f32>());
-            Tensor::from_primitive::<Flex>(primitive)
-        }
-        Err(error) => unreachable!("a tensor of the CPU device is a tensor of its backend: {error:?}"),
+/// Adds `more` to `sum`, where nothing counts as zeros.
+fn add(sum: &mut Vec<f32>, more: Vec<f32>) {
+    if sum.is_empty() {
+        *sum = more;
+    } else {
+        sum.par_iter_mut().zip(&more).with_min_len(1 << 14).for_each(|(sum, value)| *sum += value);
     }
 }
 
-fn edit_copy<const D: usize>(tensor: Tensor<D>, change: impl FnOnce(&mut [f32])) -> Tensor<D> {
-    let (shape, device) = (tensor.dims(), tensor.device());
-    let mut values: Vec<f32> = tensor.into_data().iter::<f32>().collect();
-    change(&mut values);
-    Tensor::from_data(TensorData::new(values, shape), &device)
+/// Memory of a rank by part, bytes; activations come on top.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// All parameters, whole.
+    pub parameters: u64,
+    /// Gradients, reduced or local.
+    pub gradients: u64,
+    /// Both moments of AdamW.
+    pub moments: u64,
+    /// Blocks on their way to other ranks, and the gradient of the block that is computed.
+    pub buffers: u64,
+}
+
+impl Memory {
+    /// Of a rank of `layout`, in a model of `model_values` values.
+    pub fn of(layout: &Layout, model_values: usize, accumulate: Accumulate, micro_steps: usize) -> Self {
+        let bytes = |values: usize| (values * size_of::<f32>()) as u64;
+        let own = layout.partition_len();
+        let is_local = accumulate == Accumulate::Local && layout.world_size > 1 && micro_steps > 1;
+        Self {
+            parameters: bytes(model_values),
+            gradients: bytes(own + if is_local { layout.num_values() } else { 0 }),
+            moments: bytes(2 * own),
+            buffers: bytes(2 * layout.largest_block()),
+        }
+    }
+
+    /// Sum of the parts.
+    pub fn total(&self) -> u64 {
+        self.parameters + self.gradients + self.moments + self.buffers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::BlockLayout;
+    use burn::module::ParamId;
+    use common::names::Block;
+
+    fn layout(rank: usize, world_size: usize, lens: &[usize]) -> Layout {
+        let slot =
+            |len| ParamSlot { id: ParamId::new(), name: String::new(), shape: vec![len], offset: 0, len, decays: true };
+        let block = |(index, &len)| {
+            (Block::TextLayer(index), BlockLayout::new(format!("layer {index}"), vec![slot(len)], world_size, 1 << 20))
+        };
+        Layout::new(lens.iter().enumerate().map(block).collect(), rank, world_size)
+    }
+
+    /// Two micro-steps on three ranks: the sum's norm is the same whichever gradient accumulates, and so are the bytes of
+    /// the formulas (K + 1)·P·(N−1)/N and 2·P·(N−1)/N, without their all-gather.
+    #[test]
+    fn both_ways_to_accumulate_give_the_same_sums_and_their_bytes() {
+        const LENS: [usize; 3] = [9, 300, 12];
+        for (accumulate, reductions) in [(Accumulate::Shard, 2), (Accumulate::Local, 1)] {
+            let results = crate::collective::threads::run(3, std::time::Duration::from_secs(5), |rank| {
+                let mut communicator = Communicator::start(Box::new(rank))?;
+                let layout = layout(communicator.rank(), 3, &LENS);
+                let mut partitions = Partitions::new(&layout, accumulate);
+                for micro_step in 0..2 {
+                    for block in (0..LENS.len()).rev() {
+                        let flat = vec![(micro_step + communicator.rank()) as f32; layout.blocks[block].padded_len];
+                        partitions.reduce(&layout, &mut communicator, block, flat, micro_step == 1)?;
+                    }
+                }
+                let squares = partitions.squared_norm(&mut communicator)?;
+                Ok((communicator.all_reduce("squares", [squares])?[0], communicator.take_traffic().bytes_sent))
+            });
+            for result in results {
+                // Each value is 0 + 1 + 2 + 1 + 2 + 3 = 9; a third of the values goes to each of two ranks.
+                let values = LENS.iter().sum::<usize>();
+                let bytes = reductions * (values / 3) as u64 * 2 * 4;
+                assert_eq!(result.expect("no rank fails"), (81.0 * values as f64, bytes), "{accumulate:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn memory_is_that_of_zero_2() {
+        let layout = layout(0, 4, &[1000, 200]);
+        let memory = Memory::of(&layout, 1500, Accumulate::Shard, 8);
+        assert_eq!(memory, Memory { parameters: 6000, gradients: 1200, moments: 2400, buffers: 8000 });
+        assert_eq!(Memory::of(&layout, 1500, Accumulate::Local, 8).gradients, 1200 + 4800);
+    }
 }

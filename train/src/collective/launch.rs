@@ -1,7 +1,7 @@
 //! How this process was started: alone, to run ranks as threads, or as one of several processes.
 
 use super::Collective;
-use super::mpi::{MpiRank, abort_all};
+use super::mpi::{self, MpiRank, abort_all};
 use super::threads;
 use anyhow::{Result, anyhow, bail};
 use std::time::Duration;
@@ -54,17 +54,44 @@ pub fn run_ranks<T: Send>(
     first.ok_or_else(|| anyhow!("no rank ran"))
 }
 
+/// Variables in which launchers say how many of the processes are on this machine.
+const LOCAL_SIZE_VARIABLES: [&str; 3] = ["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_TASKS_PER_NODE"];
+
+/// Processes on this machine, for sharing its cores; `SLURM_TASKS_PER_NODE` looks like `4(x2),3`.
+fn local_processes(variable: impl Fn(&str) -> Option<String>) -> usize {
+    let leading_digits = |text: String| text.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok();
+    LOCAL_SIZE_VARIABLES.iter().find_map(|name| leading_digits(variable(name)?.trim().to_string())).unwrap_or(1)
+}
+
+/// Gives each process of a machine its share of the cores. `RAYON_NUM_THREADS` and a launcher that binds processes to cores
+/// have decided already.
+fn share_cores() -> Result<()> {
+    if std::env::var_os("RAYON_NUM_THREADS").is_some() {
+        return Ok(());
+    }
+    let allowed = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cores = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
+    let processes = local_processes(|name| std::env::var(name).ok());
+    let bound = allowed * processes <= cores;
+    let threads = if bound { allowed } else { (allowed / processes).max(1) };
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    Ok(())
+}
+
 fn run_mpi<T>(processes: usize, timeout: Duration, rank_main: impl Fn(Box<dyn Collective>) -> Result<T>) -> Result<T> {
+    share_cores()?;
     let rank = MpiRank::start(timeout)?;
     let (index, world_size) = (rank.rank(), rank.world_size());
     if world_size != processes {
         bail!(
             "the launcher started {processes} processes, but MPI sees {world_size}: the library that was loaded is not the \
-             launcher's; set LLAVA_MPI_LIBRARY to the launcher's own libmpi"
+             launcher's; set LLAVA_MPI_LIBRARY to the launcher's own libmpi (under Slurm, also choose its interface: srun \
+             --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH)"
         );
     }
     match rank_main(Box::new(rank)) {
-        Ok(value) => Ok(value),
+        Ok(value) => mpi::finalize().map(|()| value),
         Err(error) => {
             eprintln!("error: rank {index} of {world_size}: {error:#}");
             abort_all()
@@ -84,6 +111,19 @@ mod tests {
             let lookup =
                 |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
             assert_eq!(processes_in(lookup), expected);
+        }
+    }
+
+    #[test]
+    fn cores_are_shared_by_the_processes_of_a_machine() {
+        for (name, value, expected) in [
+            ("MPI_LOCALNRANKS", "2", 2),
+            ("SLURM_TASKS_PER_NODE", "4(x2),3", 4),
+            ("OMPI_COMM_WORLD_LOCAL_SIZE", "8", 8),
+            ("HOME", "9", 1),
+        ] {
+            let lookup = |asked: &str| (asked == name).then(|| value.to_string());
+            assert_eq!(local_processes(lookup), expected, "{name}={value}");
         }
     }
 

@@ -1,11 +1,13 @@
 //! The only code that talks to other ranks: threads of this process, or MPI.
 
+pub mod background;
 pub mod launch;
 pub mod mpi;
 pub mod threads;
 
 use anyhow::Result;
 use std::fmt;
+use std::ops::Range;
 
 /// What is being exchanged, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +26,9 @@ impl fmt::Display for Place {
 
 /// Exchanges between all ranks. Every rank calls the same operations in the same order, each from one thread.
 ///
-/// Buffers are given and handed back, so that threads can read each other's without copying.
+/// A flat buffer is cut into consecutive buckets: bucket b has `world_size` parts of `parts[b]` values, part r belongs to
+/// rank r. What a rank owns are its parts of all buckets, one after another. Buffers are given and handed back, so that
+/// threads can read each other's without copying.
 ///
 /// # Errors
 /// A rank that failed, or that did not come within the deadline: the message names the rank and the place.
@@ -35,20 +39,56 @@ pub trait Collective: Send {
     /// Ranks.
     fn world_size(&self) -> usize;
 
-    /// Part r of `send` goes to rank r; part r of `receive` comes from rank r. Both have `world_size` equal parts.
-    fn all_to_all(&mut self, place: &Place, send: Vec<f32>, receive: &mut [f32]) -> Result<Vec<f32>>;
+    /// Adds to `own` the sum over the ranks of what this rank owns of their `flat`. The sum is in rank order, so that it
+    /// does not depend on how the ranks are connected.
+    fn reduce_scatter(&mut self, place: &Place, parts: &[usize], flat: Vec<f32>, own: &mut [f32]) -> Result<Vec<f32>>;
 
-    /// Every rank's `own` one after another into `full`.
-    fn all_gather(&mut self, place: &Place, own: Vec<f32>, full: &mut [f32]) -> Result<Vec<f32>>;
+    /// Puts together in `full` what every rank owns.
+    fn all_gather(&mut self, place: &Place, parts: &[usize], own: Vec<f32>, full: &mut [f32]) -> Result<Vec<f32>>;
+
+    /// Bytes that this rank has given to other ranks so far.
+    fn bytes_sent(&self) -> u64;
+}
+
+/// The stretches of a flat buffer of `parts` that `rank` owns: (range in the flat buffer, range in what it owns).
+fn owned_stretches(
+    parts: &[usize],
+    world_size: usize,
+    rank: usize,
+) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let starts = parts.iter().scan(0, |end, part| {
+        *end += part;
+        Some((*end - part, *part))
+    });
+    starts.map(move |(start, part)| {
+        let first = start * world_size + rank * part;
+        (first..first + part, start..start + part)
+    })
+}
+
+/// `own += ((s₀ + s₁) + s₂) + …`, value by value.
+fn add_in_rank_order(own: &mut [f32], sources: &[&[f32]]) {
+    const CHUNK: usize = 2048;
+    let Some((first, others)) = sources.split_first() else { return };
+    let mut buffer = [0f32; CHUNK];
+    for (index, own) in own.chunks_mut(CHUNK).enumerate() {
+        let at = index * CHUNK..index * CHUNK + own.len();
+        let sum = &mut buffer[..own.len()];
+        sum.copy_from_slice(&first[at.clone()]);
+        for other in others {
+            sum.iter_mut().zip(&other[at.clone()]).for_each(|(sum, value)| *sum += value);
+        }
+        own.iter_mut().zip(&*sum).for_each(|(own, sum)| *own += sum);
+    }
 }
 
 /// Sums `values` over ranks, in rank order, so that every rank has the same bits.
 pub fn all_reduce(collective: &mut dyn Collective, what: &str, values: &mut [f64]) -> Result<()> {
     let place = Place { operation: "all-reduce", block: what.to_string() };
     // An f64 travels as two f32 bit patterns; nothing computes with them.
-    let own = values.iter().flat_map(|value| halves(value.to_bits())).collect();
-    let mut full = vec![0f32; values.len() * 2 * collective.world_size()];
-    collective.all_gather(&place, own, &mut full)?;
+    let own: Vec<f32> = values.iter().flat_map(|value| halves(value.to_bits())).collect();
+    let mut full = vec![0f32; own.len() * collective.world_size()];
+    collective.all_gather(&place, &[own.len()], own, &mut full)?;
     values.fill(0.0);
     for rank_values in full.chunks_exact(values.len() * 2) {
         for (value, pair) in values.iter_mut().zip(rank_values.chunks_exact(2)) {
@@ -63,7 +103,7 @@ pub fn all_gather_hash(collective: &mut dyn Collective, what: &str, own: [u8; 32
     let place = Place { operation: "all-gather", block: what.to_string() };
     let send: Vec<f32> = bytemuck::pod_collect_to_vec(&own);
     let mut full = vec![0f32; send.len() * collective.world_size()];
-    collective.all_gather(&place, send, &mut full)?;
+    collective.all_gather(&place, &[send.len()], send, &mut full)?;
     Ok(full
         .chunks_exact(8)
         .map(|chunk| bytemuck::pod_collect_to_vec::<f32, u8>(chunk).try_into().unwrap_or(own))

@@ -1,6 +1,6 @@
 //! Ranks as processes under MPI, which is found at run time: nothing is needed to build, any cluster's own MPI serves.
 
-use super::{Collective, Place};
+use super::{Collective, Place, add_in_rank_order, owned_stretches};
 use anyhow::{Context, Result, bail};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -22,8 +22,11 @@ enum Abi {
     Mpi5,
 }
 
-type Exchange =
-    unsafe extern "C" fn(*const c_void, c_int, Handle, *mut c_void, c_int, Handle, Handle, *mut Handle) -> c_int;
+/// `MPI_Isend` (which only reads the buffer) and `MPI_Irecv`: buffer, count, datatype, rank, tag, communicator, request.
+type Transfer = unsafe extern "C" fn(*mut c_void, c_int, Handle, c_int, c_int, Handle, *mut Handle) -> c_int;
+
+/// Tags that every MPI has: 0 to 32,767.
+const TAGS: u64 = 1 << 15;
 
 /// The functions and constants that we use.
 struct Mpi {
@@ -37,8 +40,8 @@ struct Mpi {
     comm_size: unsafe extern "C" fn(Handle, *mut c_int) -> c_int,
     set_errhandler: unsafe extern "C" fn(Handle, Handle) -> c_int,
     abort: unsafe extern "C" fn(Handle, c_int) -> c_int,
-    ialltoall: Exchange,
-    iallgather: Exchange,
+    isend: Transfer,
+    irecv: Transfer,
     test: unsafe extern "C" fn(*mut Handle, *mut c_int, *mut c_void) -> c_int,
     error_string: unsafe extern "C" fn(c_int, *mut c_char, *mut c_int) -> c_int,
     library_version: unsafe extern "C" fn(*mut c_char, *mut c_int) -> c_int,
@@ -60,12 +63,14 @@ static MPI: OnceLock<Mpi> = OnceLock::new();
 impl Mpi {
     fn load() -> Result<Self> {
         let mut tried = Vec::new();
-        let chosen = std::env::var("LLAVA_MPI_LIBRARY").ok();
-        let names: Vec<&str> = chosen.as_deref().map_or_else(|| LIBRARIES.to_vec(), |name| vec![name]);
-        for name in names {
+        let candidates = match std::env::var("LLAVA_MPI_LIBRARY") {
+            Ok(chosen) => vec![chosen],
+            Err(_) => LIBRARIES.iter().map(|name| name.to_string()).chain(beside_launchers()).collect(),
+        };
+        for name in candidates {
             // SAFETY: loading an MPI library runs its initializers, which is what MPI programs do at start.
-            match unsafe { Library::open(Some(name), RTLD_NOW | RTLD_GLOBAL) } {
-                Ok(library) => return Self::from_library(library, name),
+            match unsafe { Library::open(Some(&name), RTLD_NOW | RTLD_GLOBAL) } {
+                Ok(library) => return Self::from_library(library, &name),
                 Err(error) => tried.push(format!("  {name}: {error}")),
             }
         }
@@ -79,7 +84,7 @@ impl Mpi {
     fn from_library(library: Library, file: &str) -> Result<Self> {
         let abi = if address(&library, "ompi_mpi_comm_world").is_ok() {
             Abi::OpenMpi
-        } else if file.contains("mpi_abi") {
+        } else if file.contains("libmpi_abi") {
             Abi::Mpi5
         } else {
             Abi::Mpich
@@ -109,8 +114,8 @@ impl Mpi {
                 comm_size: function(&library, "MPI_Comm_size")?,
                 set_errhandler: function(&library, "MPI_Comm_set_errhandler")?,
                 abort: function(&library, "MPI_Abort")?,
-                ialltoall: function(&library, "MPI_Ialltoall")?,
-                iallgather: function(&library, "MPI_Iallgather")?,
+                isend: function(&library, "MPI_Isend")?,
+                irecv: function(&library, "MPI_Irecv")?,
                 test: function(&library, "MPI_Test")?,
                 error_string: function(&library, "MPI_Error_string")?,
                 library_version: function(&library, "MPI_Get_library_version")?,
@@ -149,6 +154,14 @@ impl Mpi {
     }
 }
 
+/// Libraries in the `lib` beside the `bin` of a launcher on the path: an MPI outside the system's folders.
+fn beside_launchers() -> Vec<String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let bins = std::env::split_paths(&path).filter(|bin| bin.join("mpiexec").exists());
+    let files = bins.flat_map(|bin| LIBRARIES.map(|name| bin.join("../lib").join(name)));
+    files.filter(|file| file.exists()).map(|file| file.display().to_string()).collect()
+}
+
 /// Address of a symbol.
 fn address(library: &Library, name: &str) -> Result<Handle> {
     // SAFETY: only the address is taken.
@@ -173,6 +186,19 @@ pub struct MpiRank {
     rank: usize,
     world_size: usize,
     timeout: Duration,
+    /// Exchanges so far: every rank counts the same, so it serves as tag.
+    sequence: u64,
+    bytes_sent: u64,
+    /// What other ranks sent for a sum, kept from one exchange to the next.
+    scratch: Vec<f32>,
+}
+
+/// One message that is under way.
+struct Message {
+    request: Handle,
+    /// The other rank.
+    peer: usize,
+    arrives: bool,
 }
 
 impl MpiRank {
@@ -203,58 +229,82 @@ impl MpiRank {
         if rank == 0 {
             eprintln!("MPI: {} ({}), {size} ranks", mpi.version(), mpi.file);
         }
-        Ok(Self { mpi, rank: rank as usize, world_size: size as usize, timeout })
+        let (rank, world_size) = (rank as usize, size as usize);
+        Ok(Self { mpi, rank, world_size, timeout, sequence: 0, bytes_sent: 0, scratch: Vec::new() })
     }
 
-    /// Starts a non-blocking exchange and polls it: the thread sleeps between polls instead of burning a core that
-    /// computes, and a peer that is gone is noticed at the deadline.
-    fn exchange(
-        &self,
-        place: &Place,
-        exchange: Exchange,
-        send: &[f32],
-        part: usize,
-        receive: &mut [f32],
-    ) -> Result<()> {
-        let part = c_int::try_from(part).with_context(|| format!("{place}: {part} values in one operation"))?;
+    /// Sends `outgoing[r]` to every other rank r and receives `incoming[r]` from it. Non-blocking messages are polled: the
+    /// thread sleeps between polls instead of burning a core that computes, and a peer that is gone is noticed at the
+    /// deadline. Whatever goes wrong ends the job here: MPI may still use the buffers.
+    fn exchange(&mut self, place: &Place, outgoing: &[&[f32]], incoming: &mut [&mut [f32]]) {
+        let tag = (self.sequence % TAGS) as c_int;
+        self.sequence += 1;
+        let mut messages = Vec::with_capacity(2 * self.world_size);
+        for (peer, buffer) in incoming.iter_mut().enumerate().filter(|(peer, _)| *peer != self.rank) {
+            let to = buffer.as_mut_ptr();
+            messages.push(self.transfer(place, to, buffer.len(), peer, tag, true));
+        }
+        // Each rank begins with the next one, so that not all send to the same.
+        for peer in (1..self.world_size).map(|step| (self.rank + step) % self.world_size) {
+            let buffer = outgoing[peer];
+            self.bytes_sent += size_of_val(buffer) as u64;
+            messages.push(self.transfer(place, buffer.as_ptr().cast_mut(), buffer.len(), peer, tag, false));
+        }
+        self.complete(place, messages);
+    }
+
+    fn transfer(&self, place: &Place, buffer: *mut f32, len: usize, peer: usize, tag: c_int, arrives: bool) -> Message {
         let mpi = self.mpi;
-        let (mut request, mut done): (Handle, c_int) = (0, 0);
-        let (from, to) = (send.as_ptr().cast(), receive.as_mut_ptr().cast());
-        // SAFETY: both buffers hold `world_size` (or one) parts and stay borrowed until the request is complete; when the
-        // deadline passes the process ends, so that MPI never writes to freed memory.
-        let code = unsafe { exchange(from, part, mpi.float, to, part, mpi.float, mpi.world, &mut request) };
-        mpi.check(code, &place.to_string())?;
+        let start = if arrives { mpi.irecv } else { mpi.isend };
+        let mut request: Handle = 0;
+        let Ok(count) = c_int::try_from(len) else { self.end(place, &format!("{len} values in one message")) };
+        // SAFETY: the buffer holds `count` values and stays borrowed by `exchange` until the request is complete; on any
+        // failure the process ends, so that MPI never writes to freed memory.
+        let code = unsafe { start(buffer.cast(), count, mpi.float, peer as c_int, tag, mpi.world, &mut request) };
+        if let Err(error) = mpi.check(code, "message") {
+            self.end(place, &format!("{error}, with rank {peer}"));
+        }
+        Message { request, peer, arrives }
+    }
+
+    fn complete(&self, place: &Place, mut messages: Vec<Message>) {
         let started = Instant::now();
         let mut pause = Duration::from_micros(20);
         loop {
-            // SAFETY: the request is the one just started.
-            mpi.check(unsafe { (mpi.test)(&mut request, &mut done, mpi.status_ignore) }, &place.to_string())?;
-            if done != 0 {
-                return Ok(());
+            messages.retain_mut(|message| {
+                let mut done: c_int = 0;
+                // SAFETY: the request was started by `transfer` and is not complete.
+                let code = unsafe { (self.mpi.test)(&mut message.request, &mut done, self.mpi.status_ignore) };
+                if let Err(error) = self.mpi.check(code, "message") {
+                    self.end(place, &format!("{error}, with rank {}", message.peer));
+                }
+                done == 0
+            });
+            if messages.is_empty() {
+                return;
             }
             if started.elapsed() > self.timeout {
-                self.end_at_deadline(place, size_of_val(receive));
+                let silent = |arrives: bool| {
+                    let peers = messages.iter().filter(|message| message.arrives == arrives);
+                    peers.map(|message| message.peer).collect::<Vec<_>>()
+                };
+                let cause = format!(
+                    "did not complete within {} s: nothing came from ranks {:?}, nothing was taken by ranks {:?}: such a rank \
+                     is lost, stuck, or its link is cut (--collective_timeout_seconds sets the limit)",
+                    self.timeout.as_secs(),
+                    silent(true),
+                    silent(false)
+                );
+                self.end(place, &cause);
             }
             std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_micros(500));
+            pause = (pause * 2).min(Duration::from_micros(200));
         }
     }
 
-    fn end_at_deadline(&self, place: &Place, bytes: usize) -> ! {
-        eprintln!(
-            "error: rank {} of {}: {place} ({bytes} bytes) did not complete within {} s: another rank is lost or its link is \
-             cut; the run is ended (--collective_timeout_seconds sets the limit)",
-            self.rank,
-            self.world_size,
-            self.timeout.as_secs()
-        );
+    fn end(&self, place: &Place, cause: &str) -> ! {
+        eprintln!("error: rank {} of {}: {place}: {cause}; the run is ended", self.rank, self.world_size);
         abort_all()
-    }
-
-    /// Ends MPI after the last operation.
-    pub fn finish(self) -> Result<()> {
-        // SAFETY: no request is pending: every exchange above runs to completion.
-        self.mpi.check(unsafe { (self.mpi.finalize)() }, "MPI_Finalize")
     }
 }
 
@@ -267,16 +317,51 @@ impl Collective for MpiRank {
         self.world_size
     }
 
-    fn all_to_all(&mut self, place: &Place, send: Vec<f32>, receive: &mut [f32]) -> Result<Vec<f32>> {
-        let part = send.len() / self.world_size;
-        self.exchange(place, self.mpi.ialltoall, &send, part, receive)?;
-        Ok(send)
+    fn reduce_scatter(&mut self, place: &Place, parts: &[usize], flat: Vec<f32>, own: &mut [f32]) -> Result<Vec<f32>> {
+        let (rank, world_size) = (self.rank, self.world_size);
+        let mut start = 0;
+        for (&part, (of_flat, of_own)) in parts.iter().zip(owned_stretches(parts, world_size, rank)) {
+            let outgoing: Vec<&[f32]> = flat[start..start + part * world_size].chunks_exact(part).collect();
+            start += part * world_size;
+            let mut scratch = std::mem::take(&mut self.scratch);
+            scratch.resize(scratch.len().max(part * world_size), 0.0);
+            let mut incoming: Vec<&mut [f32]> = scratch.chunks_exact_mut(part).take(world_size).collect();
+            self.exchange(place, &outgoing, &mut incoming);
+            let mut sources: Vec<&[f32]> = incoming.into_iter().map(|part| &*part).collect();
+            sources[rank] = &flat[of_flat];
+            add_in_rank_order(&mut own[of_own], &sources);
+            self.scratch = scratch;
+        }
+        Ok(flat)
     }
 
-    fn all_gather(&mut self, place: &Place, own: Vec<f32>, full: &mut [f32]) -> Result<Vec<f32>> {
-        self.exchange(place, self.mpi.iallgather, &own, own.len(), full)?;
+    fn all_gather(&mut self, place: &Place, parts: &[usize], own: Vec<f32>, full: &mut [f32]) -> Result<Vec<f32>> {
+        let (rank, world_size) = (self.rank, self.world_size);
+        let mut rest = full;
+        for (&part, (_, of_own)) in parts.iter().zip(owned_stretches(parts, world_size, rank)) {
+            let (bucket, after) = std::mem::take(&mut rest).split_at_mut(part * world_size);
+            rest = after;
+            let mut incoming: Vec<&mut [f32]> = bucket.chunks_exact_mut(part).collect();
+            incoming[rank].copy_from_slice(&own[of_own.clone()]);
+            let outgoing = vec![&own[of_own]; world_size];
+            self.exchange(place, &outgoing, &mut incoming);
+        }
         Ok(own)
     }
+
+    fn bytes_sent(&self) -> u64 {
+        self.bytes_sent
+    }
+}
+
+/// Ends MPI after the last exchange; nothing, if it was never started.
+///
+/// # Errors
+/// What MPI says.
+pub fn finalize() -> Result<()> {
+    let Some(mpi) = MPI.get() else { return Ok(()) };
+    // SAFETY: no request is pending: every exchange runs to completion, and the exchanging thread has ended.
+    mpi.check(unsafe { (mpi.finalize)() }, "MPI_Finalize")
 }
 
 /// Without this a rank that panics leaves the others waiting until their deadline.

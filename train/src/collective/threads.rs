@@ -1,6 +1,6 @@
 //! Ranks as threads of one process: buffers are read where they are.
 
-use super::{Collective, Place};
+use super::{Collective, Place, add_in_rank_order, owned_stretches};
 use anyhow::{Result, anyhow, bail};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -80,12 +80,13 @@ pub struct ThreadRank {
     group: Arc<Group>,
     rank: usize,
     world_size: usize,
+    bytes_sent: u64,
 }
 
 impl ThreadRank {
     /// The only rank of a run by itself.
     pub fn alone() -> Self {
-        Self { group: Group::new(1, Duration::from_secs(3600)), rank: 0, world_size: 1 }
+        Self { group: Group::new(1, Duration::from_secs(3600)), rank: 0, world_size: 1, bytes_sent: 0 }
     }
 
     /// Ends the run of all ranks with a cause.
@@ -135,23 +136,31 @@ impl Collective for ThreadRank {
         self.world_size
     }
 
-    fn all_to_all(&mut self, place: &Place, send: Vec<f32>, receive: &mut [f32]) -> Result<Vec<f32>> {
-        let part = send.len() / self.world_size;
-        let rank = self.rank;
-        self.exchange(place, send, |all| {
-            for (from, part_of) in all.iter().zip(receive.chunks_exact_mut(part.max(1))) {
-                part_of.copy_from_slice(&from[rank * part..(rank + 1) * part]);
+    fn reduce_scatter(&mut self, place: &Place, parts: &[usize], flat: Vec<f32>, own: &mut [f32]) -> Result<Vec<f32>> {
+        let (rank, world_size) = (self.rank, self.world_size);
+        self.bytes_sent += ((world_size - 1) * parts.iter().sum::<usize>() * size_of::<f32>()) as u64;
+        self.exchange(place, flat, |all| {
+            for (of_flat, of_own) in owned_stretches(parts, world_size, rank) {
+                let sources: Vec<&[f32]> = all.iter().map(|flat| &flat[of_flat.clone()]).collect();
+                add_in_rank_order(&mut own[of_own], &sources);
             }
         })
     }
 
-    fn all_gather(&mut self, place: &Place, own: Vec<f32>, full: &mut [f32]) -> Result<Vec<f32>> {
-        let part = own.len();
+    fn all_gather(&mut self, place: &Place, parts: &[usize], own: Vec<f32>, full: &mut [f32]) -> Result<Vec<f32>> {
+        let world_size = self.world_size;
+        self.bytes_sent += ((world_size - 1) * size_of_val(&*own)) as u64;
         self.exchange(place, own, |all| {
-            for (from, part_of) in all.iter().zip(full.chunks_exact_mut(part.max(1))) {
-                part_of.copy_from_slice(from);
+            for (rank, own) in all.iter().enumerate() {
+                for (of_flat, of_own) in owned_stretches(parts, world_size, rank) {
+                    full[of_flat].copy_from_slice(&own[of_own]);
+                }
             }
         })
+    }
+
+    fn bytes_sent(&self) -> u64 {
+        self.bytes_sent
     }
 }
 
@@ -166,8 +175,10 @@ pub fn run<T: Send>(
         let handles: Vec<_> = (0..world_size)
             .map(|rank| {
                 let (group, rank_main) = (Arc::clone(&group), &rank_main);
-                scope.spawn(move || {
-                    let collective = ThreadRank { group: Arc::clone(&group), rank, world_size };
+                // Named, so that the message of a panic says which rank it was.
+                let thread = std::thread::Builder::new().name(format!("rank {rank}"));
+                thread.spawn_scoped(scope, move || {
+                    let collective = ThreadRank { group: Arc::clone(&group), rank, world_size, bytes_sent: 0 };
                     let result = catch_unwind(AssertUnwindSafe(|| rank_main(collective)))
                         .unwrap_or_else(|panic| Err(anyhow!("rank {rank} panicked: {}", panic_message(&*panic))));
                     if let Err(error) = &result {
@@ -180,7 +191,13 @@ pub fn run<T: Send>(
         handles
             .into_iter()
             .enumerate()
-            .map(|(rank, handle)| handle.join().unwrap_or_else(|_| Err(anyhow!("rank {rank} panicked"))))
+            .map(|(rank, handle)| match handle {
+                Ok(handle) => handle.join().unwrap_or_else(|_| Err(anyhow!("rank {rank} panicked"))),
+                Err(error) => {
+                    group.fail(format!("rank {rank} failed: its thread cannot be started: {error}"));
+                    Err(anyhow!("the thread of rank {rank} cannot be started: {error}"))
+                }
+            })
             .collect()
     })
 }
@@ -203,20 +220,22 @@ mod tests {
     fn parts_go_where_they_belong() {
         let results = run(3, Duration::from_secs(5), |mut rank| {
             let me = rank.rank() as f32;
-            let mut received = [0.0; 6];
+            let mut received = [0.0; 2];
             for round in 0..50 {
                 let send = (0..6).map(|i| me * 100.0 + i as f32 + round as f32).collect();
-                rank.all_to_all(&place("x"), send, &mut received)?;
+                received.fill(0.0);
+                rank.reduce_scatter(&place("x"), &[1, 1], send, &mut received)?;
             }
             let mut full = [0.0; 3];
-            let own = rank.all_gather(&place("y"), vec![me], &mut full)?;
-            Ok((received, full, own))
+            let own = rank.all_gather(&place("y"), &[1], vec![me], &mut full)?;
+            Ok((received, full, own, rank.bytes_sent()))
         });
         for (rank, result) in results.into_iter().enumerate() {
-            let (received, full, own) = result.expect("no rank fails");
-            let first = 2.0 * rank as f32 + 49.0;
-            let expected = [0.0, 1.0, 100.0, 101.0, 200.0, 201.0].map(|v| v + first);
-            assert_eq!((received, full, own), (expected, [0.0, 1.0, 2.0], vec![rank as f32]));
+            let (result, first) = (result.expect("no rank fails"), rank as f32);
+            // Two buckets of three parts of one value, summed over the ranks.
+            let expected = [first, first + 3.0].map(|value| 3.0 * (value + 49.0) + 300.0);
+            // 50 exchanges of two values and one of one, to two other ranks, 4 bytes each.
+            assert_eq!(result, (expected, [0.0, 1.0, 2.0], vec![first], (50 * 2 + 1) * 2 * 4));
         }
     }
 
@@ -224,7 +243,7 @@ mod tests {
     fn a_panic_ends_all_ranks_and_names_the_rank() {
         let results = run(3, Duration::from_secs(30), |mut rank| {
             assert!(rank.rank() != 1, "on purpose");
-            rank.all_gather(&place("x"), vec![0.0], &mut [0.0; 3])
+            rank.all_gather(&place("x"), &[1], vec![0.0], &mut [0.0; 3])
         });
         for result in results {
             let message = format!("{:#}", result.expect_err("all ranks end"));
@@ -238,7 +257,7 @@ mod tests {
             if rank.rank() == 1 {
                 std::thread::sleep(Duration::from_millis(300));
             }
-            rank.all_gather(&place("layers.3"), vec![0.0], &mut [0.0; 2])
+            rank.all_gather(&place("layers.3"), &[1], vec![0.0], &mut [0.0; 2])
         });
         let message = format!("{:#}", results[0].as_ref().expect_err("the deadline passes"));
         assert!(message.contains("[1]") && message.contains("layers.3") && message.contains("4 bytes"), "{message}");

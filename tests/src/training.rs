@@ -1,0 +1,168 @@
+//! What the tests of training share: the reference's job on the tiny model, under threads and under MPI, and its comparison
+//! with transformers' log and weights.
+
+use crate::tiny::read_tensors_at;
+use crate::{assert_norm_close, program, shared};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// Runs a program and demands success; its stderr is shown otherwise.
+pub fn succeed(command: &mut Command) -> Output {
+    let output = command.output().expect("the program starts");
+    assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// Runs a program and demands failure: what it wrote to stderr.
+pub fn fail(command: &mut Command) -> String {
+    let output = command.output().expect("the program starts");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{command:?} succeeded\n{stderr}");
+    stderr
+}
+
+/// Makes the reference's shards in `dir`.
+pub fn make_shards(dir: &Path) {
+    let (model, data) = (shared("fixtures/tiny/llava"), shared("data/coco224_tiny"));
+    let mut command = Command::new(program("preprocess"));
+    command.arg("shards").arg("--model").arg(model).arg("--data").arg(data).arg("--output").arg(dir);
+    succeed(&mut command);
+}
+
+/// The reference's shards, made once per run of the tests, in the target folder.
+pub fn shards() -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let make = || {
+        let folder = program("train").with_file_name("test-shards");
+        let _ = std::fs::remove_dir_all(&folder);
+        make_shards(&folder);
+        folder
+    };
+    FOLDER.get_or_init(make).clone()
+}
+
+/// How a global batch is divided.
+#[derive(Clone, Copy, Debug)]
+pub struct Split {
+    /// Ranks.
+    pub ranks: usize,
+    /// Rows of a micro-batch.
+    pub micro_batch: usize,
+    /// Micro-batches of a step, per rank.
+    pub accumulation: usize,
+}
+
+/// Arguments of the reference's job: file order, 8 steps.
+pub fn arguments(output: &Path, train_type: &str, split: Split, more: &[&str]) -> Vec<String> {
+    let (micro_batch, accumulation) = (split.micro_batch.to_string(), split.accumulation.to_string());
+    let (model, shards) = (shared("fixtures/tiny/llava"), shards());
+    let path = |path: &Path| path.display().to_string();
+    let mut arguments: Vec<String> = vec!["--model_name_or_path".into(), path(&model), "--data_path".into()];
+    arguments.extend([path(&shards), "--output_dir".into(), path(output)]);
+    let fixed = ["--train_type", train_type, "--per_device_train_batch_size", &micro_batch];
+    let batch = ["--gradient_accumulation_steps", &accumulation, "--learning_rate", "0.002", "--weight_decay", "0.01"];
+    let rest = ["--max_steps", "8", "--warmup_steps", "2", "--logging_steps", "1", "--shuffle", "false"];
+    arguments.extend(fixed.iter().chain(&batch).chain(&rest).map(|word| word.to_string()));
+    arguments.extend(["--save_strategy", "no"].map(String::from));
+    if train_type == "use_lora" {
+        let adapter = shared("fixtures/tiny/train_use_lora_init");
+        arguments.extend(["--init_adapter".into(), path(&adapter), "--lora_dropout".into(), "0".into()]);
+    }
+    arguments.extend(more.iter().map(|word| word.to_string()));
+    arguments
+}
+
+/// The job with ranks as threads.
+pub fn threads(output: &Path, train_type: &str, split: Split, more: &[&str]) -> Command {
+    let mut command = Command::new(program("train"));
+    command.args(arguments(output, train_type, split, more)).args(["--nproc", &split.ranks.to_string()]);
+    command
+}
+
+/// `mpiexec` beside the tests' Python, with its folder on the path; `None`, said on stdout, where there is none.
+pub fn mpiexec(ranks: usize) -> Option<Command> {
+    let mut command = Command::new(mpi_prefix()?.join("bin/mpiexec"));
+    command.env("PATH", with_mpi_on_path()?).args(["-n", &ranks.to_string()]);
+    Some(command)
+}
+
+/// Folder with `bin/mpiexec` and `lib/libmpi*`; `None`, said on stdout, where there is none.
+pub fn mpi_prefix() -> Option<PathBuf> {
+    let python = std::env::var_os("LLAVA_PYTHON").map(PathBuf::from);
+    let prefix = python.as_deref().and_then(Path::parent).and_then(Path::parent).map(Path::to_path_buf);
+    let found = prefix.filter(|prefix| prefix.join("bin/mpiexec").exists());
+    if found.is_none() {
+        println!("not run: no mpiexec beside LLAVA_PYTHON");
+    }
+    found
+}
+
+fn with_mpi_on_path() -> Option<std::ffi::OsString> {
+    let mut folders = vec![mpi_prefix()?.join("bin")];
+    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    std::env::join_paths(folders).ok()
+}
+
+/// The job with ranks as MPI processes.
+pub fn mpi(output: &Path, train_type: &str, split: Split, more: &[&str]) -> Option<Command> {
+    let mut command = mpiexec(split.ranks)?;
+    command.arg(program("train")).args(arguments(output, train_type, split, more));
+    Some(command)
+}
+
+/// The lines of a run's metrics.
+pub fn metrics(output: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(output.join("metrics.jsonl")).expect("metrics were written");
+    text.lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect()
+}
+
+/// A number of every logged step.
+pub fn column(lines: &[Value], key: &str) -> Vec<f64> {
+    lines.iter().map(|line| line[key].as_f64().unwrap_or_else(|| panic!("{key} is a number in {line}"))).collect()
+}
+
+/// The steps of the reference's log.
+pub fn reference_log(train_type: &str) -> Vec<Value> {
+    let file =
+        std::fs::read(shared(&format!("fixtures/tiny/train_{train_type}.json"))).expect("the reference is readable");
+    let reference: Value = serde_json::from_slice(&file).expect("the reference is JSON");
+    reference["steps_log"].as_array().expect("a list of steps").clone()
+}
+
+/// Largest relative difference of a number over all steps; fails above the tolerance, naming the step.
+pub fn compare(name: &str, key: &str, found: &[Value], expected: &[Value], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{name}: logged steps");
+    let mut largest = 0f64;
+    for (index, (a, b)) in column(found, key).into_iter().zip(column(expected, key)).enumerate() {
+        let difference = if a == b { 0.0 } else { (a - b).abs() / b.abs() };
+        assert!(difference <= tolerance, "{name}: step {}: {key} {a} where {b} is expected", index + 1);
+        largest = largest.max(difference);
+    }
+    println!("{name}: {key}: largest relative difference {largest:e} (tolerance {tolerance:e})");
+}
+
+/// Losses, gradient norms and learning rates of a run against transformers'.
+pub fn compare_log(name: &str, output: &Path, train_type: &str) {
+    let (found, expected) = (metrics(output), reference_log(train_type));
+    compare(name, "loss", &found, &expected, 1e-4);
+    compare(name, "grad_norm", &found, &expected, 1e-3);
+    compare(name, "learning_rate", &found, &expected, 0.0);
+}
+
+/// Every tensor of the reference's file against the same name in ours, relative to its own norm.
+pub fn compare_weights(name: &str, found: &Path, reference: &str) {
+    let found = read_tensors_at(found);
+    for (tensor, (expected, _)) in read_tensors_at(&shared(reference)) {
+        let (values, _) = found.get(&tensor).unwrap_or_else(|| panic!("{name}: no tensor {tensor}"));
+        assert_norm_close(&format!("{name}: {tensor}"), values, &expected, 1e-3);
+    }
+}
+
+/// Bytes of a run's final weights.
+pub fn final_weights(output: &Path) -> Vec<u8> {
+    let names = ["model.safetensors", "adapter_model.safetensors"];
+    let path = names.iter().map(|name| output.join(name)).find(|path| path.exists()).expect("final weights");
+    std::fs::read(path).expect("readable")
+}

@@ -1,0 +1,150 @@
+//! Values of the trained parameters: read where they are and changed in place, on the CPU without a copy.
+
+use crate::layout::{Layout, ParamSlot};
+use anyhow::{Result, anyhow};
+use burn::backend::Flex;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+use common::model::Llava;
+
+/// Shows the values of a block's parameters, one parameter after another.
+///
+/// # Errors
+/// A backend that cannot give its values as f32.
+pub fn read(model: &Llava, layout: &Layout, block: usize, look: impl FnMut(&ParamSlot, &[f32])) -> Result<()> {
+    let mut reader = Reader { layout, block, look, error: None };
+    model.visit(&mut reader);
+    reader.error.map_or(Ok(()), Err)
+}
+
+/// Lets `change` change the values of the parameters of one block, or of all. A parameter whose values somebody else holds
+/// too (a checkpoint that is being written) gets values of its own; theirs do not change.
+pub fn edit(
+    model: &mut Llava,
+    layout: &Layout,
+    block: Option<usize>,
+    change: impl FnMut(usize, &ParamSlot, &mut [f32]),
+) {
+    replace(model, |model| model.map(&mut Editor { layout, block, change }));
+}
+
+/// Puts the values of a block's parameters, one after another, into the model.
+pub fn set(model: &mut Llava, layout: &Layout, block: usize, flat: &[f32]) {
+    edit(model, layout, Some(block), |_, slot, values| values.copy_from_slice(&flat[slot.offset..][..slot.len]));
+}
+
+/// What `rank` owns of a block's values, padding included.
+///
+/// # Errors
+/// As [`read`].
+pub fn owned(model: &Llava, layout: &Layout, block: usize) -> Result<Vec<f32>> {
+    let of_block = &layout.blocks[block];
+    let mut own = vec![0.0; of_block.partition_len()];
+    read(model, layout, block, |slot, values| {
+        for (range, start) in of_block.owned_ranges(slot, layout.rank) {
+            own[start..start + range.len()].copy_from_slice(&values[range]);
+        }
+    })?;
+    Ok(own)
+}
+
+/// Values of the whole model, trained or not.
+pub fn count(model: &Llava) -> usize {
+    model.num_params()
+}
+
+/// Changes a model by a function that takes and gives it whole: handles of its tensors must not be duplicated on the way,
+/// or every change in place would become a copy.
+fn replace(model: &mut Llava, change: impl FnOnce(Llava) -> Llava) {
+    struct AbortUnlessDone;
+    impl Drop for AbortUnlessDone {
+        fn drop(&mut self) {
+            std::process::abort();
+        }
+    }
+    let guard = AbortUnlessDone;
+    // SAFETY: the model is moved out and another one is moved in; nobody sees the place in between, for it is borrowed
+    // exclusively, and a panic of `change` ends the process.
+    unsafe { std::ptr::write(model, change(std::ptr::read(model))) };
+    std::mem::forget(guard);
+}
+
+struct Reader<'a, F> {
+    layout: &'a Layout,
+    block: usize,
+    look: F,
+    error: Option<anyhow::Error>,
+}
+
+impl<F: FnMut(&ParamSlot, &[f32])> ModuleVisitor for Reader<'_, F> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let found = self.layout.find(param.id);
+        let Some((_, slot)) = found.filter(|(block, _)| *block == self.block) else { return };
+        let tensor = plain(param.val());
+        let looked = if is_cpu(&tensor.device()) {
+            match tensor.try_into_primitive::<Flex>() {
+                Ok(primitive) => primitive.as_slice::<f32>().map(|values| (self.look)(slot, values)).is_some(),
+                Err(_) => false,
+            }
+        } else {
+            let data = tensor.into_data();
+            data.as_slice::<f32>().map(|values| (self.look)(slot, values)).is_ok()
+        };
+        if !looked {
+            self.error.get_or_insert_with(|| anyhow!("the values of {} are not f32 in one piece", slot.name));
+        }
+    }
+}
+
+struct Editor<'a, F> {
+    layout: &'a Layout,
+    block: Option<usize>,
+    change: F,
+}
+
+impl<F: FnMut(usize, &ParamSlot, &mut [f32])> ModuleMapper for Editor<'_, F> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.layout.find(param.id) {
+            Some((block, slot)) if self.block.is_none_or(|wanted| wanted == block) => {
+                edit_param(param, |values| (self.change)(block, slot, values))
+            }
+            _ => param,
+        }
+    }
+}
+
+/// Changes a parameter's values: in place on the CPU, through a copy elsewhere.
+fn edit_param<const D: usize>(param: Param<Tensor<D>>, change: impl FnOnce(&mut [f32])) -> Param<Tensor<D>> {
+    let (id, tensor, mapper) = param.consume();
+    let (trained, device) = (tensor.is_require_grad(), tensor.device());
+    let tensor = plain(tensor);
+    let tensor = if is_cpu(&device) { edit_in_place(tensor, change) } else { edit_copy(tensor, change) };
+    let tensor = if device.is_autodiff() { Tensor::from_inner(tensor) } else { tensor };
+    Param::from_mapped_value(id, tensor.set_require_grad(trained), mapper)
+}
+
+/// Without autodiff.
+fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.device().is_autodiff() { tensor.inner() } else { tensor }
+}
+
+fn is_cpu(device: &Device) -> bool {
+    device.clone().inner() == common::device::cpu()
+}
+
+fn edit_in_place<const D: usize>(tensor: Tensor<D>, change: impl FnOnce(&mut [f32])) -> Tensor<D> {
+    match tensor.try_into_primitive::<Flex>() {
+        Ok(mut primitive) => {
+            change(primitive.storage_mut::<f32>());
+            Tensor::from_primitive::<Flex>(primitive)
+        }
+        Err(error) => unreachable!("a tensor of the CPU device is a tensor of its backend: {error:?}"),
+    }
+}
+
+fn edit_copy<const D: usize>(tensor: Tensor<D>, change: impl FnOnce(&mut [f32])) -> Tensor<D> {
+    let (shape, device) = (tensor.dims(), tensor.device());
+    let mut values: Vec<f32> = tensor.into_data().iter::<f32>().collect();
+    change(&mut values);
+    Tensor::from_data(TensorData::new(values, shape), &device)
+}

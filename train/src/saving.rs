@@ -1,0 +1,129 @@
+//! Checkpoints beside the training: every rank writes its part on a thread of its own, and when all have told so, rank 0
+//! publishes the whole. Whatever goes wrong with a checkpoint is a warning; the run goes on and the ones before stay.
+
+use crate::checkpoint::{self, Manifest, PREFIX, Snapshot, WRITING};
+use crate::collective::background::Communicator;
+use crate::config::Config;
+use anyhow::{Result, anyhow};
+use common::files;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Writes checkpoints in the background, one at a time.
+pub struct Saver {
+    output_dir: PathBuf,
+    limit: usize,
+    writing: Option<Writing>,
+    publishing: Option<JoinHandle<()>>,
+    /// Time that training stood still for checkpoints since [`Self::take_stalled`].
+    stalled: Duration,
+}
+
+/// A checkpoint whose files are being written.
+struct Writing {
+    dir: PathBuf,
+    best: Option<String>,
+    started: Instant,
+    stalled: Duration,
+    thread: JoinHandle<Result<Manifest>>,
+}
+
+impl Saver {
+    /// For the checkpoints of a run.
+    pub fn new(config: &Config) -> Self {
+        let (output_dir, limit) = (config.output_dir.clone(), config.save_total_limit);
+        Self { output_dir, limit, writing: None, publishing: None, stalled: Duration::ZERO }
+    }
+
+    /// Begins a checkpoint; every rank does at the same step. One that is still being written is waited for.
+    ///
+    /// # Errors
+    /// A rank that failed or did not come.
+    pub fn start(&mut self, communicator: &mut Communicator, snapshot: Snapshot, since: Instant) -> Result<()> {
+        self.conclude(communicator)?;
+        let dir = self.output_dir.join(format!("{PREFIX}{}", snapshot.state.global_step));
+        let (temporary, best) = (checkpoint::hidden(&dir, WRITING), snapshot.state.best_model_checkpoint.clone());
+        let thread = std::thread::Builder::new().name(format!("rank {} saving", communicator.rank()));
+        let thread = thread.spawn(move || snapshot.write(&temporary))?;
+        let stalled = since.elapsed();
+        self.stalled += stalled;
+        self.writing = Some(Writing { dir, best, started: since, stalled, thread });
+        Ok(())
+    }
+
+    /// 1 when this rank has written its part and waits for the others, else 0: summed over the ranks once a step.
+    pub fn is_written(&self) -> f64 {
+        f64::from(self.writing.as_ref().is_some_and(|writing| writing.thread.is_finished()))
+    }
+
+    /// Time that training stood still since the last call.
+    pub fn take_stalled(&mut self) -> Duration {
+        std::mem::take(&mut self.stalled)
+    }
+
+    /// Ends the checkpoint that is being written, waiting if it is not done: published when every rank has written its part,
+    /// removed when one could not.
+    ///
+    /// # Errors
+    /// A rank that failed or did not come.
+    pub fn conclude(&mut self, communicator: &mut Communicator) -> Result<()> {
+        let Some(Writing { dir, best, started, stalled, thread }) = self.writing.take() else { return Ok(()) };
+        let since = Instant::now();
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let written = thread.join().unwrap_or_else(|_| Err(anyhow!("the thread that writes it panicked")));
+        let (rank, world_size) = (communicator.rank(), communicator.world_size());
+        let own_file = checkpoint::optimizer_file(rank, world_size);
+        // Zeros say that this rank has failed.
+        let hash: Option<[u8; 32]> =
+            written.as_ref().ok().and_then(|manifest| files::from_hex(manifest.get(&own_file)?)?.try_into().ok());
+        if let Err(error) = &written {
+            eprintln!("warning: rank {rank}: {name} could not be written: {error:#}");
+        }
+        let hashes = communicator.all_gather_hash("checkpoint", hash.unwrap_or_default())?;
+        self.stalled += since.elapsed();
+        if rank != 0 {
+            return Ok(());
+        }
+        self.finish_publishing();
+        let temporary = checkpoint::hidden(&dir, WRITING);
+        let failed: Vec<usize> = (0..world_size).filter(|&rank| hashes[rank] == [0; 32]).collect();
+        let (Ok(mut manifest), true) = (written, failed.is_empty()) else {
+            give_up(&temporary, &name, &format!("ranks {failed:?} could not write it"));
+            return Ok(());
+        };
+        let shards = hashes.iter().enumerate();
+        manifest.extend(
+            shards.map(|(rank, hash)| (checkpoint::optimizer_file(rank, world_size), files::hex(hash.as_slice()))),
+        );
+        let (output_dir, limit) = (self.output_dir.clone(), self.limit);
+        let stalled = stalled + since.elapsed();
+        let publish = move || match checkpoint::publish(&temporary, &dir, &manifest) {
+            Err(error) => give_up(&temporary, &name, &format!("{error:#}")),
+            Ok(()) => {
+                let (stalled, took) = (stalled.as_secs_f64(), started.elapsed().as_secs_f64());
+                eprintln!("{name} is saved: training stood still for {stalled:.2} of {took:.2} s");
+                let newest = checkpoint::step_of(&dir).unwrap_or(0);
+                if let Err(error) = checkpoint::prune(&output_dir, limit, newest, best.as_deref()) {
+                    eprintln!("warning: an old checkpoint stays: {error:#}");
+                }
+            }
+        };
+        self.publishing = Some(std::thread::Builder::new().name("publishing".to_string()).spawn(publish)?);
+        Ok(())
+    }
+
+    /// Waits until the last checkpoint has its name.
+    pub fn finish_publishing(&mut self) {
+        if let Some(thread) = self.publishing.take()
+            && thread.join().is_err()
+        {
+            eprintln!("warning: the thread that publishes checkpoints panicked");
+        }
+    }
+}
+
+fn give_up(temporary: &Path, name: &str, cause: &str) {
+    let _ = std::fs::remove_dir_all(temporary);
+    eprintln!("warning: {name} is not saved: {cause}; the checkpoints before it are untouched, and training goes on");
+}
