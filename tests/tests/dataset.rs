@@ -97,8 +97,13 @@ impl Dataset {
 
     /// `preprocess shards` into `output`, not started.
     pub fn command(&self, output: &Path, args: &[&str]) -> Command {
+        self.command_for(&llava(), output, args)
+    }
+
+    /// The same for another model.
+    pub fn command_for(&self, model: &Path, output: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(tests::program("preprocess"));
-        command.arg("shards").arg("--model").arg(llava()).arg("--data").arg(&self.data);
+        command.arg("shards").arg("--model").arg(model).arg("--data").arg(&self.data);
         command.arg("--output").arg(output).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

@@ -114,3 +114,69 @@ fn every_picture_equals_transformers() {
     assert!(different.is_empty(), "{}", different.join("\n"));
     assert_eq!(equal, paths.len(), "files that the script did not report");
 }
+
+/// Pictures that Pillow reads and we refuse.
+const REFUSED: [&str; 6] = ["F.tiff", "I.tiff", "LA.tiff", "LAB.tiff", "P.tiff", "YCbCr.tiff"];
+/// Pictures whose decoder gives other values than Pillow's, with the largest difference in levels of 0 to 255.
+const INEXACT: [(&str, f32); 1] = [("rgb-jpeg.tiff", 1.0)];
+
+/// Every mode of every format: colour types, depths, interlacing, transparency, sampling, scans, compressions, damage.
+#[test]
+fn pictures_in_every_mode_equal_transformers() {
+    let Some(mut python) = tests::python() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let photo =
+        fs::read_dir(shared("data/coco_tiny/images")).expect("listed").map(|entry| entry.expect("an entry").path());
+    let output = python.arg(tests::python_script("pictures.py")).arg(photo.min().expect("a photo")).arg(folder.path());
+    let output = output.output().expect("started");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let processor = ImageProcessor::new(112, 112, CLIP_MEAN, CLIP_STD);
+    let (mut equal, mut refused, mut wrong) = (0, 0, Vec::new());
+    let files = fs::read_dir(folder.path()).expect("listed").map(|entry| entry.expect("an entry").path());
+    let mut files: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|e| e != "values" && e != "error")).collect();
+    files.sort();
+    for path in &files {
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+        let beside = |ending: &str| fs::read(path.with_file_name(format!("{name}.{ending}"))).ok();
+        let found = processor.process(&fs::read(path).expect(name));
+        let expected = beside("values").map(|bytes| -> Vec<f32> {
+            bytes.chunks_exact(4).map(|v| f32::from_le_bytes([v[0], v[1], v[2], v[3]])).collect()
+        });
+        match (found, expected) {
+            (Err(error), None) => {
+                println!("{name}: {error} (Pillow: {})", String::from_utf8_lossy(&beside("error").expect("a message")));
+                refused += 1;
+            }
+            (Err(error), Some(_)) => match REFUSED.contains(&name) {
+                true => println!("{name}: refused on purpose: {error}"),
+                false => wrong.push(format!("{name}: {error}; Pillow reads it")),
+            },
+            (Ok(_), None) => wrong.push(format!("{name}: read; Pillow refuses it")),
+            (Ok(image), Some(expected)) => {
+                let mut values = vec![0f32; image.codes.len()];
+                processor.normalize_into(&image.codes, &mut values);
+                let levels = |(index, (a, b)): (usize, (&f32, &f32))| {
+                    (a - b).abs() * CLIP_STD[index / (112 * 112)] as f32 * 255.0
+                };
+                let largest = values.iter().zip(&expected).enumerate().map(levels).fold(0f32, f32::max);
+                let allowed = INEXACT.iter().find(|(inexact, _)| *inexact == name).map_or(0.0, |(_, levels)| *levels);
+                let bits = values.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                equal += usize::from(bits);
+                if !bits {
+                    let share =
+                        values.iter().zip(&expected).filter(|(a, b)| a != b).count() as f32 / values.len() as f32;
+                    println!(
+                        "{name}: at most {largest} levels, {:.1} % of the values (allowed {allowed})",
+                        100.0 * share
+                    );
+                }
+                if !bits && largest.round() > allowed {
+                    wrong.push(format!("{name}: differs by up to {largest} levels"));
+                }
+            }
+        }
+    }
+    println!("{} pictures: {equal} equal to the bit, {refused} refused as Pillow does", files.len());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

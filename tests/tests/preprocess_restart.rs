@@ -143,16 +143,62 @@ fn another_input_or_option_is_refused_by_name() {
         assert!(refused.stderr.contains(&format!("{name} was")), "{option}: {}", refused.stderr);
     }
     assert_eq!(run(&ARGS).code, Some(0), "the folder is as it was");
-    let again = [question("<image>"), answered("A dog.")];
-    dataset.write(&json!([{"id": "new", "image": "absent.jpg", "conversations": again}]));
-    let refused = run(&ARGS);
-    assert_eq!(refused.code, Some(1));
-    assert!(refused.stderr.contains("chat_json.sha256 was"), "{}", refused.stderr);
     let foreign = tempfile::tempdir().expect("a temporary folder");
     std::fs::write(foreign.path().join("thesis.tex"), "").expect("written");
     let refused = dataset.run_into(foreign.path(), &ARGS);
     assert_eq!(refused.code, Some(1));
     assert!(refused.stderr.contains("thesis.tex"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_changed_input_or_model_is_refused_by_name() {
+    let dataset = dataset(1);
+    std::fs::copy(tests::shared("data/coco224_tiny/images.zip"), dataset.data().join("images.zip")).expect("copied");
+    let output = tempfile::tempdir().expect("a temporary folder");
+    assert_eq!(dataset.run_into(output.path(), &ARGS).code, Some(0));
+    let refused = |model: Option<&Path>, difference: &str| {
+        let model = model.map_or_else(crate::dataset::llava, Path::to_path_buf);
+        let run = dataset.command_for(&model, output.path(), &ARGS).output().expect("started");
+        let stderr = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert_eq!(run.status.code(), Some(1), "{difference}: {stderr}");
+        assert!(stderr.contains(difference), "{difference:?} is missing in {stderr}");
+        println!("{stderr}");
+    };
+    for (file, from, to, difference) in [
+        ("preprocessor_config.json", "0.48145466", "0.5", "metadata.image_mean[0] was 0.48145466, is 0.5"),
+        ("chat_template.jinja", "<|im_start|>", "<|im_start|> ", "metadata.chat_template_sha256 was"),
+        (
+            "tokenizer_config.json",
+            "\"eos_token\": \"<|im_end|>\"",
+            "\"eos_token\": \"<|endoftext|>\"",
+            "eos_token_ids[0] was",
+        ),
+    ] {
+        let model = tempfile::tempdir().expect("a temporary folder");
+        for entry in std::fs::read_dir(crate::dataset::llava()).expect("listed") {
+            let source = entry.expect("an entry").path();
+            std::fs::copy(&source, model.path().join(source.file_name().expect("a name"))).expect("copied");
+        }
+        let text = std::fs::read_to_string(model.path().join(file)).expect("read");
+        assert!(text.contains(from), "{file} has no {from}");
+        std::fs::remove_file(model.path().join(file)).expect("removed");
+        std::fs::write(model.path().join(file), text.replacen(from, to, 1)).expect("written");
+        refused(Some(model.path()), difference);
+    }
+    let image =
+        dataset.data().join("images").join(reference_rows("data/coco224_tiny")[0]["image"].as_str().expect("a name"));
+    let bytes = std::fs::read(&image).expect("read");
+    std::fs::remove_file(&image).expect("removed");
+    refused(None, "image_files.found was");
+    std::fs::write(&image, &bytes[1..]).expect("written");
+    refused(None, "image_files.bytes was");
+    std::fs::write(&image, bytes).expect("written");
+    assert_eq!(dataset.run_into(output.path(), &ARGS).code, Some(0), "as it was");
+    std::fs::copy(tests::shared("data/coco_tiny/images.zip"), dataset.data().join("images.zip")).expect("copied");
+    refused(None, "images[2] was \"images.zip (");
+    let again = [question("<image>"), answered("A dog.")];
+    dataset.write(&json!([{"id": "new", "image": "absent.jpg", "conversations": again}]));
+    refused(None, "chat_json.sha256 was");
 }
 
 #[test]

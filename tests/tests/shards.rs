@@ -1,7 +1,6 @@
 //! `preprocess shards` against the reference: ids, labels, pixels, verdicts, and who can read the result.
 
 use crate::dataset::{Dataset, Output, answered, llava, question};
-use common::IGNORE_INDEX;
 use common::chat::ChatProcessor;
 use common::image_processor::ImageProcessor;
 use common::shard::{Row, ShardIndex, ShardSet, Split};
@@ -83,45 +82,6 @@ fn write_zip64(images: &Path, path: &Path) {
         add(&name, &std::fs::read(entry.path()).expect("read"));
     }
     archive.finish().expect("finished").flush().expect("flushed");
-}
-
-#[test]
-fn several_turns_several_images_and_no_image() {
-    let dataset = Dataset::new();
-    let images: Vec<String> = dataset.copy_images("data/coco224_tiny", 2);
-    let system = json!({"from": "system", "value": "Be brief."});
-    dataset.write(&json!([
-        {"id": "turns", "image": images[0],
-         "conversations": [question("<image>\nWhat?"), answered("A cat."), question("Why?"), answered("It sleeps.")]},
-        {"id": "two", "image": images,
-         "conversations": [question("<image> and <image>"), answered("Two.")]},
-        {"id": 3, "conversations": [system, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
-    ]));
-    let output = dataset.shards(&["--system-prompt", "You are terse."]);
-    let rows = rows(output.path(), Split::Train);
-    let chat = ChatProcessor::from_dir(&llava()).expect("a tokenizer");
-    let pair = |question: &str, answer: &str| (question.to_owned(), answer.to_owned());
-    let expected = [
-        (
-            "turns",
-            1,
-            chat.encode_sample("You are terse.", &[pair("<image>\nWhat?", "A cat."), pair("Why?", "It sleeps.")]),
-        ),
-        ("two", 2, chat.encode_sample("You are terse.", &[pair("<image> and <image>", "Two.")])),
-        ("3", 0, chat.encode_sample("Be brief.", &[pair("Hi", "Hello")])),
-    ];
-    let processor = ImageProcessor::from_dir(&llava()).expect("a processor");
-    let values = 3 * processor.crop_size * processor.crop_size;
-    for (row, (id, images, tokens)) in rows.iter().zip(expected) {
-        let tokens = tokens.expect("tokens");
-        assert_eq!((row.id.as_str(), row.images.len()), (id, images));
-        assert_eq!((&row.input_ids, &row.labels), (&tokens.input_ids, &tokens.labels), "{id}");
-        assert_eq!(row.pixel_values.len(), images * values);
-    }
-    assert_eq!(rows.len(), 3);
-    assert_eq!(rows[0].pixel_values[..], rows[1].pixel_values[..values], "the same image in both rows");
-    let answers = rows[0].labels.windows(2).filter(|pair| pair[0] == IGNORE_INDEX && pair[1] != IGNORE_INDEX).count();
-    assert_eq!(answers, 2, "both answers of the first row are supervised");
 }
 
 #[test]
@@ -273,19 +233,4 @@ fn another_models_shards_are_refused() {
     processor.sha256 = "0".repeat(64);
     let error = set.metadata().check(&chat, &processor).expect_err("refused").to_string();
     assert!(error.contains("image processor"), "{error}");
-}
-
-#[test]
-fn python_turns_a_row_into_transformers_pixel_values() {
-    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../common/src/shard/mod.rs");
-    for format in ["predicted", "u8"] {
-        let Some(mut python) = tests::python() else { return };
-        let output = Dataset::shared("data/coco224_tiny").shards(&["--pixels", format]);
-        let shard = output.path().join("shard-00000.parquet");
-        let script = tests::python_script("read_shard.py");
-        let images = tests::shared("data/coco224_tiny/images");
-        let run = python.args([&script, &shard, &llava(), &images, &document]).output().expect("python runs");
-        println!("{format}: {}", String::from_utf8_lossy(&run.stdout));
-        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    }
 }

@@ -40,6 +40,15 @@ enum Images {
     Several(Vec<String>),
 }
 
+impl Images {
+    fn into_names(self) -> Vec<String> {
+        match self {
+            Self::One(name) => vec![name],
+            Self::Several(names) => names,
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Turn {
     #[serde(alias = "role")]
@@ -67,6 +76,15 @@ impl RowNames {
     }
 }
 
+/// The names in a row's `image`, whatever the rest of the row is.
+pub fn image_names(json: &str) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Named {
+        image: Images,
+    }
+    serde_json::from_str::<Named>(json).map(|named| named.image.into_names()).unwrap_or_default()
+}
+
 fn text_of(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -85,11 +103,7 @@ pub fn read(json: &str, place: (u64, u64)) -> Result<Conversation, Refusal> {
         let what = what.rsplit_once(" at line ").map_or(what.as_str(), |(what, _)| what);
         Refusal::new(Cause::BadRow, format!("chat.json line {line}, column {column}: {what}"))
     })?;
-    let images = match record.image {
-        None => Vec::new(),
-        Some(Images::One(image)) => vec![image],
-        Some(Images::Several(images)) => images,
-    };
+    let images = record.image.map(Images::into_names).unwrap_or_default();
     let (system, turns) = pair_turns(record.conversations.unwrap_or_default())?;
     check_markers(&turns, system.as_deref(), images.len())?;
     Ok(Conversation { images, system, turns })
@@ -221,5 +235,7 @@ mod tests {
         assert!(refusal.detail.contains("line 8"), "{}", refusal.detail);
         assert_eq!(RowNames::of("{\"id\": 12, \"image\": [\"a\", \"b\"]}").image.as_deref(), Some("a, b"));
         assert_eq!(RowNames::of("oops"), RowNames::default());
+        assert_eq!(image_names("{\"image\": [\"a\", \"b\"], \"conversations\": 3}"), ["a", "b"]);
+        assert!(image_names("{\"image\": 3}").is_empty() && image_names("oops").is_empty());
     }
 }

@@ -23,7 +23,7 @@ use common::shard::{PixelFormat, ShardMetadata};
 use images::ImageSources;
 use ledger::ShardLedger;
 use pipeline::{Job, rows_of_shard};
-use plan::{ChatJson, ModelFacts, Plan};
+use plan::{Input, ModelFacts, Plan};
 use sample::RowProcessor;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -34,8 +34,8 @@ pub fn run(args: &Args) -> Result<String> {
     let model = Model::read(&args.model)?;
     let images = ImageSources::find(&args.data)?;
     let chat_json = args.data.join("chat.json");
-    let scanned = ChatJson::scan(&chat_json)?;
-    let plan = Plan::new(args, scanned, images.describe(), model.facts(args.pixels));
+    let input = Input::scan(&chat_json, &images, args.limit.unwrap_or(usize::MAX), args.workers())?;
+    let plan = Plan::new(args, input, images.describe(), model.facts(args.pixels));
     ensure!(plan.rows() > 0, "{}: no rows, expected a list of conversations", chat_json.display());
     plan.record(&args.output)?;
     let lock = PartLock::take(&args.output, args.part)?;
@@ -100,6 +100,7 @@ impl Model {
     fn facts(&self, pixels: PixelFormat) -> ModelFacts {
         ModelFacts {
             metadata: ShardMetadata::new(&self.chat, &self.image_processor, pixels),
+            eos_token_ids: self.chat.eos_token_ids.clone(),
             image_seq_length: self.config.image_seq_length(),
             max_position_embeddings: self.config.text.max_position_embeddings,
         }

@@ -1,4 +1,5 @@
-//! One reader → workers → one writer, in order, with a bounded number of row groups between them.
+//! One reader → workers → one writer → one publisher, in order, with a bounded number of row groups between them. The
+//! publisher waits for the disk, so that the others need not.
 //!
 //! Which rows go where is a function of their number alone: shard `k` covers rows `k·R … (k+1)·R`, a row group an equal
 //! stretch of those, and each holds what was accepted of them. So nothing depends on workers, parts or restarts.
@@ -69,16 +70,25 @@ impl Job<'_> {
         let (to_workers, tasks) = bounded::<Task>(AHEAD);
         let (to_writer, pending) = bounded::<Pending>(self.workers + AHEAD);
         std::thread::scope(|scope| {
-            let reader = scope.spawn(move || self.read(&to_workers, &to_writer));
+            // Named, so that `top -H` shows who is busy.
+            let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+            let reader = named("reader").spawn_scoped(scope, move || self.read(&to_workers, &to_writer))?;
             for _ in 0..self.workers {
                 let tasks = tasks.clone();
-                scope.spawn(move || self.work(&tasks));
+                named("worker").spawn_scoped(scope, move || self.work(&tasks))?;
             }
             drop(tasks);
+            let (to_publisher, finished) = bounded::<OpenShard>(0);
+            let publish = move || finished.into_iter().try_for_each(|shard| shard.finish(self.output));
+            let publisher = named("publisher").spawn_scoped(scope, publish)?;
             // The writer consumes `pending`: when it fails, the reader's next send fails, and the workers run dry.
-            let written = self.write(pending, progress);
-            let read = reader.join().unwrap_or_else(|_| Err(anyhow!("the reader stopped unexpectedly")));
-            written.and(read)
+            let written = self.write(pending, &to_publisher, progress);
+            drop(to_publisher);
+            let stopped = |who: &str| Err(anyhow!("the {who} stopped unexpectedly"));
+            let published = publisher.join().unwrap_or_else(|_| stopped("publisher"));
+            let read = reader.join().unwrap_or_else(|_| stopped("reader"));
+            // The publisher's reason first: where it stops, the writer only finds nobody there.
+            published.and(written).and(read)
         })
     }
 
@@ -147,7 +157,12 @@ impl Job<'_> {
         }
     }
 
-    fn write(&self, pending: Receiver<Pending>, progress: &mut Progress) -> Result<()> {
+    fn write(
+        &self,
+        pending: Receiver<Pending>,
+        to_publisher: &Sender<OpenShard>,
+        progress: &mut Progress,
+    ) -> Result<()> {
         let plan = self.processor.plan;
         let mut open: Option<OpenShard> = None;
         for Pending { shard, made } in pending {
@@ -162,7 +177,7 @@ impl Job<'_> {
             };
             current.append(made, plan, self.output)?;
             if current.ledger.rows_in == rows_of_shard(plan, shard) {
-                current.finish(self.output)?;
+                to_publisher.send(current).map_err(|_| anyhow!("the publisher stopped"))?;
             } else {
                 open = Some(current);
             }

@@ -2,6 +2,9 @@
 
 use super::args::Args;
 use super::chat_json::for_each_row;
+use super::conversation::image_names;
+use super::images::ImageSources;
+use super::images::census::{self, ImageFiles};
 use anyhow::{Result, bail};
 use common::files::{self, HashingReader};
 use common::shard::ShardMetadata;
@@ -15,7 +18,7 @@ use std::path::Path;
 /// Name of the plan in the output folder.
 pub const PLAN_FILE: &str = "plan.json";
 /// Longest value that is printed in full when plans differ, characters.
-const PRINTED_VALUE: usize = 70;
+const PRINTED_VALUE: usize = 170;
 
 /// Everything that the output's bytes depend on. Workers, parts and `--strict` are not in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +29,10 @@ pub struct Plan {
     pub chat_json: ChatJson,
     /// Where images are taken from, in order.
     pub images: Vec<String>,
+    /// The files in folders that rows name.
+    pub image_files: ImageFiles,
+    /// Tokens that end an answer.
+    pub eos_token_ids: Vec<u32>,
     /// The model's processors and the pixel format.
     pub metadata: ShardMetadata,
     /// Features that an image becomes.
@@ -55,27 +62,44 @@ pub struct ChatJson {
     pub rows: usize,
 }
 
-impl ChatJson {
-    /// Reads the whole file once: a mistake in its last line is found before hours of work.
-    pub fn scan(path: &Path) -> CommonResult<Self> {
+/// Identity of the input.
+pub struct Input {
+    /// chat.json.
+    pub chat_json: ChatJson,
+    /// The files in folders that its rows name.
+    pub image_files: ImageFiles,
+}
+
+impl Input {
+    /// Reads chat.json once, whole: a mistake in its last line is found before hours of work. Meanwhile `threads` threads
+    /// look up the image files that its first `limit` rows name.
+    pub fn scan(path: &Path, images: &ImageSources, limit: usize, threads: usize) -> CommonResult<Self> {
         let mut reader = HashingReader::new(File::open(path).map_err(Error::io(path))?);
         let mut rows = 0;
-        for_each_row(path, &mut reader, |_| {
-            rows += 1;
-            ControlFlow::Continue(())
-        })?;
+        let (image_files, read) = census::take(images, threads, |census| {
+            for_each_row(path, &mut reader, |row| {
+                if row.number < limit {
+                    image_names(row.json.get()).into_iter().for_each(|name| census.name(name));
+                }
+                rows += 1;
+                ControlFlow::Continue(())
+            })
+        });
+        read?;
         let (sha256, bytes) = reader.finish();
-        Ok(Self { sha256, bytes, rows })
+        Ok(Self { chat_json: ChatJson { sha256, bytes, rows }, image_files })
     }
 }
 
 impl Plan {
     /// The plan of a command line.
-    pub fn new(args: &Args, chat_json: ChatJson, images: Vec<String>, model: ModelFacts) -> Self {
+    pub fn new(args: &Args, input: Input, images: Vec<String>, model: ModelFacts) -> Self {
         Self {
             program: concat!("preprocess ", env!("CARGO_PKG_VERSION")).to_owned(),
-            chat_json,
+            chat_json: input.chat_json,
             images,
+            image_files: input.image_files,
+            eos_token_ids: model.eos_token_ids,
             metadata: model.metadata,
             image_seq_length: model.image_seq_length,
             rows_per_shard: args.rows_per_shard,
@@ -150,6 +174,8 @@ impl Plan {
 pub struct ModelFacts {
     /// Its processors.
     pub metadata: ShardMetadata,
+    /// Tokens that end an answer.
+    pub eos_token_ids: Vec<u32>,
     /// Features that an image becomes.
     pub image_seq_length: usize,
     /// Longest position, tokens.
@@ -177,6 +203,11 @@ fn collect_differences(path: &str, recorded: &Value, now: &Value, differences: &
             for (key, value) in recorded {
                 let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                 collect_differences(&path, value, now.get(key).unwrap_or(&Value::Null), differences);
+            }
+        }
+        (Value::Array(recorded), Value::Array(now)) if recorded.len() == now.len() => {
+            for (index, (recorded, now)) in recorded.iter().zip(now).enumerate() {
+                collect_differences(&format!("{path}[{index}]"), recorded, now, differences);
             }
         }
         _ if recorded == now => {}

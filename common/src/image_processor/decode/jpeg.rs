@@ -1,6 +1,6 @@
 //! JPEG through libjpeg (mozjpeg's), set up as Pillow sets it up, so that pixels and verdicts are Pillow's.
 
-use super::{Layout, Raster, check_size, convert};
+use super::{Layout, Raster, check_plausible, check_size, convert, make_room};
 use crate::image_processor::ImageError;
 use mozjpeg_sys::*;
 use std::ffi::{c_int, c_long};
@@ -44,7 +44,7 @@ struct Decoder<'a> {
     error: Box<jpeg_error_mgr>,
     source: Box<jpeg_source_mgr>,
     progress: Box<jpeg_progress_mgr>,
-    bytes: std::marker::PhantomData<&'a [u8]>,
+    bytes: &'a [u8],
 }
 
 impl<'a> Decoder<'a> {
@@ -72,7 +72,7 @@ impl<'a> Decoder<'a> {
             error: Box::new(error),
             source: Box::new(source),
             progress: Box::new(progress),
-            bytes: std::marker::PhantomData,
+            bytes,
         };
         // SAFETY: the boxes outlive the decompressor, which `drop` destroys first, and do not move; `bytes` lives for 'a.
         unsafe {
@@ -95,6 +95,9 @@ impl<'a> Decoder<'a> {
         }
         let (width, height) = (self.info.image_width as usize, self.info.image_height as usize);
         check_size(width as u64, height as u64)?;
+        // Huffman codes: at least one bit a block of 8 × 8 pixels.
+        check_plausible(width as u64, height as u64, self.bytes.len(), (width * height / 512) as u64)
+            .or_else(|refused| if is_arithmetic(self.bytes) { Ok(()) } else { Err(refused) })?;
         let (color_space, channels) = match self.info.num_components {
             1 => (J_COLOR_SPACE::JCS_GRAYSCALE, 1),
             3 => (J_COLOR_SPACE::JCS_RGB, 3),
@@ -106,7 +109,7 @@ impl<'a> Decoder<'a> {
         if unsafe { jpeg_start_decompress(&mut self.info) } == 0 {
             return Err(ends_early("coefficients"));
         }
-        samples.resize(width * height * channels, 0);
+        make_room(samples, width * height * channels);
         self.read_rows(samples, width * channels, height)?;
         // SAFETY: as above. A file that stops right after its last row is complete enough, for Pillow too.
         unsafe { jpeg_finish_decompress(&mut self.info) };
@@ -148,6 +151,11 @@ impl Drop for Decoder<'_> {
 }
 
 const JPEG_HEADER_OK: c_int = 1;
+
+/// Whether the frame may be coded arithmetically (SOF9 to SOF15), which has no least size.
+fn is_arithmetic(bytes: &[u8]) -> bool {
+    bytes.array_windows().any(|&[first, second]| first == 0xFF && matches!(second, 0xC9..=0xCB | 0xCD..=0xCF))
+}
 
 fn ends_early(place: &str) -> ImageError {
     ImageError::Damaged(format!("the file ends inside its {place}"))

@@ -13,6 +13,9 @@ use sniff::Format;
 /// Pixels from which Pillow raises `DecompressionBombError`: twice its `MAX_IMAGE_PIXELS`.
 pub const MAX_PIXELS: u64 = 2 * 89_478_485;
 
+/// Pixels from which a header is doubted: beyond what cameras make of a scene, far below [`MAX_PIXELS`].
+const DOUBTED_PIXELS: u64 = 16 << 20;
+
 /// What a decoder left in the sample buffer: `[height, width, channels]`, 8 bits a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raster {
@@ -70,6 +73,29 @@ fn check_size(width: u64, height: u64) -> Result<(), ImageError> {
         return Err(ImageError::TooLarge { width, height, limit: MAX_PIXELS });
     }
     Ok(())
+}
+
+/// Refuses a large image whose file is too short to hold it, before anything is allocated for it.
+///
+/// `least_bytes` is what the format needs for that many pixels at its very best.
+/// # Differs
+/// Pillow takes the memory first, and accepts JPEGs that end early if an end marker says so; up to [`DOUBTED_PIXELS`] so do we.
+fn check_plausible(width: u64, height: u64, bytes: usize, least_bytes: u64) -> Result<(), ImageError> {
+    if width * height > DOUBTED_PIXELS && (bytes as u64) < least_bytes {
+        return Err(damaged(format!("{bytes} bytes cannot hold {width}×{height} pixels")));
+    }
+    Ok(())
+}
+
+/// Makes `samples` hold `size` samples, to be overwritten.
+///
+/// Large room is taken fresh: the system hands out pages as rows arrive, and none for rows that never do.
+fn make_room(samples: &mut Vec<u8>, size: usize) {
+    if size > samples.capacity() && size > super::KEPT_BYTES {
+        *samples = vec![0; size];
+    } else {
+        samples.resize(size, 0);
+    }
 }
 
 fn damaged(error: impl std::fmt::Display) -> ImageError {

@@ -1,6 +1,6 @@
 //! WebP, BMP and TIFF through the image crate.
 
-use super::{Layout, Raster, check_size, convert, damaged};
+use super::{Layout, Raster, check_size, convert, damaged, make_room};
 use crate::image_processor::ImageError;
 use image::codecs::{bmp::BmpDecoder, tiff::TiffDecoder, webp::WebPDecoder};
 use image::{ColorType, ImageDecoder, Limits};
@@ -16,13 +16,30 @@ pub fn webp(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
 
 /// BMP of any depth.
 pub fn bmp(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
-    read(BmpDecoder::new(Cursor::new(bytes)).map_err(damaged)?, samples)
+    let raster = read(BmpDecoder::new(Cursor::new(bytes)).map_err(damaged)?, samples)?;
+    let number = |at: usize| bytes.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+    let bits = number(28).map(|number| number & 0xFFFF);
+    if bits == Some(16) && raster.layout == Layout::Rgb {
+        // Masks are there with compression 3 only; a green one of six bits is the one other layout than 5-5-5.
+        let six_bit_green = number(30) == Some(3) && number(58) == Some(0x07E0);
+        let tables = [31, if six_bit_green { 63 } else { 31 }, 31].map(truncating_table);
+        for pixel in samples.chunks_exact_mut(3) {
+            pixel.iter_mut().zip(&tables).for_each(|(sample, table)| *sample = table[usize::from(*sample)]);
+        }
+    }
+    Ok(raster)
+}
+
+/// From samples of 0 to `largest` that were rounded to 8 bits to the same truncated, as Pillow's `Unpack.c` does.
+fn truncating_table(largest: usize) -> [u8; 256] {
+    std::array::from_fn(|rounded| ((rounded * largest + 127) / 255 * 255 / largest) as u8)
 }
 
 /// TIFF: the first page.
 ///
 /// # Differs
-/// From Pillow for JPEG-compressed pages (another decoder: up to 14 levels at a fifth of the values).
+/// From Pillow for JPEG-compressed pages (another decoder: up to 14 levels at a fifth of the values), and refuses palettes,
+/// gray with alpha, YCbCr without JPEG, CIELab, and samples of 32 bits.
 pub fn tiff(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
     read(TiffDecoder::new(Cursor::new(bytes)).map_err(damaged)?, samples)
 }
@@ -36,7 +53,7 @@ fn read(mut decoder: impl ImageDecoder, samples: &mut Vec<u8>) -> Result<Raster,
     let color = decoder.color_type();
     let size = usize::try_from(decoder.total_bytes()).map_err(damaged)?;
     samples.clear();
-    samples.resize(size, 0);
+    make_room(samples, size);
     decoder.read_image(samples).map_err(damaged)?;
     let layout = to_rgb(samples, color)?;
     Ok(Raster { width: width as usize, height: height as usize, layout })

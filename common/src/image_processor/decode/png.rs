@@ -1,6 +1,6 @@
 //! PNG: all colour types, depths and interlacing, transparency over white.
 
-use super::{Layout, Raster, check_size, convert, damaged};
+use super::{Layout, Raster, check_plausible, check_size, convert, damaged, make_room};
 use crate::image_processor::ImageError;
 use png::{BitDepth, ColorType, DecodeOptions, Decoder, Info};
 use std::io::Cursor;
@@ -8,25 +8,58 @@ use std::io::Cursor;
 /// Bytes that a decoder may take for anything but pixels (Pillow's limit on text chunks).
 const METADATA_BYTES: usize = 64 << 20;
 
+/// More than deflate can ever shrink anything (1,032).
+const DEFLATE_RATIO: u64 = 1100;
+
+/// Ends every PNG.
+const END_CHUNK: [u8; 12] = [0, 0, 0, 0, b'I', b'E', b'N', b'D', 0xAE, 0x42, 0x60, 0x82];
+
 /// Decodes into `samples`.
 ///
 /// # Errors
-/// `Damaged` for broken chunks, checksums and data that ends early.
+/// `Damaged` for broken chunks, checksums and data that ends early. A file that lacks only what follows the image data is whole.
 /// # Source
 /// Pillow `PngImagePlugin.py` (`_MODES`, `chunk_tRNS`) and transformers `convert_to_rgb`.
 pub fn decode(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
+    decode_whole(bytes, samples).or_else(|error| match after_image_data(bytes) {
+        Some(end) if matches!(error, ImageError::Damaged(_)) && !bytes[end..].starts_with(&END_CHUNK) => {
+            decode_whole(&[&bytes[..end], &END_CHUNK].concat(), samples).map_err(|_| error)
+        }
+        _ => Err(error),
+    })
+}
+
+/// Where the last complete chunk of image data ends.
+fn after_image_data(bytes: &[u8]) -> Option<usize> {
+    let (mut position, mut end) = (8, None);
+    while let Some((length, kind)) =
+        bytes.get(position..).and_then(|chunk| Some((chunk.first_chunk()?, chunk.get(4..8)?)))
+    {
+        position = position.checked_add(u32::from_be_bytes(*length) as usize)?.checked_add(12)?;
+        if kind == b"IDAT" && position <= bytes.len() {
+            end = Some(position);
+        }
+    }
+    end
+}
+
+fn decode_whole(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
     let mut options = DecodeOptions::default();
     options.set_ignore_text_chunk(true);
     options.set_ignore_iccp_chunk(true);
+    options.set_skip_ancillary_crc_failures(false);
     let mut decoder = Decoder::new_with_options(Cursor::new(bytes), options);
     decoder.set_limits(png::Limits { bytes: METADATA_BYTES });
     let header = decoder.read_header_info().map_err(damaged)?;
     let (width, height) = (header.width as usize, header.height as usize);
     check_size(width as u64, height as u64)?;
+    let bits = width as u64 * height as u64 * (header.bit_depth as u64 * header.color_type.samples() as u64);
+    check_plausible(width as u64, height as u64, bytes.len(), bits / 8 / DEFLATE_RATIO)?;
     let mut reader = decoder.read_info().map_err(damaged)?;
     let size = reader.output_buffer_size().ok_or_else(|| damaged("row length overflows"))?;
+    // Interlaced rows of small samples are or-ed into what is there.
     samples.clear();
-    samples.resize(size, 0);
+    make_room(samples, size);
     let frame = reader.next_frame(samples).map_err(damaged)?;
     if (frame.width as usize, frame.height as usize) != (width, height) {
         return Err(damaged("the first frame of the animation is smaller than the image"));
@@ -76,12 +109,12 @@ fn to_rgb(samples: &mut Vec<u8>, width: usize, info: &Info) -> Layout {
     }
 }
 
-/// Palette colours with their alpha already over white. Entries that the file lacks are a gray ramp, as Pillow's are.
+/// Palette colours with their alpha already over white. Entries that the file lacks are black, as Pillow's are.
 struct Palette([[u8; 3]; 256]);
 
 impl Palette {
     fn new(colors: &[u8], alphas: &[u8]) -> Self {
-        let mut palette: [[u8; 3]; 256] = std::array::from_fn(|index| [index as u8; 3]);
+        let mut palette = [[0; 3]; 256];
         for (entry, color) in palette.iter_mut().zip(colors.chunks_exact(3)) {
             entry.copy_from_slice(color);
         }
@@ -130,11 +163,11 @@ fn gray(samples: &mut [u8], depth: BitDepth, transparent: Option<&[u8]>) -> Layo
     Layout::Gray
 }
 
-/// Gray of 16 bits: clipped by `convert("RGB")`, but by its high byte where transparency sends it through `RGBA`.
+/// Gray of 16 bits: clipped, and where it is transparent compared with the low byte of the key, as Pillow does.
 fn gray16(samples: &mut Vec<u8>, transparent: Option<&[u8]>) -> Layout {
     let values = samples.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
     *samples = match transparent {
-        Some(&[_, key]) => values.map(|value| whiten_gray((value >> 8) as u8, key)).collect(),
+        Some(&[_, key]) => values.map(|value| whiten_gray(convert::clip_gray16(value), key)).collect(),
         _ => values.map(convert::clip_gray16).collect(),
     };
     Layout::Gray

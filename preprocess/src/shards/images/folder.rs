@@ -21,6 +21,11 @@ impl Folder {
         self.path.is_dir()
     }
 
+    /// Size of a file, bytes; `None` if it is not here.
+    pub(super) fn file_size(&self, name: &str) -> Option<u64> {
+        std::fs::metadata(self.path.join(name)).ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len())
+    }
+
     /// Bytes of a file; `None` if it is not here.
     pub(super) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, Refusal> {
         let path = self.path.join(name);

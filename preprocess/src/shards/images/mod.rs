@@ -1,5 +1,6 @@
 //! Where a dataset's images are: folders and a zip file, read in place.
 
+pub mod census;
 mod folder;
 mod zip;
 
@@ -40,10 +41,15 @@ impl ImageSources {
         folders.chain(self.zip.iter().map(ZipFile::describe)).collect()
     }
 
+    /// Size of an image's file in a folder, bytes; `None` if it is not in one.
+    pub fn file_size(&self, name: &str) -> Option<u64> {
+        let mut folders = self.folders.iter().filter(|_| is_inside(name));
+        folders.find_map(|folder| folder.file_size(name))
+    }
+
     /// Bytes of an image file.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, Refusal> {
-        let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-        if name.is_empty() || !inside || name.contains('\0') {
+        if !is_inside(name) {
             let detail = format!("{name:?} is not a file name inside the data folder");
             return Err(Refusal::new(Cause::MissingImage, detail));
         }
@@ -58,6 +64,14 @@ impl ImageSources {
         let places = self.describe().join(", ");
         Err(Refusal::new(Cause::MissingImage, format!("{name} is in none of {places}")))
     }
+}
+
+/// A file name that cannot lead out of the data folder.
+fn is_inside(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    !name.is_empty()
+        && !name.contains('\0')
+        && parts.all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
 fn too_many_bytes(name: &str, bytes: u64) -> Refusal {

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Preprocessing side by side with the Python way (transformers + datasets, both image backends): same rows, same machine, same run.
+#
+#   LLAVA_PYTHON=PYTHON tests/bench/preprocess.sh [REPEAT]     every row of coco224_main REPEAT times (default 10)
+#
+# PYTHON needs ../shared/reference/requirements.txt (tests/requirements.txt and `datasets`).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cargo build --release -q -p preprocess --bins --examples
+exec "${LLAVA_PYTHON:-python3}" tests/bench/preprocess.py "${CARGO_TARGET_DIR:-target}/release" ../shared "${1:-10}"
