@@ -65,6 +65,11 @@ pub fn is_model_file(name: &str) -> bool {
     is_part || [CONFIG_FILE, WEIGHTS_FILE, WEIGHTS_INDEX_FILE].contains(&name) || PROCESSOR_FILES.contains(&name)
 }
 
+/// A file of an adapter directory.
+pub fn is_adapter_file(name: &str) -> bool {
+    [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE].contains(&name)
+}
+
 /// `model-00001-of-00003.safetensors`; `number` counts from 1.
 pub fn weights_part(number: usize, parts: usize) -> String {
     format!("model-{number:05}-of-{parts:05}.safetensors")

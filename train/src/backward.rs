@@ -55,6 +55,7 @@ pub fn forward_backward(
     let device = pass.model.device();
     let mut context = TextContext::new(&pass.config.text, &batch.seq_lens, &device);
     context.dropout = pass.dropout.clone();
+    let plain = context.inner();
 
     begin(pass.model, Block::TokenEmbeddings)?;
     let merged = pass.merge(batch, vision.as_ref().map(|vision| leaf(vision.projected.clone())));
@@ -63,7 +64,9 @@ pub fn forward_backward(
     for index in 0..pass.model.language_model.model.layers.len() {
         begin(pass.model, Block::TextLayer(index))?;
         let layer = &pass.model.language_model.model.layers[index];
-        let step = pass.forward_block(hidden, |input| layer.forward(input, index, &context));
+        let step = pass.forward_block(hidden, layer, |layer, input, has_graph| {
+            layer.forward(input, index, if has_graph { &context } else { &plain })
+        });
         hidden = leaf(step.1);
         steps.push(step.0);
     }
@@ -156,8 +159,8 @@ impl Pass<'_> {
         for index in 0..self.config.computed_vision_layers() {
             begin(self.model, Block::VisionLayer(index))?;
             let layer = &self.model.vision_tower.vision_model.encoder.layers[index];
-            let (step, output) =
-                self.forward_block(states[index].clone(), |input| layer.forward(input, index, &context));
+            let (step, output) = self
+                .forward_block(states[index].clone(), layer, |layer, input, _| layer.forward(input, index, &context));
             layers.push(step);
             states.push(as_state(output, index + 1));
         }
@@ -182,13 +185,18 @@ impl Pass<'_> {
     }
 
     /// Runs a block on its input; keeps the graph, or only the input when it is to be recomputed.
-    fn forward_block(&self, input: Tensor<2>, forward: impl Fn(Tensor<2>) -> Tensor<2>) -> (Step, Tensor<2>) {
-        let output = forward(input.clone());
+    fn forward_block<M: Module>(
+        &self,
+        input: Tensor<2>,
+        block: &M,
+        forward: impl Fn(&M, Tensor<2>, bool) -> Tensor<2>,
+    ) -> (Step, Tensor<2>) {
         if self.recompute {
-            // The graph of `output` dies here with it; the values are what the next block needs.
-            let values = output.detach();
-            return (Step { input, output: None }, values);
+            // Without autodiff: a graph that nobody walks would be kept until the next backward step.
+            let values = forward(&block.valid(), input.clone().inner(), false);
+            return (Step { input, output: None }, Tensor::from_inner(values));
         }
+        let output = forward(block, input.clone(), true);
         (Step { input, output: Some(output.clone()) }, output)
     }
 

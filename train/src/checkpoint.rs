@@ -5,7 +5,7 @@
 
 use crate::config::Config;
 use crate::layout::Layout;
-use crate::metrics::StepMetrics;
+use crate::metrics::LogEntry;
 use crate::order::Cursor;
 use crate::parameters;
 use crate::setup::Trainee;
@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use common::checkpoint::{TensorSource, copy_processor_files, from_f32, model_tensors, write_file, write_tensors};
 use common::config::WeightDtype;
 use common::model::Llava;
-use common::{adapter, files, json};
+use common::{adapter, files, json, names};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,11 +49,20 @@ pub struct TrainerState {
     /// Steps between checkpoints.
     pub save_steps: usize,
     /// Log lines so far.
-    pub log_history: Vec<StepMetrics>,
+    pub log_history: Vec<LogEntry>,
     /// Lowest evaluation loss.
     pub best_metric: Option<f64>,
-    /// Checkpoint with it.
+    /// Step with it.
+    #[serde(default)]
+    pub best_global_step: Option<u64>,
+    /// Evaluations since then.
+    #[serde(default)]
+    pub evaluations_without_improvement: usize,
+    /// The checkpoint with the lowest evaluation loss.
     pub best_model_checkpoint: Option<String>,
+    /// Its evaluation loss: higher than `best_metric` if that step has no checkpoint.
+    #[serde(default)]
+    pub best_checkpoint_metric: Option<f64>,
     /// Always true: rank 0 writes this file.
     pub is_world_process_zero: bool,
     /// Tokens trained on, all ranks.
@@ -260,6 +269,28 @@ pub fn tidy(output_dir: &Path) -> Result<()> {
             }
             Some((_, WRITING | REPLACED)) => std::fs::remove_dir_all(&path).with_context(context)?,
             _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The folder of a step's checkpoint.
+pub fn dir_of(output_dir: &Path, step: u64) -> PathBuf {
+    output_dir.join(format!("{PREFIX}{step}"))
+}
+
+/// Copies a checkpoint's model (or adapter) files, and nothing else of it.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn copy_weights(checkpoint: &Path, dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(checkpoint).with_context(|| checkpoint.display().to_string())? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| names::is_model_file(name) || names::is_adapter_file(name)) {
+            let temporary = dir.join(format!(".{}.copy", name.to_string_lossy()));
+            std::fs::copy(entry.path(), &temporary).with_context(|| temporary.display().to_string())?;
+            files::publish(&temporary, &dir.join(&name))?;
         }
     }
     Ok(())

@@ -1,6 +1,8 @@
 //! Every setting of a run: one struct is the command line, the recipe's `[train]` table and the record kept with the run.
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, ValueEnum};
+use common::model::lora::LoraConfig;
 use common::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -92,13 +94,13 @@ pub enum ReportTo {
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Model directory to start from (a complete LLaVA, as `preprocess model` writes).
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = any_path())]
     pub model_name_or_path: PathBuf,
     /// Shards to train on (as `preprocess shards` writes).
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = any_path())]
     pub data_path: PathBuf,
     /// Folder of the run: checkpoints, metrics and the final model or adapter.
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = any_path())]
     pub output_dir: PathBuf,
     /// Which parts are trained.
     #[arg(long, value_enum, default_value_t = TrainType::UseLora)]
@@ -218,6 +220,9 @@ pub struct Config {
     /// Steps between evaluations; 0: `logging_steps`.
     #[arg(long, default_value_t = 0)]
     pub eval_steps: usize,
+    /// Sample captions at every evaluation: of the first so many validation rows. They go to `captions-<step>.jsonl`.
+    #[arg(long, default_value_t = 4)]
+    pub eval_captions: usize,
     /// Put the weights with the lowest evaluation loss into `output_dir` at the end.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
     pub load_best_model_at_end: bool,
@@ -257,6 +262,11 @@ pub struct Config {
     /// Where to compute: `cpu`.
     #[arg(long, default_value = "cpu")]
     pub device: String,
+}
+
+/// A path that may be empty: whether one is needed depends on the recipe, which is read later.
+fn any_path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// Booleans as the Hugging Face command line takes them (`True`, `false`, `1`, …).
@@ -347,11 +357,43 @@ impl Config {
             let place = "load_best_model_at_end / early_stopping_patience";
             return Err(Error::invalid(place, "eval_strategy no", "steps or epoch", "give --eval_strategy"));
         }
-        if self.load_best_model_at_end && self.save_strategy != self.eval_strategy {
+        self.require_saved_best()
+    }
+
+    /// The best model can only be loaded if it was saved.
+    fn require_saved_best(&self) -> Result<()> {
+        if !self.load_best_model_at_end {
+            return Ok(());
+        }
+        let place = "load_best_model_at_end";
+        if self.save_strategy != self.eval_strategy {
+            let found = format!("save_strategy {:?}, eval_strategy {:?}", self.save_strategy, self.eval_strategy);
             let remedy = "give --save_strategy and --eval_strategy the same value";
-            return Err(Error::invalid("load_best_model_at_end", "different strategies", "equal ones", remedy));
+            return Err(Error::invalid(place, found, "equal strategies", remedy));
+        }
+        let eval_steps = self.resolved_eval_steps();
+        if self.eval_strategy == Strategy::Steps && !self.save_steps.is_multiple_of(eval_steps) {
+            let found = format!("save_steps {}, eval_steps {eval_steps}", self.save_steps);
+            let remedy = "make --save_steps a multiple of --eval_steps";
+            return Err(Error::invalid(place, found, "an evaluation whenever a checkpoint is written", remedy));
         }
         Ok(())
+    }
+
+    /// Steps between evaluations.
+    pub fn resolved_eval_steps(&self) -> usize {
+        if self.eval_steps > 0 { self.eval_steps } else { self.logging_steps }
+    }
+
+    /// The LoRA settings.
+    pub fn lora(&self) -> LoraConfig {
+        LoraConfig {
+            r: self.lora_r,
+            lora_alpha: self.lora_alpha,
+            lora_dropout: self.lora_dropout,
+            target_modules: self.lora_target_modules.clone(),
+            lora_vision: self.lora_vision,
+        }
     }
 
     /// Rows of a global batch with `world_size` ranks.

@@ -1,30 +1,68 @@
 //! `train`: trains a LLaVA on shards.
 
-use anyhow::Result;
-use clap::{CommandFactory, FromArgMatches, Parser};
+use anyhow::{Context, Result};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use train::collective::launch::run_ranks;
+use train::collective::launch;
 use train::config::Config;
-use train::{recipe, trainer};
+use train::plan::{self, PlanArgs};
+use train::recipe;
+use train::signals::{StopRequest, resume_command};
+use train::trainer::{self, Finished};
 
 /// Train a LLaVA on shards that `preprocess shards` made, under ZeRO-2.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Args)]
+struct Settings {
     /// Recipe (TOML): its [train] table sets options; flags win over it.
     recipe: Option<PathBuf>,
     #[command(flatten)]
     config: Config,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    /// Say what a run will do and need, from configuration files alone: parameters, steps, memory, disk, and whether it fits
+    /// this machine. Takes train's options.
+    Plan(PlanCli),
+}
+
+#[derive(Args)]
+struct PlanCli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    plan: PlanArgs,
+}
+
 fn main() -> ExitCode {
-    let matches =
-        Cli::command().args_override_self(true).get_matches_from(common::args::with_dashes(std::env::args_os()));
-    let outcome = Cli::from_arg_matches(&matches).map_err(anyhow::Error::from).and_then(|cli| {
-        let config = recipe::resolve(cli.config, &matches, cli.recipe.as_deref())?;
-        run(&config)
+    let args = common::args::with_dashes(std::env::args_os());
+    let command = Cli::command().args_override_self(true).mut_subcommand("plan", |plan| plan.args_override_self(true));
+    let matches = match command.try_get_matches_from(&args) {
+        Ok(matches) => matches,
+        Err(error) => return wrong_usage(&error),
+    };
+    let outcome = Cli::from_arg_matches(&matches).map_err(anyhow::Error::from).and_then(|cli| match cli.command {
+        Some(Command::Plan(PlanCli { settings: Settings { recipe, config }, plan })) => {
+            let matches = matches.subcommand_matches("plan").context("the matches of plan")?;
+            plan::run(&recipe::merge(config, matches, recipe.as_deref())?, &plan, recipe.as_deref()).map(Some)
+        }
+        None => {
+            let Settings { recipe, config } = cli.settings;
+            run(&recipe::resolve(config, &matches, recipe.as_deref())?, args)
+        }
     });
     match outcome {
         Ok(report) => {
@@ -38,13 +76,38 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Config) -> Result<Option<String>> {
+/// clap's message; an unknown option names the nearest known one.
+fn wrong_usage(error: &clap::Error) -> ExitCode {
+    let unknown = match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(option))) => option,
+        _ => error.exit(),
+    };
+    let command = Cli::command();
+    let plan = command.find_subcommand("plan").into_iter().flat_map(clap::Command::get_arguments);
+    let known = command.get_arguments().chain(plan).filter_map(clap::Arg::get_long_and_visible_aliases).flatten();
+    let name = unknown.trim_start_matches('-').split('=').next().unwrap_or_default();
+    let nearest = recipe::nearest(name, known).replace('-', "_");
+    eprintln!("error: unknown option --{}: did you mean --{nearest}? (train --help lists all)", name.replace('-', "_"));
+    ExitCode::from(2)
+}
+
+fn run(config: &Config, args: Vec<OsString>) -> Result<Option<String>> {
     let device = common::device::cpu_autodiff();
+    let stop_request = StopRequest::listen().context("listening to SIGINT and SIGTERM")?;
     let timeout = Duration::from_secs(config.collective_timeout_seconds);
-    let state = run_ranks(config.nproc, timeout, |collective| trainer::run(config, collective, &device))?;
+    let Finished { state, stopped_in } =
+        launch::run_ranks(config.nproc, timeout, |rank| trainer::run(config, rank, &device, &stop_request))?;
     if !state.is_world_process_zero {
         return Ok(None);
     }
-    let loss = state.log_history.last().map_or(f64::NAN, |metrics| metrics.loss);
-    Ok(Some(format!("{} steps, last loss {loss:.4}, in {}", state.global_step, config.output_dir.display())))
+    let (step, max_steps) = (state.global_step, state.max_steps);
+    let loss = state.log_history.iter().rev().find_map(|entry| entry.loss()).unwrap_or(f64::NAN);
+    Ok(Some(match stopped_in {
+        None => format!("{step} steps, last loss {loss:.4}, in {}", config.output_dir.display()),
+        Some(checkpoint) => format!(
+            "stopped as asked at step {step} of {max_steps}, saved in {}; go on with\n{}",
+            checkpoint.display(),
+            resume_command(args, launch::launched_processes())
+        ),
+    }))
 }

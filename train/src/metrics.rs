@@ -47,6 +47,45 @@ pub struct StepMetrics {
     pub skipped_steps: u64,
 }
 
+/// What an evaluation found, as a line of its own. Named as transformers names it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalMetrics {
+    /// Finished optimizer updates.
+    pub step: u64,
+    /// Passes over the data, with fraction.
+    pub epoch: f64,
+    /// Sum of the loss ÷ supervised tokens, over all validation rows.
+    pub eval_loss: f64,
+    /// Supervised tokens of the validation rows.
+    pub eval_supervised_tokens: u64,
+    /// Validation rows.
+    pub eval_samples: u64,
+    /// Seconds, without sample captions.
+    pub eval_runtime: f64,
+    /// Rows per second, all ranks.
+    pub eval_samples_per_second: f64,
+}
+
+/// A line of the log: transformers' `log_history` mixes both kinds too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LogEntry {
+    /// Of training steps.
+    Steps(StepMetrics),
+    /// Of an evaluation.
+    Evaluation(EvalMetrics),
+}
+
+impl LogEntry {
+    /// The training loss, if it is a line of training steps.
+    pub fn loss(&self) -> Option<f64> {
+        match self {
+            Self::Steps(metrics) => Some(metrics.loss),
+            Self::Evaluation(_) => None,
+        }
+    }
+}
+
 /// Appends lines. What cannot be written (a full disk) is kept and written with the next line.
 pub struct MetricsFile {
     file: File,
@@ -78,7 +117,7 @@ impl MetricsFile {
     ///
     /// # Errors
     /// What the operating system refuses; the line is tried again with the next one.
-    pub fn append(&mut self, metrics: &StepMetrics) -> Result<()> {
+    pub fn append(&mut self, metrics: &impl Serialize) -> Result<()> {
         self.unwritten += &(serde_json::to_string(metrics)? + "\n");
         self.flush()
     }

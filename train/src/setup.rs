@@ -43,13 +43,7 @@ pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> R
             Some(lora)
         }
         (TrainType::UseLora, None) => {
-            let lora = LoraConfig {
-                r: config.lora_r,
-                lora_alpha: config.lora_alpha,
-                lora_dropout: config.lora_dropout,
-                target_modules: config.lora_target_modules.clone(),
-                lora_vision: config.lora_vision,
-            };
+            let lora = config.lora();
             lora.validate()?;
             lora::attach(&mut model, &lora, config.seed, device);
             Some(lora)

@@ -9,21 +9,30 @@ use common::model::Llava;
 use common::names::{self, Block};
 use std::collections::BTreeMap;
 
-/// Whether a parameter is trained. One that cannot receive a gradient (vision layers after the selected one, the tower's
-/// last norm) never is.
+/// Whether a parameter is trained: the train type covers it, and a gradient can reach it.
 pub fn is_trained(name: &str, train_type: TrainType, config: &LlavaConfig) -> bool {
+    is_covered(name, train_type) && receives_gradient(name, config)
+}
+
+/// Whether a train type is meant to train a parameter.
+pub fn is_covered(name: &str, train_type: TrainType) -> bool {
     let Some(block) = names::block(name) else { return false };
-    match block {
-        Block::VisionPostNorm => return false,
-        Block::VisionLayer(layer) if layer >= config.computed_vision_layers() => return false,
-        _ => {}
-    }
-    let is_vision = matches!(block, Block::VisionEmbeddings | Block::VisionLayer(_));
+    let is_vision = matches!(block, Block::VisionEmbeddings | Block::VisionLayer(_) | Block::VisionPostNorm);
     match train_type {
         TrainType::None => true,
         TrainType::FreezeVision => !is_vision,
         TrainType::Projector => block == Block::Projector,
         TrainType::UseLora => block == Block::Projector || names::is_lora(name),
+    }
+}
+
+/// Whether a parameter can receive a gradient at all: vision layers after the selected one and the tower's last norm are not
+/// computed.
+pub fn receives_gradient(name: &str, config: &LlavaConfig) -> bool {
+    match names::block(name) {
+        None | Some(Block::VisionPostNorm) => false,
+        Some(Block::VisionLayer(layer)) => layer < config.computed_vision_layers(),
+        Some(_) => true,
     }
 }
 

@@ -8,20 +8,24 @@ use crate::collective::background::{Communicator, Traffic};
 use crate::config::{Config, LossNormalization, Strategy};
 use crate::layout::Layout;
 use crate::loader::{Loader, MicroBatch, Source};
-use crate::metrics::{MetricsFile, StepMetrics, peak_rss_mb};
+use crate::metrics::{StepMetrics, peak_rss_mb};
 use crate::order::{BatchPlan, Cursor, mix};
 use crate::parameters;
+use crate::progress::Shown;
 use crate::resume;
 use crate::saving::Saver;
 use crate::schedule::Schedule;
 use crate::setup::{self, Trainee};
+use crate::signals::StopRequest;
 use crate::trainable;
+use crate::watch::{self, Watch};
 use crate::zero::{Memory, Partitions};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use common::model::dropout::LoraDropout;
 use common::shard::Split;
 use std::cell::RefCell;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,6 +44,16 @@ pub struct Trainer<'a> {
     schedule: Schedule,
     state: TrainerState,
     skipped_in_a_row: u64,
+    stop_request: StopRequest,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// Where it stands.
+    pub state: TrainerState,
+    /// The checkpoint that it was saved in, if it was asked to stop before its end.
+    pub stopped_in: Option<PathBuf>,
 }
 
 /// Sums over the ranks of what one step found.
@@ -55,6 +69,8 @@ struct StepSums {
     mean_loss: f64,
     /// Ranks that have written their part of the checkpoint.
     written: f64,
+    /// Ranks that were asked to stop after this step.
+    stop_requests: f64,
 }
 
 /// What a step has to say for itself.
@@ -70,7 +86,12 @@ struct StepReport {
 ///
 /// # Errors
 /// Whatever stops the run; nothing that was saved before is lost.
-pub fn run(config: &Config, collective: Box<dyn Collective>, device: &Device) -> Result<TrainerState> {
+pub fn run(
+    config: &Config,
+    collective: Box<dyn Collective>,
+    device: &Device,
+    stop_request: &StopRequest,
+) -> Result<Finished> {
     let mut communicator = Communicator::start(collective)?;
     let (rank, world_size) = (communicator.rank(), communicator.world_size());
     let shards = Arc::new(setup::shards(config, Split::Train)?);
@@ -132,6 +153,7 @@ pub fn run(config: &Config, collective: Box<dyn Collective>, device: &Device) ->
         describe_memory(config, &trainee, &layout);
     }
     let (schedule, saver) = (Schedule::new(config, max_steps), Saver::new(config));
+    let watch = Watch::start(config, &trainee, &state, rank, world_size)?;
     let trainer = Trainer {
         config,
         communicator,
@@ -143,8 +165,9 @@ pub fn run(config: &Config, collective: Box<dyn Collective>, device: &Device) ->
         schedule,
         state,
         skipped_in_a_row: 0,
+        stop_request: stop_request.clone(),
     };
-    trainer.train(loader)
+    trainer.train(loader, watch)
 }
 
 fn describe_memory(config: &Config, trainee: &Trainee, layout: &Layout) {
@@ -179,23 +202,28 @@ fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &Traine
 }
 
 impl Trainer<'_> {
-    /// The loop: next batch → forward and backward → reduce and clip → update → log → save.
-    fn train(mut self, mut loader: Loader) -> Result<TrainerState> {
-        let path = self.config.metrics.clone().unwrap_or_else(|| self.config.output_dir.join("metrics.jsonl"));
-        let is_first = self.layout.rank == 0;
-        let metrics = if is_first { Some(MetricsFile::open(&path, self.state.global_step)?) } else { None };
-        let mut log = Log { metrics, since: Instant::now(), waited: Duration::ZERO, steps: Vec::new() };
+    /// The loop: next batch → forward and backward → reduce and clip → update → log → evaluate → save.
+    fn train(mut self, mut loader: Loader, mut watch: Watch<'_>) -> Result<Finished> {
+        let mut log = Log { since: Instant::now(), waited: Duration::ZERO, steps: Vec::new() };
         while self.state.global_step < self.state.max_steps {
             let (micro_batches, next) = self.next_batch(&mut loader)?;
             let sums = self.forward_backward(&micro_batches)?;
             let sums = self.reduce(sums)?;
             let report = self.clip_and_update(sums, &micro_batches)?;
             self.advance(next, &report);
+            watch.step(&self.shown(&report));
             log.add(report, loader.waited);
-            self.log(&mut log)?;
-            self.save_if_due(&sums)?;
+            self.log(&mut log, &mut watch)?;
+            let enough = self.evaluate_if_due(&mut log, &mut watch)?;
+            let saved = self.save_if_due(&sums)?;
+            if sums.stop_requests > 0.0 && self.state.global_step < self.state.max_steps {
+                return self.stop(saved, watch);
+            }
+            if enough {
+                break;
+            }
         }
-        self.finish(log)
+        self.finish(watch)
     }
 
     /// This rank's micro-batches of the next global batch, and the cursor after it.
@@ -297,10 +325,13 @@ impl Trainer<'_> {
             sums.micro_batches,
             sums.mean_loss,
             sums.written,
+            f64::from(u8::from(self.stop_request.is_set())),
         ];
         let values = self.communicator.all_reduce("step sums", values)?;
-        let [loss, squared_norm, supervised_tokens, tokens, samples, micro_batches, mean_loss, written] = values;
-        Ok(StepSums { loss, squared_norm, supervised_tokens, tokens, samples, micro_batches, mean_loss, written })
+        let [loss, squared_norm, supervised_tokens, tokens, samples, micro_batches, ..] = values;
+        let [.., mean_loss, written, stop_requests] = values;
+        let counts = StepSums { supervised_tokens, tokens, samples, micro_batches, written, stop_requests, ..sums };
+        Ok(StepSums { loss, squared_norm, mean_loss, ..counts })
     }
 
     /// Clips by the global norm and updates; a step whose loss or gradient is not finite is skipped.
@@ -363,31 +394,43 @@ impl Trainer<'_> {
         self.state.num_input_tokens_seen += report.sums.tokens as u64;
     }
 
-    fn log(&mut self, log: &mut Log) -> Result<()> {
+    fn shown(&self, report: &StepReport) -> Shown {
+        Shown {
+            step: self.state.global_step,
+            epoch: self.state.epoch,
+            loss: report.loss,
+            grad_norm: report.grad_norm,
+            learning_rate: report.learning_rate,
+            tokens: report.sums.tokens,
+        }
+    }
+
+    fn log(&mut self, log: &mut Log, watch: &mut Watch<'_>) -> Result<()> {
         let due = self.state.global_step.is_multiple_of(self.config.logging_steps as u64);
         let last = self.state.global_step == self.state.max_steps;
         if self.skipped_in_a_row > 0 || log.steps.is_empty() || !(due || last) {
             return Ok(());
         }
         let metrics = log.take(&self.state, self.saver.take_stalled());
-        if let Some(file) = &mut log.metrics {
-            if let Err(error) = file.append(&metrics) {
-                eprintln!("warning: step {}: {error:#}; the line is kept for the next time", metrics.step);
-            }
-            let StepMetrics { loss, grad_norm, learning_rate, tokens_per_second, step_seconds, .. } = metrics;
-            let remaining = step_seconds * (self.state.max_steps - self.state.global_step) as f64;
-            eprintln!(
-                "step {}/{}  loss {loss:.4}  grad_norm {grad_norm:.3}  lr {learning_rate:.3e}  {tokens_per_second:.0} tokens/s  \
-                 {remaining:.0} s left",
-                self.state.global_step, self.state.max_steps
-            );
-        }
-        self.state.log_history.push(metrics);
-        Ok(())
+        watch.log(&mut self.state, metrics)
     }
 
-    /// Begins a checkpoint when it is time, and publishes the one before when all ranks have written their part.
-    fn save_if_due(&mut self, sums: &StepSums) -> Result<()> {
+    /// Whether early stopping has had enough.
+    fn evaluate_if_due(&mut self, log: &mut Log, watch: &mut Watch<'_>) -> Result<bool> {
+        if self.skipped_in_a_row > 0 || !watch.evaluates_at(&self.state) {
+            return Ok(false);
+        }
+        let begin = Instant::now();
+        self.settle()?;
+        let enough = watch.evaluate(&self.trainee, &mut self.state, &mut self.communicator)?;
+        // The time is not the next steps'.
+        log.since += begin.elapsed();
+        Ok(enough)
+    }
+
+    /// Begins a checkpoint when it is time, and publishes the one before when all ranks have written their part. Says
+    /// whether one was begun.
+    fn save_if_due(&mut self, sums: &StepSums) -> Result<bool> {
         if sums.written == self.layout.world_size as f64 {
             self.saver.conclude(&mut self.communicator)?;
         }
@@ -396,36 +439,66 @@ impl Trainer<'_> {
             Strategy::Steps => self.state.global_step.is_multiple_of(self.config.save_steps as u64),
             Strategy::Epoch => self.state.cursor.position == 0,
         };
-        if due && self.skipped_in_a_row == 0 {
-            let since = Instant::now();
-            self.settle()?;
-            let Self { config, trainee, layout, partitions, state, .. } = self;
-            let snapshot = Snapshot::take(config, trainee, layout, partitions, state);
-            self.saver.start(&mut self.communicator, snapshot, since)?;
+        let saves = due && self.skipped_in_a_row == 0;
+        if saves {
+            self.save()?;
         }
-        Ok(())
+        Ok(saves)
     }
 
-    /// The final model or adapter into `output_dir` itself.
-    fn finish(mut self, mut log: Log) -> Result<TrainerState> {
+    fn save(&mut self) -> Result<()> {
+        let since = Instant::now();
+        self.settle()?;
+        watch::note_best_checkpoint(&mut self.state, &self.config.output_dir);
+        let Self { config, trainee, layout, partitions, state, .. } = self;
+        let snapshot = Snapshot::take(config, trainee, layout, partitions, state);
+        self.saver.start(&mut self.communicator, snapshot, since)
+    }
+
+    /// Ends as asked: with a checkpoint of this step.
+    fn stop(mut self, saved: bool, mut watch: Watch<'_>) -> Result<Finished> {
+        if !saved {
+            self.save()?;
+        }
         self.saver.conclude(&mut self.communicator)?;
         self.saver.finish_publishing();
-        log.metrics.as_mut().map_or(Ok(()), MetricsFile::flush)?;
+        watch.flush()?;
+        let dir = checkpoint::dir_of(&self.config.output_dir, self.state.global_step);
+        self.communicator.all_reduce("last checkpoint", [0.0])?;
+        self.communicator.finish()?;
+        if self.layout.rank == 0 && !dir.exists() {
+            bail!("stopped as asked at step {}, but the checkpoint could not be written", self.state.global_step);
+        }
+        Ok(Finished { state: self.state, stopped_in: Some(dir) })
+    }
+
+    /// The final model or adapter into `output_dir` itself: the last one, or the best one if that is asked for.
+    fn finish(mut self, mut watch: Watch<'_>) -> Result<Finished> {
+        self.saver.conclude(&mut self.communicator)?;
+        self.saver.finish_publishing();
         self.settle()?;
+        watch.finish(&self.trainee)?;
         if self.layout.rank == 0 {
-            checkpoint::save_weights(self.config, self.trainee, &self.config.output_dir)
-                .context("the final model is not saved; checkpoints are as they were")?;
-            common::json::write(&self.config.output_dir.join(checkpoint::TRAINER_STATE), &self.state)?;
+            let output_dir = &self.config.output_dir;
+            let best = self.state.best_model_checkpoint.as_ref().filter(|_| self.config.load_best_model_at_end);
+            match best.map(Path::new).filter(|best| best.exists()) {
+                Some(best) => {
+                    watch.say(&format!("the model with the lowest evaluation loss is that of {}", best.display()));
+                    checkpoint::copy_weights(best, output_dir)
+                }
+                None => checkpoint::save_weights(self.config, self.trainee, output_dir),
+            }
+            .context("the final model is not saved; checkpoints are as they were")?;
+            common::json::write(&output_dir.join(checkpoint::TRAINER_STATE), &self.state)?;
         }
         self.communicator.all_reduce("final model", [0.0])?;
         self.communicator.finish()?;
-        Ok(self.state)
+        Ok(Finished { state: self.state, stopped_in: None })
     }
 }
 
 /// What has been seen since the last line.
 struct Log {
-    metrics: Option<MetricsFile>,
     since: Instant,
     waited: Duration,
     steps: Vec<(StepReport, Duration)>,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use train::collective::launch::run_ranks;
 use train::collective::{Collective, Place};
 use train::config::Config;
+use train::signals::StopRequest;
 use train::{recipe, trainer};
 
 /// What happens to a rank.
@@ -91,7 +92,7 @@ fn main() -> Result<()> {
     let device = common::device::cpu_autodiff();
     run_ranks(config.nproc, timeout, |inner| {
         let faulty = Faulty { inner, kind, rank, exchanges_left: exchange };
-        trainer::run(&config, Box::new(faulty), &device)
+        trainer::run(&config, Box::new(faulty), &device, &StopRequest::default())
     })?;
     Ok(())
 }

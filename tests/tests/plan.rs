@@ -1,0 +1,162 @@
+//! `train plan`: exact numbers of the real job from its configuration files; the forecast of memory against the real peak.
+
+use common::checkpoint::{copy_processor_files, save_model};
+use common::config::{LlavaConfig, TextConfig, VisionConfig};
+use common::device::cpu;
+use common::model::Llava;
+use std::path::Path;
+use std::process::Command;
+use tests::runs::json_lines;
+use tests::training::{fail, succeed};
+use tests::{program, shared};
+
+/// The plan of the real job, from the two backbones' configs alone.
+fn real_plan(more: &[&str]) -> String {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut command = Command::new(program("train"));
+    command.arg("plan").arg("--vision-tower").arg(shared("configs/clip-vit-large-patch14-336"));
+    command.arg("--language-model").arg(shared("configs/Qwen1.5-4B-Chat"));
+    command.arg("--output_dir").arg(folder.path().join("run"));
+    command.args(["--nproc", "4", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "8"]);
+    let output = succeed(command.args(more));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// The numbers of a line of the plan that starts with `name`.
+fn numbers(plan: &str, name: &str) -> Vec<u64> {
+    let line = plan.lines().find_map(|line| line.trim_start().strip_prefix(name));
+    let line = line.unwrap_or_else(|| panic!("no line {name} in\n{plan}"));
+    line.split_whitespace().map_while(|word| word.replace(',', "").parse().ok()).collect()
+}
+
+#[test]
+fn parameters_of_the_real_model_are_exact() {
+    const ALL: u64 = 4_263_056_896;
+    const PROJECTOR: u64 = 9_180_160;
+    const TEXT_LORA: u64 = 26_214_400;
+    // The tower's last layer and its last norm are computed for nobody.
+    const UNREACHABLE: u64 = 12_596_224 + 2_048;
+
+    let none = real_plan(&["--train_type", "none"]);
+    assert_eq!(numbers(&none, "together"), [ALL, ALL - UNREACHABLE]);
+    assert!(none.contains("12,598,272 values cannot receive gradients"), "{none}");
+
+    let frozen = real_plan(&["--train_type", "freeze_vision"]);
+    assert_eq!(numbers(&frozen, "together"), [ALL, 3_959_549_440]);
+    assert_eq!(numbers(&frozen, "vision tower"), [303_507_456, 0]);
+
+    let projector = real_plan(&["--train_type", "projector"]);
+    assert_eq!(numbers(&projector, "together"), [ALL, PROJECTOR]);
+
+    let lora = real_plan(&["--train_type", "use_lora"]);
+    assert_eq!(numbers(&lora, "LoRA in the language model"), [TEXT_LORA, TEXT_LORA]);
+    assert_eq!(numbers(&lora, "projector"), [PROJECTOR, PROJECTOR]);
+    assert_eq!(numbers(&lora, "together"), [ALL + TEXT_LORA, TEXT_LORA + PROJECTOR]);
+
+    let both = real_plan(&["--train_type", "use_lora", "--lora_vision", "true"]);
+    // 24 layers get matrices, the 23 computed ones of them are trained.
+    assert_eq!(numbers(&both, "LoRA in the vision tower"), [4_718_592, 4_521_984]);
+    assert_eq!(numbers(&both, "together")[1], TEXT_LORA + PROJECTOR + 4_521_984);
+}
+
+#[test]
+fn an_epoch_of_the_real_job_has_4652_steps() {
+    let plan = real_plan(&["--num_train_epochs", "3"]);
+    assert_eq!(numbers(&plan, "rows"), [595_375]);
+    assert_eq!(numbers(&plan, "an epoch"), [4_652]);
+    assert!(plan.contains("4,651 full ones and one of the remaining 47 rows"), "{plan}");
+    assert_eq!(numbers(&plan, "the run"), [13_956]);
+    let other = real_plan(&["--rows", "1280", "--max_steps", "5"]);
+    assert_eq!((numbers(&other, "an epoch"), numbers(&other, "the run")), (vec![10], vec![5]));
+}
+
+#[test]
+fn a_recipe_is_planned_and_a_missing_model_says_what_to_give() {
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../pipelines/recipes/llava-qwen1.5-4b-lora.toml");
+    let plan = |more: &[&str]| {
+        let mut command = Command::new(program("train"));
+        command.arg("plan").arg(&recipe).args(more);
+        command
+    };
+    let clip = shared("configs/clip-vit-large-patch14-336");
+    let qwen = shared("configs/Qwen1.5-4B-Chat");
+    let (clip, qwen) = (clip.to_str().expect("UTF-8"), qwen.to_str().expect("UTF-8"));
+    let text = succeed(&mut plan(&["--vision-tower", clip, "--language-model", qwen, "--nproc", "2"]));
+    let text = String::from_utf8(text.stdout).expect("UTF-8");
+    assert!(text.contains("64 rows = 2 ranks × 4 rows × 8 micro-steps"), "{text}");
+    let error = fail(Command::new(program("train")).arg("plan"));
+    assert!(error.contains("--vision-tower") && error.contains("config.json"), "{error}");
+}
+
+/// The forecast against what a run really takes, on a model whose parts all weigh something. The long form, on the real
+/// pretrained backbones, is tests/bench/memory.sh.
+#[test]
+fn the_forecast_of_memory_is_within_15_percent_of_the_peak() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (model, shards) = (folder.path().join("llava"), folder.path().join("shards"));
+    medium_model(folder.path(), &model, &shards);
+    for (train_type, more) in [
+        ("none", &["--per_device_train_batch_size", "8"][..]),
+        ("freeze_vision", &["--per_device_train_batch_size", "4", "--nproc", "2"]),
+        ("use_lora", &["--per_device_train_batch_size", "16", "--dataloader_num_workers", "1"]),
+        ("projector", &["--per_device_train_batch_size", "16", "--gradient_checkpointing", "true"]),
+    ] {
+        let output = folder.path().join(train_type);
+        let arguments = |command: &mut Command| {
+            command.arg("--model_name_or_path").arg(&model).arg("--data_path").arg(&shards);
+            command.arg("--output_dir").arg(&output).args(["--train_type", train_type, "--max_steps", "2"]);
+            command.args(["--save_strategy", "no", "--logging_steps", "1"]).args(more);
+        };
+        let mut plan = Command::new(program("train"));
+        arguments(plan.arg("plan"));
+        let plan = String::from_utf8(succeed(&mut plan).stdout).expect("UTF-8");
+        let ranks = if more.contains(&"--nproc") { 2.0 } else { 1.0 };
+        let forecast = ranks * bytes(&plan, "peak");
+        let mut run = Command::new(program("train"));
+        arguments(&mut run);
+        succeed(&mut run);
+        let lines = json_lines(&output.join("metrics.jsonl"));
+        let peak = lines.last().and_then(|line| line["peak_rss_mb"].as_f64()).expect("a peak") * 1024.0 * 1024.0;
+        println!(
+            "{train_type} {more:?}: forecast {:.0} MB, peak {:.0} MB, {:+.1} %",
+            forecast / 1e6,
+            peak / 1e6,
+            100.0 * (forecast / peak - 1.0)
+        );
+        assert!((forecast / peak - 1.0).abs() <= 0.15, "{train_type}: forecast {forecast}, peak {peak}\n{plan}");
+    }
+}
+
+/// A LLaVA of 30 million parameters with 64 features an image, and shards for it.
+fn medium_model(folder: &Path, model: &Path, shards: &Path) {
+    let tiny = shared("fixtures/tiny/llava");
+    let mut config = LlavaConfig::read(&tiny).expect("the tiny config");
+    config.vision = VisionConfig {
+        hidden_size: 256,
+        intermediate_size: 1024,
+        num_hidden_layers: 5,
+        image_size: 112,
+        ..config.vision
+    };
+    config.text =
+        TextConfig { hidden_size: 512, intermediate_size: 1408, num_hidden_layers: 7, vocab_size: 8192, ..config.text };
+    std::fs::create_dir(model).expect("a folder");
+    save_model(&Llava::random(&config, 0, &cpu()), &config, model, usize::MAX).expect("weights are written");
+    copy_processor_files(&tiny, model).expect("processor files are copied");
+    let path = model.join("preprocessor_config.json");
+    let text = std::fs::read_to_string(&path).expect("the image processor's settings");
+    std::fs::write(&path, text.replace(": 56", ": 112")).expect("written");
+    let mut command = Command::new(program("preprocess"));
+    command.arg("shards").arg("--model").arg(model).arg("--data").arg(shared("data/coco224_tiny"));
+    succeed(command.arg("--output").arg(shards).current_dir(folder));
+}
+
+/// Bytes behind a name, printed with a unit.
+fn bytes(plan: &str, name: &str) -> f64 {
+    let line = plan.lines().find_map(|line| line.trim_start().strip_prefix(name)).expect("the line is there");
+    let mut words = line.split_whitespace();
+    let value: f64 = words.next().expect("a number").parse().expect("a number");
+    let unit = words.next().expect("a unit");
+    let unit = ["B", "kB", "MB", "GB"].iter().position(|&known| known == unit).expect("a unit");
+    value * 1000f64.powi(unit as i32)
+}

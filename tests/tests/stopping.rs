@@ -1,0 +1,87 @@
+//! SIGINT and SIGTERM: the first lets the step finish and saves, the second ends the program at once.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tests::runs::{json_file, json_lines, shards_with_validation, train};
+use tests::training::succeed;
+
+fn signal(child: &Child, name: &str) {
+    succeed(Command::new("kill").args(["-s", name, &child.id().to_string()]));
+}
+
+/// Starts a run and waits for its first step.
+fn started(command: &mut Command) -> Child {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let mut said = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    while !line.starts_with("step ") {
+        line.clear();
+        assert!(said.read_line(&mut line).expect("readable") > 0, "the run ended before its first step");
+    }
+    // The rest has to go somewhere, or the run would wait for a reader.
+    std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+    child
+}
+
+fn ended(mut child: Child) -> (Option<i32>, String) {
+    let status = child.wait().expect("the program ends");
+    let mut text = String::new();
+    child.stdout.take().expect("a pipe").read_to_string(&mut text).expect("UTF-8");
+    (status.code(), text)
+}
+
+/// Weights of an undisturbed run of 60 steps.
+fn weights(dir: &Path) -> Vec<u8> {
+    std::fs::read(dir.join("model.safetensors")).expect("weights")
+}
+
+#[test]
+fn a_stopped_run_goes_on_with_the_printed_command_as_if_nothing_had_happened() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let shards = shards_with_validation(folder.path());
+    let more = |nproc| ["--train_type", "none", "--max_steps", "150", "--nproc", nproc, "--logging_steps", "50"];
+    for (name, nproc) in [("INT", "1"), ("TERM", "2")] {
+        let whole = folder.path().join(format!("whole-{nproc}"));
+        succeed(&mut train(&shards, &whole, &more(nproc)));
+        let output = folder.path().join(format!("stopped-{nproc}"));
+        let child = started(&mut train(&shards, &output, &more(nproc)));
+        signal(&child, name);
+        let (code, text) = ended(child);
+        assert_eq!(code, Some(0), "SIG{name}: {text}");
+        let command = text.lines().last().expect("a command line");
+        assert!(command.ends_with("--resume_from_checkpoint true"), "{text}");
+        let resumed = succeed(Command::new("sh").arg("-c").arg(command));
+        let steps = json_file(&output.join("trainer_state.json"))["global_step"].as_u64();
+        assert_eq!(steps, Some(150), "{}", String::from_utf8_lossy(&resumed.stderr));
+        assert!(weights(&output) == weights(&whole), "SIG{name}, {nproc} ranks: other weights than undisturbed");
+        println!("SIG{name}, {nproc} ranks: {}, then the same bits", text.lines().next().unwrap_or_default());
+        assert_eq!(json_lines(&output.join("metrics.jsonl")).len(), 3);
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_program_at_once() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let shards = shards_with_validation(folder.path());
+    // One step of many micro-batches: too long to wait for.
+    let long = ["--train_type", "none", "--max_steps", "3", "--gradient_accumulation_steps", "20000"];
+    let output = folder.path().join("run");
+    let mut child =
+        train(&shards, &output, &long).stderr(Stdio::null()).stdout(Stdio::piped()).spawn().expect("starts");
+    let begin = Instant::now();
+    while !output.join("trainable.json").exists() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "the run does not start");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    signal(&child, "INT");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(child.try_wait().expect("a status").is_none(), "the first signal waits for the step");
+    signal(&child, "INT");
+    let second = Instant::now();
+    let (code, _) = ended(child);
+    println!("ended {:.3} s after the second signal, exit code {code:?}", second.elapsed().as_secs_f64());
+    assert_eq!(code, Some(130));
+    assert!(second.elapsed() < Duration::from_secs(2));
+}

@@ -1,0 +1,121 @@
+//! Evaluation on the validation rows: the loss over all of them, and what the model says of the first ones.
+
+use crate::captions::{SampleCaption, Samples};
+use crate::collective::background::Communicator;
+use crate::config::Config;
+use crate::loader::{Loader, Source};
+use crate::metrics::EvalMetrics;
+use crate::order::{BatchPlan, Cursor};
+use crate::setup::{self, Trainee};
+use anyhow::{Result, anyhow, bail};
+use burn::module::Module;
+use common::batch::PackedBatch;
+use common::chat::ChatProcessor;
+use common::model::Llava;
+use common::shard::{ShardSet, Split};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// One rank's part of every evaluation.
+pub struct Evaluation {
+    shards: Arc<ShardSet>,
+    plan: BatchPlan,
+    rank: usize,
+    workers: usize,
+    prefetch: usize,
+    /// On the rank that says them.
+    samples: Option<Samples>,
+}
+
+/// What an evaluation found.
+pub struct Evaluated {
+    /// The numbers, the same on every rank.
+    pub metrics: EvalMetrics,
+    /// Sample captions, on rank 0.
+    pub captions: Vec<SampleCaption>,
+}
+
+impl Evaluation {
+    /// Opens the validation split.
+    ///
+    /// # Errors
+    /// Shards without validation rows.
+    pub fn open(config: &Config, trainee: &Trainee, rank: usize, world_size: usize) -> Result<Self> {
+        let shards = Arc::new(setup::shards(config, Split::Validation)?);
+        if shards.len() == 0 {
+            bail!(
+                "{}: no validation rows for --eval_strategy; run preprocess shards with --validation-fraction, or leave \
+                 --eval_strategy out",
+                config.data_path.display()
+            );
+        }
+        let plan = BatchPlan {
+            rows: shards.len(),
+            micro_batch_size: config.per_device_eval_batch_size,
+            accumulation: 1,
+            world_size,
+        };
+        let samples = if rank == 0 && config.eval_captions > 0 {
+            let chat = ChatProcessor::from_dir(&config.model_name_or_path)?;
+            Some(Samples::read(&shards, config.eval_captions, chat, &trainee.config)?)
+        } else {
+            None
+        };
+        let (workers, prefetch) = (config.dataloader_num_workers, config.dataloader_prefetch_factor);
+        Ok(Self { shards, plan, rank, workers, prefetch, samples })
+    }
+
+    /// Loss over all validation rows (each rank computes its share), and rank 0's sample captions. Dropout is off.
+    ///
+    /// # Errors
+    /// A row that cannot be read; a rank that failed.
+    pub fn run(&self, trainee: &Trainee, step: u64, epoch: f64, communicator: &mut Communicator) -> Result<Evaluated> {
+        let begin = Instant::now();
+        // The same weights without autodiff: nothing is copied, no graph is built.
+        let model = trainee.model.valid();
+        let source = Source {
+            shards: Arc::clone(&self.shards),
+            config: Arc::new(trainee.config.clone()),
+            plan: self.plan,
+            shuffle: false,
+            seed: 0,
+            rank: self.rank,
+            max_length: usize::MAX,
+        };
+        let mut loader = Loader::start(source, Cursor::default(), self.workers, self.prefetch)?;
+        let (mut loss, mut tokens) = (0.0, 0.0);
+        for _ in 0..self.plan.steps_per_epoch() {
+            if let Some(batch) = loader.next_micro_batch()?.batch {
+                let (batch_loss, supervised) = batch_loss(&model, trainee, &batch)?;
+                loss += batch_loss;
+                tokens += supervised as f64;
+            }
+        }
+        let [loss, tokens] = communicator.all_reduce("evaluation", [loss, tokens])?;
+        let seconds = begin.elapsed().as_secs_f64();
+        let metrics = EvalMetrics {
+            step,
+            epoch,
+            eval_loss: loss / tokens,
+            eval_supervised_tokens: tokens as u64,
+            eval_samples: self.shards.len() as u64,
+            eval_runtime: seconds,
+            eval_samples_per_second: self.shards.len() as f64 / seconds.max(1e-9),
+        };
+        let captions =
+            self.samples.as_ref().map_or(Ok(Vec::new()), |samples| samples.caption(&model, &trainee.config))?;
+        // The others wait here for rank 0's captions.
+        communicator.all_reduce("sample captions", [0.0])?;
+        Ok(Evaluated { metrics, captions })
+    }
+}
+
+fn batch_loss(model: &Llava, trainee: &Trainee, batch: &PackedBatch) -> Result<(f64, usize)> {
+    if batch.supervised().1.is_empty() {
+        return Ok((0.0, 0));
+    }
+    let (loss, supervised) = model.loss(batch, &trainee.config);
+    let values: Vec<f32> =
+        loss.into_data().convert::<f32>().try_into_vec().map_err(|error| anyhow!("reading the loss: {error:?}"))?;
+    Ok((values.iter().map(|&value| f64::from(value)).sum(), supervised))
+}

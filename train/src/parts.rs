@@ -1,0 +1,53 @@
+//! The parts of a model that people speak of, for tables and manifests.
+
+use common::names::{self, Block};
+use serde::Serialize;
+
+/// A part of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// CLIP: embeddings, layers, norms.
+    VisionTower,
+    /// LoRA matrices in the tower.
+    VisionTowerLora,
+    /// The projector.
+    Projector,
+    /// Token embeddings.
+    TokenEmbeddings,
+    /// Layers of the language model.
+    LanguageModel,
+    /// LoRA matrices in them.
+    LanguageModelLora,
+    /// Final norm and output weights.
+    Head,
+}
+
+impl Part {
+    /// The part of a tensor by its published name; `None` for a name that no LLaVA has.
+    pub fn of(name: &str) -> Option<Self> {
+        let lora = names::is_lora(name);
+        Some(match names::block(name)? {
+            Block::VisionEmbeddings | Block::VisionLayer(_) | Block::VisionPostNorm if lora => Self::VisionTowerLora,
+            Block::VisionEmbeddings | Block::VisionLayer(_) | Block::VisionPostNorm => Self::VisionTower,
+            Block::Projector => Self::Projector,
+            Block::TokenEmbeddings => Self::TokenEmbeddings,
+            Block::TextLayer(_) if lora => Self::LanguageModelLora,
+            Block::TextLayer(_) => Self::LanguageModel,
+            Block::Head => Self::Head,
+        })
+    }
+
+    /// For people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::VisionTower => "vision tower",
+            Self::VisionTowerLora => "LoRA in the vision tower",
+            Self::Projector => "projector",
+            Self::TokenEmbeddings => "token embeddings",
+            Self::LanguageModel => "language model's layers",
+            Self::LanguageModelLora => "LoRA in the language model",
+            Self::Head => "norm and head",
+        }
+    }
+}

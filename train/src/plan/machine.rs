@@ -1,0 +1,65 @@
+//! What this machine has to offer.
+
+use std::path::{Path, PathBuf};
+
+/// Memory and disk, as the system tells them; `None` where it does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Memory that programs can have now, bytes.
+    pub available_memory: Option<u64>,
+    /// All memory, bytes.
+    pub total_memory: Option<u64>,
+    /// Free space where the run will be, bytes.
+    pub free_disk: Option<u64>,
+    /// The folder that was asked about: the run's, or the nearest one above it that exists.
+    pub disk_of: PathBuf,
+    /// Cores.
+    pub cores: usize,
+}
+
+impl Machine {
+    /// Looks at the machine; `dir` need not exist.
+    pub fn look(dir: &Path) -> Self {
+        let absolute = std::path::absolute(dir).unwrap_or_else(|_| PathBuf::from("."));
+        let disk_of = absolute.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new(".")).to_path_buf();
+        let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let limit = cgroup_limit();
+        let within = |bytes: u64| limit.map_or(bytes, |limit| bytes.min(limit));
+        Self {
+            available_memory: meminfo(&info, "MemAvailable:").map(within),
+            total_memory: meminfo(&info, "MemTotal:").map(within),
+            free_disk: rustix::fs::statvfs(&disk_of).ok().map(|stat| stat.f_bavail * stat.f_frsize),
+            disk_of,
+            cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        }
+    }
+}
+
+fn meminfo(text: &str, key: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(rest.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// A container's limit.
+fn cgroup_limit() -> Option<u64> {
+    let files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    files.iter().find_map(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_does_not_exist_yet_has_the_disk_above_it() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let machine = Machine::look(&folder.path().join("runs/new"));
+        assert_eq!(machine.disk_of, folder.path());
+        assert!(machine.free_disk.is_some() && machine.cores > 0);
+    }
+
+    #[test]
+    fn meminfo_is_in_kilobytes() {
+        assert_eq!(meminfo("MemTotal:  2 kB\nMemAvailable:   1 kB\n", "MemAvailable:"), Some(1024));
+    }
+}

@@ -1,0 +1,75 @@
+//! How many parameters each part has, and how many of them are trained.
+
+use crate::config::TrainType;
+use crate::parts::Part;
+use crate::trainable;
+use common::checkpoint::{ExpectedTensor, expected_tensors};
+use common::config::LlavaConfig;
+use common::model::lora::{LoraConfig, TEXT_PROJECTIONS};
+use common::names::{self, Block};
+use std::collections::BTreeMap;
+
+/// A part's parameters, in values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartCount {
+    /// The part.
+    pub part: Part,
+    /// All of its values.
+    pub values: usize,
+    /// Values that are trained.
+    pub trained: usize,
+    /// Values that the train type covers and no gradient can reach.
+    pub unreachable: usize,
+}
+
+impl PartCount {
+    /// Matrices that LoRA adds to the model.
+    pub fn is_lora(&self) -> bool {
+        matches!(self.part, Part::VisionTowerLora | Part::LanguageModelLora)
+    }
+}
+
+/// The parts of a model (and of its LoRA matrices), in the model's order.
+pub fn parameters(config: &LlavaConfig, train_type: TrainType, lora: Option<&LoraConfig>) -> Vec<PartCount> {
+    let mut parts = BTreeMap::new();
+    for tensor in tensors(config, lora) {
+        let Some(part) = Part::of(&tensor.name) else { continue };
+        let count = parts.entry(part).or_insert(PartCount { part, values: 0, trained: 0, unreachable: 0 });
+        count.values += tensor.len();
+        if trainable::is_trained(&tensor.name, train_type, config) {
+            count.trained += tensor.len();
+        } else if trainable::is_covered(&tensor.name, train_type) {
+            count.unreachable += tensor.len();
+        }
+    }
+    parts.into_values().collect()
+}
+
+/// Every tensor of the model, LoRA matrices included.
+pub fn tensors(config: &LlavaConfig, lora: Option<&LoraConfig>) -> Vec<ExpectedTensor> {
+    let tensors = expected_tensors(config);
+    let matrices: Vec<ExpectedTensor> =
+        lora.map_or(Vec::new(), |lora| tensors.iter().flat_map(|tensor| matrices(tensor, lora)).collect());
+    [tensors, matrices].concat()
+}
+
+/// The two LoRA matrices of a weight, if it gets any.
+fn matrices(tensor: &ExpectedTensor, lora: &LoraConfig) -> Vec<ExpectedTensor> {
+    /// CLIP's projections with LoRA under `lora_vision`.
+    const VISION_PROJECTIONS: [&str; 3] = [TEXT_PROJECTIONS[0], TEXT_PROJECTIONS[1], TEXT_PROJECTIONS[2]];
+    let (Some(path), &[outputs, inputs]) = (tensor.name.strip_suffix(".weight"), tensor.shape.as_slice()) else {
+        return Vec::new();
+    };
+    let module = path.rsplit('.').next().unwrap_or_default();
+    let targeted = match names::block(&tensor.name) {
+        Some(Block::TextLayer(_)) => lora.target_modules.iter().any(|target| target == module),
+        Some(Block::VisionLayer(_)) => lora.lora_vision && VISION_PROJECTIONS.contains(&module),
+        _ => false,
+    };
+    let matrix = |name: &str, shape: [usize; 2]| ExpectedTensor { name: format!("{path}.{name}"), shape: shape.into() };
+    if targeted {
+        vec![matrix("lora_A.weight", [lora.r, inputs]), matrix("lora_B.weight", [outputs, lora.r])]
+    } else {
+        Vec::new()
+    }
+}

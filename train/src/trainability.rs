@@ -1,0 +1,182 @@
+//! The manifest of what is trained: every trained tensor by name, and a hash of everything that must not change.
+
+use crate::config::TrainType;
+use crate::parts::Part;
+use crate::trainable;
+use anyhow::{Result, bail};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Tensor, TensorData};
+use common::config::LlavaConfig;
+use common::files::{hex, sha256, sha256_hex};
+use common::model::Llava;
+use common::{json, names};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::path::Path;
+
+/// File of the manifest in a run's folder.
+pub const TRAINABLE_FILE: &str = "trainable.json";
+
+/// A trained tensor, or one that would be trained if a gradient could reach it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ManifestTensor {
+    /// Published name.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Values.
+    pub values: usize,
+    /// Part of the model.
+    pub group: Part,
+    /// Weight decay applies.
+    pub weight_decay: bool,
+}
+
+/// What is not trained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Frozen {
+    /// Tensors.
+    pub tensors: usize,
+    /// Values.
+    pub values: usize,
+    /// SHA-256 over (name, SHA-256 of the values in memory) of every tensor, in the model's order.
+    pub sha256: String,
+}
+
+/// `trainable.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Trainability {
+    /// As configured.
+    pub train_type: TrainType,
+    /// Values trained.
+    pub trained_values: usize,
+    /// Tensors trained.
+    pub trained: Vec<ManifestTensor>,
+    /// Everything else.
+    pub frozen: Frozen,
+    /// Tensors that the train type covers and no gradient can reach: they stay as they are.
+    pub cannot_receive_gradients: Vec<ManifestTensor>,
+}
+
+impl Trainability {
+    /// Lists and hashes a model's tensors.
+    pub fn of(model: &Llava, train_type: TrainType, config: &LlavaConfig) -> Self {
+        let mut lister = Lister { path: Vec::new(), train_type, config, trained: Vec::new(), unreachable: Vec::new() };
+        model.visit(&mut lister);
+        let Lister { trained, unreachable, .. } = lister;
+        Self {
+            train_type,
+            trained_values: trained.iter().map(|tensor| tensor.values).sum(),
+            trained,
+            frozen: frozen(model, train_type, config),
+            cannot_receive_gradients: unreachable,
+        }
+    }
+
+    /// Writes `dir/trainable.json`.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn write(&self, dir: &Path) -> common::Result<()> {
+        json::write(&dir.join(TRAINABLE_FILE), self)
+    }
+
+    /// What a user should know before the run starts.
+    pub fn warning(&self) -> Option<String> {
+        let (first, last) = (self.cannot_receive_gradients.first()?, self.cannot_receive_gradients.last()?);
+        let values: usize = self.cannot_receive_gradients.iter().map(|tensor| tensor.values).sum();
+        Some(format!(
+            "{} tensors ({values} values, {} … {}) cannot receive gradients, because the projector takes its features from an \
+             earlier layer: they are not trained and stay as they are",
+            self.cannot_receive_gradients.len(),
+            first.name,
+            last.name
+        ))
+    }
+
+    /// Compares the frozen tensors with what they were.
+    ///
+    /// # Errors
+    /// They have changed: what the run made cannot be trusted.
+    pub fn check_frozen(&self, model: &Llava, config: &LlavaConfig) -> Result<()> {
+        let now = frozen(model, self.train_type, config);
+        if now != self.frozen {
+            bail!(
+                "frozen parts of the model have changed: SHA-256 of {} tensors is {}, expected {}; do not use this run's \
+                 output, and report this",
+                now.tensors,
+                now.sha256,
+                self.frozen.sha256
+            );
+        }
+        Ok(())
+    }
+}
+
+struct Lister<'a> {
+    path: Vec<String>,
+    train_type: TrainType,
+    config: &'a LlavaConfig,
+    trained: Vec<ManifestTensor>,
+    unreachable: Vec<ManifestTensor>,
+}
+
+impl ModuleVisitor for Lister<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let name = self.path.join(".");
+        let (true, Some(group)) = (trainable::is_covered(&name, self.train_type), Part::of(&name)) else { return };
+        let shape = param.val().dims().to_vec();
+        let reachable = trainable::receives_gradient(&name, self.config);
+        let (values, weight_decay) = (shape.iter().product(), names::decays(&name));
+        let list = if reachable { &mut self.trained } else { &mut self.unreachable };
+        list.push(ManifestTensor { name, shape, values, group, weight_decay });
+    }
+}
+
+/// Hashes every tensor that is not trained, tensors side by side on all cores.
+fn frozen(model: &Llava, train_type: TrainType, config: &LlavaConfig) -> Frozen {
+    struct Collector<'a> {
+        path: Vec<String>,
+        train_type: TrainType,
+        config: &'a LlavaConfig,
+        found: Vec<(String, Values)>,
+    }
+    type Values = Box<dyn Fn() -> TensorData + Send + Sync>;
+    impl ModuleVisitor for Collector<'_> {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.path.push(name.to_string());
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let name = self.path.join(".");
+            if !trainable::is_trained(&name, self.train_type, self.config) {
+                let tensor = param.val();
+                self.found.push((name, Box::new(move || tensor.clone().into_data())));
+            }
+        }
+    }
+    let mut collector = Collector { path: Vec::new(), train_type, config, found: Vec::new() };
+    model.visit(&mut collector);
+    let hash = |(name, values): &(String, Values)| {
+        let data = values();
+        let len: usize = data.shape().iter().product();
+        (format!("{name} {}\n", hex(&sha256(data.as_bytes()))), len)
+    };
+    let hashes: Vec<(String, usize)> = collector.found.par_iter().map(hash).collect();
+    let lines: String = hashes.iter().map(|(line, _)| line.as_str()).collect();
+    Frozen {
+        tensors: hashes.len(),
+        values: hashes.iter().map(|(_, len)| len).sum(),
+        sha256: sha256_hex(lines.as_bytes()),
+    }
+}
