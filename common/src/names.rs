@@ -6,6 +6,8 @@ pub const CONFIG_FILE: &str = "config.json";
 pub const WEIGHTS_FILE: &str = "model.safetensors";
 /// Index of weights in parts.
 pub const WEIGHTS_INDEX_FILE: &str = "model.safetensors.index.json";
+/// Weights as PyTorch pickles them.
+pub const PICKLED_WEIGHTS_FILE: &str = "pytorch_model.bin";
 /// Fast tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Special tokens and, in older directories, the chat template.

@@ -167,6 +167,34 @@ fn real_backbones_are_assembled() {
     assert_eq!(config.image_seq_length(), 576);
 }
 
+/// CLIP ViT-L/14-336 is published as `pytorch_model.bin` only.
+#[test]
+fn pickled_weights_are_read_bit_for_bit() {
+    let Some(mut python) = tests::python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let (clip, text) = (folder.path().join("clip"), shared("fixtures/tiny/text"));
+    std::fs::create_dir(&clip).expect("made");
+    copy(&shared("fixtures/tiny/clip"), &clip);
+    // Saved as transformers 4 did it: with the buffer of positions, which is no weight.
+    let pickle = "import sys, torch, safetensors.torch as st; w = st.load_file(sys.argv[1] + '/model.safetensors'); \
+                  w['vision_model.embeddings.position_ids'] = torch.arange(5)[None]; torch.save(w, sys.argv[1] + '/pytorch_model.bin')";
+    let saved = python.arg("-c").arg(pickle).arg(&clip).output().expect("python starts");
+    assert!(saved.status.success(), "{}", String::from_utf8_lossy(&saved.stderr));
+    std::fs::remove_file(clip.join("model.safetensors")).expect("removed");
+    let (pickled, plain) = (folder.path().join("pickled"), folder.path().join("plain"));
+    let result = assemble(&clip, &text, &pickled, &[]);
+    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+    assemble_tiny(&plain, &[]);
+    let weights = |dir: &Path| std::fs::read(dir.join("model.safetensors")).expect("read");
+    assert!(weights(&pickled) == weights(&plain), "the same weights whatever file they came from");
+
+    let file = clip.join("pytorch_model.bin");
+    let bytes = std::fs::read(&file).expect("read");
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).expect("written");
+    let damaged = failure(assemble(&clip, &text, &folder.path().join("x"), &[]));
+    assert!(damaged.contains("pytorch_model.bin") && damaged.contains("download it again"), "{damaged}");
+}
+
 #[test]
 fn what_is_missing_or_foreign_is_named() {
     let folder = tempfile::tempdir().expect("a folder");

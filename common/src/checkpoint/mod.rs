@@ -1,6 +1,7 @@
-//! Model directories: memory-mapped safetensors in, safetensors (in parts when large) out.
+//! Model directories: memory-mapped safetensors (or a pickled file) in, safetensors (in parts when large) out.
 
 mod expected;
+mod pickled;
 mod read;
 mod resolve;
 mod write;

@@ -1,5 +1,6 @@
-//! Memory-mapped `*.safetensors`: single files, and parts with an index.
+//! Memory-mapped weights: single `*.safetensors`, parts with an index, or a pickled file rewritten as one.
 
+use super::pickled;
 use crate::config::WeightDtype;
 use crate::{Error, Result, json, names};
 use half::{bf16, f16};
@@ -43,6 +44,8 @@ impl TensorView<'_> {
 pub struct TensorFiles {
     files: Vec<MappedFile>,
     entries: BTreeMap<String, Entry>,
+    /// The temporary file that is mapped, if there is one.
+    rewritten: Option<pickled::Rewritten>,
 }
 
 struct MappedFile {
@@ -64,17 +67,18 @@ struct Index {
 }
 
 impl TensorFiles {
-    /// Maps every file of a model directory; nothing is read yet. A single file wins over an index, as in transformers.
+    /// Maps every file of a model directory; nothing is read yet. A single file wins over an index, and both over
+    /// `pytorch_model.bin` (which is rewritten into a temporary file), as in transformers.
     ///
     /// # Errors
-    /// No safetensors, a damaged file, a part or tensor of the index that is missing, a number format that weights cannot have.
+    /// No weights, a damaged file, a part or tensor of the index that is missing, a number format that weights cannot have.
     pub fn open(dir: &Path) -> Result<Self> {
         let single = dir.join(names::WEIGHTS_FILE);
         if single.exists() {
             return Self::open_files(&[single]);
         }
         let index_path = dir.join(names::WEIGHTS_INDEX_FILE);
-        let index: Index = json::read_if_there(&index_path)?.ok_or_else(|| no_weights(dir))?;
+        let Some(index) = json::read_if_there::<Index>(&index_path)? else { return Self::open_pickled(dir) };
         let parts: BTreeSet<&String> = index.weight_map.values().collect();
         let files = Self::open_files(&parts.into_iter().map(|part| dir.join(part)).collect::<Vec<_>>())?;
         match index
@@ -92,6 +96,19 @@ impl TensorFiles {
         }
     }
 
+    /// `pytorch_model.bin`; errors name it, not the temporary file.
+    fn open_pickled(dir: &Path) -> Result<Self> {
+        let path = dir.join(names::PICKLED_WEIGHTS_FILE);
+        if !path.exists() {
+            return Err(no_weights(dir));
+        }
+        let rewritten = pickled::rewrite(&path)?;
+        let mut opened = Self::open_files(&[rewritten.path()])?;
+        opened.files.iter_mut().for_each(|file| file.path.clone_from(&path));
+        opened.rewritten = Some(rewritten);
+        Ok(opened)
+    }
+
     /// One file, whatever its name (adapters).
     ///
     /// # Errors
@@ -101,7 +118,7 @@ impl TensorFiles {
     }
 
     fn open_files(paths: &[PathBuf]) -> Result<Self> {
-        let mut opened = Self { files: Vec::with_capacity(paths.len()), entries: BTreeMap::new() };
+        let mut opened = Self { files: Vec::with_capacity(paths.len()), entries: BTreeMap::new(), rewritten: None };
         for path in paths {
             opened.add(path)?;
         }
@@ -175,11 +192,11 @@ impl TensorFiles {
 fn no_weights(dir: &Path) -> Error {
     let is_pickle = |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "bin");
     let pickled = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.any(|e| e.is_ok_and(|e| is_pickle(&e))));
-    let found = if pickled { "PyTorch's pickled *.bin" } else { "no weights" };
+    let found = if pickled { "PyTorch's pickled weights in parts" } else { "no weights" };
     Error::invalid(
         dir.display(),
         found,
-        format!("{} or {}", names::WEIGHTS_FILE, names::WEIGHTS_INDEX_FILE),
+        format!("{}, {} or {}", names::WEIGHTS_FILE, names::WEIGHTS_INDEX_FILE, names::PICKLED_WEIGHTS_FILE),
         "download the safetensors files, or convert with transformers' save_pretrained",
     )
 }
