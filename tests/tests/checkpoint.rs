@@ -190,8 +190,10 @@ fn damaged_and_missing_files_are_named() {
     }
     std::fs::remove_file(&path).expect("removed");
     assert!(error(truncated.path()).contains("no weights"));
+    std::fs::write(truncated.path().join("pytorch_model-00001-of-00002.bin"), b"").expect("written");
+    assert!(error(truncated.path()).contains("pickled weights in parts"));
     std::fs::write(truncated.path().join("pytorch_model.bin"), b"").expect("written");
-    assert!(error(truncated.path()).contains("pickled"));
+    assert!(error(truncated.path()).contains("pytorch_model.bin"));
 
     let (config, model) = load_model(&shared("fixtures/tiny/llava"), LoadAs::F32, &device::cpu()).expect("loads");
     let parts = tempfile::tempdir().expect("a folder");
