@@ -28,14 +28,4 @@ pub mod shard {
     }
 }
 
-/// `preprocess::shards`, as far as it reads.
-pub mod shards {
-    #[path = "../../../preprocess/src/shards/chat_json.rs"]
-    pub mod chat_json;
-    #[path = "../../../preprocess/src/shards/conversation.rs"]
-    pub mod conversation;
-    #[path = "../../../preprocess/src/shards/images/mod.rs"]
-    pub mod images;
-    #[path = "../../../preprocess/src/shards/ledger.rs"]
-    pub mod ledger;
-}
+pub mod shards;

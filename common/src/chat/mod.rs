@@ -10,7 +10,9 @@ pub use tokenizer::{TextTokenizer, TokenizerConfig};
 
 use crate::{Error, IGNORE_INDEX, Result, json, names};
 use serde::Deserialize;
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::RwLock;
 
 /// The system prompt of every row unless told otherwise.
 pub const SYSTEM_PROMPT: &str = "You are a helpful assistant.";
@@ -18,7 +20,7 @@ pub const SYSTEM_PROMPT: &str = "You are a helpful assistant.";
 pub const IMAGE_TOKEN: &str = "<image>";
 
 /// Who says a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// `system`
     System,
@@ -40,7 +42,7 @@ impl Role {
 }
 
 /// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Message {
     /// Who.
     pub role: Role,
@@ -69,7 +71,16 @@ pub struct ChatProcessor {
     pub chat_template_sha256: String,
     tokenizer: TextTokenizer,
     template: ChatTemplate,
+    beginnings: RwLock<Beginnings>,
 }
+
+/// Ids of what the template renders before the first answer, by its messages: a dataset asks a few questions over and over.
+type Beginnings = HashMap<Vec<Message>, Vec<u32>>;
+
+/// Beginnings that are kept.
+const MAX_BEGINNINGS: usize = 1024;
+/// Longest message of a kept beginning, bytes.
+const MAX_KEPT_MESSAGE: usize = 4096;
 
 impl ChatProcessor {
     /// Reads `tokenizer.json`, `tokenizer_config.json` and the chat template (`chat_template.jinja` or the config's key).
@@ -92,6 +103,7 @@ impl ChatProcessor {
             chat_template_sha256: template.sha256().to_string(),
             tokenizer,
             template,
+            beginnings: RwLock::default(),
         })
     }
 
@@ -161,7 +173,7 @@ impl ChatProcessor {
             let answers = message.role == Role::Assistant;
             if answers || index + 1 == messages.len() {
                 let prompt = &messages[..index + usize::from(!answers)];
-                segments.push(Segment { ids: self.encode(&self.continuation(prompt)?)?, supervised: false });
+                segments.push(Segment { ids: self.encode_continuation(prompt)?, supervised: false });
             }
             if answers {
                 let mut ids = self.encode(&message.content)?;
@@ -170,6 +182,23 @@ impl ChatProcessor {
             }
         }
         Ok(segments)
+    }
+
+    /// Ids of [`Self::continuation`]; those of a first question are remembered.
+    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let encode = || self.encode(&self.continuation(messages)?);
+        let is_kept = |message: &Message| message.role != Role::Assistant && message.content.len() <= MAX_KEPT_MESSAGE;
+        if !messages.iter().all(is_kept) {
+            return encode();
+        }
+        if let Some(ids) = self.beginnings.read().ok().and_then(|kept| kept.get(messages).cloned()) {
+            return Ok(ids);
+        }
+        let ids = encode()?;
+        if let Some(mut kept) = self.beginnings.write().ok().filter(|kept| kept.len() < MAX_BEGINNINGS) {
+            kept.insert(messages.to_vec(), ids.clone());
+        }
+        Ok(ids)
     }
 
     /// What the template renders after the last answer's eos, generation prompt included; everything when there is no answer.

@@ -65,7 +65,10 @@ impl PixelFormat {
     pub(super) fn encode(self, payload: &[u8], side: usize, table: &CodeTable, stored: &mut Vec<u8>) -> Result<()> {
         match self {
             Self::U8 | Self::Jpeg => stored.extend_from_slice(payload),
-            Self::Predicted => entropy::compress(&predict(payload, side), stored)?,
+            Self::Predicted => CODES.with_borrow_mut(|residuals| {
+                predict(payload, side, residuals);
+                entropy::compress(residuals, stored)
+            })?,
             Self::F32 => each_value(payload, side, table, |value| stored.extend_from_slice(&value.to_le_bytes())),
             Self::F16 => {
                 each_value(payload, side, table, |value| {
@@ -112,7 +115,7 @@ impl PixelFormat {
 }
 
 thread_local! {
-    /// Scratch of decoding: fresh memory for every row would cost as much as the arithmetic.
+    /// Scratch of encoding and decoding: fresh memory for every row would cost as much as the arithmetic.
     static CODES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -147,29 +150,26 @@ fn normalize(codes: &[u8], side: usize, table: &CodeTable, pixel_values: &mut Ve
 }
 
 /// Residuals of R−G, G, B−G against left + above − above-left, all modulo 256, zero outside.
-fn predict(codes: &[u8], side: usize) -> Vec<u8> {
-    let (red, rest) = codes.split_at(side * side);
-    let (green, blue) = rest.split_at(side * side);
-    let less_green =
-        |plane: &[u8]| -> Vec<u8> { plane.iter().zip(green).map(|(&code, &green)| code.wrapping_sub(green)).collect() };
-    let mut residuals = Vec::with_capacity(codes.len());
-    predict_plane(&less_green(red), side, &mut residuals);
-    predict_plane(green, side, &mut residuals);
-    predict_plane(&less_green(blue), side, &mut residuals);
-    residuals
-}
-
-fn predict_plane(plane: &[u8], side: usize, residuals: &mut Vec<u8>) {
-    // One zero to the left, so that every column has a left neighbour.
-    let mut vertical = vec![0u8; side + 1];
+///
+/// The residual is linear: that of R−G is R's less G's.
+fn predict(codes: &[u8], side: usize, residuals: &mut Vec<u8>) {
+    residuals.clear();
     let zeros = vec![0u8; side];
-    let mut above = &zeros[..];
-    for row in plane.chunks_exact(side.max(1)) {
-        for ((difference, &code), &above) in vertical[1..].iter_mut().zip(row).zip(above) {
-            *difference = code.wrapping_sub(above);
+    for plane in codes.chunks_exact((side * side).max(1)) {
+        let mut above = &zeros[..];
+        for row in plane.chunks_exact(side.max(1)) {
+            residuals.push(row[0].wrapping_sub(above[0]));
+            let (here, left) = (row[1..].iter().zip(&above[1..]), row.iter().zip(above));
+            residuals.extend(here.zip(left).map(|((&here, &above), (&left, &above_left))| {
+                here.wrapping_sub(above).wrapping_sub(left.wrapping_sub(above_left))
+            }));
+            above = row;
         }
-        residuals.extend(vertical[1..].iter().zip(&vertical).map(|(&here, &left)| here.wrapping_sub(left)));
-        above = row;
+    }
+    let (red, rest) = residuals.split_at_mut(side * side);
+    let (green, blue) = rest.split_at_mut(side * side);
+    for plane in [red, blue] {
+        plane.iter_mut().zip(&*green).for_each(|(residual, &green)| *residual = residual.wrapping_sub(green));
     }
 }
 
@@ -264,7 +264,8 @@ mod tests {
     fn a_smooth_picture_has_small_residuals() {
         let side = 8;
         let codes: Vec<u8> = (0..3 * side * side).map(|i| (10 + i % side + 2 * (i / side % side)) as u8).collect();
-        let stored = predict(&codes, side);
+        let mut stored = Vec::new();
+        predict(&codes, side, &mut stored);
         assert!(stored[..64].iter().all(|&residual| residual == 0), "red equals green");
         assert!(stored[64 + 8..128].iter().enumerate().all(|(i, &residual)| i % 8 == 0 || residual == 0));
     }
