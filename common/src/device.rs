@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 /// The CPU, with autodiff.
 pub fn cpu_autodiff() -> Device {
-    Device::flex().autodiff()
+    cpu().autodiff()
 }
 
 /// The CPU, without autodiff.
@@ -23,6 +23,8 @@ pub enum DeviceKind {
     Cpu,
     /// An NVIDIA GPU by index, with the plain operations.
     Cuda(usize),
+    /// burn's ndarray backend: the plain operations on a CPU, to test the path that a GPU takes.
+    Ndarray,
 }
 
 impl DeviceKind {
@@ -34,6 +36,15 @@ impl DeviceKind {
         match self {
             Self::Cpu => Ok(cpu()),
             Self::Cuda(index) => cuda(index),
+            Self::Ndarray => ndarray(),
+        }
+    }
+
+    /// The device of a rank: GPUs are dealt out from the named one on, a CPU is shared.
+    pub fn of_rank(self, local_rank: usize) -> Self {
+        match self {
+            Self::Cuda(first) => Self::Cuda(first + local_rank),
+            other => other,
         }
     }
 }
@@ -46,6 +57,7 @@ impl FromStr for DeviceKind {
         match text.split_once(':') {
             None if text == "cpu" => Ok(Self::Cpu),
             None if text == "cuda" => Ok(Self::Cuda(0)),
+            None if text == "ndarray" => Ok(Self::Ndarray),
             Some(("cuda", index)) => Ok(Self::Cuda(index.parse().map_err(|_| wrong())?)),
             _ => Err(wrong()),
         }
@@ -57,8 +69,21 @@ impl fmt::Display for DeviceKind {
         match self {
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Ndarray => f.write_str("ndarray"),
         }
     }
+}
+
+#[cfg(feature = "ndarray")]
+#[allow(deprecated)] // burn advises against this backend for use; here it is the second opinion.
+fn ndarray() -> Result<Device> {
+    Ok(Device::ndarray())
+}
+
+#[cfg(not(feature = "ndarray"))]
+fn ndarray() -> Result<Device> {
+    let found = "a program built without it";
+    Err(Error::invalid("device ndarray", found, "the feature ndarray", "build with --features ndarray, or use cpu"))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -103,7 +128,8 @@ mod tests {
 
     #[test]
     fn names_read_back() {
-        for (text, kind) in [("cpu", DeviceKind::Cpu), ("cuda:0", DeviceKind::Cuda(0)), ("cuda:3", DeviceKind::Cuda(3))]
+        for (text, kind) in
+            [("cpu", DeviceKind::Cpu), ("cuda:0", DeviceKind::Cuda(0)), ("ndarray", DeviceKind::Ndarray)]
         {
             assert_eq!(text.parse::<DeviceKind>().expect("a device"), kind);
             assert_eq!(kind.to_string(), text);
@@ -112,6 +138,12 @@ mod tests {
         for wrong in ["", "gpu", "cuda:", "cuda:x", "cpu:0"] {
             assert!(wrong.parse::<DeviceKind>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn ranks_get_gpus_of_their_own() {
+        assert_eq!(DeviceKind::Cuda(2).of_rank(3), DeviceKind::Cuda(5));
+        assert_eq!(DeviceKind::Cpu.of_rank(3), DeviceKind::Cpu);
     }
 
     #[test]

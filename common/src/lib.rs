@@ -9,6 +9,7 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod hub;
 pub mod image_processor;
 pub mod json;
 pub mod model;

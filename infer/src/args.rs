@@ -26,6 +26,8 @@ pub enum Command {
     Score(ScoreArgs),
     /// Merge an adapter into its model and write a full checkpoint.
     Merge(MergeArgs),
+    /// Write the model as two GGUF files for llama.cpp, in f16: language model, and vision tower with projector (mmproj).
+    Export(ExportArgs),
     /// Serve a web page and an OpenAI-compatible API.
     Serve(ServeArgs),
 }
@@ -229,6 +231,20 @@ impl From<SplitArg> for common::shard::Split {
             SplitArg::Validation => Self::Validation,
         }
     }
+}
+
+/// Options of `infer export`.
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// Model directory.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// PEFT adapter directory, merged into the model on the way.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Directory for the two files.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
 }
 
 /// Options of `infer merge`.

@@ -1,9 +1,10 @@
-//! Inference with the checkpoints of a run: `generate`, `caption`, `score`, `merge`, `serve`.
+//! Inference with the checkpoints of a run: `generate`, `caption`, `score`, `merge`, `export`, `serve`.
 #![deny(missing_docs)]
 
 pub mod args;
 pub mod caption;
 pub mod engine;
+pub mod export;
 pub mod generate;
 pub mod merge;
 pub mod metrics;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Parser;
 use infer::args::{Cli, Command};
-use infer::{caption, generate, merge, score, serve};
+use infer::{caption, export, generate, merge, score, serve};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -24,6 +24,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Caption(args) => print(&caption::run(args)?),
         Command::Score(args) => print(&score::run(args)?),
         Command::Merge(args) => print(&merge::run(args)?),
+        Command::Export(args) => print(&export::run(args)?),
         Command::Serve(args) => serve::run(args, |address| print(&format!("listening on http://{address}"))),
     }
 }

@@ -5,6 +5,7 @@ use crate::engine::{Engine, Processors, Prompt, single_question};
 use anyhow::{Context, Result, ensure};
 use common::checkpoint::{LoadAs, copy_processor_files, save_model};
 use common::device::DeviceKind;
+use common::hub::{self, Wanted};
 use common::image_processor::ProcessedImage;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -47,7 +48,8 @@ pub fn run(args: &MergeArgs) -> Result<String> {
     let merged = common::model::lora::merge(engine.into_model());
     let config = &processors.config;
     save_model(&merged, config, temporary.path(), args.max_part_bytes).context("writing the merged model")?;
-    copy_processor_files(&args.model, temporary.path()).context("copying tokenizer and processor")?;
+    copy_processor_files(&hub::resolve(&args.model, Wanted::Llava)?, temporary.path())
+        .context("copying tokenizer and processor")?;
     drop(merged);
 
     let after = Engine::load(temporary.path(), None, LoadAs::F32, DeviceKind::Cpu)

@@ -10,10 +10,14 @@ mod config;
 mod dataset;
 mod edge;
 mod evaluation;
+mod export;
 mod faults;
 mod forward;
 mod generate;
 mod generation;
+#[cfg(feature = "ndarray")]
+mod generic_backend;
+mod hub;
 mod inspect;
 mod interop;
 mod merge;
@@ -31,6 +35,7 @@ mod serve;
 mod shards;
 mod stopping;
 mod train_parity;
+mod two_stage;
 mod zero2;
 
 mod skeleton {

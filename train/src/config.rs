@@ -2,6 +2,7 @@
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, ValueEnum};
+use common::device::DeviceKind;
 use common::model::lora::LoraConfig;
 use common::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -93,7 +94,7 @@ pub enum ReportTo {
 #[derive(Clone, Debug, PartialEq, clap::Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Model directory to start from (a complete LLaVA, as `preprocess model` writes).
+    /// Model directory to start from (a complete LLaVA, as `preprocess model` writes), or its name on Hugging Face.
     #[arg(long, default_value = "", hide_default_value = true, value_parser = any_path())]
     pub model_name_or_path: PathBuf,
     /// Shards to train on (as `preprocess shards` writes).
@@ -259,7 +260,7 @@ pub struct Config {
     /// Longest time a collective operation may take before the run is ended, seconds.
     #[arg(long, default_value_t = 600)]
     pub collective_timeout_seconds: u64,
-    /// Where to compute: `cpu`.
+    /// Where to compute: `cpu`, or `cuda:N` (rank r of a machine on GPU N + r; needs a build with `--features cuda`).
     #[arg(long, default_value = "cpu")]
     pub device: String,
 }
@@ -345,9 +346,7 @@ impl Config {
             let remedy = "use --bf16 true";
             return Err(Error::invalid("fp16", true, "false (fp16 needs loss scaling, bf16 does not)", remedy));
         }
-        if self.device != "cpu" {
-            return Err(Error::invalid("device", &self.device, "cpu", "leave --device out"));
-        }
+        self.device_kind()?;
         if self.init_adapter.is_some() && self.train_type != TrainType::UseLora {
             let remedy = "use --train_type use_lora, or merge the adapter first (infer merge)";
             return Err(Error::invalid("init_adapter", "an adapter with another train_type", "use_lora", remedy));
@@ -383,6 +382,14 @@ impl Config {
     /// Steps between evaluations.
     pub fn resolved_eval_steps(&self) -> usize {
         if self.eval_steps > 0 { self.eval_steps } else { self.logging_steps }
+    }
+
+    /// Where to compute.
+    ///
+    /// # Errors
+    /// A name that no device has.
+    pub fn device_kind(&self) -> Result<DeviceKind> {
+        self.device.parse()
     }
 
     /// The LoRA settings.

@@ -3,6 +3,8 @@
 use anyhow::{Context, Result};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use common::device::DeviceKind;
+use common::hub::{self, Wanted};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -61,7 +63,9 @@ fn main() -> ExitCode {
         }
         None => {
             let Settings { recipe, config } = cli.settings;
-            run(&recipe::resolve(config, &matches, recipe.as_deref())?, args)
+            let mut config = recipe::resolve(config, &matches, recipe.as_deref())?;
+            config.model_name_or_path = hub::resolve(&config.model_name_or_path, Wanted::Llava)?;
+            run(&config, args)
         }
     });
     match outcome {
@@ -92,11 +96,16 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
 }
 
 fn run(config: &Config, args: Vec<OsString>) -> Result<Option<String>> {
-    let device = common::device::cpu_autodiff();
+    let device = config.device_kind()?;
+    if config.bf16 && device == DeviceKind::Cpu {
+        eprintln!("bf16: the CPU is no faster at it, so it computes in f32");
+    }
     let stop_request = StopRequest::listen().context("listening to SIGINT and SIGTERM")?;
     let timeout = Duration::from_secs(config.collective_timeout_seconds);
-    let Finished { state, stopped_in } =
-        launch::run_ranks(config.nproc, timeout, |rank| trainer::run(config, rank, &device, &stop_request))?;
+    let Finished { state, stopped_in } = launch::run_ranks(config.nproc, timeout, |rank| {
+        let device = device.of_rank(launch::local_rank(rank.rank())).open()?.autodiff();
+        trainer::run(config, rank, &device, &stop_request)
+    })?;
     if !state.is_world_process_zero {
         return Ok(None);
     }

@@ -56,6 +56,14 @@ fn read_recipe(path: &Path, known: &Map<String, Value>) -> Result<Map<String, Va
     let place = path.display().to_string();
     let recipe: toml::Table =
         text.parse().map_err(|error| Error::invalid(&place, error, "TOML", "correct the recipe"))?;
+    if let Some(toml::Value::Array(stages)) = recipe.get("train") {
+        return Err(Error::invalid(
+            place,
+            format!("{} [[train]] stages", stages.len()),
+            "one [train] table",
+            "let pipelines run do them one after the other (--dry-run prints each one's command line)",
+        ));
+    }
     let Some(toml::Value::Table(table)) = recipe.get("train") else {
         return Err(Error::invalid(
             place,

@@ -14,6 +14,7 @@ use common::chat::ChatProcessor;
 use common::checkpoint::{LoadAs, load_model};
 use common::config::LlavaConfig;
 use common::device::DeviceKind;
+use common::hub::{self, Wanted};
 use common::image_processor::ImageProcessor;
 use common::model::Llava;
 use common::model::kv_cache::KvCache;
@@ -62,6 +63,7 @@ impl Engine {
     /// A missing or unfitting file, tensor or adapter, by name.
     pub fn load(model: &Path, adapter: Option<&Path>, load_as: LoadAs, device: DeviceKind) -> Result<Self> {
         let device = device.open()?;
+        let model = &hub::resolve(model, Wanted::Llava)?;
         let chat = ChatProcessor::from_dir(model).context("reading the tokenizer")?;
         let images = ImageProcessor::from_dir(model).context("reading the image processor")?;
         let (config, mut llava) = load_model(model, load_as, &device).context("loading the model")?;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use common::checkpoint::{DEFAULT_MAX_PART_BYTES, expected_tensors};
 use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
+use common::hub::{self, Wanted};
 use output::Output;
 use processors::Processors;
 use std::path::PathBuf;
@@ -16,10 +17,12 @@ use std::path::PathBuf;
 /// Options.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Directory of a CLIPModel or CLIPVisionModel (config.json, safetensors, preprocessor_config.json)
+    /// Directory of a CLIPModel or CLIPVisionModel (config.json, safetensors, preprocessor_config.json), or its name on
+    /// Hugging Face
     #[arg(long, value_name = "DIR")]
     pub vision_tower: PathBuf,
-    /// Directory of a Qwen2ForCausalLM (config.json, safetensors, tokenizer.json, tokenizer_config.json)
+    /// Directory of a Qwen2ForCausalLM (config.json, safetensors, tokenizer.json, tokenizer_config.json), or its name on
+    /// Hugging Face
     #[arg(long, value_name = "DIR")]
     pub language_model: PathBuf,
     /// Where the LLaVA goes; an earlier result of this command there is replaced
@@ -62,15 +65,17 @@ pub enum Dtype {
 
 /// Runs the command; the text is its result for stdout.
 pub fn run(args: &Args) -> Result<String> {
-    let (vision, _) = VisionConfig::read_clip(&args.vision_tower).context("--vision-tower")?;
-    let (source_text, text_dtype) = TextConfig::read_qwen2(&args.language_model).context("--language-model")?;
-    let processors = Processors::read(&args.vision_tower, &args.language_model)?;
+    let vision_tower = hub::resolve(&args.vision_tower, Wanted::VisionTower).context("--vision-tower")?;
+    let language_model = hub::resolve(&args.language_model, Wanted::LanguageModel).context("--language-model")?;
+    let (vision, _) = VisionConfig::read_clip(&vision_tower).context("--vision-tower")?;
+    let (source_text, text_dtype) = TextConfig::read_qwen2(&language_model).context("--language-model")?;
+    let processors = Processors::read(&vision_tower, &language_model)?;
     let config = llava_config(args, vision, source_text.clone(), text_dtype, &processors)?;
 
     let output = Output::create(&args.output)?;
     config.write(output.path())?;
     processors.write(output.path(), &config)?;
-    weights::Sources::open(&args.vision_tower, &args.language_model, &config, &source_text)?.write(
+    weights::Sources::open(&vision_tower, &language_model, &config, &source_text)?.write(
         output.path(),
         args.seed,
         DEFAULT_MAX_PART_BYTES,

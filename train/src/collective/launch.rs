@@ -19,6 +19,16 @@ fn processes_in(variable: impl Fn(&str) -> Option<String>) -> usize {
     SIZE_VARIABLES.iter().filter_map(|name| variable(name)?.trim().parse().ok()).max().unwrap_or(1)
 }
 
+/// Variables in which launchers number the processes of one machine.
+const LOCAL_RANK_VARIABLES: [&str; 4] =
+    ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID"];
+
+/// The number of a rank on its own machine. Threads of one process are all on one.
+pub fn local_rank(rank: usize) -> usize {
+    let of_launcher = || LOCAL_RANK_VARIABLES.iter().find_map(|name| std::env::var(name).ok()?.trim().parse().ok());
+    if launched_processes() > 1 { of_launcher().unwrap_or(rank) } else { rank }
+}
+
 /// Runs every rank of this process: `nproc` threads, or this process as one MPI rank.
 ///
 /// # Errors

@@ -4,6 +4,7 @@ use super::PlanArgs;
 use crate::config::{Config, TrainType};
 use anyhow::{Context, Result, bail};
 use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
+use common::hub::{self, Wanted};
 use common::model::lora::LoraConfig;
 use common::{Error, adapter, names};
 use std::path::{Path, PathBuf};
@@ -42,6 +43,10 @@ pub fn describe(config: &Config, args: &PlanArgs, recipe: &RecipeTables) -> Resu
     let vision_tower = args.vision_tower.clone().or_else(|| of_recipe("vision_tower"));
     let language_model = args.language_model.clone().or_else(|| of_recipe("language_model"));
     let (Some(vision_tower), Some(language_model)) = (vision_tower, language_model) else {
+        let found = hub::resolve(dir, Wanted::Config)?;
+        if !dir.as_os_str().is_empty() && found != *dir {
+            return Ok((LlavaConfig::read(&found)?, dir.display().to_string()));
+        }
         bail!(
             "{}: no {}; give --model_name_or_path an assembled model, or --vision-tower and --language-model the folders of \
              the two (their {} is enough)",
@@ -51,6 +56,8 @@ pub fn describe(config: &Config, args: &PlanArgs, recipe: &RecipeTables) -> Resu
         );
     };
     let source = format!("{} and {}, not assembled yet", vision_tower.display(), language_model.display());
+    let vision_tower = hub::resolve(&vision_tower, Wanted::Config)?;
+    let language_model = hub::resolve(&language_model, Wanted::Config)?;
     Ok((assembled(&vision_tower, &language_model, &recipe.model)?, source))
 }
 

@@ -1,0 +1,106 @@
+//! A byte-level BPE tokenizer in GGUF.
+//!
+//! # Source
+//! llama.cpp `convert_hf_to_gguf.py`, `TextModel.get_vocab_base` and `gguf-py/gguf/vocab.py`, `SpecialVocab`.
+
+use super::gguf::Value;
+use super::{entry, number};
+use anyhow::{Context, Result, bail};
+use common::chat::ChatProcessor;
+use common::config::TextConfig;
+use common::{Error, json, names};
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// llama.cpp's kinds of tokens.
+const NORMAL: i32 = 1;
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+const UNUSED: i32 = 5;
+
+#[derive(Deserialize)]
+struct TokenizerFile {
+    model: Bpe,
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+}
+
+#[derive(Deserialize)]
+struct Bpe {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    vocab: HashMap<String, usize>,
+    #[serde(default)]
+    merges: Vec<Merge>,
+}
+
+/// `"a b"` as older files have it, or `["a", "b"]`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Joined(String),
+    Pair([String; 2]),
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: usize,
+    content: String,
+    special: bool,
+}
+
+/// Tokens, their kinds, merges, special ids, chat template.
+pub fn metadata(dir: &Path, config: &TextConfig) -> Result<Vec<(String, Value)>> {
+    let path = dir.join(names::TOKENIZER_FILE);
+    let file: TokenizerFile = json::read(&path)?;
+    if file.model.kind.as_deref().unwrap_or("BPE") != "BPE" {
+        bail!("{}: model type {:?}, expected BPE: llama.cpp's Qwen2 has no other", path.display(), file.model.kind);
+    }
+    let mut tokens: Vec<(String, i32)> = (0..config.vocab_size).map(|id| (format!("[PAD{id}]"), UNUSED)).collect();
+    let normal = file.model.vocab.into_iter().map(|(text, id)| (id, text, NORMAL));
+    let added = file
+        .added_tokens
+        .into_iter()
+        .map(|token| (token.id, token.content, if token.special { CONTROL } else { USER_DEFINED }));
+    for (id, text, kind) in normal.chain(added) {
+        let place = tokens.get_mut(id).with_context(|| {
+            format!("{}: token {text:?} has id {id}, the model has {} rows", path.display(), config.vocab_size)
+        })?;
+        *place = (text, kind);
+    }
+    let (texts, kinds) = tokens.into_iter().unzip();
+    let merges = file.model.merges.into_iter().map(|merge| match merge {
+        Merge::Joined(text) => text,
+        // A space inside a token is written as the byte-level alphabet writes it, so one space separates.
+        Merge::Pair([left, right]) => format!("{left} {right}"),
+    });
+    let chat = ChatProcessor::from_dir(dir)?;
+    let mut metadata = vec![
+        entry("tokenizer.ggml.model", Value::Text("gpt2".into())),
+        entry("tokenizer.ggml.pre", Value::Text("qwen2".into())),
+        entry("tokenizer.ggml.tokens", Value::Texts(texts)),
+        entry("tokenizer.ggml.token_type", Value::I32s(kinds)),
+        entry("tokenizer.ggml.merges", Value::Texts(merges.collect())),
+    ];
+    metadata.extend(chat.eos_token_ids.first().map(|&id| number("tokenizer.ggml.eos_token_id", id as usize)));
+    metadata.extend(config.bos_token_id.map(|id| number("tokenizer.ggml.bos_token_id", id as usize)));
+    metadata.push(entry("tokenizer.ggml.add_bos_token", Value::Bool(false)));
+    metadata.push(entry("tokenizer.chat_template", Value::Text(template(dir)?)));
+    Ok(metadata)
+}
+
+/// The chat template's text.
+fn template(dir: &Path) -> Result<String> {
+    #[derive(Deserialize)]
+    struct Config {
+        chat_template: Option<String>,
+    }
+    let path = dir.join(names::CHAT_TEMPLATE_FILE);
+    if path.exists() {
+        return Ok(std::fs::read_to_string(&path).map_err(Error::io(&path))?);
+    }
+    let path = dir.join(names::TOKENIZER_CONFIG_FILE);
+    let config: Config = json::read(&path)?;
+    config.chat_template.with_context(|| format!("{}: no {}", path.display(), names::CHAT_TEMPLATE))
+}

@@ -1,0 +1,151 @@
+//! Names of Hugging Face repositories: downloaded from a local server that speaks the hub's protocol, then taken from the cache.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tests::training::{fail, succeed};
+use tests::{program, shared};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// Serves folders as repositories.
+struct Hub {
+    endpoint: String,
+    requests: Arc<AtomicUsize>,
+}
+
+impl Hub {
+    fn start(repositories: Vec<(&'static str, PathBuf)>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        let requests = Arc::new(AtomicUsize::new(0));
+        let (counted, repositories) = (Arc::clone(&requests), Arc::new(repositories));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (counted, repositories) = (Arc::clone(&counted), Arc::clone(&repositories));
+                std::thread::spawn(move || serve(stream, &repositories, &counted));
+            }
+        });
+        Self { endpoint, requests }
+    }
+}
+
+/// Answers the requests of one connection.
+fn serve(mut stream: TcpStream, repositories: &[(&str, PathBuf)], requests: &AtomicUsize) {
+    let mut reader = BufReader::new(stream.try_clone().expect("a connection"));
+    loop {
+        let (mut path, mut from, mut to) = (String::new(), 0, usize::MAX);
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                return;
+            }
+            let line = line.trim_end();
+            if line.is_empty() {
+                break;
+            }
+            if let Some(rest) = line.strip_prefix("GET ") {
+                path = rest.split(' ').next().unwrap_or_default().to_string();
+            }
+            if let Some(range) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
+                let (first, last) = range.split_once('-').expect("a range");
+                (from, to) = (first.parse().expect("a number"), last.parse().unwrap_or(usize::MAX));
+            }
+        }
+        requests.fetch_add(1, Ordering::SeqCst);
+        let answer = answer(&path, repositories, from, to);
+        stream.write_all(&answer).expect("the client listens");
+    }
+}
+
+fn answer(path: &str, repositories: &[(&str, PathBuf)], from: usize, to: usize) -> Vec<u8> {
+    for (id, folder) in repositories {
+        if path == format!("/api/models/{id}/revision/main") {
+            let entries = std::fs::read_dir(folder).expect("the folder is readable").flatten();
+            let files = entries.map(|entry| serde_json::json!({"rfilename": entry.file_name().to_string_lossy()}));
+            let files: Vec<_> = files.chain([serde_json::json!({"rfilename": "pytorch_model.bin"})]).collect();
+            let body = serde_json::json!({"siblings": files, "sha": COMMIT}).to_string();
+            return response("200 OK", "content-type: application/json\r\n", body.as_bytes());
+        }
+        let Some(name) = path.strip_prefix(&format!("/{id}/resolve/main/")) else { continue };
+        let Ok(bytes) = std::fs::read(folder.join(name)) else { continue };
+        let end = to.saturating_add(1).min(bytes.len());
+        let headers = format!(
+            "etag: \"{name}-{}\"\r\nx-repo-commit: {COMMIT}\r\ncontent-range: bytes {from}-{}/{}\r\n",
+            bytes.len(),
+            end - 1,
+            bytes.len()
+        );
+        return response("206 Partial Content", &headers, &bytes[from..end]);
+    }
+    response("404 Not Found", "", b"no such thing")
+}
+
+fn response(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+fn assemble(home: &Path, endpoint: &str, clip: &str, text: &str, output: &Path) -> Command {
+    let mut command = Command::new(program("preprocess"));
+    command.arg("model").args(["--vision-tower", clip, "--language-model", text]).arg("--output").arg(output);
+    // Somewhere without folders of these names.
+    command.current_dir(home).env("HF_HOME", home).env("HF_ENDPOINT", endpoint).env_remove("HF_HUB_OFFLINE");
+    command
+}
+
+#[test]
+fn names_are_downloaded_once_and_then_taken_from_the_cache() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (clip, text) = (shared("fixtures/tiny/clip"), shared("fixtures/tiny/text"));
+    let hub = Hub::start(vec![("tiny-org/clip", clip.clone()), ("tiny-org/text-0.1", text.clone())]);
+    let output = |name: &str| folder.path().join(name);
+    let weights = |name: &str| std::fs::read(output(name).join("model.safetensors")).expect("weights");
+
+    succeed(&mut assemble(folder.path(), &hub.endpoint, "tiny-org/clip", "tiny-org/text-0.1", &output("downloaded")));
+    let (clip, text) = (clip.to_str().expect("UTF-8"), text.to_str().expect("UTF-8"));
+    succeed(&mut assemble(folder.path(), &hub.endpoint, clip, text, &output("local")));
+    assert!(weights("downloaded") == weights("local"), "other weights than from the folders");
+
+    let requests = hub.requests.load(Ordering::SeqCst);
+    assert!(requests > 4, "{requests} requests");
+    let offline = "http://127.0.0.1:1";
+    succeed(&mut assemble(folder.path(), offline, "tiny-org/clip", "tiny-org/text-0.1", &output("cached")));
+    assert!(weights("cached") == weights("local"));
+    assert_eq!(hub.requests.load(Ordering::SeqCst), requests, "the cache needs no server");
+    println!("{requests} requests for two repositories, none for the second time");
+
+    // A configuration is enough for a plan.
+    let mut plan = Command::new(program("train"));
+    plan.arg("plan").args(["--vision-tower", "tiny-org/clip", "--language-model", "tiny-org/text-0.1"]);
+    succeed(plan.current_dir(folder.path()).env("HF_HOME", folder.path()).env("HF_HUB_OFFLINE", "1"));
+}
+
+#[test]
+fn without_a_network_the_files_to_provide_are_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = folder.path().join("out");
+    let mut command =
+        assemble(folder.path(), "http://127.0.0.1:1", "openai/clip-vit-large-patch14-336", "a/b", &output);
+    for offline in [false, true] {
+        if offline {
+            command.env("HF_HUB_OFFLINE", "1");
+        }
+        let error = fail(&mut command);
+        println!("{error}");
+        for part in
+            ["openai/clip-vit-large-patch14-336", "config.json", "preprocessor_config.json", "model.safetensors"]
+        {
+            assert!(error.contains(part), "{part} is not in: {error}");
+        }
+        assert_eq!(error.contains("HF_HUB_OFFLINE"), offline, "{error}");
+    }
+    let empty = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(empty.path().join("config.json"), "{}").expect("written");
+    let hub = Hub::start(vec![("tiny-org/empty", empty.path().to_path_buf())]);
+    let error = fail(&mut assemble(folder.path(), &hub.endpoint, "tiny-org/empty", "a/b", &output));
+    assert!(error.contains("the repository has no preprocessor_config.json"), "{error}");
+}
