@@ -9,6 +9,8 @@ extern crate self as common;
 pub mod error;
 #[path = "../../common/src/files.rs"]
 pub mod files;
+#[path = "../../common/src/image_files/mod.rs"]
+pub mod image_files;
 #[path = "../../common/src/image_processor/mod.rs"]
 pub mod image_processor;
 
@@ -34,8 +36,6 @@ pub mod shards {
     pub mod chat_json;
     #[path = "../../../preprocess/src/shards/conversation.rs"]
     pub mod conversation;
-    #[path = "../../../preprocess/src/shards/images/mod.rs"]
-    pub mod images;
     #[path = "../../../preprocess/src/shards/ledger.rs"]
     pub mod ledger;
 }

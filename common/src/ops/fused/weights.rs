@@ -11,7 +11,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 /// Up to so many rows of x, reading the weight is what takes time: it is read once, where it lies.
-const FEW_ROWS: usize = 8;
+const FEW_ROWS: usize = crate::ops::MAX_INDEPENDENT_TOKENS;
 /// Rows of x that share a pass over a weight row.
 const TOGETHER: usize = 4;
 /// Weight rows in one task.
