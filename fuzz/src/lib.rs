@@ -9,6 +9,8 @@ extern crate self as common;
 pub mod error;
 #[path = "../../common/src/files.rs"]
 pub mod files;
+#[path = "../../common/src/image_files/mod.rs"]
+pub mod image_files;
 #[path = "../../common/src/image_processor/mod.rs"]
 pub mod image_processor;
 

@@ -7,9 +7,12 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use infer::args::ModelArgs;
+use common::config::WeightDtype;
+use common::memory::peak_rss_mb;
+use infer::args::{ModelArgs, Weights};
 use infer::engine::{Engine, Prompt, Request, Sequence, single_question};
 use infer::sampling::SamplingConfig;
+use rayon::prelude::*;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -52,10 +55,17 @@ fn main() -> Result<()> {
             rate.push((args.batch * (args.new_tokens - 1)) as f64 / decode);
         }
     }
-    let report = serde_json::json!({
+    let mut report = serde_json::json!({
         "side": "infer", "batch": args.batch, "weights": format!("{:?}", args.model.weights()).to_lowercase(),
-        "first_token_s": median(first), "decode_tokens_per_s": median(rate), "peak_rss_mb": peak_rss_mb()?,
+        "first_token_s": median(first), "decode_tokens_per_s": median(rate.clone()), "peak_rss_mb": peak_rss_mb(),
     });
+    let bytes_per_step = weights_per_step(&engine) as f64 * bytes_per_weight(&engine, args.model.weights());
+    drop(engine);
+    let (reached, possible) = (bytes_per_step * median(rate) / args.batch as f64 / 1e9, read_gb_per_s());
+    report["weight_gb_per_step"] = (bytes_per_step / 1e9).into();
+    report["read_gb_per_s"] = reached.into();
+    report["memory_gb_per_s"] = possible.into();
+    report["share_of_memory_bandwidth"] = (reached / possible).into();
     println!("{report}");
     Ok(())
 }
@@ -81,15 +91,38 @@ fn prompts(engine: &Engine, args: &Args) -> Result<Vec<Prompt>> {
         .collect()
 }
 
+/// Weights of the language model that every decode step reads: all matrices and the head.
+fn weights_per_step(engine: &Engine) -> usize {
+    let text = &engine.processors.config.text;
+    let (width, kv_width) = (text.hidden_size, text.num_key_value_heads * text.head_dim());
+    let layer = width * (2 * text.num_attention_heads * text.head_dim() + 2 * kv_width + 3 * text.intermediate_size);
+    text.num_hidden_layers * layer + width * text.vocab_size
+}
+
+fn bytes_per_weight(engine: &Engine, weights: Weights) -> f64 {
+    match (weights, engine.processors.config.dtype) {
+        (Weights::Int8, _) => 1.0,
+        (Weights::Stored, WeightDtype::Bf16 | WeightDtype::F16) => 2.0,
+        _ => 4.0,
+    }
+}
+
+/// What the memory gives to a program that does nothing but read: the best of several passes over half a gigabyte.
+fn read_gb_per_s() -> f64 {
+    let values = vec![1f32; 1 << 27];
+    let sum_of =
+        |part: &[f32]| part.chunks_exact(32).fold([0f32; 32], |sums, new| std::array::from_fn(|i| sums[i] + new[i]));
+    let pass = |_| {
+        let begin = Instant::now();
+        let sums: f32 = values.par_chunks(1 << 16).map(|part| sum_of(part).iter().sum::<f32>()).sum();
+        std::hint::black_box(sums);
+        (values.len() * 4) as f64 / begin.elapsed().as_secs_f64() / 1e9
+    };
+    (0..8).map(pass).fold(0.0, f64::max)
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
-}
-
-fn peak_rss_mb() -> Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
-    let kb: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kb / 1024.0)
 }

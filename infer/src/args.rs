@@ -140,7 +140,7 @@ pub struct GenerateArgs {
     /// How the answer is generated.
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// Print one JSON object (text, finish reason, token counts, seconds) instead of streaming the text.
+    /// Print one JSON object (text, finish reason, token counts, seconds, memory) instead of streaming the text.
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
     pub json: bool,
 }

@@ -16,6 +16,7 @@ struct Report<'a> {
     new_ids: &'a [u32],
     first_token_seconds: f64,
     decode_tokens_per_second: f64,
+    peak_rss_mb: f64,
 }
 
 /// Loads the model, answers, and writes the text to `out` piece by piece (or as one JSON object).
@@ -63,6 +64,7 @@ pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<()> {
         new_ids: sequence.new_ids(),
         first_token_seconds,
         decode_tokens_per_second: (sequence.new_ids().len() - 1) as f64 / decode_seconds.max(f64::MIN_POSITIVE),
+        peak_rss_mb: common::memory::peak_rss_mb(),
     };
     Ok(writeln!(out, "{}", serde_json::to_string(&report)?)?)
 }

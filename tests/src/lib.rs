@@ -1,9 +1,12 @@
 //! What the integration tests share: where the reference material and the programs are, and how tensors are compared.
 
+pub mod browser;
 pub mod runs;
 pub mod tiny;
 pub mod training;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use burn::tensor::Device;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,6 +42,16 @@ pub fn python() -> Option<Command> {
 /// A Python script of the tests.
 pub fn python_script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(name)
+}
+
+/// Bytes as base64.
+pub fn to_base64(bytes: &[u8]) -> String {
+    BASE64_STANDARD.encode(bytes)
+}
+
+/// Bytes of base64 text.
+pub fn from_base64(text: &str) -> Vec<u8> {
+    BASE64_STANDARD.decode(text).expect("base64")
 }
 
 /// Largest |a − b| and where. Panics with the first bad index when it is above `tolerance` (absolute) or lengths differ.

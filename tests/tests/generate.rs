@@ -132,14 +132,14 @@ fn a_row_is_the_same_alone_and_in_any_batch() {
     let dir = model_dir("fixtures/tiny/train_none");
     let engine = Engine::load(dir.path(), None, LoadAs::Stored, DeviceKind::Cpu).expect("the model");
     let mut requests: Vec<Request> =
-        questions(6).iter().map(|(question, image)| request(&engine, question, Some(image), 40)).collect();
+        questions(19).iter().map(|(question, image)| request(&engine, question, Some(image), 40)).collect();
     requests.push(request(&engine, "What is this?", None, 30));
     for (seed, request) in requests.iter_mut().enumerate().skip(2) {
         request.sampling =
             SamplingConfig { temperature: 0.9, top_k: 50, top_p: 0.95, repetition_penalty: 1.2, seed: seed as u64 };
     }
     let alone: Vec<_> = requests.iter().flat_map(|request| together(&engine, vec![request.clone()])).collect();
-    for size in [2, 3, 7] {
+    for size in [2, 3, 7, 20] {
         let batched: Vec<_> = requests.chunks(size).flat_map(|chunk| together(&engine, chunk.to_vec())).collect();
         assert_eq!(batched, alone, "batches of {size}");
     }
@@ -183,17 +183,18 @@ fn bad_input_is_named() {
     }
 }
 
-/// SmolLM2 in a LLaVA, asked without a picture.
-#[test]
-fn the_assembled_real_backbones_answer_paris() {
+/// Memory beside the weights, MB: activations of a whole prompt, buffers, the program.
+const OTHER_MEMORY_MB: f64 = 150.0;
+
+/// The real backbones as LLaVA; `None` where they are not there.
+fn assembled(dir: &Path, dtype: &str) -> Option<PathBuf> {
     let Some(backbones) = std::env::var_os("LLAVA_BACKBONES").map(PathBuf::from) else {
         println!("not run: LLAVA_BACKBONES is not set");
-        return;
+        return None;
     };
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let model = dir.path().join("model");
+    let model = dir.join(dtype);
     let assembled = Command::new(program("preprocess"))
-        .args(["model", "--vision-tower"])
+        .args(["model", "--dtype", dtype, "--vision-tower"])
         .arg(backbones.join("dinov2s_as_clip336"))
         .arg("--language-model")
         .arg(backbones.join("smollm2_as_qwen2"))
@@ -202,8 +203,27 @@ fn the_assembled_real_backbones_answer_paris() {
         .output()
         .expect("preprocess runs");
     assert!(assembled.status.success(), "{}", String::from_utf8_lossy(&assembled.stderr));
-    let question = "What is the capital of France? Answer in one sentence.";
-    let answer = infer_ok(&["generate", "--model", text(&model), "--prompt", question, "--max-new-tokens", "32"]);
-    println!("{question} → {answer}");
-    assert!(answer.contains("Paris"), "{answer}");
+    Some(model)
+}
+
+/// SmolLM2 in a LLaVA, asked without a picture and with one; weights in half the memory are used as they are.
+#[test]
+fn the_assembled_real_backbones_answer_paris_in_the_memory_of_their_weights() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let image = shared("data/coco224_tiny/images/000000011511.jpg");
+    for (dtype, extra) in [("f32", &[][..]), ("bf16", &[]), ("f16", &[]), ("bf16", &["--quantize", "int8"])] {
+        let Some(model) = assembled(dir.path(), dtype) else { return };
+        let ask = |question: &str, more: &[&str]| -> Value {
+            let args = ["generate", "--model", text(&model), "--prompt", question, "--max-new-tokens", "16", "--json"];
+            serde_json::from_str(&infer_ok(&[&args[..], extra, more].concat())).expect("JSON")
+        };
+        let answer = ask("What is the capital of France? Answer in one sentence.", &[]);
+        assert!(answer["text"].as_str().expect("text").contains("Paris"), "{dtype} {extra:?}: {answer}");
+        let weights =
+            std::fs::metadata(model.join("model.safetensors")).expect("weights").len() as f64 / f64::from(1 << 20);
+        let peak = ask("What is this?", &["--image", text(&image)])["peak_rss_mb"].as_f64().expect("a number");
+        println!("{dtype} {extra:?}: weights {weights:.0} MB, peak {peak:.0} MB");
+        assert!(peak < weights + OTHER_MEMORY_MB, "{dtype} {extra:?}: {peak} MB for {weights} MB of weights");
+        std::fs::remove_dir_all(&model).expect("removed");
+    }
 }

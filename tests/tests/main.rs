@@ -3,6 +3,7 @@
 mod absences;
 mod adapter;
 mod assemble;
+mod caption;
 mod caption_metrics;
 mod chat;
 mod checkpoint;
@@ -24,6 +25,7 @@ mod merge;
 mod mixed_rows;
 mod moving_in;
 mod mpi;
+mod page;
 mod pixels;
 mod plan;
 mod preprocess_restart;

@@ -8,20 +8,25 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use tests::{program, python, python_script, shared};
+use tests::{program, python, python_script, shared, to_base64};
 
 /// A running server on a free port, with the tiny fixture model.
-struct Server {
+pub struct Server {
     child: Child,
-    address: SocketAddr,
+    /// Where it listens.
+    pub address: SocketAddr,
     _model: tempfile::TempDir,
 }
 
 impl Server {
-    fn start(args: &[&str]) -> Self {
+    /// Starts with these options and waits until it listens.
+    pub fn start(args: &[&str]) -> Self {
         let model = model_dir("fixtures/tiny/train_none");
+        let name = if args.contains(&"--served-model-name") { &[][..] } else { &["--served-model-name", "tiny"] };
         let mut child = Command::new(program("infer"))
-            .args(["serve", "--port", "0", "--served-model-name", "tiny", "--model"])
+            .args(["serve", "--port", "0"])
+            .args(name)
+            .arg("--model")
             .arg(model.path())
             .args(args)
             .stdout(Stdio::piped())
@@ -46,7 +51,8 @@ impl Server {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    fn send(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String, String) {
+    /// Status, headers and body of a request.
+    pub fn send(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String, String) {
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
             self.address,
@@ -60,7 +66,8 @@ impl Server {
         (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{status} {text}: {error}")))
     }
 
-    fn text(&self, body: &Value) -> String {
+    /// The answer's text.
+    pub fn text(&self, body: &Value) -> String {
         let (status, answer) = self.chat(body);
         assert_eq!(status, 200, "{answer}");
         answer["choices"][0]["message"]["content"].as_str().expect("text").to_string()
@@ -99,23 +106,10 @@ fn split(answer: &str) -> (u16, String, String) {
     (status, head.to_string(), joined)
 }
 
-fn picture() -> String {
+/// A picture as data URI.
+pub fn picture() -> String {
     let bytes = std::fs::read(shared("data/coco224_tiny/images/000000011511.jpg")).expect("a picture");
-    format!("data:image/jpeg;base64,{}", base64(&bytes))
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let encode = |chunk: &[u8]| {
-        let value = chunk.iter().fold(0u32, |value, &byte| value << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
-        (0..4)
-            .map(move |place| match place <= chunk.len() {
-                true => char::from(ALPHABET[(value >> (18 - 6 * place) & 63) as usize]),
-                false => '=',
-            })
-            .collect::<String>()
-    };
-    bytes.chunks(3).map(encode).collect()
+    format!("data:image/jpeg;base64,{}", to_base64(&bytes))
 }
 
 fn question(content: Value) -> Value {
@@ -223,7 +217,7 @@ fn refusals_have_their_status_and_an_error_object() {
         ("remote", image("http://127.0.0.1:1/x.png"), 403),
         ("file", image("file:///etc/passwd"), 400),
         ("not a picture", image("data:image/png;base64,aGVsbG8="), 400),
-        ("bomb", image(&format!("data:image/png;base64,{}", base64(&big))), 413),
+        ("bomb", image(&format!("data:image/png;base64,{}", to_base64(&big))), 413),
         ("context", question(json!("word ".repeat(2000))), 400),
         ("body", question(json!("w".repeat(200_000))), 413),
     ] {
@@ -251,9 +245,14 @@ fn refusals_have_their_status_and_an_error_object() {
 /// Damaged JSON, damaged pictures, odd headers: always a 4xx with the server alive, never a crash.
 #[test]
 fn a_thousand_malformed_requests_get_a_4xx() {
-    let server = Server::start(&["--max-tokens", "8"]);
+    let server = Server::start(&[]);
     let mut random = StdRng::seed_from_u64(1);
     let picture = std::fs::read(shared("data/coco224_tiny/images/000000011511.jpg")).expect("a picture");
+    let png = std::fs::read(shared("data/edge/rgba.png")).expect("a picture");
+    let ask_about = |kind: &str, bytes: &[u8]| {
+        let url = format!("data:image/{kind};base64,{}", to_base64(bytes));
+        question(json!([{"type": "image_url", "image_url": {"url": url}}])).to_string().into_bytes()
+    };
     let values = [
         json!(null),
         json!(-1),
@@ -268,7 +267,7 @@ fn a_thousand_malformed_requests_get_a_4xx() {
     let mut seen = std::collections::BTreeMap::new();
     for number in 0..1000 {
         let mut headers = JSON.to_string();
-        let body = match number % 5 {
+        let body = match number % 8 {
             0 => {
                 let mut bytes = about_the_picture("Hi").to_string().into_bytes();
                 bytes.truncate(random.random_range(0..bytes.len() - 1));
@@ -285,10 +284,25 @@ fn a_thousand_malformed_requests_get_a_4xx() {
                 body.to_string().into_bytes()
             }
             3 => {
-                let mut bytes = picture.clone();
-                bytes.truncate(random.random_range(0..600));
-                let url = format!("data:image/jpeg;base64,{}", base64(&bytes));
-                question(json!([{"type": "image_url", "image_url": {"url": url}}])).to_string().into_bytes()
+                let cut = random.random_range(0..picture.len() / 2);
+                ask_about("jpeg", &picture[..cut])
+            }
+            4 => {
+                // A bit of the signature, the size, the colour type or their checksum.
+                let mut bytes = png.clone();
+                bytes[random.random_range(0..33)] ^= 1 << random.random_range(0..8);
+                ask_about("png", &bytes)
+            }
+            5 => {
+                let depth = random.random_range(1..3000);
+                format!("{{\"model\": \"tiny\", \"messages\": {}{}}}", "[".repeat(depth), "]".repeat(depth))
+                    .into_bytes()
+            }
+            6 => {
+                let mut bytes = question(json!("Hi")).to_string().into_bytes();
+                let at = random.random_range(0..bytes.len());
+                bytes.insert(at, [0, 0x80, 0xC0, 0xFF][random.random_range(0..4)]);
+                bytes
             }
             _ => {
                 headers = format!(

@@ -9,7 +9,7 @@ use super::vision_tower::{
     VisionTower, VisionTransformer,
 };
 use crate::config::{LlavaConfig, TextConfig, VisionConfig};
-use burn::module::Param;
+use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -69,6 +69,12 @@ impl LoraMatrix {
     }
 }
 
+/// A parameter that is made when it is looked at, and never if it is replaced before.
+fn lazy<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
+    let zeros = move |device: &Device, _: bool| Tensor::zeros(shape, device);
+    Param::uninitialized(ParamId::new(), zeros, device.clone(), false, shape.into())
+}
+
 impl<'a> Initializer<'a> {
     fn new(seed: u64, device: &'a Device) -> Self {
         Self { rng: Some(StdRng::seed_from_u64(seed)), device }
@@ -76,7 +82,7 @@ impl<'a> Initializer<'a> {
 
     /// Normal values with mean 0 (Box–Muller).
     fn normal<const D: usize>(&mut self, shape: [usize; D], std: f64) -> Param<Tensor<D>> {
-        let Some(rng) = &mut self.rng else { return Param::from_tensor(Tensor::zeros(shape, self.device)) };
+        let Some(rng) = &mut self.rng else { return lazy(shape, self.device) };
         let count: usize = shape.iter().product();
         let mut values = Vec::with_capacity(count + 1);
         while values.len() < count {

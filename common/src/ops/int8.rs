@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 /// Up to this many tokens the integers are used as they are; beyond, slices of rows are converted and multiplied as matrices.
 const MAX_DIRECT_TOKENS: usize = 16;
+const _: () = assert!(MAX_DIRECT_TOKENS >= super::MAX_INDEPENDENT_TOKENS);
 /// Rows converted at a time.
 const CONVERTED_ROWS: usize = 1024;
 /// Output channels that one task computes.

@@ -11,6 +11,11 @@ use crate::config::Activation;
 use crate::model::kv_cache::LayerCache;
 use burn::tensor::{Device, Tensor, TensorData};
 
+/// Up to so many tokens, the CPU's products with weights give each token the same bits in any company; with more they are
+/// computed as matrices, in another order of summation. A decode step that wants a row not to depend on its neighbours takes
+/// so many at a time.
+pub const MAX_INDEPENDENT_TOKENS: usize = 8;
+
 /// `y = x Wᵀ + b`. x `[T, in]`, weight `[out, in]`, bias `[out]` → `[T, out]`.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     fused::linear(&x, &weight, bias.as_ref()).unwrap_or_else(|| plain::linear(x, weight, bias))

@@ -4,7 +4,5 @@
 pub mod chat_json;
 #[path = "../../../preprocess/src/shards/conversation.rs"]
 pub mod conversation;
-#[path = "../../../preprocess/src/shards/images/mod.rs"]
-pub mod images;
 #[path = "../../../preprocess/src/shards/ledger.rs"]
 pub mod ledger;

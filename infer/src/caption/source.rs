@@ -4,6 +4,8 @@ use crate::args::CaptionArgs;
 use crate::engine::{Processors, Prompt, single_question};
 use crate::score::ensure_same_processors;
 use anyhow::{Context, Result, bail, ensure};
+use common::image_files::ImageSources;
+use common::image_processor::ProcessedImage;
 use common::shard::{Row, ShardSet};
 use common::{Error, IGNORE_INDEX};
 use serde::Deserialize;
@@ -29,8 +31,8 @@ pub(super) struct Item {
 pub(super) enum Source {
     /// Files, all with the same question.
     Folder { files: Vec<PathBuf>, question: String, system: String },
-    /// Rows of chat.json.
-    Dataset { dir: PathBuf, records: Vec<Record>, system: String },
+    /// Rows of chat.json, pictures in folders or in images.zip.
+    Dataset { files: ImageSources, records: Vec<Record>, system: String },
     /// Rows of shards.
     Shards(ShardSet),
 }
@@ -67,7 +69,9 @@ impl Source {
             (Some(dir), None, None) => {
                 Ok(Self::Folder { files: picture_files(dir)?, question: args.prompt.clone(), system })
             }
-            (None, Some(dir), None) => Ok(Self::Dataset { dir: dir.clone(), records: read_chat(dir)?, system }),
+            (None, Some(dir), None) => {
+                Ok(Self::Dataset { files: ImageSources::find(dir)?, records: read_chat(dir)?, system })
+            }
             (None, None, Some(dir)) => {
                 let shards = ShardSet::open(dir, args.split.into())?;
                 ensure_same_processors(processors, &shards, dir)?;
@@ -93,7 +97,7 @@ impl Source {
     pub fn item(&self, index: usize, processors: &Processors) -> Result<Item> {
         Ok(match self {
             Self::Folder { files, question, system } => file_item(&files[index], question, system, processors),
-            Self::Dataset { dir, records, system } => record_item(dir, &records[index], system, processors),
+            Self::Dataset { files, records, system } => record_item(files, &records[index], system, processors),
             Self::Shards(shards) => shard_item(shards.read_row(index)?, processors)?,
         })
     }
@@ -127,12 +131,14 @@ fn file_item(path: &Path, question: &str, system: &str, processors: &Processors)
     Item {
         id: name(path.file_stem()),
         image: name(path.file_name()),
-        prompt: ask(&[path.to_path_buf()], question, system, processors).map_err(|error| format!("{error:#}")),
+        prompt: (processors.read_image(path))
+            .and_then(|image| ask(&[image], question, system, processors))
+            .map_err(|error| format!("{error:#}")),
         references: Vec::new(),
     }
 }
 
-fn record_item(dir: &Path, record: &Record, system: &str, processors: &Processors) -> Item {
+fn record_item(files: &ImageSources, record: &Record, system: &str, processors: &Processors) -> Item {
     let said_by = |who: &str| {
         let turn = record.conversations.iter().find(|turn| turn.from == who);
         turn.map(|turn| turn.value.clone())
@@ -142,8 +148,8 @@ fn record_item(dir: &Path, record: &Record, system: &str, processors: &Processor
         OneOrMore::More(names) => names,
     };
     let prompt = said_by("human").context("no question (a turn from \"human\")").and_then(|question| {
-        let files = names.iter().map(|name| find_image(dir, name)).collect::<Result<Vec<_>>>()?;
-        ask(&files, &question, system, processors)
+        let read = |name: &String| processors.process_image(name, &files.read(name)?);
+        ask(&names.iter().map(read).collect::<Result<Vec<_>>>()?, &question, system, processors)
     });
     Item {
         id: record.id.clone(),
@@ -153,16 +159,8 @@ fn record_item(dir: &Path, record: &Record, system: &str, processors: &Processor
     }
 }
 
-/// The folders that a CC3M-595K download can hold its pictures in.
-fn find_image(dir: &Path, name: &str) -> Result<PathBuf> {
-    let places = [dir.join("images"), dir.join("images_dl"), dir.to_path_buf()].map(|folder| folder.join(name));
-    let found = places.iter().find(|path| path.is_file()).cloned();
-    found.with_context(|| format!("{name}: not in images/, images_dl/ or the dataset's folder"))
-}
-
-fn ask(files: &[PathBuf], question: &str, system: &str, processors: &Processors) -> Result<Prompt> {
-    let images = files.iter().map(|path| processors.read_image(path)).collect::<Result<Vec<_>>>()?;
-    processors.prompt(&single_question(system, question, images.len()), &images)
+fn ask(images: &[ProcessedImage], question: &str, system: &str, processors: &Processors) -> Result<Prompt> {
+    processors.prompt(&single_question(system, question, images.len()), images)
 }
 
 /// The row up to its first supervised token is the prompt; the supervised ones after it are the answer.

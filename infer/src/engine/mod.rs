@@ -18,6 +18,7 @@ use common::hub::{self, Wanted};
 use common::image_processor::ImageProcessor;
 use common::model::Llava;
 use common::model::kv_cache::KvCache;
+use common::ops::MAX_INDEPENDENT_TOKENS;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -96,18 +97,30 @@ impl Engine {
             "the prompt has {prompt_len} tokens, the model takes {context} with the answer; shorten the conversation"
         );
         let max_new_tokens = request.max_new_tokens.min(context - prompt_len);
-        let mut cache = KvCache::new(&config.text, prompt_len + max_new_tokens, &self.device);
-        let logits = self.model.prefill(&request.prompt.batch(), &mut [&mut cache], config);
-        let mut sequence = Sequence::new(request, max_new_tokens, cache);
-        let text = sequence.advance(&mut read_f32(logits)?, &self.processors.chat)?;
-        Ok((sequence, text))
+        in_pool(|| {
+            let mut cache = KvCache::new(&config.text, prompt_len + max_new_tokens, &self.device);
+            let logits = self.model.prefill(&request.prompt.batch(), &mut [&mut cache], config);
+            let mut sequence = Sequence::new(request, max_new_tokens, cache);
+            let text = sequence.advance(&mut read_f32(logits)?, &self.processors.chat)?;
+            Ok((sequence, text))
+        })
     }
 
     /// One more token for each of the sequences, none of them finished. Returns their new texts, in order.
     ///
+    /// A sequence's tokens do not depend on the others: no more are computed together than the products keep apart.
+    ///
     /// # Errors
     /// A token that the tokenizer cannot decode.
     pub fn step(&self, sequences: &mut [&mut Sequence]) -> Result<Vec<String>> {
+        in_pool(|| {
+            let groups = sequences.chunks_mut(MAX_INDEPENDENT_TOKENS);
+            let texts = groups.map(|group| self.step_together(group)).collect::<Result<Vec<_>>>()?;
+            Ok(texts.concat())
+        })
+    }
+
+    fn step_together(&self, sequences: &mut [&mut Sequence]) -> Result<Vec<String>> {
         let last: Vec<u32> = sequences.iter().map(|sequence| sequence.last_token()).collect();
         let mut caches: Vec<&mut KvCache> = sequences.iter_mut().map(|sequence| sequence.cache_mut()).collect();
         let logits = self.model.decode(&last, &mut caches, &self.processors.config);
@@ -126,8 +139,10 @@ impl Engine {
     /// # Errors
     /// The device cannot give its result.
     pub fn loss_sum(&self, batch: &PackedBatch) -> Result<(f64, usize)> {
-        let (loss, tokens) = self.model.loss(batch, &self.processors.config);
-        Ok((read_f32(loss)?.iter().map(|&value| f64::from(value)).sum(), tokens))
+        in_pool(|| {
+            let (loss, tokens) = self.model.loss(batch, &self.processors.config);
+            Ok((read_f32(loss)?.iter().map(|&value| f64::from(value)).sum(), tokens))
+        })
     }
 
     /// f32 logits `[rows · V]` after the last `rows` tokens of a prompt.
@@ -144,6 +159,12 @@ impl Engine {
     pub fn into_model(self) -> Llava {
         self.model
     }
+}
+
+/// Computes on a thread of the pool that the kernels divide their work over: work that is begun from outside would be handed
+/// over and waited for at each of the hundreds of operations of a step.
+fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
 }
 
 fn read_f32<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {

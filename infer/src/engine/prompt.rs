@@ -84,9 +84,17 @@ impl Processors {
     /// A file that cannot be read or is no usable picture, by name.
     pub fn read_image(&self, path: &Path) -> Result<ProcessedImage> {
         let bytes = std::fs::read(path).map_err(common::Error::io(path))?;
-        self.images.process(&bytes).map_err(|error| {
+        self.process_image(&path.display().to_string(), &bytes)
+    }
+
+    /// Processes a picture's bytes; `place` is where they come from.
+    ///
+    /// # Errors
+    /// No usable picture, by place.
+    pub fn process_image(&self, place: &str, bytes: &[u8]) -> Result<ProcessedImage> {
+        self.images.process(bytes).map_err(|error| {
             let expected = "a JPEG, PNG, GIF, WebP, BMP or TIFF picture";
-            common::Error::invalid(path.display(), error, expected, "convert or replace the file").into()
+            common::Error::invalid(place, error, expected, "convert or replace the file").into()
         })
     }
 }

@@ -40,10 +40,14 @@ pub async fn handle(State(app): State<Arc<App>>, headers: HeaderMap, body: Body)
 async fn answer(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Response, ApiError> {
     let received = Instant::now();
     let deadline = received + Duration::from_secs(app.limits.request_timeout_seconds);
+    // Bodies and pictures take memory before a request has its place in the queue.
+    let preparing = app.preparing.try_acquire().map_err(|_| ApiError::busy())?;
     let body = read_body(headers, body, app.limits.max_body_bytes).await?;
     let request = ChatRequest::parse(&body, &app.model_name, &app.limits, rand::random())?;
     drop(body);
-    let prompt = prepare(app.clone(), request.clone()).await?;
+    let prepared = timeout_at(deadline.into(), prepare(app, &request)).await;
+    let prompt = prepared.map_err(|_| ApiError::timed_out())??;
+    drop(preparing);
     let prompt_tokens = prompt.input_ids.len();
     let (sender, receiver) = mailbox();
     let ChatRequest { sampling, max_tokens, stop, stream, include_usage, .. } = request;
@@ -91,13 +95,20 @@ async fn read_body(headers: &HeaderMap, body: Body, max_bytes: usize) -> Result<
     }
 }
 
-/// Pictures and text become the model's input, on a thread that may block.
-async fn prepare(app: Arc<App>, request: ChatRequest) -> Result<Prompt, ApiError> {
-    let prepared = tokio::task::spawn_blocking(move || {
+/// Pictures and text become the model's input, on threads that may block. Only decoding takes a core: a remote server
+/// that is slow to send a picture holds nobody else.
+async fn prepare(app: &Arc<App>, request: &ChatRequest) -> Result<Prompt, ApiError> {
+    let (urls, limits) = (request.images.clone(), app.limits.clone());
+    let files =
+        blocking(move || urls.iter().map(|url| images::read(url, &limits)).collect::<Result<Vec<_>, _>>()).await?;
+    let decoding = app.decoding.clone().acquire_owned().await;
+    let (app, messages) = (app.clone(), request.messages.clone());
+    blocking(move || {
+        let _decoding = decoding;
         let processors = &app.processors;
-        let load = |url| images::load(url, &processors.images, &app.limits);
-        let images = request.images.iter().map(load).collect::<Result<Vec<_>, _>>()?;
-        let prompt = processors.prompt(&request.messages, &images);
+        let process = |file: &Vec<u8>| images::process(file, &processors.images, app.limits.max_pixels);
+        let images = files.iter().map(process).collect::<Result<Vec<_>, _>>()?;
+        let prompt = processors.prompt(&messages, &images);
         let prompt = prompt.map_err(|error| ApiError::invalid("messages", format!("{error:#}")))?;
         let (tokens, context) = (prompt.input_ids.len(), processors.config.text.max_position_embeddings);
         if tokens >= context {
@@ -105,8 +116,15 @@ async fn prepare(app: Arc<App>, request: ChatRequest) -> Result<Prompt, ApiError
             return Err(ApiError { code: "context_length_exceeded", ..ApiError::invalid("messages", message) });
         }
         Ok(prompt)
-    });
-    prepared.await.map_err(|_| ApiError::invalid("messages", "the pictures or the text could not be processed"))?
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| ApiError::invalid("messages", "the pictures or the text could not be processed"))?
 }
 
 fn enqueue(app: &App, job: Job) -> Result<(), ApiError> {

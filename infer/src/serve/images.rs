@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use common::image_processor::{ImageError, ImageProcessor, ProcessedImage};
+use common::image_processor::{ImageError, ImageProcessor, ProcessedImage, declared_size};
 
 /// Standard alphabet, padding as it comes.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -16,25 +16,36 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Fetches, decodes and processes one picture. Blocks.
+/// The bytes of one picture file. Blocks while a remote one is fetched.
 ///
 /// # Errors
-/// 400 for what is no usable picture, 403 for a remote one where none is allowed, 413 for too many pixels.
-pub fn load(url: &ImageUrl, processor: &ImageProcessor, limits: &Limits) -> Result<ProcessedImage, ApiError> {
-    let bytes = match url {
-        ImageUrl::Data(uri) => decode_data_uri(uri)?,
-        ImageUrl::Remote(url) if limits.allow_remote_images => remote::fetch(url, limits.max_body_bytes)?,
+/// 400 for a data URI or an address without a picture, 403 for a remote one where none is allowed.
+pub fn read(url: &ImageUrl, limits: &Limits) -> Result<Vec<u8>, ApiError> {
+    match url {
+        ImageUrl::Data(uri) => decode_data_uri(uri),
+        ImageUrl::Remote(url) if limits.allow_remote_images => remote::fetch(url, limits.max_body_bytes),
         ImageUrl::Remote(_) => {
             let message = "remote picture addresses are not allowed here; send the picture as a data: URI";
-            return Err(ApiError::refused(StatusCode::FORBIDDEN, "remote_image_refused", message));
+            Err(ApiError::refused(StatusCode::FORBIDDEN, "remote_image_refused", message))
         }
-    };
-    let image = processor.process(&bytes).map_err(refusal)?;
-    let pixels = u64::from(image.width) * u64::from(image.height);
-    if pixels > limits.max_pixels {
-        let message = format!("picture of {} × {}: more than {} pixels", image.width, image.height, limits.max_pixels);
-        return Err(ApiError::refused(StatusCode::PAYLOAD_TOO_LARGE, "image_too_large", message));
     }
+}
+
+/// Decodes and processes a picture file; its declared size is looked at before memory is taken for its pixels.
+///
+/// # Errors
+/// 400 for what is no usable picture, 413 for too many pixels.
+pub fn process(bytes: &[u8], processor: &ImageProcessor, max_pixels: u64) -> Result<ProcessedImage, ApiError> {
+    let check = |(width, height): (u32, u32)| {
+        if u64::from(width) * u64::from(height) <= max_pixels {
+            return Ok(());
+        }
+        let message = format!("picture of {width} × {height}: more than {max_pixels} pixels");
+        Err(ApiError::refused(StatusCode::PAYLOAD_TOO_LARGE, "image_too_large", message))
+    };
+    declared_size(bytes).map_or(Ok(()), check)?;
+    let image = processor.process(bytes).map_err(refusal)?;
+    check((image.width, image.height))?;
     Ok(image)
 }
 

@@ -24,6 +24,8 @@ use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use crossbeam::channel::{Sender, bounded};
 use error::ApiError;
 use metrics::Metrics;
@@ -31,7 +33,9 @@ use scheduler::Job;
 use serde_json::json;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::Semaphore;
 
 /// What the handlers share.
 struct App {
@@ -42,6 +46,10 @@ struct App {
     model_name: String,
     api_key: Option<String>,
     host: IpAddr,
+    /// Requests whose body is being received or whose pictures are being read.
+    preparing: Semaphore,
+    /// Requests whose pictures are being decoded, one a core.
+    decoding: Arc<Semaphore>,
     /// False once the model thread has ended.
     model_runs: AtomicBool,
 }
@@ -67,6 +75,8 @@ pub fn run(args: &ServeArgs, listening: impl FnOnce(SocketAddr) -> Result<()>) -
         model_name: model_name(args),
         api_key,
         host: args.host,
+        preparing: Semaphore::new(limits.max_batch + limits.max_queue),
+        decoding: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
         model_runs: AtomicBool::new(true),
     });
     let (metrics, max_batch, for_thread) = (app.metrics.clone(), limits.max_batch, Arc::downgrade(&app));
@@ -131,7 +141,7 @@ fn router(app: Arc<App>) -> Router {
     let keyed = Router::new()
         .route("/v1/chat/completions", post(completions::handle))
         .route("/v1/models", get(models))
-        .route("/v1/models/{id}", get(model))
+        .route("/v1/models/{*id}", get(model))
         .route("/metrics", get(metrics_page))
         .route_layer(middleware::from_fn_with_state(app.clone(), guard::require_key));
     Router::new()
@@ -146,17 +156,34 @@ fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// The page loads nothing from elsewhere, and the browser is told to hold it to that.
+/// The page, which loads nothing from elsewhere.
+const PAGE: &str = include_str!("page.html");
+
+/// What the browser may do for the page: run its own script and style, known by their hashes, and ask this server. Text
+/// that the model writes can neither run nor load anything, even if it came to stand in the page as mark-up.
+static POLICY: LazyLock<String> = LazyLock::new(|| {
+    let hash = |element: &str| {
+        let (begin, end) = (format!("<{element}>"), format!("</{element}>"));
+        let text = PAGE.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end)).map_or("", |(text, _)| text);
+        BASE64_STANDARD.encode(common::files::sha256(text.as_bytes()))
+    };
+    format!(
+        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; img-src data: blob:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash("style"),
+        hash("script")
+    )
+});
+
 async fn page() -> Response {
-    const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
-                          img-src data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::CONTENT_SECURITY_POLICY, POLICY.as_str()),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
         (header::CACHE_CONTROL, "no-cache"),
     ];
-    (headers, include_str!("page.html")).into_response()
+    (headers, PAGE).into_response()
 }
 
 async fn health(State(app): State<Arc<App>>) -> Response {

@@ -5,6 +5,7 @@ use super::mailbox::{Outcome, Sender};
 use super::metrics::Metrics;
 use crate::engine::{Engine, Request, Sequence};
 use crossbeam::channel::{Receiver, TryRecvError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -74,15 +75,25 @@ fn start(engine: &Engine, job: Job, active: &mut Vec<Active>, metrics: &Metrics)
         return sender.finish(Outcome::Failed(ApiError::timed_out()));
     }
     let prompt_tokens = request.prompt.input_ids.len();
-    match engine.start(request) {
-        Ok((sequence, text)) => {
+    match guarded(|| engine.start(request)) {
+        Some(Ok((sequence, text))) => {
             metrics.first_token(prompt_tokens, received.elapsed());
             sender.write(&text);
             let one = Active { sequence, sender, deadline };
             if one.sequence.finish().is_some() { finish(one) } else { active.push(one) }
         }
-        Err(error) => sender.finish(Outcome::Failed(ApiError::invalid("messages", format!("{error:#}")))),
+        Some(Err(error)) => sender.finish(Outcome::Failed(ApiError::invalid("messages", format!("{error:#}")))),
+        None => sender.finish(Outcome::Failed(ApiError::unavailable(BROKEN))),
     }
+}
+
+/// What the client of a request hears that the model could not compute.
+const BROKEN: &str = "the model failed on this request; the server's log says where";
+
+/// A panic ends the requests that it struck, not the server; its message is on stderr. What the model itself consists of is
+/// not changed by a request, so it stays whole.
+fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
 fn step(engine: &Engine, active: &mut Vec<Active>, metrics: &Metrics) {
@@ -91,16 +102,17 @@ fn step(engine: &Engine, active: &mut Vec<Active>, metrics: &Metrics) {
     }
     let begin = Instant::now();
     let mut sequences: Vec<&mut Sequence> = active.iter_mut().map(|one| &mut one.sequence).collect();
-    match engine.step(&mut sequences) {
-        Ok(texts) => {
+    let stepped = guarded(|| engine.step(&mut sequences));
+    let message = match stepped {
+        Some(Ok(texts)) => {
             metrics.step(texts.len(), begin.elapsed());
-            active.iter().zip(texts).for_each(|(one, text)| one.sender.write(&text));
+            return active.iter().zip(texts).for_each(|(one, text)| one.sender.write(&text));
         }
-        Err(error) => {
-            for one in active.drain(..) {
-                one.sender.finish(Outcome::Failed(ApiError::unavailable(format!("{error:#}"))));
-            }
-        }
+        Some(Err(error)) => format!("{error:#}"),
+        None => BROKEN.to_string(),
+    };
+    for one in active.drain(..) {
+        one.sender.finish(Outcome::Failed(ApiError::unavailable(&message)));
     }
 }
 

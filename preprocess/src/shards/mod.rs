@@ -1,9 +1,9 @@
 //! `preprocess shards`: chat.json + images → shards. Reads top to bottom in [`run`].
 
 mod args;
+mod census;
 pub mod chat_json;
 mod conversation;
-pub mod images;
 pub mod index;
 pub mod ledger;
 mod pipeline;
@@ -18,9 +18,9 @@ use anyhow::{Context, Result, bail, ensure};
 use common::Error;
 use common::chat::ChatProcessor;
 use common::config::LlavaConfig;
+use common::image_files::ImageSources;
 use common::image_processor::ImageProcessor;
 use common::shard::{PixelFormat, ShardMetadata};
-use images::ImageSources;
 use ledger::ShardLedger;
 use pipeline::{Job, rows_of_shard};
 use plan::{Input, ModelFacts, Plan};

@@ -1,12 +1,12 @@
 //! `plan.json`: what a run is made of. Another input, model or option is another run, and is refused.
 
 use super::args::Args;
+use super::census::{self, ImageFiles};
 use super::chat_json::for_each_row;
 use super::conversation::image_names;
-use super::images::ImageSources;
-use super::images::census::{self, ImageFiles};
 use anyhow::{Result, bail};
 use common::files::{self, HashingReader};
+use common::image_files::ImageSources;
 use common::shard::ShardMetadata;
 use common::{Error, Result as CommonResult};
 use serde::{Deserialize, Serialize};

@@ -2,12 +2,12 @@
 
 use super::chat_json::SourceRow;
 use super::conversation::{self, Conversation};
-use super::images::ImageSources;
 use super::ledger::{Cause, Refusal};
 use super::plan::Plan;
 use common::IGNORE_INDEX;
 use common::chat::{ChatProcessor, TokenizedSample};
 use common::files;
+use common::image_files::{ImageFileError, ImageSources};
 use common::image_processor::{ImageError, ImageProcessor};
 use common::shard::{Sample, SampleImage, Split};
 
@@ -54,7 +54,14 @@ impl RowProcessor<'_> {
     }
 
     fn image(&self, name: &str) -> Result<SampleImage, Refusal> {
-        let bytes = self.images.read(name)?;
+        let bytes = self.images.read(name).map_err(|error| {
+            let cause = match error {
+                ImageFileError::Missing(_) => Cause::MissingImage,
+                ImageFileError::Unreadable(_) => Cause::UnreadableImage,
+                ImageFileError::TooLarge { .. } => Cause::ImageTooLarge,
+            };
+            Refusal::new(cause, error.to_string())
+        })?;
         let processed = self.image_processor.process(&bytes).map_err(|error| {
             let cause = match error {
                 ImageError::Unidentified(_) => Cause::NotAnImage,

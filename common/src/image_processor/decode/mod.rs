@@ -5,9 +5,11 @@ mod gif;
 mod jpeg;
 mod others;
 mod png;
+mod size;
 mod sniff;
 
 use super::ImageError;
+pub use size::declared_size;
 use sniff::Format;
 
 /// Pixels from which Pillow raises `DecompressionBombError`: twice its `MAX_IMAGE_PIXELS`.

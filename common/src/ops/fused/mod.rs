@@ -7,6 +7,7 @@
 mod activation;
 mod attention;
 mod cross_entropy;
+mod dot_products;
 mod gemm;
 mod linear;
 mod matrix;

@@ -1,17 +1,20 @@
 //! Weight matrices in f32, bf16 or f16 as factors of a product; half precision is widened a few rows at a time, so that no
 //! second copy of a weight comes into being.
 
+#[cfg(target_arch = "x86_64")]
+use super::dot_products::avx2;
+use super::dot_products::dots;
 use super::gemm::{Start, gemm};
 use super::matrix::{Matrix, MatrixMut};
 use super::operand::{dims, floats};
-use super::simd::{LANES, fold, multiversion};
+use super::simd::multiversion;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::DType;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 /// Up to so many rows of x, reading the weight is what takes time: it is read once, where it lies.
-const FEW_ROWS: usize = 8;
+const FEW_ROWS: usize = crate::ops::MAX_INDEPENDENT_TOKENS;
 /// Rows of x that share a pass over a weight row.
 const TOGETHER: usize = 4;
 /// Weight rows in one task.
@@ -23,6 +26,12 @@ const WIDENED: usize = 1 << 20;
 pub trait Element: Copy + Send + Sync + 'static {
     /// The value in f32, without branches, so that it can be done for many at once.
     fn widen(self) -> f32;
+    /// Dot products with vector instructions.
+    ///
+    /// # Safety
+    /// The machine has AVX2 and F16C.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn dots_avx2<const N: usize>(inputs: [&[f32]; N], weight: &[Self]) -> [f32; N];
 }
 
 impl Element for f32 {
@@ -30,12 +39,24 @@ impl Element for f32 {
     fn widen(self) -> f32 {
         self
     }
+
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn dots_avx2<const N: usize>(inputs: [&[f32]; N], weight: &[Self]) -> [f32; N] {
+        // SAFETY: passed on.
+        unsafe { avx2::of_f32(inputs, weight) }
+    }
 }
 
 impl Element for bf16 {
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn dots_avx2<const N: usize>(inputs: [&[f32]; N], weight: &[Self]) -> [f32; N] {
+        // SAFETY: passed on.
+        unsafe { avx2::of_bf16(inputs, weight) }
     }
 }
 
@@ -48,6 +69,12 @@ impl Element for f16 {
         // Infinity and NaN have all exponent bits in either format.
         let special = if bits & 0x7C00 == 0x7C00 { 0x7F80_0000 } else { 0 };
         f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn dots_avx2<const N: usize>(inputs: [&[f32]; N], weight: &[Self]) -> [f32; N] {
+        // SAFETY: passed on.
+        unsafe { avx2::of_f16(inputs, weight) }
     }
 }
 
@@ -159,7 +186,7 @@ fn few<E: Element>(x: Matrix, weight: &[E], output: &mut [f32], bias: Option<&[f
             for (group, part) in part.chunks_mut(TOGETHER).enumerate() {
                 let inputs: [&[f32]; TOGETHER] = std::array::from_fn(|i| x.row((group * TOGETHER + i).min(tokens - 1)));
                 match part.len() {
-                    1 => part.copy_from_slice(&dots_of_one([inputs[0]], weight)),
+                    1 => part.copy_from_slice(&dots([inputs[0]], weight)),
                     len => part.copy_from_slice(&dots(inputs, weight)[..len]),
                 }
             }
@@ -170,40 +197,6 @@ fn few<E: Element>(x: Matrix, weight: &[E], output: &mut [f32], bias: Option<&[f
             *output = by_channel[channel * tokens + token] + bias.map_or(0.0, |bias| bias[channel]);
         }
     }
-}
-
-multiversion! {
-    fn dots<E: Element>(inputs: [&[f32]; TOGETHER], weight: &[E]) -> [f32; TOGETHER] {
-        dot_products(inputs, weight)
-    }
-}
-
-multiversion! {
-    fn dots_of_one<E: Element>(inputs: [&[f32]; 1], weight: &[E]) -> [f32; 1] {
-        dot_products(inputs, weight)
-    }
-}
-
-#[inline(always)]
-fn dot_products<E: Element, const N: usize>(inputs: [&[f32]; N], weight: &[E]) -> [f32; N] {
-    let mut sums = [[0f32; LANES]; N];
-    let (chunks, rest) = weight.as_chunks::<LANES>();
-    let inputs = inputs.map(|input| &input[..weight.len()]);
-    for (index, chunk) in chunks.iter().enumerate() {
-        let chunk: [f32; LANES] = std::array::from_fn(|lane| chunk[lane].widen());
-        for (sums, input) in sums.iter_mut().zip(inputs) {
-            let input = &input[index * LANES..][..LANES];
-            for lane in 0..LANES {
-                sums[lane] += input[lane] * chunk[lane];
-            }
-        }
-    }
-    let mut totals = sums.map(fold);
-    let first = weight.len() - rest.len();
-    for (total, input) in totals.iter_mut().zip(inputs) {
-        rest.iter().zip(&input[first..]).for_each(|(weight, input)| *total += weight.widen() * input);
-    }
-    totals
 }
 
 #[cfg(test)]

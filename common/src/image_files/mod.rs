@@ -1,17 +1,34 @@
-//! Where a dataset's images are: folders and a zip file, read in place.
+//! Where a dataset's image files are: folders and a zip file, read in place.
 
-pub mod census;
 mod folder;
 mod zip;
 
-use super::ledger::{Cause, Refusal};
-use anyhow::{Result, bail};
+use crate::{Error, Result};
 use folder::Folder;
 use std::path::{Component, Path};
 use zip::ZipFile;
 
 /// Largest image file, bytes; a larger one is refused before it is read.
 pub const MAX_IMAGE_BYTES: u64 = 256 << 20;
+
+/// Why an image file gives no bytes.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ImageFileError {
+    /// In none of the places.
+    #[error("{0}")]
+    Missing(String),
+    /// There, and not readable.
+    #[error("{0}")]
+    Unreadable(String),
+    /// More than [`MAX_IMAGE_BYTES`].
+    #[error("{name} has {bytes} bytes, more than the {MAX_IMAGE_BYTES} allowed")]
+    TooLarge {
+        /// The file.
+        name: String,
+        /// Its size, bytes.
+        bytes: u64,
+    },
+}
 
 /// The places of a data folder that hold images, asked in order. Threads read at once.
 pub struct ImageSources {
@@ -21,9 +38,13 @@ pub struct ImageSources {
 
 impl ImageSources {
     /// Finds `images/`, `images_dl/`, the folder itself and `images.zip`.
+    ///
+    /// # Errors
+    /// `data` is no folder; a damaged zip file.
     pub fn find(data: &Path) -> Result<Self> {
         if !data.is_dir() {
-            bail!("{}: not a folder, expected one with chat.json and images", data.display());
+            let expected = "a folder with chat.json and images";
+            return Err(Error::invalid(data.display(), "no folder", expected, "give the dataset's folder"));
         }
         let folders = ["images", "images_dl", ""]
             .into_iter()
@@ -48,10 +69,12 @@ impl ImageSources {
     }
 
     /// Bytes of an image file.
-    pub fn read(&self, name: &str) -> Result<Vec<u8>, Refusal> {
+    ///
+    /// # Errors
+    /// See [`ImageFileError`]; also for a name that leads out of the data folder.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>, ImageFileError> {
         if !is_inside(name) {
-            let detail = format!("{name:?} is not a file name inside the data folder");
-            return Err(Refusal::new(Cause::MissingImage, detail));
+            return Err(ImageFileError::Missing(format!("{name:?} is not a file name inside the data folder")));
         }
         for folder in &self.folders {
             if let Some(bytes) = folder.read(name)? {
@@ -62,7 +85,7 @@ impl ImageSources {
             return Ok(bytes);
         }
         let places = self.describe().join(", ");
-        Err(Refusal::new(Cause::MissingImage, format!("{name} is in none of {places}")))
+        Err(ImageFileError::Missing(format!("{name} is in none of {places}")))
     }
 }
 
@@ -74,7 +97,6 @@ fn is_inside(name: &str) -> bool {
         && parts.all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
-fn too_many_bytes(name: &str, bytes: u64) -> Refusal {
-    let detail = format!("{name} has {bytes} bytes, more than the {MAX_IMAGE_BYTES} allowed");
-    Refusal::new(Cause::ImageTooLarge, detail)
+fn too_many_bytes(name: &str, bytes: u64) -> ImageFileError {
+    ImageFileError::TooLarge { name: name.to_owned(), bytes }
 }

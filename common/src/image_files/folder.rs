@@ -1,7 +1,6 @@
 //! Image files in a folder.
 
-use super::{MAX_IMAGE_BYTES, too_many_bytes};
-use crate::shards::ledger::{Cause, Refusal};
+use super::{ImageFileError, MAX_IMAGE_BYTES, too_many_bytes};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::PathBuf;
@@ -27,9 +26,9 @@ impl Folder {
     }
 
     /// Bytes of a file; `None` if it is not here.
-    pub(super) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, Refusal> {
+    pub(super) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, ImageFileError> {
         let path = self.path.join(name);
-        let unreadable = |what: &dyn std::fmt::Display| Refusal::new(Cause::UnreadableImage, format!("{name}: {what}"));
+        let unreadable = |what: &dyn std::fmt::Display| ImageFileError::Unreadable(format!("{name}: {what}"));
         // Looked at before it is opened: opening a pipe would wait for ever.
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) => metadata,

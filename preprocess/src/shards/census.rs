@@ -1,7 +1,7 @@
 //! Which image files the rows of a dataset name, so that a run notices when they are exchanged.
 
-use super::ImageSources;
 use common::files;
+use common::image_files::ImageSources;
 use crossbeam::channel::{Sender, bounded};
 use serde::{Deserialize, Serialize};
 

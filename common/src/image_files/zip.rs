@@ -1,14 +1,12 @@
 //! `images.zip` read in place: a small index of its entries, positioned reads from any thread.
 
-use super::{MAX_IMAGE_BYTES, too_many_bytes};
-use crate::shards::ledger::{Cause, Refusal};
-use anyhow::{Context, Result};
-use common::files;
+use super::{ImageFileError, MAX_IMAGE_BYTES, too_many_bytes};
+use crate::{Error, Result, files};
 use flate2::read::DeflateDecoder;
 use rawzip::{CompressionMethod, FileReader, RECOMMENDED_BUFFER_SIZE, ZipArchive, ZipArchiveEntryWayfinder};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 
 /// Names under which an entry for image `x` may stand.
@@ -30,21 +28,21 @@ struct Entry {
 
 impl ZipFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let damaged = || format!("{}: not a readable zip file; download it again", path.display());
-        let file = File::open(path).with_context(|| path.display().to_string())?;
-        let bytes = file.metadata().with_context(|| path.display().to_string())?.len();
+        let damaged = |found: String| Error::invalid(path.display(), found, "a whole zip file", "download it again");
+        let file = File::open(path).map_err(Error::io(path))?;
+        let bytes = file.metadata().map_err(Error::io(path))?.len();
         let mut buffer = vec![0; RECOMMENDED_BUFFER_SIZE];
-        let archive = ZipArchive::from_file(file, &mut buffer).with_context(damaged)?;
+        let archive = ZipArchive::from_file(file, &mut buffer).map_err(|error| damaged(error.to_string()))?;
         let mut entries = HashMap::new();
         let mut records = archive.entries(&mut buffer);
         let mut found = 0;
         let mut identity = files::HashingWriter::new(std::io::sink());
-        while let Some(record) = records.next_entry().with_context(damaged)? {
+        while let Some(record) = records.next_entry().map_err(|error| damaged(error.to_string()))? {
             found += 1;
             let name = record.file_path();
             let name: &[u8] = name.as_ref();
-            std::io::Write::write_all(&mut identity, name)?;
-            std::io::Write::write_all(&mut identity, &record.crc32().to_le_bytes())?;
+            identity.write_all(name).map_err(Error::io(path))?;
+            identity.write_all(&record.crc32().to_le_bytes()).map_err(Error::io(path))?;
             if !record.is_dir() {
                 // Of entries with one name the last counts, as everywhere.
                 let entry = Entry {
@@ -56,7 +54,9 @@ impl ZipFile {
             }
         }
         let expected = archive.entries_hint();
-        anyhow::ensure!(found == expected, "{}: {found} entries, expected {expected}", damaged());
+        if found != expected {
+            return Err(damaged(format!("{found} of {expected} entries")));
+        }
         Ok(Self { archive, entries, bytes, names_sha256: identity.finish().1 })
     }
 
@@ -71,7 +71,7 @@ impl ZipFile {
     }
 
     /// Bytes of an entry, its checksum verified; `None` if there is none of this name.
-    pub(super) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, Refusal> {
+    pub(super) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, ImageFileError> {
         let entry = PREFIXES.iter().find_map(|prefix| self.entries.get(&key(format!("{prefix}{name}").as_bytes())));
         let Some(entry) = entry else { return Ok(None) };
         let size = entry.wayfinder.uncompressed_size_hint();
@@ -80,11 +80,13 @@ impl ZipFile {
         }
         self.read_entry(entry)
             .map(Some)
-            .map_err(|error| Refusal::new(Cause::UnreadableImage, format!("{name} in images.zip: {error:#}")))
+            .map_err(|error| ImageFileError::Unreadable(format!("{name} in images.zip: {error}")))
     }
 
-    fn read_entry(&self, entry: &Entry) -> Result<Vec<u8>> {
-        anyhow::ensure!(!entry.encrypted, "encrypted, expected a zip file without password");
+    fn read_entry(&self, entry: &Entry) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+        if entry.encrypted {
+            return Err("encrypted, expected a zip file without password".into());
+        }
         let found = self.archive.get_entry(entry.wayfinder)?;
         let limit = entry.wayfinder.uncompressed_size_hint() + 1;
         // The declared size is not trusted with memory before the data is there.
@@ -95,7 +97,7 @@ impl ZipFile {
                 let inflated = DeflateDecoder::new(found.reader());
                 found.verifying_reader(inflated).take(limit).read_to_end(&mut bytes)?
             }
-            other => anyhow::bail!("compressed by {other:?}, expected stored or deflated"),
+            other => return Err(format!("compressed by {other:?}, expected stored or deflated").into()),
         };
         Ok(bytes)
     }

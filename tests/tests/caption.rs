@@ -1,0 +1,161 @@
+//! `infer caption` over a folder, a dataset, a zip file and shards; killed and run again; with bad pictures; with references.
+
+use crate::generate::{infer, infer_ok, model_dir};
+use infer::metrics::caption_metrics;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use tests::{program, shared};
+
+/// The tokens of a caption here: enough that a run can be met in the middle.
+const TOKENS: &str = "40";
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).expect("the captions are readable");
+    text.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
+}
+
+/// A folder of pictures in two rounds of names, with a cut one, a text and a bomb among them, and a file that is none of it.
+fn folder_with_bad_pictures(dir: &Path) -> PathBuf {
+    let folder = dir.join("pictures");
+    std::fs::create_dir(&folder).expect("a folder");
+    let images = std::fs::read_dir(shared("data/coco224_tiny/images")).expect("readable");
+    for image in images.map(|entry| entry.expect("an entry").path()) {
+        let name = image.file_name().expect("a name").to_str().expect("UTF-8");
+        for round in ["a", "b", "c"] {
+            std::fs::copy(&image, folder.join(format!("{round}-{name}"))).expect("copied");
+        }
+    }
+    let whole = std::fs::read(shared("data/coco224_tiny/images/000000011511.jpg")).expect("readable");
+    std::fs::write(folder.join("a-cut.jpg"), &whole[..whole.len() / 2]).expect("written");
+    std::fs::write(folder.join("a-text.png"), "no picture").expect("written");
+    std::fs::copy(shared("data/edge/bomb_header.png"), folder.join("b-bomb.png")).expect("copied");
+    std::fs::write(folder.join("notes.txt"), "not looked at").expect("written");
+    folder
+}
+
+/// SIGKILL in the middle, as often as the run lasts; then the file is the one of an undisturbed run, byte for byte.
+#[test]
+fn a_killed_run_goes_on_and_bad_pictures_are_recorded() {
+    let (dir, model) = (tempfile::tempdir().expect("a temporary folder"), model_dir("fixtures/tiny/train_none"));
+    let folder = folder_with_bad_pictures(dir.path());
+    let args = |output: &str| -> Vec<String> {
+        let output = dir.path().join(output);
+        let args = ["caption", "--model", text(model.path()), "--images", text(&folder), "--output", text(&output)];
+        args.into_iter().chain(["--max-new-tokens", TOKENS, "--batch-size", "5"]).map(String::from).collect()
+    };
+    let whole = args("whole.jsonl");
+    let summary: Value =
+        serde_json::from_str(&infer_ok(&whole.iter().map(String::as_str).collect::<Vec<_>>())).expect("JSON");
+    let expected = std::fs::read(dir.path().join("whole.jsonl")).expect("readable");
+
+    let found = lines(&dir.path().join("whole.jsonl"));
+    let pictures = found.len();
+    assert_eq!(summary["pictures"].as_u64(), Some(pictures as u64));
+    assert_eq!((summary["failed"].as_u64(), summary["captioned"].as_u64()), (Some(3), Some(pictures as u64 - 3)));
+    let bad: Vec<&Value> = found.iter().filter(|line| line["error"].is_string()).collect();
+    assert_eq!(
+        bad.iter().map(|line| line["image"].as_str().expect("a name")).collect::<Vec<_>>(),
+        ["a-cut.jpg", "a-text.png", "b-bomb.png"]
+    );
+    assert!(bad.iter().all(|line| line["caption"].is_null()));
+    let mut names: Vec<&str> = found.iter().map(|line| line["image"].as_str().expect("a name")).collect();
+    assert!(names.is_sorted(), "in the order of the names");
+    names.dedup();
+    assert_eq!(names.len(), pictures, "each picture once");
+    assert!(!names.contains(&"notes.txt"));
+
+    let output = dir.path().join("killed.jsonl");
+    let mut kills = 0;
+    loop {
+        let mut child = Command::new(program("infer"))
+            .args(args("killed.jsonl"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("infer starts");
+        let before = std::fs::metadata(&output).map_or(0, |metadata| metadata.len());
+        // Killed when a few more lines are there.
+        let begin = Instant::now();
+        let ended = loop {
+            if let Some(status) = child.try_wait().expect("a status") {
+                break Some(status);
+            }
+            let now = std::fs::metadata(&output).map_or(0, |metadata| metadata.len());
+            if now > before + 2000 || begin.elapsed() > Duration::from_secs(60) {
+                child.kill().expect("killed");
+                child.wait().expect("gone");
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        match ended {
+            Some(status) => break assert!(status.success()),
+            None => kills += 1,
+        }
+        let written = std::fs::read(&output).expect("readable");
+        let whole_lines = written.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        assert_eq!(written[..whole_lines], expected[..whole_lines], "after kill {kills}");
+    }
+    println!("{pictures} pictures, killed {kills} times");
+    assert!(kills >= 2, "the run was never met in the middle");
+    assert_eq!(std::fs::read(&output).expect("readable"), expected);
+
+    // Other settings do not go on with this file.
+    let mut other = args("killed.jsonl");
+    other.extend(["--prompt", "What is this?"].map(String::from));
+    let refused = infer(&other.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("prompt"));
+}
+
+/// The same captions from a dataset's folder, from its zip file and from shards made of it; figures against references.
+#[test]
+fn a_dataset_a_zip_file_and_shards_give_the_same_captions() {
+    let (dir, model) = (tempfile::tempdir().expect("a temporary folder"), model_dir("fixtures/tiny/train_none"));
+    let data = shared("data/coco224_tiny");
+    let zipped = dir.path().join("zipped");
+    std::fs::create_dir(&zipped).expect("a folder");
+    for name in ["chat.json", "images.zip", "references.json"] {
+        std::fs::copy(data.join(name), zipped.join(name)).expect("copied");
+    }
+    let shards = dir.path().join("shards");
+    let made = Command::new(program("preprocess"))
+        .args(["shards", "--model", text(model.path()), "--data", text(&data), "--output", text(&shards)])
+        .output()
+        .expect("preprocess runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let caption = |name: &str, source: [&str; 2]| -> (Value, Vec<Value>) {
+        let output = dir.path().join(name);
+        let args = ["caption", "--model", text(model.path()), source[0], source[1], "--output", text(&output)];
+        let summary = infer_ok(&[&args[..], &["--max-new-tokens", TOKENS]].concat());
+        (serde_json::from_str(&summary).expect("JSON"), lines(&output))
+    };
+    let (summary, from_folder) = caption("folder.jsonl", ["--data", text(&data)]);
+    assert_eq!(caption("zip.jsonl", ["--data", text(&zipped)]), (summary.clone(), from_folder.clone()));
+    let (_, from_shards) = caption("shards.jsonl", ["--shards", text(&shards)]);
+    let captions =
+        |lines: &[Value]| lines.iter().map(|line| (line["id"].clone(), line["caption"].clone())).collect::<Vec<_>>();
+    assert_eq!(captions(&from_shards), captions(&from_folder));
+    assert_eq!(from_folder.len(), 32);
+
+    // The summary's figures are those of its own lines and references, five an image.
+    let strings = |value: &Value| -> Vec<String> { serde_json::from_value(value.clone()).expect("texts") };
+    let pairs: Vec<(String, Vec<String>)> = from_folder
+        .iter()
+        .map(|line| (line["caption"].as_str().expect("a caption").to_string(), strings(&line["references"])))
+        .collect();
+    assert!(pairs.iter().all(|(_, references)| references.len() == 5));
+    let expected = caption_metrics(&pairs);
+    for (name, expected) in [("bleu_4", expected.bleu_4), ("rouge_l", expected.rouge_l), ("cider_d", expected.cider_d)]
+    {
+        let found = summary["metrics"][name].as_f64().expect("a number");
+        assert!((found - expected).abs() < 1e-9, "{name}: {found} where {expected} is expected");
+    }
+    println!("{}", summary["metrics"]);
+}

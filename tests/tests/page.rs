@@ -1,0 +1,251 @@
+//! The web page in a headless Chromium: a conversation by mouse and keyboard, large and small, light and dark, and text that
+//! would like to be mark-up.
+
+use crate::serve::{Server, picture};
+use serde_json::{Value, json};
+use tests::browser::Browser;
+use tests::shared;
+
+const IMAGE: &str = "data/coco224_tiny/images/000000011511.jpg";
+/// True when no answer is being written.
+const QUIET: &str = "document.querySelectorAll('[aria-busy]').length === 0 && document.querySelector('#stop').hidden";
+
+fn open(server: &Server) -> Option<Browser> {
+    let mut browser = Browser::start()?;
+    browser.window(1200, 800, false, "light");
+    browser.open(&format!("http://{}/", server.address));
+    Some(browser)
+}
+
+/// Replaces an input's value as a person does.
+fn fill(browser: &mut Browser, selector: &str, text: &str) {
+    browser.click(selector);
+    browser.value("document.activeElement.select()");
+    browser.type_text(text);
+}
+
+fn set_longest_answer(browser: &mut Browser, tokens: &str) {
+    browser.click("#open-settings");
+    browser.wait("document.querySelector('#settings').open");
+    fill(browser, "#max_tokens", tokens);
+    browser.click("#settings .main");
+    browser.wait("!document.querySelector('#settings').open");
+}
+
+fn choose_picture(browser: &mut Browser) {
+    browser.choose_file("#drop", &shared(IMAGE));
+    browser.wait("document.querySelector('#drop img')?.naturalWidth > 0");
+}
+
+/// Texts of all answers, without what stands below them.
+fn answers(browser: &mut Browser) -> Vec<String> {
+    let texts = "[...document.querySelectorAll('.assistant .body')].map((body) => body.textContent)";
+    serde_json::from_value(browser.value(texts)).expect("texts")
+}
+
+/// No request left the server, nothing was forbidden, no script failed.
+fn assert_well_behaved(browser: &mut Browser, server: &Server) {
+    let own = format!("http://{}/", server.address);
+    for request in browser.events(&["Network.requestWillBeSent"]) {
+        let url = request["request"]["url"].as_str().expect("an address").to_string();
+        assert!([own.as_str(), "data:", "blob:", "about:"].iter().any(|start| url.starts_with(start)), "{url}");
+    }
+    let complaints = browser.events(&["Runtime.exceptionThrown", "Log.entryAdded"]);
+    assert!(complaints.is_empty(), "{complaints:?}");
+}
+
+#[test]
+fn a_conversation_is_clicked_through() {
+    let server = Server::start(&[]);
+    let Some(mut browser) = open(&server) else { return };
+    browser.wait("document.querySelector('#model').textContent === 'tiny'");
+    browser.screenshot("desktop-light-empty");
+    set_longest_answer(&mut browser, "24");
+    choose_picture(&mut browser);
+
+    // The question has the keyboard after a picture was chosen; Enter asks.
+    browser.type_text("What is this?");
+    browser.press("Enter");
+    browser.wait("document.querySelectorAll('.assistant').length === 1");
+    browser.wait(QUIET);
+    let mut body = json!({"model": "tiny", "max_tokens": 24, "messages": [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": picture()}}, {"type": "text", "text": "What is this?"}]},
+    ]});
+    let first = server.text(&body);
+    assert_eq!(answers(&mut browser), [first.trim_start()]);
+
+    // A second question about the same picture, with the button.
+    browser.click("#question");
+    browser.type_text("Are you sure?");
+    browser.click("#send");
+    browser.wait("document.querySelectorAll('.assistant').length === 2");
+    browser.wait(QUIET);
+    let messages = body["messages"].as_array_mut().expect("messages");
+    messages.push(json!({"role": "assistant", "content": first}));
+    messages.push(json!({"role": "user", "content": "Are you sure?"}));
+    assert_eq!(answers(&mut browser), [first.trim_start(), server.text(&body).trim_start()]);
+    assert!(browser.text(".assistant small").contains("tokens"), "token count and time stand below an answer");
+    browser.screenshot("desktop-light");
+    browser.window(1200, 800, false, "dark");
+    browser.screenshot("desktop-dark");
+
+    for scheme in ["light", "dark"] {
+        browser.window(390, 844, true, scheme);
+        let wide = browser.value("document.documentElement.scrollWidth - innerWidth");
+        assert!(wide.as_i64().expect("a number") <= 0, "the page is {wide} px wider than a phone");
+        browser.screenshot(&format!("phone-{scheme}"));
+    }
+    // On the phone the box for the question is there without scrolling, and large enough for a finger.
+    let send = browser.value("(({ top, bottom, height }) => ({ top, bottom, height, window: innerHeight }))(document.querySelector('#send').getBoundingClientRect())");
+    let side = |name: &str| send[name].as_f64().expect("a number");
+    assert!(side("top") >= 0.0 && side("bottom") <= side("window") && side("height") >= 40.0, "{send}");
+    browser.click("#open-settings");
+    browser.wait("document.querySelector('#settings').open");
+    browser.screenshot("phone-dark-settings");
+    browser.press("Escape");
+    browser.wait("!document.querySelector('#settings').open");
+
+    browser.window(1200, 800, false, "light");
+    browser.click("#restart");
+    assert_eq!(answers(&mut browser), Vec::<String>::new());
+    browser.click("#remove");
+    assert_eq!(browser.value("document.querySelectorAll('#drop img').length"), json!(0));
+    assert_well_behaved(&mut browser, &server);
+}
+
+#[test]
+fn an_answer_is_stopped_by_button_and_by_key() {
+    let server = Server::start(&[]);
+    let Some(mut browser) = open(&server) else { return };
+    browser.wait("document.querySelector('#model').textContent === 'tiny'");
+    set_longest_answer(&mut browser, "900");
+    choose_picture(&mut browser);
+    for (number, stop) in ["button", "key"].into_iter().enumerate() {
+        browser.click("#question");
+        browser.type_text("What is this?");
+        browser.press("Enter");
+        browser.wait(&format!("(document.querySelectorAll('.assistant .body')[{number}]?.textContent ?? '') !== ''"));
+        if number == 0 {
+            browser.screenshot("desktop-light-answering");
+        }
+        if stop == "button" {
+            browser.click("#stop")
+        } else {
+            browser.press("Escape")
+        }
+        browser.wait(QUIET);
+        assert_eq!(
+            browser.value(&format!("document.querySelectorAll('.assistant small')[{number}].textContent")),
+            "stopped"
+        );
+        browser.wait("document.activeElement.id === 'question'");
+    }
+    assert_well_behaved(&mut browser, &server);
+}
+
+#[test]
+fn pictures_are_dropped_and_pasted_and_other_files_are_named() {
+    let server = Server::start(&[]);
+    let Some(mut browser) = open(&server) else { return };
+    let file = |name: &str, kind: &str, base64: &str| {
+        format!(
+            "(() => {{ const bytes = Uint8Array.from(atob({base64:?}), (c) => c.charCodeAt(0)), data = new DataTransfer();
+               data.items.add(new File([bytes], {name:?}, {{ type: {kind:?} }})); return data; }})()"
+        )
+    };
+    let picture = picture();
+    let picture = file("a.jpg", "image/jpeg", picture.split_once(',').expect("a data URI").1);
+    browser.value(&format!(
+        "document.body.dispatchEvent(new DragEvent('drop', {{ bubbles: true, dataTransfer: {picture} }}))"
+    ));
+    browser.wait("document.querySelector('#drop img')?.alt === 'Chosen picture: a.jpg'");
+    browser.click("#remove");
+    browser.value(&format!(
+        "document.body.dispatchEvent(new ClipboardEvent('paste', {{ bubbles: true, clipboardData: {picture} }}))"
+    ));
+    browser.wait("document.querySelector('#drop img')?.naturalWidth > 0");
+    let text = file("notes.txt", "text/plain", "aGVsbG8=");
+    browser.value(&format!(
+        "document.body.dispatchEvent(new DragEvent('drop', {{ bubbles: true, dataTransfer: {text} }}))"
+    ));
+    browser.wait("document.querySelector('#status').textContent.includes('not a picture')");
+    let broken = file("broken.jpg", "image/jpeg", "aGVsbG8=");
+    browser.value(&format!(
+        "document.body.dispatchEvent(new DragEvent('drop', {{ bubbles: true, dataTransfer: {broken} }}))"
+    ));
+    browser.wait("document.querySelector('#status').textContent.includes('could not be read')");
+    assert_well_behaved(&mut browser, &server);
+}
+
+/// What a person types and what a model answers is text, whatever it looks like.
+#[test]
+fn markup_stays_text() {
+    let server = Server::start(&["--served-model-name", "<b>tiny</b>"]);
+    let Some(mut browser) = open(&server) else { return };
+    browser.wait("document.querySelector('#model').textContent === '<b>tiny</b>'");
+    let evil = "<img src=x onerror=\"window.ran = 1\"><script>window.ran = 1</script>";
+    let chunk = json!({"choices": [{"delta": {"content": evil}}]});
+    browser.value(&format!(
+        "window.fetch = async () => new Response({:?}, {{ headers: {{ 'Content-Type': 'text/event-stream' }} }})",
+        format!("data: {chunk}\n\ndata: [DONE]\n\n")
+    ));
+    browser.click("#question");
+    browser.type_text(evil);
+    browser.press("Enter");
+    browser.wait("document.querySelectorAll('.assistant').length === 1");
+    browser.wait(QUIET);
+    assert_eq!(answers(&mut browser), [evil]);
+    assert_eq!(browser.value("document.querySelectorAll('#log img, #log script, #model b').length"), json!(0));
+    // And were it to become mark-up, the page's policy would keep it from running.
+    browser.value(&format!("document.querySelector('#log').innerHTML = {evil:?}"));
+    browser.value("new Promise((done) => setTimeout(done, 200))");
+    assert_eq!(browser.value("window.ran ?? null"), Value::Null);
+}
+
+#[test]
+fn keyboard_and_screen_reader_reach_everything() {
+    let server = Server::start(&[]);
+    let Some(mut browser) = open(&server) else { return };
+    choose_picture(&mut browser);
+    browser.value("document.activeElement.blur()");
+    let mut reached = Vec::new();
+    for _ in 0..12 {
+        browser.press("Tab");
+        reached.push(browser.value("document.activeElement.id").as_str().unwrap_or_default().to_string());
+    }
+    for id in ["restart", "open-settings", "drop", "remove", "log", "question", "send"] {
+        assert!(reached.iter().any(|reached| reached == id), "Tab does not reach {id}: {reached:?}");
+    }
+    for dialog in [false, true] {
+        if dialog {
+            browser.click("#open-settings");
+        }
+        let tree = browser.call("Accessibility.getFullAXTree", json!({}));
+        let mut named = 0;
+        for node in tree["nodes"].as_array().expect("nodes").iter().filter(|node| node["ignored"] == json!(false)) {
+            let role = node["role"]["value"].as_str().unwrap_or_default();
+            if ["button", "textbox", "spinbutton", "image", "dialog", "log"].contains(&role) {
+                assert!(
+                    node["name"]["value"].as_str().is_some_and(|name| !name.trim().is_empty()),
+                    "a {role} without a name: {node}"
+                );
+                named += 1;
+            }
+        }
+        assert!(named >= 6, "{named} controls with names, dialog {dialog}");
+    }
+}
+
+#[test]
+fn a_key_is_asked_for_and_kept() {
+    let server = Server::start(&["--api-key", "secret"]);
+    let Some(mut browser) = open(&server) else { return };
+    browser.wait("document.querySelector('#status').textContent.includes('API key')");
+    browser.click("#open-settings");
+    browser.wait("document.querySelector('#settings').open");
+    fill(&mut browser, "#api-key", "secret");
+    browser.press("Enter");
+    browser.wait("document.querySelector('#model').textContent === 'tiny'");
+    assert_eq!(browser.text("#status"), "");
+}
