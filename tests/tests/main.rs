@@ -36,6 +36,7 @@ mod seeds;
 mod serve;
 mod shards;
 mod stopping;
+mod train_cost;
 mod train_parity;
 mod two_stage;
 mod zero2;
