@@ -4,6 +4,7 @@
 //! blocks from the loss to the images; a block's gradients are handed on and its graph is freed before the next one starts,
 //! so that no more than one block's gradients exist at a time and their exchange can begin at once.
 
+use crate::buffers::Buffers;
 use crate::layout::{BlockLayout, Layout};
 use anyhow::{Result, anyhow};
 use burn::module::{Module, ModuleVisitor, Param};
@@ -30,6 +31,8 @@ pub struct Pass<'a> {
     pub dropout: Option<LoraDropout>,
     /// The loss is multiplied by this before the backward pass.
     pub loss_scale: f32,
+    /// Where flat gradients go.
+    pub buffers: Buffers,
 }
 
 /// A block's input (a leaf of the graph) and, unless it is recomputed, its output with the graph.
@@ -77,11 +80,14 @@ pub fn forward_backward(
     let mut gradients = (loss * pass.loss_scale).backward();
     let mut tied = None;
     if let Some(block) = pass.layout.block(Block::Head) {
-        finished(block, flatten(&pass.model.language_model, &mut gradients, &pass.layout.blocks[block])?)?;
+        finished(
+            block,
+            flatten(&pass.model.language_model, &mut gradients, &pass.layout.blocks[block], &pass.buffers)?,
+        )?;
     }
     if let (None, Some(block)) = (&pass.model.language_model.lm_head, pass.layout.block(Block::TokenEmbeddings)) {
         let embedding = &pass.model.language_model.model.embed_tokens;
-        tied = Some(flatten(embedding, &mut gradients, &pass.layout.blocks[block])?);
+        tied = Some(flatten(embedding, &mut gradients, &pass.layout.blocks[block], &pass.buffers)?);
     }
     let mut gradient = hidden.grad_remove(&mut gradients);
     drop((gradients, hidden));
@@ -89,7 +95,7 @@ pub fn forward_backward(
         let (Some(step), Some(outer)) = (steps.pop(), gradient.take()) else { break };
         let mut gradients = backward_block(&step, outer, |input| layer.forward(input, index, &context));
         if let Some(block) = pass.layout.block(Block::TextLayer(index)) {
-            finished(block, flatten(layer, &mut gradients, &pass.layout.blocks[block])?)?;
+            finished(block, flatten(layer, &mut gradients, &pass.layout.blocks[block], &pass.buffers)?)?;
         }
         gradient = step.input.grad_remove(&mut gradients);
     }
@@ -217,7 +223,7 @@ impl Pass<'_> {
             projected_gradient = projected.and_then(|projected| projected.grad_remove(&mut gradients));
             if let Some(block) = embedding_block {
                 let embedding = &self.model.language_model.model.embed_tokens;
-                let mut flat = flatten(embedding, &mut gradients, &self.layout.blocks[block])?;
+                let mut flat = flatten(embedding, &mut gradients, &self.layout.blocks[block], &self.buffers)?;
                 if let Some(tied) = tied {
                     flat.iter_mut().zip(tied).for_each(|(sum, head)| *sum += head);
                 }
@@ -240,7 +246,7 @@ impl Pass<'_> {
         let mut gradients = backward(projected, outer);
         if let Some(block) = self.layout.block(Block::Projector) {
             let projector = &self.model.multi_modal_projector;
-            finished(block, flatten(projector, &mut gradients, &self.layout.blocks[block])?)?;
+            finished(block, flatten(projector, &mut gradients, &self.layout.blocks[block], &self.buffers)?)?;
         }
         if !self.trains_vision() {
             return Ok(());
@@ -257,7 +263,7 @@ impl Pass<'_> {
             let layer = &tower.encoder.layers[index];
             let mut gradients = backward_block(&step, outer, |input| layer.forward(input, index, &context));
             if let Some(block) = self.layout.block(Block::VisionLayer(index)) {
-                finished(block, flatten(layer, &mut gradients, &self.layout.blocks[block])?)?;
+                finished(block, flatten(layer, &mut gradients, &self.layout.blocks[block], &self.buffers)?)?;
             }
             gradient = step.input.grad_remove(&mut gradients);
         }
@@ -265,7 +271,7 @@ impl Pass<'_> {
         let block = self.layout.block(Block::VisionEmbeddings);
         if let (Some(block), Some(outer), Some(embedded)) = (block, gradient, embedded) {
             let mut gradients = backward(embedded, outer);
-            finished(block, flatten(tower, &mut gradients, &self.layout.blocks[block])?)?;
+            finished(block, flatten(tower, &mut gradients, &self.layout.blocks[block], &self.buffers)?)?;
         }
         Ok(())
     }
@@ -320,11 +326,20 @@ fn scalar(tensor: &Tensor<1>) -> Result<f32> {
 }
 
 /// The gradients of a block's parameters, one after another, and the block's padding; a parameter without one gets zeros.
-fn flatten(module: &impl Module, gradients: &mut Gradients, block: &BlockLayout) -> Result<Vec<f32>> {
-    let mut flattener = Flattener { gradients, block, flat: vec![0.0; block.padded_len], error: None };
+fn flatten(
+    module: &impl Module,
+    gradients: &mut Gradients,
+    block: &BlockLayout,
+    buffers: &Buffers,
+) -> Result<Vec<f32>> {
+    let flat = buffers.take(block.padded_len);
+    let mut flattener = Flattener { gradients, block, flat, visited: 0, error: None };
     module.visit(&mut flattener);
-    match flattener.error {
-        None => Ok(flattener.flat),
+    let Flattener { mut flat, visited, error, .. } = flattener;
+    flat[block.len..].fill(0.0);
+    match error {
+        None if visited == block.params.len() => Ok(flat),
+        None => Err(anyhow!("{}: {visited} of {} parameters were found", block.name, block.params.len())),
         Some(error) => Err(anyhow!("gradient of {}: {error}", block.name)),
     }
 }
@@ -333,16 +348,19 @@ struct Flattener<'a> {
     gradients: &'a mut Gradients,
     block: &'a BlockLayout,
     flat: Vec<f32>,
+    visited: usize,
     error: Option<String>,
 }
 
 impl ModuleVisitor for Flattener<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let Some(slot) = self.block.params.iter().find(|slot| slot.id == param.id) else { return };
-        let Some(gradient) = param.val().grad_remove(self.gradients) else { return };
+        let place = &mut self.flat[slot.offset..slot.offset + slot.len];
+        self.visited += 1;
+        let Some(gradient) = param.val().grad_remove(self.gradients) else { return place.fill(0.0) };
         let data = gradient.into_data();
         match data.as_slice::<f32>() {
-            Ok(values) => self.flat[slot.offset..slot.offset + slot.len].copy_from_slice(values),
+            Ok(values) => place.copy_from_slice(values),
             Err(error) => self.error = Some(format!("{}: {error:?}", slot.name)),
         }
     }

@@ -276,6 +276,7 @@ impl Trainer<'_> {
             recompute: self.config.gradient_checkpointing,
             dropout,
             loss_scale,
+            buffers: self.partitions.buffers(),
         };
         // Both ends of the pass use what exchanges with other ranks, never at the same time.
         let exchanges = RefCell::new((&mut self.partitions, &mut self.communicator));

@@ -6,6 +6,7 @@
 //! ahead of it. Never more than about two blocks are on their way.
 
 use crate::adamw::{AdamW, Slices};
+use crate::buffers::Buffers;
 use crate::collective::Place;
 use crate::collective::background::{Communicator, Pending};
 use crate::config::Accumulate;
@@ -31,6 +32,7 @@ pub struct Partitions {
     reducing: VecDeque<Exchange>,
     gathering: VecDeque<Exchange>,
     update: Option<Update>,
+    buffers: Buffers,
 }
 
 /// A block on its way: its gradient's sum (reduce-scatter) or its whole values (all-gather).
@@ -61,7 +63,14 @@ impl Partitions {
             reducing: VecDeque::new(),
             gathering: VecDeque::new(),
             update: None,
+            // A rank by itself keeps the gradients' own buffers; others need two blocks' on the way.
+            buffers: Buffers::new(if layout.world_size == 1 { layout.blocks.len() } else { 2 }),
         }
+    }
+
+    /// Where buffers for gradients come from.
+    pub fn buffers(&self) -> Buffers {
+        self.buffers.clone()
     }
 
     /// Takes a block's gradient of one micro-step (`flat`, padding included): the sum over the ranks is begun, and this
@@ -78,11 +87,11 @@ impl Partitions {
         is_last: bool,
     ) -> Result<()> {
         if layout.world_size == 1 {
-            add(&mut self.gradient[block], flat);
+            self.buffers.add(&mut self.gradient[block], flat);
             return Ok(());
         }
         if self.accumulate == Accumulate::Local {
-            add(&mut self.local[block], flat);
+            self.buffers.add(&mut self.local[block], flat);
             if !is_last {
                 return Ok(());
             }
@@ -100,8 +109,9 @@ impl Partitions {
         let place = Place { operation: "reduce-scatter", block: of_block.name.clone() };
         let (parts, mut own) = (of_block.parts(), std::mem::take(&mut self.gradient[block]));
         own.resize(of_block.partition_len(), 0.0);
+        let buffers = self.buffers.clone();
         let pending = communicator.submit(move |collective| {
-            collective.reduce_scatter(&place, &parts, flat, &mut own)?;
+            buffers.give(collective.reduce_scatter(&place, &parts, flat, &mut own)?);
             Ok(own)
         })?;
         self.reducing.push_back(Exchange { block, pending });
@@ -149,7 +159,7 @@ impl Partitions {
         parameters::edit(model, layout, None, |block, slot, values| {
             self.update_param(layout, &update, block, slot, values);
         });
-        self.gradient = vec![Vec::new(); layout.blocks.len()];
+        self.gradient.iter_mut().for_each(|gradient| self.buffers.give(std::mem::take(gradient)));
     }
 
     /// Waits until the first `blocks` blocks have their new values; more are begun.
@@ -171,7 +181,9 @@ impl Partitions {
                 break;
             }
             let Some(Exchange { block, pending }) = self.gathering.pop_front() else { break };
-            parameters::set(model, layout, block, &communicator.wait(pending)?);
+            let values = communicator.wait(pending)?;
+            parameters::set(model, layout, block, &values);
+            self.buffers.give(values);
         }
         Ok(())
     }
@@ -200,8 +212,9 @@ impl Partitions {
             self.gradient[block].fill(0.0);
             let place = Place { operation: "all-gather", block: of_block.name.clone() };
             let (parts, len) = (of_block.parts(), of_block.padded_len);
+            let buffers = self.buffers.clone();
             let pending = communicator.submit(move |collective| {
-                let mut full = vec![0.0; len];
+                let mut full = buffers.take(len);
                 collective.all_gather(&place, &parts, own, &mut full)?;
                 Ok(full)
             })?;
@@ -224,15 +237,6 @@ impl Partitions {
             };
             update.adamw.update(slices, weight_decay);
         }
-    }
-}
-
-/// Adds `more` to `sum`, where nothing counts as zeros.
-fn add(sum: &mut Vec<f32>, more: Vec<f32>) {
-    if sum.is_empty() {
-        *sum = more;
-    } else {
-        sum.par_iter_mut().zip(&more).with_min_len(1 << 14).for_each(|(sum, value)| *sum += value);
     }
 }
 
