@@ -1,4 +1,4 @@
-//! What fuzzing started from and what it found (`fuzz/seeds`), through the program: an account or an error, no panic, little memory.
+//! What fuzzing started from and what it found (`tests/fuzz/seeds`), through the program: an account or an error, no panic, little memory.
 
 use crate::dataset::{Dataset, answered, question};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ const PEAK_KB: u64 = 300_000;
 const SECONDS: u64 = 20;
 
 fn seeds(kind: &str) -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(kind);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(kind);
     let mut files: Vec<_> =
         std::fs::read_dir(folder).expect("seeds").map(|entry| entry.expect("an entry").path()).collect();
     files.sort();

@@ -1,6 +1,7 @@
 //! A block's gradient on its way from the backward pass to the optimizer. A table of rows of which a batch touches few (the
 //! token embeddings) has a gradient of these rows only.
 
+use crate::buffers::Buffers;
 use burn::module::ParamId;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -19,22 +20,23 @@ pub enum BlockGradient {
 
 impl BlockGradient {
     /// The values of all parameters, one after another, and the block's padding: `padded_len` in all.
-    pub fn into_flat(self, padded_len: usize) -> Vec<f32> {
+    pub fn into_flat(self, padded_len: usize, buffers: &Buffers) -> Vec<f32> {
+        let mut flat = buffers.take(padded_len);
         match self {
             Self::Params(params) => {
-                let mut params = params.into_iter();
-                let mut flat = params.next().unwrap_or_default();
-                flat.reserve_exact(padded_len - flat.len());
-                params.for_each(|values| flat.extend_from_slice(&values));
-                flat.resize(padded_len, 0.0);
-                flat
+                let mut filled = 0;
+                for values in params {
+                    flat[filled..filled + values.len()].copy_from_slice(&values);
+                    filled += values.len();
+                }
+                flat[filled..].fill(0.0);
             }
             Self::Rows(rows) => {
-                let mut flat = vec![0.0; padded_len];
+                flat.fill(0.0);
                 add_rows(&mut flat, &rows);
-                flat
             }
         }
+        flat
     }
 
     /// Its stretches of values, in order; between them there are only zeros.
@@ -144,7 +146,7 @@ mod tests {
         for order in [[0, 1, 2], [1, 0, 2], [0, 2, 1], [2, 1, 0]] {
             let mut sum = parts[order[0]]();
             order[1..].iter().for_each(|&part| sum.add(parts[part]()));
-            assert_eq!(sum.into_flat(6), [11.0, 22.0, 35.0, 46.0, 60.0, 72.0], "{order:?}");
+            assert_eq!(sum.into_flat(6, &Buffers::new(0)), [11.0, 22.0, 35.0, 46.0, 60.0, 72.0], "{order:?}");
         }
         let mut sum = parts[0]();
         sum.add(parts[2]());

@@ -5,9 +5,9 @@ use common::names::Block;
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Values of a bucket at most. Small blocks are one bucket; an embedding of a large vocabulary is cut, so that buffers stay
-/// small beside it.
-pub const MAX_BUCKET_VALUES: usize = 1 << 23;
+/// Values of a bucket at most. Small blocks are one bucket; larger ones are cut, so that what arrives from other ranks for a
+/// sum needs little memory.
+pub const MAX_BUCKET_VALUES: usize = 1 << 21;
 
 /// A trained parameter within its block.
 #[derive(Clone, Debug, PartialEq, Eq)]

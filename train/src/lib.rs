@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod backward;
+pub mod buffers;
 pub mod captions;
 pub mod checkpoint;
 pub mod collective;

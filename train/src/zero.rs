@@ -6,6 +6,7 @@
 //! ahead of it. Never more than about two blocks are on their way.
 
 use crate::adamw::{AdamW, Slices};
+use crate::buffers::Buffers;
 use crate::collective::Place;
 use crate::collective::background::{Communicator, Pending};
 use crate::config::Accumulate;
@@ -14,7 +15,6 @@ use crate::layout::{Layout, ParamSlot};
 use crate::parameters;
 use anyhow::Result;
 use common::model::Llava;
-use rayon::prelude::*;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -35,6 +35,7 @@ pub struct Partitions {
     reducing: VecDeque<Exchange>,
     gathering: VecDeque<Exchange>,
     update: Option<Update>,
+    buffers: Buffers,
 }
 
 /// A block on its way: its gradient's sum (reduce-scatter) or its whole values (all-gather).
@@ -68,6 +69,7 @@ impl Partitions {
             reducing: VecDeque::new(),
             gathering: VecDeque::new(),
             update: None,
+            buffers: Buffers::new(2),
         }
     }
 
@@ -91,9 +93,9 @@ impl Partitions {
             }
             return Ok(());
         }
-        let mut flat = gradient.into_flat(layout.blocks[block].padded_len);
+        let mut flat = gradient.into_flat(layout.blocks[block].padded_len, &self.buffers);
         if self.accumulate == Accumulate::Local {
-            add(&mut self.local[block], flat);
+            self.buffers.add(&mut self.local[block], flat);
             if !is_last {
                 return Ok(());
             }
@@ -111,8 +113,9 @@ impl Partitions {
         let place = Place { operation: "reduce-scatter", block: of_block.name.clone() };
         let (parts, mut own) = (of_block.parts(), std::mem::take(&mut self.gradient[block]));
         own.resize(of_block.partition_len(), 0.0);
+        let buffers = self.buffers.clone();
         let pending = communicator.submit(move |collective| {
-            collective.reduce_scatter(&place, &parts, flat, &mut own)?;
+            buffers.give(collective.reduce_scatter(&place, &parts, flat, &mut own)?);
             Ok(own)
         })?;
         self.reducing.push_back(Exchange { block, pending });
@@ -194,7 +197,9 @@ impl Partitions {
                 break;
             }
             let Some(Exchange { block, pending }) = self.gathering.pop_front() else { break };
-            parameters::set(model, layout, block, &communicator.wait(pending)?);
+            let values = communicator.wait(pending)?;
+            parameters::set(model, layout, block, &values);
+            self.buffers.give(values);
         }
         Ok(())
     }
@@ -223,8 +228,9 @@ impl Partitions {
             self.gradient[block].fill(0.0);
             let place = Place { operation: "all-gather", block: of_block.name.clone() };
             let (parts, len) = (of_block.parts(), of_block.padded_len);
+            let buffers = self.buffers.clone();
             let pending = communicator.submit(move |collective| {
-                let mut full = vec![0.0; len];
+                let mut full = buffers.take(len);
                 collective.all_gather(&place, &parts, own, &mut full)?;
                 Ok(full)
             })?;
@@ -258,7 +264,7 @@ impl Partitions {
                 self.whole[block] = Some(BlockGradient::Params(params));
                 gradient
             }
-            (Some(rows), _) => rows.into_flat(slot.len),
+            (Some(rows), _) => rows.into_flat(slot.len, &self.buffers),
             // Moments decay all the same.
             (None, _) => vec![0.0; slot.len],
         };
@@ -279,15 +285,6 @@ impl Partitions {
             };
             update.adamw.update(slices, weight_decay);
         }
-    }
-}
-
-/// Adds `more` to `sum`, where nothing counts as zeros.
-fn add(sum: &mut Vec<f32>, more: Vec<f32>) {
-    if sum.is_empty() {
-        *sum = more;
-    } else {
-        sum.par_iter_mut().zip(&more).with_min_len(1 << 14).for_each(|(sum, value)| *sum += value);
     }
 }
 

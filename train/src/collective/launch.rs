@@ -50,9 +50,10 @@ pub fn run_ranks<T: Send>(
     let results = threads::run(nproc, timeout, |rank| rank_main(Box::new(rank)));
     let mut first = None;
     let mut failures = Vec::new();
-    for result in results {
+    for (rank, result) in results.into_iter().enumerate() {
         match result {
             Ok(value) => first = first.or(Some(value)),
+            Err(error) if nproc > 1 => failures.push(error.context(format!("rank {rank}"))),
             Err(error) => failures.push(error),
         }
     }
@@ -100,6 +101,9 @@ fn run_mpi<T>(processes: usize, timeout: Duration, rank_main: impl Fn(Box<dyn Co
              --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH)"
         );
     }
+    // A launcher tells of a killed process by its number and host, and ends the others before they can say anything.
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    eprintln!("rank {index} of {world_size}: process {} on {}", std::process::id(), host.trim());
     match rank_main(Box::new(rank)) {
         Ok(value) => mpi::finalize().map(|()| value),
         Err(error) => {
@@ -145,6 +149,6 @@ mod tests {
             }
             super::super::all_reduce(&mut *rank, "test", &mut [0.0])
         });
-        assert_eq!(format!("{:#}", result.expect_err("rank 1 fails")), "disk full");
+        assert_eq!(format!("{:#}", result.expect_err("rank 1 fails")), "rank 1: disk full");
     }
 }

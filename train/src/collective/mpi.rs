@@ -368,8 +368,8 @@ pub fn finalize() -> Result<()> {
 fn abort_on_panic(rank: c_int) {
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        default_hook(info);
         eprintln!("error: rank {rank} panicked; all ranks are ended");
+        default_hook(info);
         abort_all();
     }));
 }
@@ -382,6 +382,8 @@ pub fn abort_all() -> ! {
         std::thread::sleep(Duration::from_secs(5));
         std::process::abort();
     });
+    // A launcher that is told to abort drops what its processes have just written.
+    std::thread::sleep(Duration::from_millis(200));
     if let Some(mpi) = MPI.get() {
         // SAFETY: MPI_Abort may be called from any thread at any time after initialisation.
         unsafe { (mpi.abort)(mpi.world, FAILED) };

@@ -13,6 +13,8 @@ struct Exchange {
     left: usize,
     generation: u64,
     failure: Option<String>,
+    /// All ranks have ended.
+    over: bool,
 }
 
 /// What the ranks share.
@@ -30,6 +32,7 @@ impl Group {
             left: 0,
             generation: 0,
             failure: None,
+            over: false,
         };
         Arc::new(Self { exchange: Mutex::new(exchange), changed: Condvar::new(), timeout })
     }
@@ -64,11 +67,14 @@ impl Group {
             if left.is_zero() {
                 let missing: Vec<usize> =
                     (0..exchange.posted.len()).filter(|&r| exchange.posted[r].is_none()).collect();
-                let cause =
-                    format!("ranks {missing:?} did not come within {} s ({bytes} bytes)", self.timeout.as_secs());
+                let cause = format!(
+                    "{place}: ranks {missing:?} did not come within {} s ({bytes} bytes; --collective_timeout_seconds sets \
+                     the limit)",
+                    self.timeout.as_secs()
+                );
                 exchange.failure = Some(cause.clone());
                 self.changed.notify_all();
-                bail!("{place}: {cause}");
+                bail!("{cause}");
             }
             exchange = self.changed.wait_timeout(exchange, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -164,6 +170,47 @@ impl Collective for ThreadRank {
     }
 }
 
+/// After a rank has failed, how long the others may take to notice before the process is ended over their heads: a rank
+/// that stands still never would.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Ends the process when a rank has failed and another does not come to its end.
+struct Watchdog {
+    ended: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Watchdog {
+    fn start(group: &Arc<Group>) -> Arc<Self> {
+        let watchdog = Arc::new(Self { ended: Mutex::new(false), changed: Condvar::new() });
+        let (watching, group) = (Arc::clone(&watchdog), Arc::clone(group));
+        std::thread::spawn(move || watching.watch(&group));
+        watchdog
+    }
+
+    fn watch(&self, group: &Group) {
+        let mut exchange = group.lock();
+        while exchange.failure.is_none() && !exchange.over {
+            exchange = group.changed.wait(exchange).unwrap_or_else(PoisonError::into_inner);
+        }
+        let Some(cause) = exchange.failure.clone() else { return };
+        drop(exchange);
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(ended, GRACE, |ended| !*ended);
+        if !*waited.unwrap_or_else(PoisonError::into_inner).0 {
+            eprintln!("error: {cause}; a rank does not come to its end, so the process is ended");
+            std::process::abort();
+        }
+    }
+
+    fn end(&self, group: &Group) {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+        group.lock().over = true;
+        group.changed.notify_all();
+    }
+}
+
 /// Runs `rank_main` on `world_size` threads and returns every rank's result. A rank that fails or panics ends all.
 pub fn run<T: Send>(
     world_size: usize,
@@ -171,7 +218,8 @@ pub fn run<T: Send>(
     rank_main: impl Fn(ThreadRank) -> Result<T> + Sync,
 ) -> Vec<Result<T>> {
     let group = Group::new(world_size, timeout);
-    std::thread::scope(|scope| {
+    let watchdog = Watchdog::start(&group);
+    let results = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..world_size)
             .map(|rank| {
                 let (group, rank_main) = (Arc::clone(&group), &rank_main);
@@ -199,7 +247,9 @@ pub fn run<T: Send>(
                 }
             })
             .collect()
-    })
+    });
+    watchdog.end(&group);
+    results
 }
 
 /// The text of a panic.

@@ -5,13 +5,13 @@
 // What the sources call by its crate's name is here.
 extern crate self as common;
 
-#[path = "../../common/src/error.rs"]
+#[path = "../../../common/src/error.rs"]
 pub mod error;
-#[path = "../../common/src/files.rs"]
+#[path = "../../../common/src/files.rs"]
 pub mod files;
-#[path = "../../common/src/image_files/mod.rs"]
+#[path = "../../../common/src/image_files/mod.rs"]
 pub mod image_files;
-#[path = "../../common/src/image_processor/mod.rs"]
+#[path = "../../../common/src/image_processor/mod.rs"]
 pub mod image_processor;
 
 pub use error::{Error, Result};
