@@ -22,6 +22,8 @@ pub struct LoraDropout {
 pub struct SiteDropout<'a> {
     dropout: &'a LoraDropout,
     seq_lens: &'a [usize],
+    /// Tokens of each sequence that are computed, its last ones; `None`: all.
+    last: Option<&'a [usize]>,
     site: u64,
 }
 
@@ -29,11 +31,16 @@ impl LoraDropout {
     /// Dropout for the `projection`-th projection of `layer`; `None` when nothing is ever dropped.
     pub fn at<'a>(&'a self, seq_lens: &'a [usize], layer: usize, projection: usize) -> Option<SiteDropout<'a>> {
         let site = (layer as u64) << 8 | projection as u64;
-        (self.probability > 0.0).then_some(SiteDropout { dropout: self, seq_lens, site })
+        (self.probability > 0.0).then_some(SiteDropout { dropout: self, seq_lens, last: None, site })
     }
 }
 
-impl SiteDropout<'_> {
+impl<'a> SiteDropout<'a> {
+    /// The same for the last `lens` tokens of each sequence only.
+    pub fn of_last(self, lens: &'a [usize]) -> Self {
+        Self { last: Some(lens), ..self }
+    }
+
     /// The mask for x `[T, in]`, same shape: 0 or 1 / (1 − probability).
     pub fn mask(&self, x: &Tensor<2>) -> Tensor<2> {
         let [tokens, width] = x.dims();
@@ -43,10 +50,10 @@ impl SiteDropout<'_> {
 
     fn mask_values(&self, tokens: usize, width: usize) -> Vec<f32> {
         let LoraDropout { probability, seed, ref row_keys } = *self.dropout;
-        let streams: Vec<u64> = (row_keys.iter().zip(self.seq_lens))
-            .flat_map(|(&key, &len)| {
+        let streams: Vec<u64> = (row_keys.iter().zip(self.seq_lens).zip(self.last.unwrap_or(self.seq_lens)))
+            .flat_map(|((&key, &len), &last)| {
                 let row = mix(mix(seed ^ mix(key)) ^ self.site);
-                (0..len as u64).map(move |token| mix(row ^ token))
+                (len - last..len).map(move |token| mix(row ^ token as u64))
             })
             .collect();
         let threshold = (probability * 65536.0).round() as u16;
@@ -90,6 +97,14 @@ mod tests {
         assert_eq!(together, apart);
         assert_ne!(mask(&[7], &[5], 2, 10), mask(&[7], &[5], 1, 10), "another layer");
         assert_ne!(mask(&[7], &[5], 2, 10), mask(&[8], &[5], 2, 10), "another row");
+    }
+
+    #[test]
+    fn the_last_tokens_have_the_mask_that_they_have_among_all() {
+        let dropout = LoraDropout { probability: 0.25, seed: 3, row_keys: vec![7, 8] };
+        let site = dropout.at(&[5, 3], 2, 1).expect("a probability above 0");
+        let all = site.mask_values(8, 10);
+        assert_eq!(site.of_last(&[2, 3]).mask_values(5, 10), all[30..]);
     }
 
     #[test]

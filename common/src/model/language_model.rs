@@ -107,8 +107,40 @@ impl TextContext {
         Self { rope, ..self.clone() }
     }
 
+    /// The tokens that the last layer need compute for `positions` (ascending): in each sequence, those from the first of them on.
+    pub fn last_tokens(&self, positions: &[usize]) -> LastTokens {
+        let (mut start, mut lens, mut rows) = (0, Vec::new(), Vec::new());
+        for &len in &self.seq_lens {
+            let end = start + len;
+            let first = positions[positions.partition_point(|&position| position < start)..].first();
+            let first = first.map_or(end, |&first| first.min(end));
+            lens.push(end - first);
+            rows.extend(first..end);
+            start = end;
+        }
+        let [cos, sin] = [&self.rope.cos, &self.rope.sin].map(|table| ops::select_rows(table.clone(), &rows));
+        LastTokens { lens, rows, rope: Rope { cos, sin } }
+    }
+
     fn dropout(&self, layer: usize, projection: usize) -> Option<SiteDropout<'_>> {
         self.dropout.as_ref()?.at(&self.seq_lens, layer, projection)
+    }
+}
+
+/// The last tokens of each sequence of a packed batch.
+#[derive(Clone, Debug)]
+pub struct LastTokens {
+    /// Tokens of each sequence, counted from its end; may be 0.
+    pub lens: Vec<usize>,
+    /// Their rows in the batch.
+    pub rows: Vec<usize>,
+    rope: Rope,
+}
+
+impl LastTokens {
+    /// Where `positions` (rows of the batch, among the last tokens) stand among them.
+    pub fn places(&self, positions: &[usize]) -> Vec<usize> {
+        positions.iter().map(|position| self.rows.partition_point(|row| row < position)).collect()
     }
 }
 
@@ -166,6 +198,20 @@ impl LanguageModel {
         }
     }
 
+    /// From embedded tokens to the sum of the cross entropy of `targets` at `positions` (ascending): `[T, D]` → `[1]`.
+    pub fn loss(&self, embeds: Tensor<2>, positions: &[usize], targets: &[u32], context: &TextContext) -> Tensor<1> {
+        let Some((last_layer, layers)) = self.model.layers.split_last().filter(|_| !positions.is_empty()) else {
+            return self.loss_sum(self.forward(embeds, context), positions, targets, &context.config);
+        };
+        let mut hidden = embeds;
+        for (index, layer) in layers.iter().enumerate() {
+            hidden = layer.forward(hidden, index, context);
+        }
+        let last = context.last_tokens(positions);
+        let hidden = last_layer.forward_last(hidden, layers.len(), context, &last);
+        self.loss_sum(hidden, &last.places(positions), targets, &context.config)
+    }
+
     /// `[V, D]`: lm_head, or the embedding when tied.
     pub fn head(&self) -> &Embedding {
         self.lm_head.as_ref().unwrap_or(&self.model.embed_tokens)
@@ -206,6 +252,25 @@ impl Qwen2Layer {
         })
     }
 
+    /// What [`Qwen2Layer::forward`] gives for the last tokens of each sequence, without computing the others further than their
+    /// keys and values: hidden `[T, D]` → `[last tokens, D]`.
+    pub fn forward_last(&self, hidden: Tensor<2>, layer: usize, context: &TextContext, last: &LastTokens) -> Tensor<2> {
+        let TextConfig { num_attention_heads: heads, num_key_value_heads: kv_heads, rms_norm_eps: eps, .. } =
+            context.config;
+        let attention = &self.self_attn;
+        let dropout = |projection| Some(context.dropout(layer, projection)?.of_last(&last.lens));
+        let normed = self.input_layernorm.forward(hidden.clone(), eps);
+        let x = ops::select_rows(normed.clone(), &last.rows);
+        let q = ops::rope(attention.q_proj.forward(x, dropout(0)), &last.rope, heads);
+        let k = attention.k_proj.forward(normed.clone(), context.dropout(layer, 1));
+        let k = ops::rope(k, &context.rope, kv_heads);
+        let v = attention.v_proj.forward(normed, context.dropout(layer, 2));
+        let attended = ops::attention_of_last(q, k, v, heads, kv_heads, &last.lens, &context.seq_lens);
+        let hidden = ops::select_rows(hidden, &last.rows) + attention.o_proj.forward(attended, dropout(3));
+        let normed = self.post_attention_layernorm.forward(hidden.clone(), eps);
+        hidden + self.mlp.forward(normed, dropout)
+    }
+
     fn forward_cached(
         &self,
         hidden: Tensor<2>,
@@ -240,7 +305,7 @@ impl Qwen2Layer {
         let normed = self.input_layernorm.forward(hidden.clone(), eps);
         let hidden = hidden + attention(&self.self_attn, normed);
         let normed = self.post_attention_layernorm.forward(hidden.clone(), eps);
-        hidden + self.mlp.forward(normed, layer, context)
+        hidden + self.mlp.forward(normed, |projection| context.dropout(layer, projection))
     }
 }
 
@@ -261,10 +326,11 @@ impl Qwen2Attention {
 }
 
 impl Qwen2Mlp {
-    fn forward(&self, x: Tensor<2>, layer: usize, context: &TextContext) -> Tensor<2> {
-        let gate = self.gate_proj.forward(x.clone(), context.dropout(layer, 4));
-        let up = self.up_proj.forward(x, context.dropout(layer, 5));
-        self.down_proj.forward(ops::swiglu(gate, up), context.dropout(layer, 6))
+    /// `dropout` gives that of a projection of the layer.
+    fn forward<'a>(&self, x: Tensor<2>, dropout: impl Fn(usize) -> Option<SiteDropout<'a>>) -> Tensor<2> {
+        let gate = self.gate_proj.forward(x.clone(), dropout(4));
+        let up = self.up_proj.forward(x, dropout(5));
+        self.down_proj.forward(ops::swiglu(gate, up), dropout(6))
     }
 }
 

@@ -73,8 +73,9 @@ impl Llava {
     /// Sum of the cross entropy over the batch's supervised tokens `[1]`, and their number.
     pub fn loss(&self, batch: &PackedBatch, config: &LlavaConfig) -> (Tensor<1>, usize) {
         let (positions, targets) = batch.supervised();
-        let hidden = self.hidden(batch, config);
-        (self.language_model.loss_sum(hidden, &positions, &targets, &config.text), targets.len())
+        let embeds = self.inputs_embeds(batch, config);
+        let context = TextContext::new(&config.text, &batch.seq_lens, &embeds.device());
+        (self.language_model.loss(embeds, &positions, &targets, &context), targets.len())
     }
 
     /// Logits after the tokens at `positions`: `[positions, V]`.

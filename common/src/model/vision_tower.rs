@@ -7,6 +7,7 @@ use crate::ops::int8::{Int8Weight, linear_int8};
 use crate::ops::{self, Mask};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use std::collections::BTreeMap;
 
 /// `vision_tower.vision_model.…`
 #[derive(Module, Debug)]
@@ -177,12 +178,17 @@ impl VisionTransformer {
     /// # Source
     /// transformers `modeling_llava.py`, `LlavaModel.get_image_features`.
     pub fn features(&self, pixel_values: Tensor<4>, config: &LlavaConfig, context: &VisionContext) -> Tensor<2> {
-        let mut states = vec![self.embed(pixel_values, context)];
+        let selected = config.selected_hidden_states();
+        let mut state = self.embed(pixel_values, context);
+        let mut kept = BTreeMap::new();
         for (index, layer) in self.encoder.layers[..config.computed_vision_layers()].iter().enumerate() {
-            states.push(layer.forward(states[index].clone(), index, context));
+            if selected.contains(&index) {
+                kept.insert(index, state.clone());
+            }
+            state = layer.forward(state, index, context);
         }
-        let selected = config.selected_hidden_states().into_iter().map(|index| states[index].clone()).collect();
-        select_features(selected, config.vision_feature_select_strategy, context.seq_lens.len())
+        let states = selected.iter().map(|index| kept.get(index).unwrap_or(&state).clone()).collect();
+        select_features(states, config.vision_feature_select_strategy, context.seq_lens.len())
     }
 
     /// `pixel_values` `[N, C, S, S]` → hidden state 0, `[N·(1 + patches), D]`.

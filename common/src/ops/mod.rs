@@ -131,6 +131,21 @@ pub fn attention(
         .unwrap_or_else(|| plain::attention(q, k, v, heads, kv_heads, seq_lens, mask))
 }
 
+/// Causal attention of the last tokens of each packed sequence, scale 1/√head_dim: `query_lens[i]` of the `seq_lens[i]` tokens
+/// of sequence i. q `[Σ query_lens, heads · head_dim]`, k and v `[Σ seq_lens, kv_heads · head_dim]` → as q.
+pub fn attention_of_last(
+    q: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
+    heads: usize,
+    kv_heads: usize,
+    query_lens: &[usize],
+    seq_lens: &[usize],
+) -> Tensor<2> {
+    fused::attention_of_last(&q, &k, &v, heads, kv_heads, query_lens, seq_lens)
+        .unwrap_or_else(|| plain::attention_of_last(q, k, v, heads, kv_heads, query_lens, seq_lens))
+}
+
 /// Causal attention of new tokens over their sequences' caches, which already hold the new tokens' keys and values.
 /// Inference only: no gradient.
 ///
@@ -161,6 +176,11 @@ pub fn select_rows(x: Tensor<2>, positions: &[usize]) -> Tensor<2> {
 /// x with rows `positions` (ascending, distinct) replaced by `rows`. x `[T, D]`, rows `[positions, D]`.
 pub fn replace_rows(x: Tensor<2>, positions: &[usize], rows: Tensor<2>) -> Tensor<2> {
     fused::replace_rows(&x, positions, &rows).unwrap_or_else(|| plain::replace_rows(x, positions, rows))
+}
+
+/// A number whose backward pass starts at `output` with this `gradient` (a tensor without autodiff, shaped like `output`).
+pub fn with_gradient(output: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
+    fused::with_gradient(&output, &gradient).unwrap_or_else(|| plain::with_gradient(output, gradient))
 }
 
 /// Sum over rows of the cross entropy of `hidden · weightᵀ` against `targets`. hidden `[S, D]`, weight `[V, D]` → `[1]`.

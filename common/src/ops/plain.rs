@@ -106,12 +106,42 @@ pub fn attention(
     seq_lens: &[usize],
     mask: Mask,
 ) -> Tensor<2> {
-    let mut start = 0;
+    sequences(q, k, v, heads, kv_heads, seq_lens, seq_lens, mask)
+}
+
+/// See [`super::attention_of_last`].
+pub fn attention_of_last(
+    q: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
+    heads: usize,
+    kv_heads: usize,
+    query_lens: &[usize],
+    seq_lens: &[usize],
+) -> Tensor<2> {
+    sequences(q, k, v, heads, kv_heads, query_lens, seq_lens, Mask::Causal)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn sequences(
+    q: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
+    heads: usize,
+    kv_heads: usize,
+    query_lens: &[usize],
+    seq_lens: &[usize],
+    mask: Mask,
+) -> Tensor<2> {
+    let (mut start, mut first_query) = (0, 0);
     let mut outputs = Vec::with_capacity(seq_lens.len());
-    for &len in seq_lens.iter().filter(|&&len| len > 0) {
-        let rows = |x: &Tensor<2>| x.clone().narrow(0, start, len);
-        outputs.push(attend(rows(&q), rows(&k), rows(&v), heads, kv_heads, mask));
-        start += len;
+    for (&queries, &len) in query_lens.iter().zip(seq_lens) {
+        if queries > 0 {
+            let rows = |x: &Tensor<2>| x.clone().narrow(0, start, len);
+            let q = q.clone().narrow(0, first_query, queries);
+            outputs.push(attend(q, rows(&k), rows(&v), heads, kv_heads, mask));
+        }
+        (start, first_query) = (start + len, first_query + queries);
     }
     if outputs.is_empty() { q } else { Tensor::cat(outputs, 0) }
 }
@@ -185,6 +215,11 @@ pub fn replace_rows(x: Tensor<2>, positions: &[usize], rows: Tensor<2>) -> Tenso
     }
     let source = indices(source.into_iter(), &x);
     Tensor::cat(vec![x, rows], 0).select(0, source)
+}
+
+/// See [`super::with_gradient`].
+pub fn with_gradient(output: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
+    (output * Tensor::from_inner(gradient)).sum()
 }
 
 /// See [`super::cross_entropy_sum`].

@@ -3,7 +3,7 @@
 
 use super::gemm::{Start, gemm_serial, transpose};
 use super::matrix::{Matrix, MatrixMut};
-use super::operand::{self, buffer, floats, incoming, record};
+use super::operand::{self, buffer, floats, incoming, record, zeros};
 use super::simd::{dot, exp, max, multiversion, sum};
 use crate::model::kv_cache::LayerCache;
 use crate::ops::Mask;
@@ -33,22 +33,49 @@ pub fn attention(
     seq_lens: &[usize],
     mask: Mask,
 ) -> Option<Tensor<2>> {
+    of_sequences(q, k, v, heads, kv_heads, seq_lens, seq_lens, mask)
+}
+
+/// See [`crate::ops::attention_of_last`].
+pub fn attention_of_last(
+    q: &Tensor<2>,
+    k: &Tensor<2>,
+    v: &Tensor<2>,
+    heads: usize,
+    kv_heads: usize,
+    query_lens: &[usize],
+    seq_lens: &[usize],
+) -> Option<Tensor<2>> {
+    of_sequences(q, k, v, heads, kv_heads, query_lens, seq_lens, Mask::Causal)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn of_sequences(
+    q: &Tensor<2>,
+    k: &Tensor<2>,
+    v: &Tensor<2>,
+    heads: usize,
+    kv_heads: usize,
+    query_lens: &[usize],
+    seq_lens: &[usize],
+    mask: Mask,
+) -> Option<Tensor<2>> {
     let (q, k, v) = (operand::operand(q)?, operand::operand(k)?, operand::operand(v)?);
-    let [tokens, width] = operand::dims(&q.values);
-    let layout = Layout { heads, kv_heads, head_dim: width / heads, seq_lens: seq_lens.to_vec(), mask };
-    if seq_lens.iter().sum::<usize>() != tokens {
+    let ([queries, width], [tokens, _]) = (operand::dims(&q.values), operand::dims(&k.values));
+    let layout = Layout::new(heads, kv_heads, width / heads, query_lens, seq_lens, mask);
+    if seq_lens.iter().sum::<usize>() != tokens || query_lens.iter().sum::<usize>() != queries {
         return None;
     }
-    let mut output = buffer(tokens * width);
-    let parts = layout.parts(&mut output, heads);
-    let (queries, keys, values) = (floats(&q.values), floats(&k.values), floats(&v.values));
+    let mut output = buffer(queries * width);
+    let parts = layout.query_parts(&mut output);
+    let (q_values, keys, values) = (floats(&q.values), floats(&k.values), floats(&v.values));
     let lse: Vec<Vec<f32>> = (parts.into_par_iter().zip(layout.tasks()))
         .map(|(output, task)| {
-            let (k, v) = (layout.view(keys, kv_heads, &task, 1), layout.view(values, kv_heads, &task, 1));
-            attend(layout.view(queries, heads, &task, layout.group()), k, v, layout.head_dim, mask, output)
+            let (k, v) = (layout.keys(keys, &task), layout.keys(values, &task));
+            attend(layout.queries(q_values, &task), k, v, layout.head_dim, mask, output)
         })
         .collect();
-    let output = operand::tensor(output, [tokens, width]);
+    let output = operand::tensor(output, [queries, width]);
     let nodes = [q.node, k.node, v.node];
     Some(record(Attention, nodes, || Saved { q: q.values, k: k.values, v: v.values, lse, layout }, output))
 }
@@ -68,14 +95,14 @@ pub fn attention_cached(
         Some((cache.len(), operand::operand(keys)?.values, operand::operand(values)?.values))
     });
     let buffers: Vec<_> = buffers.collect::<Option<_>>()?;
-    let layout = Layout { heads, kv_heads, head_dim: width / heads, seq_lens: seq_lens.to_vec(), mask: Mask::Causal };
+    let layout = Layout::new(heads, kv_heads, width / heads, seq_lens, seq_lens, Mask::Causal);
     let mut output = buffer(tokens * width);
-    let parts = layout.parts(&mut output, heads);
+    let parts = layout.query_parts(&mut output);
     parts.into_par_iter().zip(layout.tasks()).enumerate().for_each(|(index, (output, task))| {
         let (len, keys, values) = &buffers[index / kv_heads];
-        let cached = Task { rows: 0..*len, kv_head: task.kv_head };
-        let q = layout.view(floats(&q.values), heads, &task, layout.group());
-        let [k, v] = [keys, values].map(|cache| layout.view(floats(cache), kv_heads, &cached, 1));
+        let cached = Task { keys: 0..*len, ..task.clone() };
+        let q = layout.queries(floats(&q.values), &task);
+        let [k, v] = [keys, values].map(|cache| layout.keys(floats(cache), &cached));
         attend(q, k, v, layout.head_dim, Mask::Causal, output);
     });
     Some(q.node.constant(operand::tensor(output, [tokens, width])))
@@ -87,6 +114,8 @@ struct Layout {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    /// Queries of each sequence: its last tokens, or all.
+    query_lens: Vec<usize>,
     seq_lens: Vec<usize>,
     mask: Mask,
 }
@@ -94,27 +123,54 @@ struct Layout {
 /// The tokens of one sequence and one key/value head.
 #[derive(Clone, Debug)]
 struct Task {
-    rows: Range<usize>,
+    queries: Range<usize>,
+    keys: Range<usize>,
     kv_head: usize,
 }
 
 impl Layout {
+    fn new(
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        query_lens: &[usize],
+        seq_lens: &[usize],
+        mask: Mask,
+    ) -> Self {
+        Self { heads, kv_heads, head_dim, query_lens: query_lens.to_vec(), seq_lens: seq_lens.to_vec(), mask }
+    }
+
     /// Query heads of a key/value head.
     fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
 
     fn tasks(&self) -> Vec<Task> {
-        let mut start = 0;
-        let rows = self.seq_lens.iter().map(move |len| (start..start + len, start += len).0);
-        rows.flat_map(|rows| (0..self.kv_heads).map(move |kv_head| Task { rows: rows.clone(), kv_head })).collect()
+        let rows = |lens: &[usize]| -> Vec<Range<usize>> {
+            let mut start = 0;
+            lens.iter().map(|len| (start..start + len, start += len).0).collect()
+        };
+        let sequences = rows(&self.query_lens).into_iter().zip(rows(&self.seq_lens));
+        let heads = |(queries, keys): (Range<usize>, Range<usize>)| {
+            (0..self.kv_heads).map(move |kv_head| Task { queries: queries.clone(), keys: keys.clone(), kv_head })
+        };
+        sequences.flat_map(heads).collect()
     }
 
-    /// `[T, heads · head_dim]` divided among the tasks, in their order.
-    fn parts<'a>(&self, data: &'a mut [f32], heads: usize) -> Vec<MatrixMut<'a>> {
+    /// `[Σ query_lens, heads · head_dim]` divided among the tasks, in their order.
+    fn query_parts<'a>(&self, data: &'a mut [f32]) -> Vec<MatrixMut<'a>> {
+        self.parts(data, self.heads, &self.query_lens)
+    }
+
+    /// `[T, kv_heads · head_dim]` divided among the tasks, in their order.
+    fn key_parts<'a>(&self, data: &'a mut [f32]) -> Vec<MatrixMut<'a>> {
+        self.parts(data, self.kv_heads, &self.seq_lens)
+    }
+
+    fn parts<'a>(&self, data: &'a mut [f32], heads: usize, lens: &[usize]) -> Vec<MatrixMut<'a>> {
         let width = heads * self.head_dim;
         let rows = data.len() / width.max(1);
-        let sequences = MatrixMut::new(data, rows, width).row_groups(&self.seq_lens);
+        let sequences = MatrixMut::new(data, rows, width).row_groups(lens);
         sequences
             .into_iter()
             .flat_map(|sequence| match sequence.rows {
@@ -125,12 +181,21 @@ impl Layout {
             .collect()
     }
 
-    /// A task's part of `[T, heads · head_dim]`: the heads `group · kv_head …`.
-    fn view<'a>(&self, data: &'a [f32], heads: usize, task: &Task, group: usize) -> Matrix<'a> {
-        let width = heads * self.head_dim;
-        let part = group * self.head_dim;
-        let columns = task.kv_head * part..(task.kv_head + 1) * part;
-        Matrix::new(data, data.len() / width.max(1), width).block(task.rows.clone(), columns)
+    /// A task's part of `[Σ query_lens, heads · head_dim]`: the heads that share its key/value head.
+    fn queries<'a>(&self, data: &'a [f32], task: &Task) -> Matrix<'a> {
+        self.view(data, task.queries.clone(), task.kv_head, self.group())
+    }
+
+    /// A task's part of `[T, kv_heads · head_dim]`.
+    fn keys<'a>(&self, data: &'a [f32], task: &Task) -> Matrix<'a> {
+        self.view(data, task.keys.clone(), task.kv_head, 1)
+    }
+
+    /// Rows of a matrix of heads, and of these the `part`-th `group`.
+    fn view<'a>(&self, data: &'a [f32], rows: Range<usize>, part: usize, group: usize) -> Matrix<'a> {
+        let width = self.kv_heads * group * self.head_dim;
+        let columns = part * group * self.head_dim..(part + 1) * group * self.head_dim;
+        Matrix::new(data, data.len() / width.max(1), width).block(rows, columns)
     }
 }
 
@@ -144,7 +209,7 @@ pub fn attend(q: Matrix, k: Matrix, v: Matrix, head_dim: usize, mask: Mask, mut 
     let padded = keys.next_multiple_of(LANES);
     let few = queries <= FEW_QUERIES;
     let transposed = if few { Vec::new() } else { transposed_keys(k, padded) };
-    let mut scores = vec![0.0; QUERIES.min(queries) * padded];
+    let mut scores = buffer(QUERIES.min(queries) * padded);
     let mut heads = output.reborrow().tiles(QUERIES, head_dim);
     heads.sort_by_key(|tile| tile.column);
     for tile in heads {
@@ -179,11 +244,12 @@ multiversion! {
 
 /// Kᵀ, `[head_dim, padded]`, zero behind the last key.
 fn transposed_keys(k: Matrix, padded: usize) -> Vec<f32> {
-    let mut dense = vec![0.0; padded * k.columns];
+    let mut dense = buffer(padded * k.columns);
     for key in 0..k.rows {
         dense[key * k.columns..][..k.columns].copy_from_slice(k.row(key));
     }
-    let mut transposed = vec![0.0; padded * k.columns];
+    dense[k.rows * k.columns..].fill(0.0);
+    let mut transposed = buffer(padded * k.columns);
     transpose(Matrix::new(&dense, padded, k.columns), &mut transposed);
     transposed
 }
@@ -226,16 +292,15 @@ impl Backward<Flex, 3> for Attention {
         let gradient = incoming(&ops, gradients);
         let Saved { q, k, v, lse, layout } = ops.state;
         let mut of_q = buffer(floats(&q).len());
-        let (mut of_k, mut of_v) = (buffer(floats(&k).len()), buffer(floats(&v).len()));
-        let (heads, kv_heads, group) = (layout.heads, layout.kv_heads, layout.group());
-        let parts = layout.parts(&mut of_q, heads).into_par_iter();
-        let parts = parts.zip(layout.parts(&mut of_k, kv_heads)).zip(layout.parts(&mut of_v, kv_heads));
+        let (mut of_k, mut of_v) = (zeros(floats(&k).len()), zeros(floats(&v).len()));
+        let parts = layout.query_parts(&mut of_q).into_par_iter();
+        let parts = parts.zip(layout.key_parts(&mut of_k)).zip(layout.key_parts(&mut of_v));
         parts.zip(layout.tasks()).zip(&lse).for_each(|((((of_q, of_k), of_v), task), lse)| {
             let inputs = Inputs {
-                q: layout.view(floats(&q), heads, &task, group),
-                k: layout.view(floats(&k), kv_heads, &task, 1),
-                v: layout.view(floats(&v), kv_heads, &task, 1),
-                gradient: layout.view(floats(&gradient), heads, &task, group),
+                q: layout.queries(floats(&q), &task),
+                k: layout.keys(floats(&k), &task),
+                v: layout.keys(floats(&v), &task),
+                gradient: layout.queries(floats(&gradient), &task),
             };
             inputs.backward(lse, layout.mask, of_q, of_k, of_v);
         });
@@ -260,10 +325,12 @@ impl Inputs<'_> {
     fn backward(&self, lse: &[f32], mask: Mask, mut of_q: MatrixMut, mut of_k: MatrixMut, mut of_v: MatrixMut) {
         let Self { q, k, v, gradient } = *self;
         let (len, head_dim) = (k.rows, k.columns);
+        // Keys before the first query.
+        let past = len - q.rows;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let transposed = transposed_keys(k, len);
         let transposed = Matrix::new(&transposed, head_dim, len);
-        let (mut scores, mut slopes) = (vec![0.0; len * QUERIES], vec![0.0; len * QUERIES]);
+        let (mut scores, mut slopes) = (buffer(len * QUERIES), buffer(len * QUERIES));
         let mut of_q_transposed = vec![0.0; head_dim * QUERIES];
         let mut tiles = of_q.reborrow().tiles(QUERIES, head_dim);
         tiles.sort_by_key(|tile| tile.column);
@@ -273,14 +340,14 @@ impl Inputs<'_> {
             let columns = tile.column..tile.column + head_dim;
             let q = q.block(first..first + rows, columns.clone());
             let gradient = gradient.block(first..first + rows, columns);
-            let seen = if mask == Mask::Causal { first + rows } else { len };
+            let seen = if mask == Mask::Causal { past + first + rows } else { len };
             let (k, v) = (k.block(0..seen, 0..head_dim), v.block(0..seen, 0..head_dim));
             let (scores, slopes) = (&mut scores[..seen * rows], &mut slopes[..seen * rows]);
             gemm_serial(k, q.transposed(), MatrixMut::new(scores, seen, rows), Start::Zero);
             gemm_serial(v, gradient.transposed(), MatrixMut::new(slopes, seen, rows), Start::Zero);
             let (block_lse, rest) = lse.split_at(rows);
             lse = rest;
-            let first_query = if mask == Mask::Causal { first } else { len };
+            let first_query = if mask == Mask::Causal { past + first } else { len };
             probabilities(scores, slopes, block_lse, scale, first_query);
             let (scores, slopes) = (Matrix::new(scores, seen, rows), Matrix::new(slopes, seen, rows));
             gemm_serial(scores, gradient, of_v.first_rows(seen), Start::Keep);

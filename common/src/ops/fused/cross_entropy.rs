@@ -2,7 +2,7 @@
 
 use super::gemm::{Start, gemm};
 use super::matrix::{Matrix, MatrixMut};
-use super::operand::{self, buffer, floats, incoming, record};
+use super::operand::{self, buffer, floats, incoming, record, zeros};
 use super::simd::{exp, multiversion};
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -29,7 +29,7 @@ pub fn cross_entropy_sum(hidden: &Tensor<2>, weight: &Tensor<2>, targets: &[u32]
         return None;
     }
     let padded = rows.next_multiple_of(LANES);
-    let mut filled = buffer(padded * width);
+    let mut filled = zeros(padded * width);
     filled[..rows * width].copy_from_slice(floats(&hidden.values));
     let tracked = [&hidden.node, &weight.node].map(|node| node.tracked());
     let keep = tracked.contains(&true) && padded * vocabulary <= KEPT;
@@ -121,7 +121,7 @@ impl Problem {
     fn backward(&mut self, factor: f32) -> [Vec<f32>; 2] {
         let (rows, width, vocabulary) = self.sizes();
         let [hidden_tracked, weight_tracked] = self.tracked;
-        let mut of_hidden = buffer(if hidden_tracked { rows * width } else { 0 });
+        let mut of_hidden = zeros(if hidden_tracked { rows * width } else { 0 });
         let mut of_weight = buffer(if weight_tracked { vocabulary * width } else { 0 });
         let mut kept = std::mem::take(&mut self.logits);
         let mut scratch = Vec::new();

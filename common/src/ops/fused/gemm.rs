@@ -26,6 +26,8 @@ const SLICE: usize = 384;
 const PACKED_COLUMNS: usize = 2304;
 /// Rows of C in one task.
 const TASK_ROWS: usize = 96;
+/// Panels of B in one task at most, unless C has few rows.
+const TASK_PANELS: usize = 8;
 /// With at most so many rows of A, B is read where it lies if its rows are in order.
 const FEW_ROWS: usize = 64;
 /// Products below this size are not worth handing to another thread.
@@ -51,7 +53,13 @@ fn product(kernel: Kernel, a: Matrix, b: Matrix, mut c: MatrixMut, start: Start,
     let (depth, columns) = (a.columns, b.columns);
     assert_eq!((a.rows, depth, columns), (c.rows, b.rows, c.columns), "sizes of a matrix product");
     prepare(&mut c, start);
-    if a.rows == 0 || columns == 0 || depth == 0 {
+    if a.rows == 0 || columns == 0 {
+        return;
+    }
+    if depth == 0 {
+        if matches!(start, Start::Zero) {
+            (0..c.rows).for_each(|row| c.row_mut(row).fill(0.0));
+        }
         return;
     }
     let keep = !matches!(start, Start::Zero);
@@ -70,10 +78,12 @@ fn product(kernel: Kernel, a: Matrix, b: Matrix, mut c: MatrixMut, start: Start,
             if in_place {
                 multiply(kernel, part_a, Panels { in_place: Some(part_b), packed: &[] }, part_c, keep, parallel);
             } else {
-                let mut packed = take_memory(part_b.columns.div_ceil(kernel.width()) * kernel.width() * inner.len());
-                pack(kernel, part_b, &mut packed, parallel);
-                multiply(kernel, part_a, Panels { in_place: None, packed: &packed }, part_c, keep, parallel);
-                give_memory(packed);
+                let len = part_b.columns.div_ceil(kernel.width()) * kernel.width() * inner.len();
+                let mut memory = take_memory(len);
+                let packed = &mut memory[..len];
+                pack(kernel, part_b, packed, parallel);
+                multiply(kernel, part_a, Panels { in_place: None, packed }, part_c, keep, parallel);
+                give_memory(memory);
             }
         }
     }
@@ -116,9 +126,11 @@ fn multiply(kernel: Kernel, a: Matrix, b: Panels, c: MatrixMut, keep: bool, para
     if !parallel {
         return multiply_tile(kernel, a, b, Tile { row: 0, column: 0, part: c }, keep);
     }
-    // Few rows: the columns are divided too, so that all threads have work.
-    let columns = if c.rows >= 4 * TASK_ROWS { c.columns } else { kernel.width() };
-    c.tiles(TASK_ROWS, columns).into_par_iter().for_each(|tile| multiply_tile(kernel, a, b, tile, keep));
+    // Tasks small enough that no thread waits long for another's last one.
+    let panels = c.columns.div_ceil(kernel.width());
+    let together = if c.rows >= 4 * TASK_ROWS { panels.div_ceil(panels.div_ceil(TASK_PANELS)) } else { 1 };
+    let tiles = c.tiles(TASK_ROWS, together * kernel.width());
+    tiles.into_par_iter().with_max_len(1).for_each(|tile| multiply_tile(kernel, a, b, tile, keep));
 }
 
 /// One task: a tile of C, a block of rows at a time, which stays in the second-level cache while panels of B pass.
@@ -139,7 +151,7 @@ fn multiply_tile(kernel: Kernel, a: Matrix, b: Panels, tile: Tile, keep: bool) {
 /// A copy of A whose rows are in order.
 fn rows_in_order(a: Matrix, parallel: bool) -> Vec<f32> {
     const ROWS: usize = 64;
-    let mut ordered = vec![0.0; a.rows * a.columns];
+    let mut ordered = super::operand::buffer(a.rows * a.columns);
     let copy = |(index, ordered): (usize, &mut [f32])| {
         let rows = index * ROWS..a.rows.min((index + 1) * ROWS);
         transpose(a.block(rows, 0..a.columns).transposed(), ordered);
@@ -209,11 +221,13 @@ thread_local! {
     static MEMORY: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Scratch memory of this thread; its values are whatever was there.
+/// Scratch memory of this thread, at least `len`; its values are whatever was there.
 fn take_memory(len: usize) -> Vec<f32> {
-    let mut memory = MEMORY.take();
     // Another product may run on this thread while this one waits for its tasks; it then takes memory of its own.
-    memory.resize(len, 0.0);
+    let mut memory = MEMORY.take();
+    if memory.len() < len {
+        memory.resize(len, 0.0);
+    }
     memory
 }
 

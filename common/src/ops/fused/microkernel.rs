@@ -3,8 +3,8 @@
 use super::matrix::{Matrix, MatrixMut};
 use super::simd::Isa;
 
-/// Vectors side by side in a full tile of C.
-const VECTORS: usize = 3;
+/// Vectors side by side in a full tile of C, at most.
+const MAX_VECTORS: usize = 3;
 
 /// An instruction set and the tile that fills its registers.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +12,8 @@ pub struct Kernel {
     isa: Isa,
     /// f32 values in a vector.
     pub lanes: usize,
+    /// Vectors side by side in a full tile.
+    vectors: usize,
     /// Rows of a full tile.
     rows: usize,
 }
@@ -48,18 +50,20 @@ struct Call {
 }
 
 impl Kernel {
-    /// The kernel for an instruction set: 24 of AVX-512's 32 registers hold sums, 12 of AVX2's 16.
+    /// The kernel for an instruction set: 24 of 32 registers hold sums (AVX-512, NEON), 12 of 16 (AVX2, SSE2), where one
+    /// more in use would already be one too many.
     pub fn best(isa: Isa) -> Self {
         match isa {
-            Isa::Avx512 => Self { isa, lanes: 16, rows: 8 },
-            Isa::Avx2 => Self { isa, lanes: 8, rows: 4 },
-            Isa::Base => Self { isa, lanes: 4, rows: 4 },
+            Isa::Avx512 => Self { isa, lanes: 16, vectors: 3, rows: 8 },
+            Isa::Avx2 => Self { isa, lanes: 8, vectors: 2, rows: 6 },
+            Isa::Base if cfg!(target_arch = "aarch64") => Self { isa, lanes: 4, vectors: 3, rows: 8 },
+            Isa::Base => Self { isa, lanes: 4, vectors: 2, rows: 6 },
         }
     }
 
     /// Columns of a full tile.
     pub fn width(&self) -> usize {
-        VECTORS * self.lanes
+        self.vectors * self.lanes
     }
 
     /// `C = A · panel` for all rows of A, in `columns` columns of C from (`row`, `column`) on; added to C when `keep`.
@@ -77,9 +81,9 @@ impl Kernel {
         let vectors = columns.div_ceil(self.lanes);
         assert!(a.column_stride == 1 && a.columns == panel.data.rows && panel.data.column_stride == 1);
         assert!(row + a.rows <= c.rows && column + columns <= c.columns);
-        assert!(vectors <= VECTORS && vectors * self.lanes <= panel.data.columns);
+        assert!(vectors <= self.vectors && vectors * self.lanes <= panel.data.columns);
         let whole = columns == vectors * self.lanes;
-        let mut scratch = [0f32; 8 * VECTORS * 16];
+        let mut scratch = [0f32; 8 * MAX_VECTORS * 16];
         let mut first = 0;
         while first < a.rows {
             let rows = self.tile_rows(a.rows - first);
@@ -114,9 +118,9 @@ impl Kernel {
         }
     }
 
-    /// Rows of the next tile: as many as fill the registers, or a power of two of what is left.
+    /// Rows of the next tile: as many as fill the registers, or a size that there is a kernel for of what is left.
     fn tile_rows(&self, left: usize) -> usize {
-        [8, 4, 2, 1].into_iter().find(|&rows| rows <= self.rows && rows <= left).unwrap_or(1)
+        [8, 6, 4, 2, 1].into_iter().find(|&rows| rows <= self.rows && rows <= left).unwrap_or(1)
     }
 
     unsafe fn run(&self, rows: usize, vectors: usize, call: Call) {
@@ -152,6 +156,9 @@ macro_rules! kernels {
                         (8, 3) => tile::<8, 3>(call),
                         (8, 2) => tile::<8, 2>(call),
                         (8, 1) => tile::<8, 1>(call),
+                        (6, 3) => tile::<6, 3>(call),
+                        (6, 2) => tile::<6, 2>(call),
+                        (6, 1) => tile::<6, 1>(call),
                         (4, 3) => tile::<4, 3>(call),
                         (4, 2) => tile::<4, 2>(call),
                         (4, 1) => tile::<4, 1>(call),

@@ -5,6 +5,7 @@
 //! two or four threads give the same bits.
 
 mod activation;
+mod adamw;
 mod attention;
 mod cross_entropy;
 mod gemm;
@@ -15,15 +16,18 @@ mod norm;
 mod operand;
 mod rope;
 mod rows;
+mod seed;
 mod simd;
 #[cfg(test)]
 mod tests;
 mod weights;
 
 pub use activation::{gelu, quick_gelu, swiglu};
-pub use attention::{attention, attention_cached};
+pub use adamw::{AdamWCoefficients, adamw};
+pub use attention::{attention, attention_cached, attention_of_last};
 pub use cross_entropy::cross_entropy_sum;
 pub use linear::{linear, lora_linear};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::rope;
 pub use rows::{embedding, replace_rows, select_rows};
+pub use seed::with_gradient;

@@ -1,7 +1,7 @@
 //! Picking rows of a matrix and putting them back: embedding, selection, replacement.
 
 use super::matrix::Matrix;
-use super::operand::{self, buffer, floats, incoming, record};
+use super::operand::{self, floats, incoming, record, zeros};
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
@@ -43,7 +43,7 @@ impl Backward<Flex, 1> for Pick {
         let gradient = incoming(&ops, gradients);
         let (rows, available) = ops.state;
         let [_, width] = operand::dims(&gradient);
-        let mut table = buffer(available * width);
+        let mut table = zeros(available * width);
         for (&row, gradient) in rows.iter().zip(floats(&gradient).chunks_exact(width.max(1))) {
             let to = &mut table[row * width..][..width];
             to.iter_mut().zip(gradient).for_each(|(to, gradient)| *to += gradient);
