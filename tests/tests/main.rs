@@ -30,6 +30,7 @@ mod seeds;
 mod serve;
 mod shards;
 mod stopping;
+mod train_cost;
 mod train_parity;
 mod zero2;
 

@@ -1,6 +1,8 @@
 //! AdamW on flat f32 slices, as torch's.
 
+use common::ops::fused::{AdamWCoefficients, adamw};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// What one update needs beside the slices.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,22 +33,8 @@ pub struct Slices<'a> {
     pub exp_avg_sq: &'a mut [f32],
 }
 
-/// Elements that one task updates: large enough to hide the cost of a task, small enough to share work.
-const CHUNK: usize = 1 << 14;
-
-/// The numbers of [`AdamW`] in the form that the loop uses.
-#[derive(Clone, Copy)]
-struct Coefficients {
-    gradient_scale: f32,
-    beta1: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    keep: f32,
-    step_size: f32,
-    root_scale: f32,
-    epsilon: f32,
-}
+/// Rows of a table that one task looks at.
+const ROWS: usize = 256;
 
 impl AdamW {
     /// Updates values and moments in place. Elementwise, so the result does not depend on threads.
@@ -54,20 +42,44 @@ impl AdamW {
     /// # Source
     /// torch `optim/adamw.py`, single tensor: decoupled decay, epsilon outside the root after bias correction.
     pub fn update(&self, slices: Slices<'_>, weight_decay: f64) {
-        let coefficients = self.coefficients(weight_decay);
         let Slices { values, gradient, exp_avg, exp_avg_sq } = slices;
+        adamw(values, gradient, exp_avg, exp_avg_sq, self.coefficients(weight_decay));
+    }
+
+    /// The same for a table `[touched.len(), width]` with a gradient for some rows only and moments of zero outside the
+    /// touched rows, which include these: the same bits as with a gradient of zeros, without reading what does not change.
+    /// Epsilon must be above 0.
+    pub fn update_rows(
+        &self,
+        values: &mut [f32],
+        moments: [&mut [f32]; 2],
+        gradient: &BTreeMap<usize, Vec<f32>>,
+        touched: &[bool],
+        width: usize,
+        weight_decay: f64,
+    ) {
+        let coefficients = self.coefficients(weight_decay);
+        let [exp_avg, exp_avg_sq] = moments;
+        let zeros = vec![0.0; width];
         values
-            .par_chunks_mut(CHUNK)
-            .zip(gradient.par_chunks(CHUNK))
-            .zip(exp_avg.par_chunks_mut(CHUNK).zip(exp_avg_sq.par_chunks_mut(CHUNK)))
-            .for_each(|((values, gradient), (exp_avg, exp_avg_sq))| {
-                update_chunk(values, gradient, exp_avg, exp_avg_sq, coefficients);
+            .par_chunks_mut(width)
+            .zip(exp_avg.par_chunks_mut(width).zip(exp_avg_sq.par_chunks_mut(width)))
+            .zip(touched)
+            .enumerate()
+            .with_min_len(ROWS)
+            .for_each(|(row, ((values, (exp_avg, exp_avg_sq)), &touched))| {
+                if touched {
+                    let gradient = gradient.get(&row).unwrap_or(&zeros);
+                    adamw(values, gradient, exp_avg, exp_avg_sq, coefficients);
+                } else if weight_decay > 0.0 {
+                    values.iter_mut().for_each(|value| *value *= coefficients.keep);
+                }
             });
     }
 
-    fn coefficients(&self, weight_decay: f64) -> Coefficients {
+    fn coefficients(&self, weight_decay: f64) -> AdamWCoefficients {
         let steps = self.step as f64;
-        Coefficients {
+        AdamWCoefficients {
             gradient_scale: self.gradient_scale,
             beta1: self.beta1 as f32,
             one_minus_beta1: (1.0 - self.beta1) as f32,
@@ -78,15 +90,6 @@ impl AdamW {
             root_scale: (1.0 / (1.0 - self.beta2.powf(steps)).sqrt()) as f32,
             epsilon: self.epsilon as f32,
         }
-    }
-}
-
-fn update_chunk(values: &mut [f32], gradient: &[f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32], c: Coefficients) {
-    for (((value, gradient), m), v) in values.iter_mut().zip(gradient).zip(exp_avg).zip(exp_avg_sq) {
-        let gradient = gradient * c.gradient_scale;
-        *m = c.beta1 * *m + c.one_minus_beta1 * gradient;
-        *v = c.beta2 * *v + c.one_minus_beta2 * gradient * gradient;
-        *value = *value * c.keep - c.step_size * *m / (v.sqrt() * c.root_scale + c.epsilon);
     }
 }
 
@@ -114,6 +117,39 @@ mod tests {
         }
         for (found, expected) in values.iter().zip(TORCH) {
             assert!((found - expected).abs() <= 2e-7, "{found} where {expected} is expected");
+        }
+    }
+
+    #[test]
+    fn rows_without_a_gradient_are_updated_as_with_zeros() {
+        let (width, rows) = (3, 5);
+        for weight_decay in [0.0, 0.1] {
+            let start: Vec<f32> = (0..width * rows).map(|i| i as f32 - 7.0).collect();
+            let mut dense = (start.clone(), vec![0.0f32; start.len()], vec![0.0f32; start.len()]);
+            let mut sparse = dense.clone();
+            let mut touched = vec![false; rows];
+            for (step, gradient_rows) in [vec![1, 3], vec![3], vec![0]].into_iter().enumerate() {
+                let adamw = AdamW {
+                    learning_rate: 0.1,
+                    beta1: 0.9,
+                    beta2: 0.99,
+                    epsilon: 1e-8,
+                    step: step as u64 + 1,
+                    gradient_scale: 0.5,
+                };
+                let gradient: BTreeMap<usize, Vec<f32>> =
+                    gradient_rows.iter().map(|&row| (row, vec![row as f32 + 0.5, -1.0, 0.0])).collect();
+                let mut zeros = vec![0.0; start.len()];
+                for (row, values) in &gradient {
+                    zeros[row * width..][..width].copy_from_slice(values);
+                    touched[*row] = true;
+                }
+                let (values, exp_avg, exp_avg_sq) = (&mut dense.0[..], &mut dense.1[..], &mut dense.2[..]);
+                adamw.update(Slices { values, gradient: &zeros, exp_avg, exp_avg_sq }, weight_decay);
+                let moments = [&mut sparse.1[..], &mut sparse.2[..]];
+                adamw.update_rows(&mut sparse.0, moments, &gradient, &touched, width, weight_decay);
+                assert_eq!(sparse, dense, "step {step}, weight decay {weight_decay}");
+            }
         }
     }
 

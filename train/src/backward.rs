@@ -4,6 +4,7 @@
 //! blocks from the loss to the images; a block's gradients are handed on and its graph is freed before the next one starts,
 //! so that no more than one block's gradients exist at a time and their exchange can begin at once.
 
+use crate::gradient::BlockGradient;
 use crate::layout::{BlockLayout, Layout};
 use anyhow::{Result, anyhow};
 use burn::module::{Module, ModuleVisitor, Param};
@@ -11,10 +12,13 @@ use burn::tensor::{Gradients, Tensor};
 use common::batch::PackedBatch;
 use common::config::LlavaConfig;
 use common::model::dropout::LoraDropout;
-use common::model::language_model::TextContext;
+use common::model::language_model::{LastTokens, Qwen2Layer, TextContext};
 use common::model::vision_tower::{VisionContext, select_features};
 use common::model::{Llava, pixel_tensor};
 use common::names::Block;
+use common::ops;
+use common::vision_cache::VisionFeatureCache;
+use std::collections::BTreeMap;
 
 /// What a micro-batch is computed with.
 pub struct Pass<'a> {
@@ -26,6 +30,8 @@ pub struct Pass<'a> {
     pub layout: &'a Layout,
     /// Recompute each block in the backward pass instead of keeping its graph.
     pub recompute: bool,
+    /// Features of the frozen vision tower that are kept, and the batch's rows in the data.
+    pub kept_features: Option<(&'a VisionFeatureCache, &'a [usize])>,
     /// Dropout of the LoRA branches, if any.
     pub dropout: Option<LoraDropout>,
     /// The loss is multiplied by this before the backward pass.
@@ -40,7 +46,7 @@ struct Step {
 
 /// Forward and backward: the sum of the cross entropy over the supervised tokens (not scaled). `begin(model, block)` is called
 /// before the forward pass uses a block, whose new values may still be on their way; it is called for the head at the latest
-/// before any gradient is computed. `finished(block, gradients)` gets each trained block's flat gradients, from the head down.
+/// before any gradient is computed. `finished(block, gradients)` gets each trained block's gradient, from the head down.
 ///
 /// # Errors
 /// What `begin` and `finished` say, and a backend that cannot give its values.
@@ -48,7 +54,7 @@ pub fn forward_backward(
     pass: &mut Pass<'_>,
     batch: &PackedBatch,
     mut begin: impl FnMut(&mut Llava, Block) -> Result<()>,
-    mut finished: impl FnMut(usize, Vec<f32>) -> Result<()>,
+    mut finished: impl FnMut(usize, BlockGradient) -> Result<()>,
 ) -> Result<f64> {
     let (positions, targets) = batch.supervised();
     let vision = pass.forward_vision(batch, &mut begin)?;
@@ -58,18 +64,24 @@ pub fn forward_backward(
     let plain = context.inner();
 
     begin(pass.model, Block::TokenEmbeddings)?;
-    let merged = pass.merge(batch, vision.as_ref().map(|vision| leaf(vision.projected.clone())));
-    let mut hidden = leaf(merged.output.clone());
+    let num_layers = pass.model.language_model.model.layers.len();
+    // Of the last layer, only what the loss needs is computed.
+    let last = (!positions.is_empty() && num_layers > 0).then(|| context.last_tokens(&positions));
+    let plain_last = last.as_ref().map(LastTokens::inner);
+    let last_of = |index: usize| last.as_ref().filter(|_| index + 1 == num_layers);
+    let mut hidden = leaf(pass.merge(batch, vision.as_ref()));
     let mut steps = Vec::new();
-    for index in 0..pass.model.language_model.model.layers.len() {
+    for index in 0..num_layers {
         begin(pass.model, Block::TextLayer(index))?;
         let layer = &pass.model.language_model.model.layers[index];
         let step = pass.forward_block(hidden, layer, |layer, input, has_graph| {
-            layer.forward(input, index, if has_graph { &context } else { &plain })
+            let (context, last) = if has_graph { (&context, &last) } else { (&plain, &plain_last) };
+            forward_layer(layer, input, index, context, last.as_ref().filter(|_| index + 1 == num_layers))
         });
         hidden = leaf(step.1);
         steps.push(step.0);
     }
+    let positions = last.as_ref().map_or(positions.clone(), |last| last.places(&positions));
     begin(pass.model, Block::Head)?;
     let loss = pass.model.language_model.loss_sum(hidden.clone(), &positions, &targets, &pass.config.text);
     let loss_sum = f64::from(scalar(&loss)?);
@@ -77,31 +89,40 @@ pub fn forward_backward(
     let mut gradients = (loss * pass.loss_scale).backward();
     let mut tied = None;
     if let Some(block) = pass.layout.block(Block::Head) {
-        finished(block, flatten(&pass.model.language_model, &mut gradients, &pass.layout.blocks[block])?)?;
+        finished(block, collect(&pass.model.language_model, &mut gradients, &pass.layout.blocks[block])?)?;
     }
     if let (None, Some(block)) = (&pass.model.language_model.lm_head, pass.layout.block(Block::TokenEmbeddings)) {
         let embedding = &pass.model.language_model.model.embed_tokens;
-        tied = Some(flatten(embedding, &mut gradients, &pass.layout.blocks[block])?);
+        tied = Some(collect(embedding, &mut gradients, &pass.layout.blocks[block])?);
     }
     let mut gradient = hidden.grad_remove(&mut gradients);
     drop((gradients, hidden));
     for (index, layer) in pass.model.language_model.model.layers.iter().enumerate().rev() {
         let (Some(step), Some(outer)) = (steps.pop(), gradient.take()) else { break };
-        let mut gradients = backward_block(&step, outer, |input| layer.forward(input, index, &context));
+        let forward = |input| forward_layer(layer, input, index, &context, last_of(index));
+        let (mut gradients, input) = backward_block(step, outer, forward);
         if let Some(block) = pass.layout.block(Block::TextLayer(index)) {
-            finished(block, flatten(layer, &mut gradients, &pass.layout.blocks[block])?)?;
+            finished(block, collect(layer, &mut gradients, &pass.layout.blocks[block])?)?;
         }
-        gradient = step.input.grad_remove(&mut gradients);
+        gradient = input.grad_remove(&mut gradients);
     }
     let Some(outer) = gradient else { return Ok(loss_sum) };
-    pass.backward_inputs(merged, vision, outer, tied, &mut finished)?;
+    pass.backward_inputs(batch, vision, outer, tied, &mut finished)?;
     Ok(loss_sum)
 }
 
-/// Embedded tokens with the image features in their places.
-struct Merged {
-    output: Tensor<2>,
-    projected: Option<Tensor<2>>,
+/// A language layer for all tokens, or the last one for the last tokens alone.
+fn forward_layer(
+    layer: &Qwen2Layer,
+    input: Tensor<2>,
+    index: usize,
+    context: &TextContext,
+    last: Option<&LastTokens>,
+) -> Tensor<2> {
+    match last {
+        Some(last) => layer.forward_last(input, index, context, last),
+        None => layer.forward(input, index, context),
+    }
 }
 
 /// The images' way to the language model.
@@ -136,17 +157,20 @@ impl Pass<'_> {
         batch: &PackedBatch,
         begin: &mut impl FnMut(&mut Llava, Block) -> Result<()>,
     ) -> Result<Option<Vision>> {
-        let Some(pixel_values) = pixel_tensor(batch, self.config, &self.model.device()) else { return Ok(None) };
+        if batch.num_images == 0 {
+            return Ok(None);
+        }
         let mut context = VisionContext::new(&self.config.vision, batch.num_images);
         context.dropout = self.dropout.as_ref().map(|dropout| per_image(dropout, batch, self.config));
         let (first, trained) = (self.first_trained_vision_layer(), self.trains_vision());
         if !trained {
             // No parameter below wants a gradient, so no graph and no states are kept.
-            let features = self.model.vision_tower.vision_model.features(pixel_values, self.config, &context);
+            let Some(features) = self.frozen_features(batch, &context)? else { return Ok(None) };
             begin(self.model, Block::Projector)?;
             let projected = self.model.multi_modal_projector.forward(features, self.config.projector_hidden_act);
             return Ok(Some(Vision { context, embedded: None, layers: Vec::new(), states: Vec::new(), projected }));
         }
+        let Some(pixel_values) = pixel_tensor(batch, self.config, &self.model.device()) else { return Ok(None) };
         begin(self.model, Block::VisionEmbeddings)?;
         let embedded = self.model.vision_tower.vision_model.embed(pixel_values, &context);
         let trains_embeddings = self.layout.block(Block::VisionEmbeddings).is_some();
@@ -170,18 +194,26 @@ impl Pass<'_> {
         Ok(Some(Vision { context, embedded: Some(embedded), layers, states, projected }))
     }
 
+    fn frozen_features(&self, batch: &PackedBatch, context: &VisionContext) -> Result<Option<Tensor<2>>> {
+        if let Some((kept, rows)) = self.kept_features {
+            return Ok(kept.image_features(self.model, batch, rows, self.config)?);
+        }
+        let pixel_values = pixel_tensor(batch, self.config, &self.model.device());
+        Ok(pixel_values.map(|pixels| self.model.vision_tower.vision_model.features(pixels, self.config, context)))
+    }
+
     fn selected(&self, states: &[Tensor<2>], num_images: usize) -> Tensor<2> {
         let selected = self.config.selected_hidden_states().into_iter().map(|index| states[index].clone()).collect();
         select_features(selected, self.config.vision_feature_select_strategy, num_images)
     }
 
-    fn merge(&self, batch: &PackedBatch, projected: Option<Tensor<2>>) -> Merged {
-        let embeds = self.model.language_model.embed(&batch.input_ids);
-        let output = match &projected {
-            Some(rows) => common::ops::replace_rows(embeds, &batch.image_positions, rows.clone()),
+    /// Embedded tokens with the image features in their places, without a graph: [`Pass::backward_inputs`] goes back by hand.
+    fn merge(&self, batch: &PackedBatch, vision: Option<&Vision>) -> Tensor<2> {
+        let embeds = self.model.language_model.embed(&batch.input_ids).detach();
+        match vision {
+            Some(vision) => ops::replace_rows(embeds, &batch.image_positions, vision.projected.clone().detach()),
             None => embeds,
-        };
-        Merged { output, projected }
+        }
     }
 
     /// Runs a block on its input; keeps the graph, or only the input when it is to be recomputed.
@@ -203,30 +235,22 @@ impl Pass<'_> {
     /// From the gradient of the merged embeddings down to the images.
     fn backward_inputs(
         &self,
-        merged: Merged,
+        batch: &PackedBatch,
         vision: Option<Vision>,
         outer: Tensor<2>,
-        tied: Option<Vec<f32>>,
-        finished: &mut impl FnMut(usize, Vec<f32>) -> Result<()>,
+        tied: Option<BlockGradient>,
+        finished: &mut impl FnMut(usize, BlockGradient) -> Result<()>,
     ) -> Result<()> {
-        let Merged { output, projected } = merged;
-        let embedding_block = self.layout.block(Block::TokenEmbeddings);
-        let mut projected_gradient = None;
-        if embedding_block.is_some() || projected.is_some() {
-            let mut gradients = backward(output, outer);
-            projected_gradient = projected.and_then(|projected| projected.grad_remove(&mut gradients));
-            if let Some(block) = embedding_block {
-                let embedding = &self.model.language_model.model.embed_tokens;
-                let mut flat = flatten(embedding, &mut gradients, &self.layout.blocks[block])?;
-                if let Some(tied) = tied {
-                    flat.iter_mut().zip(tied).for_each(|(sum, head)| *sum += head);
-                }
-                finished(block, flat)?;
+        if let Some(block) = self.layout.block(Block::TokenEmbeddings) {
+            let mut gradient = BlockGradient::Rows(embedding_gradient(batch, &outer)?);
+            if let Some(tied) = tied {
+                gradient.add(tied);
             }
+            finished(block, gradient)?;
         }
-        match (vision, projected_gradient) {
-            (Some(vision), Some(gradient)) => self.backward_vision(vision, gradient, finished),
-            _ => Ok(()),
+        match vision {
+            Some(vision) => self.backward_vision(vision, ops::select_rows(outer, &batch.image_positions), finished),
+            None => Ok(()),
         }
     }
 
@@ -234,13 +258,16 @@ impl Pass<'_> {
         &self,
         vision: Vision,
         outer: Tensor<2>,
-        finished: &mut impl FnMut(usize, Vec<f32>) -> Result<()>,
+        finished: &mut impl FnMut(usize, BlockGradient) -> Result<()>,
     ) -> Result<()> {
+        if !self.trains_vision() && self.layout.block(Block::Projector).is_none() {
+            return Ok(());
+        }
         let Vision { context, embedded, mut layers, states, projected } = vision;
         let mut gradients = backward(projected, outer);
         if let Some(block) = self.layout.block(Block::Projector) {
             let projector = &self.model.multi_modal_projector;
-            finished(block, flatten(projector, &mut gradients, &self.layout.blocks[block])?)?;
+            finished(block, collect(projector, &mut gradients, &self.layout.blocks[block])?)?;
         }
         if !self.trains_vision() {
             return Ok(());
@@ -255,17 +282,17 @@ impl Pass<'_> {
             layers.truncate(index + 1);
             let (Some(step), Some(outer)) = (layers.pop(), gradient.take()) else { continue };
             let layer = &tower.encoder.layers[index];
-            let mut gradients = backward_block(&step, outer, |input| layer.forward(input, index, &context));
+            let (mut gradients, input) = backward_block(step, outer, |input| layer.forward(input, index, &context));
             if let Some(block) = self.layout.block(Block::VisionLayer(index)) {
-                finished(block, flatten(layer, &mut gradients, &self.layout.blocks[block])?)?;
+                finished(block, collect(layer, &mut gradients, &self.layout.blocks[block])?)?;
             }
-            gradient = step.input.grad_remove(&mut gradients);
+            gradient = input.grad_remove(&mut gradients);
         }
         let gradient = sum(gradient, selected[0].take());
         let block = self.layout.block(Block::VisionEmbeddings);
         if let (Some(block), Some(outer), Some(embedded)) = (block, gradient, embedded) {
             let mut gradients = backward(embedded, outer);
-            finished(block, flatten(tower, &mut gradients, &self.layout.blocks[block])?)?;
+            finished(block, collect(tower, &mut gradients, &self.layout.blocks[block])?)?;
         }
         Ok(())
     }
@@ -277,12 +304,30 @@ fn leaf(tensor: Tensor<2>) -> Tensor<2> {
 }
 
 fn backward(output: Tensor<2>, outer: Tensor<2>) -> Gradients {
-    (output * Tensor::from_inner(outer)).sum().backward()
+    ops::with_gradient(output, outer).backward()
 }
 
-fn backward_block(step: &Step, outer: Tensor<2>, forward: impl Fn(Tensor<2>) -> Tensor<2>) -> Gradients {
-    let output = step.output.clone().unwrap_or_else(|| forward(step.input.clone()));
-    backward(output, outer)
+/// The gradients of a block, and its input, whose gradient is among them.
+fn backward_block(step: Step, outer: Tensor<2>, forward: impl Fn(Tensor<2>) -> Tensor<2>) -> (Gradients, Tensor<2>) {
+    let output = step.output.unwrap_or_else(|| forward(step.input.clone()));
+    (backward(output, outer), step.input)
+}
+
+/// The embedding's gradient from that of the embedded tokens `[T, D]`: each token's is added to its row, but for those whose
+/// place an image feature has taken.
+fn embedding_gradient(batch: &PackedBatch, outer: &Tensor<2>) -> Result<BTreeMap<usize, Vec<f32>>> {
+    let [_, width] = outer.dims();
+    let data = outer.clone().into_data();
+    let outer = data.as_slice::<f32>().map_err(|error| anyhow!("gradient of the embedding: {error:?}"))?;
+    let mut rows: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
+    let mut replaced = batch.image_positions.iter().peekable();
+    for (position, (&id, gradient)) in batch.input_ids.iter().zip(outer.chunks_exact(width)).enumerate() {
+        if replaced.next_if_eq(&&position).is_none() {
+            let row = rows.entry(id as usize).or_insert_with(|| vec![0.0; width]);
+            row.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
+        }
+    }
+    Ok(rows)
 }
 
 fn sum(a: Option<Tensor<2>>, b: Option<Tensor<2>>) -> Option<Tensor<2>> {
@@ -319,31 +364,33 @@ fn scalar(tensor: &Tensor<1>) -> Result<f32> {
     values.first().copied().ok_or_else(|| anyhow!("the loss has no value"))
 }
 
-/// The gradients of a block's parameters, one after another, and the block's padding; a parameter without one gets zeros.
-fn flatten(module: &impl Module, gradients: &mut Gradients, block: &BlockLayout) -> Result<Vec<f32>> {
-    let mut flattener = Flattener { gradients, block, flat: vec![0.0; block.padded_len], error: None };
-    module.visit(&mut flattener);
-    match flattener.error {
-        None => Ok(flattener.flat),
-        Some(error) => Err(anyhow!("gradient of {}: {error}", block.name)),
+/// The gradients of a block's parameters; a parameter without one gets zeros.
+fn collect(module: &impl Module, gradients: &mut Gradients, block: &BlockLayout) -> Result<BlockGradient> {
+    let mut collector = Collector { gradients, block, params: vec![Vec::new(); block.params.len()], error: None };
+    module.visit(&mut collector);
+    if let Some(error) = collector.error {
+        return Err(anyhow!("gradient of {}: {error}", block.name));
     }
+    for (values, slot) in collector.params.iter_mut().zip(&block.params) {
+        values.resize(slot.len, 0.0);
+    }
+    Ok(BlockGradient::Params(collector.params))
 }
 
-struct Flattener<'a> {
+struct Collector<'a> {
     gradients: &'a mut Gradients,
     block: &'a BlockLayout,
-    flat: Vec<f32>,
+    params: Vec<Vec<f32>>,
     error: Option<String>,
 }
 
-impl ModuleVisitor for Flattener<'_> {
+impl ModuleVisitor for Collector<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(slot) = self.block.params.iter().find(|slot| slot.id == param.id) else { return };
+        let Some(index) = self.block.params.iter().position(|slot| slot.id == param.id) else { return };
         let Some(gradient) = param.val().grad_remove(self.gradients) else { return };
-        let data = gradient.into_data();
-        match data.as_slice::<f32>() {
-            Ok(values) => self.flat[slot.offset..slot.offset + slot.len].copy_from_slice(values),
-            Err(error) => self.error = Some(format!("{}: {error:?}", slot.name)),
+        match gradient.into_data().try_into_vec::<f32>() {
+            Ok(values) => self.params[index] = values,
+            Err(error) => self.error = Some(format!("{}: {error:?}", self.block.params[index].name)),
         }
     }
 }

@@ -57,6 +57,23 @@ pub enum Accumulate {
     Local,
 }
 
+/// Whether, and as what, the features of a frozen vision tower are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum CacheVisionFeatures {
+    /// Computed whenever a row is trained on.
+    #[value(alias = "false")]
+    #[serde(alias = "false")]
+    No,
+    /// Rounded to f16.
+    #[value(alias = "true")]
+    #[serde(alias = "true")]
+    F16,
+    /// Rounded to bf16.
+    Bf16,
+}
+
 /// Learning rate over the run, as transformers' `lr_scheduler_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[value(rename_all = "snake_case")]
@@ -177,6 +194,10 @@ pub struct Config {
     /// Recompute each block in the backward pass instead of keeping its activations.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
     pub gradient_checkpointing: bool,
+    /// Compute the features of a frozen vision tower once for each row and keep them, 2 bytes a value, in a file beside the
+    /// shards that later epochs and runs use: f16 or bf16.
+    #[arg(long, value_enum, default_value_t = CacheVisionFeatures::No, num_args = 0..=1, default_missing_value = "f16")]
+    pub cache_vision_features: CacheVisionFeatures,
     /// Longest row, tokens with images expanded; longer rows are an error. 0: the model's own limit.
     #[arg(long, default_value_t = 0)]
     pub model_max_length: usize,
@@ -352,6 +373,11 @@ impl Config {
             let remedy = "use --train_type use_lora, or merge the adapter first (infer merge)";
             return Err(Error::invalid("init_adapter", "an adapter with another train_type", "use_lora", remedy));
         }
+        let trains_vision =
+            self.train_type == TrainType::None || (self.train_type == TrainType::UseLora && self.lora_vision);
+        if self.cache_vision_features != CacheVisionFeatures::No && trains_vision {
+            return Err(Self::no_cache_of_a_trained_tower());
+        }
         let needs_eval = self.load_best_model_at_end || self.early_stopping_patience > 0;
         if needs_eval && self.eval_strategy == Strategy::No {
             let place = "load_best_model_at_end / early_stopping_patience";
@@ -394,6 +420,13 @@ impl Config {
             target_modules: self.lora_target_modules.clone(),
             lora_vision: self.lora_vision,
         }
+    }
+
+    /// Why features are not kept when the tower is trained.
+    pub fn no_cache_of_a_trained_tower() -> Error {
+        let found = "a vision tower that is trained, so that its features change with every step";
+        let remedy = "leave --cache-vision-features out, or freeze the tower (--train_type freeze_vision, projector or use_lora)";
+        Error::invalid("cache_vision_features", found, "a frozen vision tower", remedy)
     }
 
     /// Rows of a global batch with `world_size` ranks.

@@ -82,6 +82,11 @@ impl BlockLayout {
         Self { name, params, len, buckets, padded_len: partition_offset * world_size }
     }
 
+    /// Which of the parameters a slot is.
+    pub fn index_of(&self, slot: &ParamSlot) -> usize {
+        self.params.partition_point(|param| param.offset < slot.offset)
+    }
+
     /// Values that a rank owns of each bucket, as exchanges take them.
     pub fn parts(&self) -> Vec<usize> {
         self.buckets.iter().map(|bucket| bucket.partition_len).collect()

@@ -8,6 +8,7 @@ pub mod collective;
 pub mod config;
 pub mod deepspeed;
 pub mod evaluate;
+pub mod gradient;
 pub mod layout;
 pub mod loader;
 pub mod metrics;

@@ -34,6 +34,8 @@ pub struct MicroBatch {
     pub batch: Option<PackedBatch>,
     /// One key per row: its place in the run, for dropout.
     pub row_keys: Vec<u64>,
+    /// The rows' numbers in the data.
+    pub rows: Vec<usize>,
 }
 
 /// Where a micro-batch stands in the run.
@@ -58,10 +60,10 @@ impl Source {
         let positions = self.plan.micro_batch(&ticket.batch, *micro_step, self.rank);
         let row_keys: Vec<u64> = positions.clone().map(|position| mix(mix(*epoch) ^ position as u64)).collect();
         if row_keys.is_empty() {
-            return Ok(MicroBatch { batch: None, row_keys });
+            return Ok(MicroBatch { batch: None, row_keys, rows: Vec::new() });
         }
-        let rows =
-            positions.map(|position| self.shards.read_row(order.row(position))).collect::<Result<Vec<_>, _>>()?;
+        let numbers: Vec<usize> = positions.map(|position| order.row(position)).collect();
+        let rows = numbers.iter().map(|&row| self.shards.read_row(row)).collect::<Result<Vec<_>, _>>()?;
         let batch = PackedBatch::pack(rows, self.config.image_token_index, self.config.image_seq_length())?;
         if let Some(row) = batch.seq_lens.iter().position(|&len| len > self.max_length) {
             bail!(
@@ -72,7 +74,7 @@ impl Source {
                 self.max_length
             );
         }
-        Ok(MicroBatch { batch: Some(batch), row_keys })
+        Ok(MicroBatch { batch: Some(batch), row_keys, rows: numbers })
     }
 }
 

@@ -1,7 +1,8 @@
 //! From settings to a model that is ready to train, with every mismatch refused before work starts.
 
 use crate::collective::background::Communicator;
-use crate::config::{Config, TrainType};
+use crate::config::{CacheVisionFeatures, Config, TrainType};
+use crate::layout::Layout;
 use crate::trainable;
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
@@ -12,7 +13,9 @@ use common::config::LlavaConfig;
 use common::image_processor::ImageProcessor;
 use common::model::Llava;
 use common::model::lora::{self, LoraConfig};
+use common::names::Block;
 use common::shard::{ShardSet, Split};
+use common::vision_cache::{CachedAs, VisionFeatureCache};
 use common::{files, names};
 use std::path::Path;
 
@@ -52,6 +55,31 @@ pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> R
     };
     let model = trainable::select(model, config.train_type, &llava_config);
     Ok(Trainee { config: llava_config, model, lora })
+}
+
+/// Opens the file of kept vision features beside the shards, if features are to be kept.
+///
+/// # Errors
+/// A tower that is trained, and a file that cannot be made or used.
+pub fn kept_features(
+    config: &Config,
+    trainee: &Trainee,
+    layout: &Layout,
+    shards: &ShardSet,
+) -> Result<Option<VisionFeatureCache>> {
+    let format = match config.cache_vision_features {
+        CacheVisionFeatures::No => return Ok(None),
+        CacheVisionFeatures::F16 => CachedAs::F16,
+        CacheVisionFeatures::Bf16 => CachedAs::Bf16,
+    };
+    // An adapter to go on from may train the tower too.
+    let layers = (0..trainee.config.computed_vision_layers()).map(Block::VisionLayer);
+    if layers.chain([Block::VisionEmbeddings]).any(|block| layout.block(block).is_some()) {
+        return Err(Config::no_cache_of_a_trained_tower().into());
+    }
+    let (model, fingerprint) = (&trainee.model, shards.fingerprint());
+    let kept = VisionFeatureCache::open(&config.data_path, model, &trainee.config, &fingerprint, shards.len(), format)?;
+    Ok(Some(kept))
 }
 
 /// Opens a split of the shards after checking that they were made for this model.

@@ -24,6 +24,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use common::model::dropout::LoraDropout;
 use common::shard::Split;
+use common::vision_cache::VisionFeatureCache;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub struct Trainer<'a> {
     trainee: Trainee,
     layout: Arc<Layout>,
     partitions: Partitions,
+    kept_features: Option<VisionFeatureCache>,
     saver: Saver,
     plan: BatchPlan,
     schedule: Schedule,
@@ -137,6 +139,7 @@ pub fn run(
         0 => trainee.config.text.max_position_embeddings,
         limit => limit,
     };
+    let kept_features = setup::kept_features(config, &trainee, &layout, &shards)?;
     let source = Source {
         shards,
         config: Arc::new(trainee.config.clone()),
@@ -151,6 +154,10 @@ pub fn run(
     if rank == 0 {
         describe(&trainee, &layout, &plan, &state);
         describe_memory(config, &trainee, &layout);
+        if let Some(kept) = &kept_features {
+            let gigabytes = kept.full_bytes() as f64 / 1e9;
+            eprintln!("vision features are kept in {} ({gigabytes:.1} GB when full)", kept.path().display());
+        }
     }
     let (schedule, saver) = (Schedule::new(config, max_steps), Saver::new(config));
     let watch = Watch::start(config, &trainee, &state, rank, world_size)?;
@@ -160,6 +167,7 @@ pub fn run(
         trainee,
         layout,
         partitions,
+        kept_features,
         saver,
         plan,
         schedule,
@@ -167,7 +175,11 @@ pub fn run(
         skipped_in_a_row: 0,
         stop_request: stop_request.clone(),
     };
-    trainer.train(loader, watch)
+    if world_size > 1 {
+        return trainer.train(loader, watch);
+    }
+    // A rank that waits for nobody computes on a thread of the pool itself, which hands work on without a context switch.
+    rayon::scope(|_| trainer.train(loader, watch))
 }
 
 fn describe_memory(config: &Config, trainee: &Trainee, layout: &Layout) {
@@ -206,10 +218,10 @@ impl Trainer<'_> {
     fn train(mut self, mut loader: Loader, mut watch: Watch<'_>) -> Result<Finished> {
         let mut log = Log { since: Instant::now(), waited: Duration::ZERO, steps: Vec::new() };
         while self.state.global_step < self.state.max_steps {
-            let (micro_batches, next) = self.next_batch(&mut loader)?;
-            let sums = self.forward_backward(&micro_batches)?;
+            let (_, next) = self.plan.next(self.state.cursor);
+            let (sums, ids) = self.forward_backward(&mut loader)?;
             let sums = self.reduce(sums)?;
-            let report = self.clip_and_update(sums, &micro_batches)?;
+            let report = self.clip_and_update(sums, &ids)?;
             self.advance(next, &report);
             watch.step(&self.shown(&report));
             log.add(report, loader.waited);
@@ -226,33 +238,28 @@ impl Trainer<'_> {
         self.finish(watch)
     }
 
-    /// This rank's micro-batches of the next global batch, and the cursor after it.
-    fn next_batch(&self, loader: &mut Loader) -> Result<(Vec<MicroBatch>, Cursor)> {
-        let (_, next) = self.plan.next(self.state.cursor);
-        let micro_batches = (0..self.plan.accumulation).map(|_| loader.next_micro_batch()).collect::<Result<_>>()?;
-        Ok((micro_batches, next))
-    }
-
-    /// All micro-batches; each block's gradient is on its way to its owner while the block before it is computed.
-    fn forward_backward(&mut self, micro_batches: &[MicroBatch]) -> Result<StepSums> {
-        let mut sums = StepSums::default();
-        for (micro_step, micro_batch) in micro_batches.iter().enumerate() {
+    /// All micro-batches, one after another; each block's gradient is on its way to its owner while the block before it is
+    /// computed. Also gives the ids of the rows.
+    fn forward_backward(&mut self, loader: &mut Loader) -> Result<(StepSums, Vec<String>)> {
+        let (mut sums, mut ids) = (StepSums::default(), Vec::new());
+        for micro_step in 0..self.plan.accumulation {
+            let micro_batch = loader.next_micro_batch()?;
             let mut reduced = vec![false; self.layout.blocks.len()];
-            let is_last = micro_step + 1 == micro_batches.len();
-            if micro_batch.batch.is_some() {
-                self.micro_step(micro_batch, is_last, &mut sums, &mut reduced)?;
+            let is_last = micro_step + 1 == self.plan.accumulation;
+            if let Some(batch) = &micro_batch.batch {
+                ids.extend_from_slice(&batch.ids);
+                self.micro_step(&micro_batch, is_last, &mut sums, &mut reduced)?;
             }
             // A batch without images gives the projector and the tower nothing, no batch gives no block anything, but the
             // other ranks wait for this one's part of every block.
             self.settle()?;
             for block in (0..reduced.len()).rev().filter(|&block| !reduced[block]) {
-                let zeros = vec![0.0; self.layout.blocks[block].padded_len];
-                self.partitions.reduce(&self.layout, &mut self.communicator, block, zeros, is_last)?;
+                self.partitions.reduce_nothing(&self.layout, &mut self.communicator, block, is_last)?;
             }
         }
         sums.squared_norm = self.partitions.squared_norm(&mut self.communicator)?;
         sums.written = self.saver.is_written();
-        Ok(sums)
+        Ok((sums, ids))
     }
 
     fn micro_step(
@@ -274,6 +281,7 @@ impl Trainer<'_> {
             config: &self.trainee.config,
             layout: &self.layout,
             recompute: self.config.gradient_checkpointing,
+            kept_features: self.kept_features.as_ref().map(|kept| (kept, &micro_batch.rows[..])),
             dropout,
             loss_scale,
         };
@@ -287,10 +295,10 @@ impl Trainer<'_> {
                 let (partitions, communicator) = &mut *exchanges.borrow_mut();
                 partitions.settle(model, layout, communicator, layout.blocks_through(block))
             },
-            |block, flat| {
+            |block, gradient| {
                 reduced[block] = true;
                 let (partitions, communicator) = &mut *exchanges.borrow_mut();
-                partitions.reduce(layout, communicator, block, flat, is_last)
+                partitions.reduce(layout, communicator, block, gradient, is_last)
             },
         )?;
         sums.loss += loss;
@@ -335,7 +343,7 @@ impl Trainer<'_> {
     }
 
     /// Clips by the global norm and updates; a step whose loss or gradient is not finite is skipped.
-    fn clip_and_update(&mut self, sums: StepSums, micro_batches: &[MicroBatch]) -> Result<StepReport> {
+    fn clip_and_update(&mut self, sums: StepSums, ids: &[String]) -> Result<StepReport> {
         let (loss, denominator) = match self.config.loss_normalization {
             LossNormalization::GlobalTokens => (sums.loss / sums.supervised_tokens, sums.supervised_tokens),
             LossNormalization::MicroBatchMean => (sums.mean_loss / sums.micro_batches, sums.micro_batches),
@@ -346,7 +354,7 @@ impl Trainer<'_> {
         let report = StepReport { loss, grad_norm, learning_rate, sums, traffic };
         if !loss.is_finite() || !grad_norm.is_finite() {
             self.partitions.discard_gradient();
-            self.skip(loss, grad_norm, micro_batches)?;
+            self.skip(loss, grad_norm, ids)?;
             return Ok(report);
         }
         self.skipped_in_a_row = 0;
@@ -364,15 +372,9 @@ impl Trainer<'_> {
         Ok(report)
     }
 
-    fn skip(&mut self, loss: f64, grad_norm: f64, micro_batches: &[MicroBatch]) -> Result<()> {
+    fn skip(&mut self, loss: f64, grad_norm: f64, ids: &[String]) -> Result<()> {
         self.state.skipped_steps += 1;
         self.skipped_in_a_row += 1;
-        let ids: Vec<&str> = micro_batches
-            .iter()
-            .filter_map(|batch| batch.batch.as_ref())
-            .flat_map(|b| &b.ids)
-            .map(|id| &**id)
-            .collect();
         let step = self.state.global_step + 1;
         eprintln!("warning: step {step} skipped: loss {loss}, gradient norm {grad_norm}; rows {}", ids.join(", "));
         if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW {

@@ -9,6 +9,7 @@ use crate::adamw::{AdamW, Slices};
 use crate::collective::Place;
 use crate::collective::background::{Communicator, Pending};
 use crate::config::Accumulate;
+use crate::gradient::{self, BlockGradient, TouchedRows};
 use crate::layout::{Layout, ParamSlot};
 use crate::parameters;
 use anyhow::Result;
@@ -27,6 +28,9 @@ pub struct Partitions {
     gradient: Vec<Vec<f32>>,
     /// Whole gradients of this rank alone, with `accumulate = local`.
     local: Vec<Vec<f32>>,
+    /// Gradients of the only rank.
+    whole: Vec<Option<BlockGradient>>,
+    touched: TouchedRows,
     accumulate: Accumulate,
     reducing: VecDeque<Exchange>,
     gathering: VecDeque<Exchange>,
@@ -50,6 +54,7 @@ struct Update {
 impl Partitions {
     /// Zeros.
     pub fn new(layout: &Layout, accumulate: Accumulate) -> Self {
+        // Memory that is never written takes none: rows of a table without a gradient cost nothing.
         let zeros = || layout.zero_partitions().into_iter().map(Arc::new).collect();
         let empty = || vec![Vec::new(); layout.blocks.len()];
         Self {
@@ -57,6 +62,8 @@ impl Partitions {
             exp_avg_sq: zeros(),
             gradient: empty(),
             local: empty(),
+            whole: vec![None; layout.blocks.len()],
+            touched: TouchedRows::default(),
             accumulate,
             reducing: VecDeque::new(),
             gathering: VecDeque::new(),
@@ -64,7 +71,7 @@ impl Partitions {
         }
     }
 
-    /// Takes a block's gradient of one micro-step (`flat`, padding included): the sum over the ranks is begun, and this
+    /// Takes a block's gradient of one micro-step: the sum over the ranks is begun, and this
     /// rank's part of it will be added to what it owns. With `accumulate = local` only the last micro-step is summed.
     ///
     /// # Errors
@@ -74,13 +81,17 @@ impl Partitions {
         layout: &Layout,
         communicator: &mut Communicator,
         block: usize,
-        mut flat: Vec<f32>,
+        gradient: BlockGradient,
         is_last: bool,
     ) -> Result<()> {
         if layout.world_size == 1 {
-            add(&mut self.gradient[block], flat);
+            match &mut self.whole[block] {
+                Some(sum) => sum.add(gradient),
+                none => *none = Some(gradient),
+            }
             return Ok(());
         }
+        let mut flat = gradient.into_flat(layout.blocks[block].padded_len);
         if self.accumulate == Accumulate::Local {
             add(&mut self.local[block], flat);
             if !is_last {
@@ -108,6 +119,24 @@ impl Partitions {
         Ok(())
     }
 
+    /// Takes part in a block's sum without a gradient.
+    ///
+    /// # Errors
+    /// As [`Partitions::reduce`].
+    pub fn reduce_nothing(
+        &mut self,
+        layout: &Layout,
+        communicator: &mut Communicator,
+        block: usize,
+        is_last: bool,
+    ) -> Result<()> {
+        if layout.world_size == 1 {
+            return Ok(());
+        }
+        let zeros = vec![0.0; layout.blocks[block].padded_len];
+        self.reduce(layout, communicator, block, BlockGradient::Params(vec![zeros]), is_last)
+    }
+
     fn finish_reduction(&mut self, communicator: &mut Communicator) -> Result<()> {
         if let Some(Exchange { block, pending }) = self.reducing.pop_front() {
             self.gradient[block] = communicator.wait(pending)?;
@@ -120,23 +149,17 @@ impl Partitions {
     /// # Errors
     /// A rank that failed or did not come.
     pub fn squared_norm(&mut self, communicator: &mut Communicator) -> Result<f64> {
-        // Fixed chunks, added in order: the same bits for any number of threads.
-        const CHUNK: usize = 1 << 16;
         while !self.reducing.is_empty() {
             self.finish_reduction(communicator)?;
         }
-        let chunks: Vec<f64> = self
-            .gradient
-            .par_iter()
-            .flat_map_iter(|block| block.chunks(CHUNK))
-            .map(|chunk| chunk.iter().map(|&value| f64::from(value) * f64::from(value)).sum())
-            .collect();
-        Ok(chunks.into_iter().sum())
+        let whole = self.whole.iter().flatten().flat_map(BlockGradient::stretches);
+        Ok(gradient::squared_norm(self.gradient.iter().map(Vec::as_slice).chain(whole)))
     }
 
     /// Forgets a gradient that is not to be used.
     pub fn discard_gradient(&mut self) {
         self.gradient.iter_mut().for_each(Vec::clear);
+        self.whole.fill(None);
     }
 
     /// Begins an update; a block has its new values after [`Self::settle`]. A rank by itself updates at once.
@@ -147,9 +170,9 @@ impl Partitions {
             return;
         }
         parameters::edit(model, layout, None, |block, slot, values| {
-            self.update_param(layout, &update, block, slot, values);
+            self.update_whole_param(layout, &update, block, slot, values);
         });
-        self.gradient = vec![Vec::new(); layout.blocks.len()];
+        self.whole.fill(None);
     }
 
     /// Waits until the first `blocks` blocks have their new values; more are begun.
@@ -209,6 +232,38 @@ impl Partitions {
             update.next += 1;
         }
         Ok(())
+    }
+
+    /// A parameter of the only rank.
+    fn update_whole_param(
+        &mut self,
+        layout: &Layout,
+        update: &Update,
+        block: usize,
+        slot: &ParamSlot,
+        values: &mut [f32],
+    ) {
+        let weight_decay = if slot.decays { update.weight_decay } else { 0.0 };
+        let part = slot.offset..slot.offset + slot.len;
+        let exp_avg = &mut Arc::make_mut(&mut self.exp_avg[block])[part.clone()];
+        let exp_avg_sq = &mut Arc::make_mut(&mut self.exp_avg_sq[block])[part];
+        let gradient = match (self.whole[block].take(), &slot.shape[..]) {
+            (Some(BlockGradient::Rows(rows)), &[_, width]) if update.adamw.epsilon > 0.0 => {
+                let touched = self.touched.of(slot.id, rows.keys().copied(), [exp_avg, exp_avg_sq], width);
+                update.adamw.update_rows(values, [exp_avg, exp_avg_sq], &rows, touched, width, weight_decay);
+                return;
+            }
+            (Some(BlockGradient::Params(mut params)), _) => {
+                let gradient = std::mem::take(&mut params[layout.blocks[block].index_of(slot)]);
+                self.whole[block] = Some(BlockGradient::Params(params));
+                gradient
+            }
+            (Some(rows), _) => rows.into_flat(slot.len),
+            // Moments decay all the same.
+            (None, _) => vec![0.0; slot.len],
+        };
+        self.touched.forget(slot.id);
+        update.adamw.update(Slices { values, gradient: &gradient, exp_avg, exp_avg_sq }, weight_decay);
     }
 
     /// This rank's part of a parameter.
@@ -298,7 +353,8 @@ mod tests {
                 for micro_step in 0..2 {
                     for block in (0..LENS.len()).rev() {
                         let flat = vec![(micro_step + communicator.rank()) as f32; layout.blocks[block].padded_len];
-                        partitions.reduce(&layout, &mut communicator, block, flat, micro_step == 1)?;
+                        let gradient = BlockGradient::Params(vec![flat]);
+                        partitions.reduce(&layout, &mut communicator, block, gradient, micro_step == 1)?;
                     }
                 }
                 let squares = partitions.squared_norm(&mut communicator)?;

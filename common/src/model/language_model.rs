@@ -138,6 +138,12 @@ pub struct LastTokens {
 }
 
 impl LastTokens {
+    /// The same without autodiff.
+    pub fn inner(&self) -> Self {
+        let rope = Rope { cos: self.rope.cos.clone().inner(), sin: self.rope.sin.clone().inner() };
+        Self { rope, ..self.clone() }
+    }
+
     /// Where `positions` (rows of the batch, among the last tokens) stand among them.
     pub fn places(&self, positions: &[usize]) -> Vec<usize> {
         positions.iter().map(|position| self.rows.partition_point(|row| row < position)).collect()
