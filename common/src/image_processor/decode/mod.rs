@@ -11,6 +11,7 @@ mod sniff;
 use super::ImageError;
 pub use size::declared_size;
 use sniff::Format;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Pixels from which Pillow raises `DecompressionBombError`: twice its `MAX_IMAGE_PIXELS`.
 pub const MAX_PIXELS: u64 = 2 * 89_478_485;
@@ -55,14 +56,18 @@ impl Layout {
 /// # Differs
 /// From Pillow: a PNG whose image data fails its checksum is refused even where the data can still be unpacked.
 pub fn decode(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
-    match sniff::format(bytes)? {
+    let format = sniff::format(bytes)?;
+    let decode = || match format {
         Format::Jpeg => jpeg::decode(bytes, samples),
         Format::Png => png::decode(bytes, samples),
         Format::Gif => gif::decode(bytes, samples),
         Format::WebP => others::webp(bytes, samples),
         Format::Bmp => others::bmp(bytes, samples),
         Format::Tiff => others::tiff(bytes, samples),
-    }
+    };
+    // Should a library panic on a file, that file is refused and the other rows go on. `samples` is overwritten next time.
+    let decoded = catch_unwind(AssertUnwindSafe(decode));
+    decoded.unwrap_or_else(|_| Err(damaged("its decoder panicked; please report the file")))
 }
 
 /// Refuses sizes that are empty or too large, before anything is allocated for them.

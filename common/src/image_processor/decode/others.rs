@@ -11,7 +11,42 @@ const WORKING_BYTES: u64 = 1 << 30;
 
 /// WebP, lossy or lossless; the first frame of an animation.
 pub fn webp(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
+    let mut chunks = Chunks(bytes.get(12..).unwrap_or_default());
+    if let Some((_, frame)) = chunks.find(|(kind, _)| kind == b"ANMF") {
+        check_frame(frame)?;
+    }
     read(WebPDecoder::new(Cursor::new(bytes)).map_err(damaged)?, samples)
+}
+
+/// Refuses a frame of an animation whose bitstream has another size: the decoder relies on that and would panic.
+fn check_frame(frame: &[u8]) -> Result<(), ImageError> {
+    let of_frame =
+        |at: usize| Some(1 + u32::from_le_bytes([*frame.get(at)?, *frame.get(at + 1)?, *frame.get(at + 2)?, 0]));
+    let declared = (of_frame(6), of_frame(9));
+    for (_, stream) in Chunks(frame.get(16..).unwrap_or_default()).filter(|(kind, _)| kind == b"VP8 ") {
+        let of_stream =
+            |at: usize| Some(u32::from(u16::from_le_bytes([*stream.get(at)?, *stream.get(at + 1)?]) & 0x3FFF));
+        if (of_stream(6), of_stream(8)) != declared {
+            return Err(damaged("a frame's size is not that of its picture"));
+        }
+    }
+    Ok(())
+}
+
+/// Kinds and contents of RIFF chunks; the last may be cut.
+struct Chunks<'a>(&'a [u8]);
+
+impl<'a> Iterator for Chunks<'a> {
+    type Item = ([u8; 4], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (kind, rest) = self.0.split_first_chunk::<4>()?;
+        let (size, rest) = rest.split_first_chunk::<4>()?;
+        let size = u32::from_le_bytes(*size) as usize;
+        let content = &rest[..size.min(rest.len())];
+        self.0 = rest.get(size + size % 2..).unwrap_or_default();
+        Some((*kind, content))
+    }
 }
 
 /// BMP of any depth.
