@@ -78,7 +78,7 @@ def largest_block(work):
 def memory(work, python):
     print("| ranks | 4P + 12P/N + two blocks, MB | measured peak of a rank, MB | difference |\n|---|---|---|---|")
     for ranks in (1, 2, 4):
-        _, usage, stderr = ours(work, python, ranks, 3, 1)
+        _, usage, stderr = ours(work, python, ranks, 2, 1)
         values = trained_values(stderr)
         formula = 4 * values + 12 * values / ranks + 2 * 4 * largest_block(work)
         worst = max((rank["rss"] for rank in usage), key=lambda rss: abs(rss / formula - 1))
@@ -113,7 +113,7 @@ def deepspeed(work, python, ranks, steps, micro_batch, bucket):
 
 
 def peer(work, python, with_deepspeed, bucket):
-    steps, micro_batch, ranks = 8, 2, 2
+    steps, micro_batch, ranks = 6, 2, 2
     theirs = deepspeed(work, with_deepspeed, ranks, steps, micro_batch, bucket)
     short = ours(work, python, ranks, 2, micro_batch)[1]
     lines, usage, _ = ours(work, python, ranks, steps, micro_batch)

