@@ -106,7 +106,9 @@ def deepspeed(work, python, ranks, steps, micro_batch, bucket):
     env = dict(os.environ, PATH=f"{pathlib.Path(python).parent}:{os.environ['PATH']}")
     result = subprocess.run(["unshare", "-n", "bash", "-c", script], env=env, capture_output=True, text=True)
     shutil.rmtree(out, ignore_errors=True)
-    found = [json.loads(line[7:]) for line in result.stdout.splitlines() if line.startswith("RESULT ")]
+    # Two ranks may write into one line.
+    found = [json.JSONDecoder().raw_decode(part)[0] for part in result.stdout.split("RESULT ")[1:]]
+    (work / "deepspeed.json").write_text(json.dumps(found))
     if len(found) != ranks:
         sys.exit(result.stderr[-4000:])
     return sorted(found, key=lambda one: one["rank"])
