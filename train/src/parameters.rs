@@ -33,6 +33,18 @@ pub fn set(model: &mut Llava, layout: &Layout, block: usize, flat: &[f32]) {
     edit(model, layout, Some(block), |_, slot, values| values.copy_from_slice(&flat[slot.offset..][..slot.len]));
 }
 
+/// Shows a tensor's values as bytes, on the CPU without a copy.
+pub fn with_bytes<T, const D: usize>(tensor: Tensor<D>, look: impl FnOnce(&[u8]) -> T) -> T {
+    let tensor = plain(tensor);
+    if is_cpu(&tensor.device())
+        && let Ok(primitive) = tensor.clone().try_into_primitive::<Flex>()
+        && let Some(values) = primitive.as_slice::<f32>()
+    {
+        return look(bytemuck::cast_slice(values));
+    }
+    look(tensor.into_data().as_bytes())
+}
+
 /// What `rank` owns of a block's values, padding included.
 ///
 /// # Errors

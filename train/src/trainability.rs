@@ -1,11 +1,12 @@
 //! The manifest of what is trained: every trained tensor by name, and a hash of everything that must not change.
 
 use crate::config::TrainType;
+use crate::parameters;
 use crate::parts::Part;
 use crate::trainable;
 use anyhow::{Result, bail};
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use common::config::LlavaConfig;
 use common::files::{hex, sha256, sha256_hex};
 use common::model::Llava;
@@ -147,9 +148,9 @@ fn frozen(model: &Llava, train_type: TrainType, config: &LlavaConfig) -> Frozen 
         path: Vec<String>,
         train_type: TrainType,
         config: &'a LlavaConfig,
-        found: Vec<(String, Values)>,
+        found: Vec<(String, usize, Hash)>,
     }
-    type Values = Box<dyn Fn() -> TensorData + Send + Sync>;
+    type Hash = Box<dyn Fn() -> [u8; 32] + Send + Sync>;
     impl ModuleVisitor for Collector<'_> {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.path.push(name.to_string());
@@ -161,22 +162,19 @@ fn frozen(model: &Llava, train_type: TrainType, config: &LlavaConfig) -> Frozen 
             let name = self.path.join(".");
             if !trainable::is_trained(&name, self.train_type, self.config) {
                 let tensor = param.val();
-                self.found.push((name, Box::new(move || tensor.clone().into_data())));
+                let values = tensor.dims().iter().product();
+                let hash = move || parameters::with_bytes(tensor.clone(), sha256);
+                self.found.push((name, values, Box::new(hash)));
             }
         }
     }
     let mut collector = Collector { path: Vec::new(), train_type, config, found: Vec::new() };
     model.visit(&mut collector);
-    let hash = |(name, values): &(String, Values)| {
-        let data = values();
-        let len: usize = data.shape().iter().product();
-        (format!("{name} {}\n", hex(&sha256(data.as_bytes()))), len)
-    };
-    let hashes: Vec<(String, usize)> = collector.found.par_iter().map(hash).collect();
-    let lines: String = hashes.iter().map(|(line, _)| line.as_str()).collect();
+    let line = |(name, _, hash): &(String, usize, Hash)| format!("{name} {}\n", hex(&hash()));
+    let lines: Vec<String> = collector.found.par_iter().map(line).collect();
     Frozen {
-        tensors: hashes.len(),
-        values: hashes.iter().map(|(_, len)| len).sum(),
-        sha256: sha256_hex(lines.as_bytes()),
+        tensors: lines.len(),
+        values: collector.found.iter().map(|(_, values, _)| values).sum(),
+        sha256: sha256_hex(lines.concat().as_bytes()),
     }
 }
