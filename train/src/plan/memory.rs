@@ -169,6 +169,9 @@ impl Step<'_> {
         let below = self.below_text();
         let layer = shape.tokens * self.kept_by_text_layer();
         let (kept, again) = if config.gradient_checkpointing { (shape.tokens * hidden, layer) } else { (layer, 0.0) };
+        // The last layer is computed for what the loss needs: keys and values of all tokens, the rest of supervised ones.
+        let kv = (model.text.num_key_value_heads * model.text.head_dim()) as f64;
+        let last = shape.tokens * (2.0 * hidden + 2.0 * kv);
         let logits = shape.supervised * model.text.vocab_size as f64;
         let logits = if logits <= KEPT_LOGITS { 2.0 * logits } else { CHUNK_LOGITS };
         let layers = model.text.num_hidden_layers;
@@ -176,9 +179,13 @@ impl Step<'_> {
         let vision_layer =
             shape.vision_tokens * (4.0 * vision.hidden_size as f64 + 2.0 * vision.intermediate_size as f64);
         // In the order of the backward pass: each block's activations, and what it adds to those below it.
-        let mut walk = vec![(Block::Head, below + layers as f64 * kept + logits + 3.0 * shape.supervised * hidden)];
+        let mut walk = vec![(
+            Block::Head,
+            below + layers.saturating_sub(1) as f64 * kept + last + logits + 3.0 * shape.supervised * hidden,
+        )];
         walk.extend((0..layers).rev().map(|index| {
-            let activations = below + (index + 1) as f64 * kept + again;
+            let own = if index + 1 == layers { last } else { kept + again };
+            let activations = below + index as f64 * kept + own;
             (Block::TextLayer(index), activations + shape.tokens * backward_of_text_layer(&model.text))
         }));
         walk.push((Block::TokenEmbeddings, below + 2.0 * shape.tokens * hidden));
@@ -211,11 +218,11 @@ impl Step<'_> {
         self.blocks.trained.values().map(|&len| padded(len, self.config.nproc)).sum()
     }
 
-    /// A block's gradient: from the graph, flat, and what is on its way to other ranks.
+    /// A block's gradient, and what is on its way to other ranks.
     fn exchange(&self, block: Block) -> f64 {
         let tied = self.model.text.tie_word_embeddings && block == Block::TokenEmbeddings;
         // Tied weights get the head's gradient too, which waits for the embedding's.
-        let of_block = self.blocks.len(block) * if tied { 3.0 } else { 2.0 };
+        let of_block = self.blocks.len(block) * if tied { 2.0 } else { 1.0 };
         let on_the_way = self.blocks.trained.values().max().map_or(0.0, |&len| len as f64);
         of_block + if self.config.nproc > 1 { on_the_way } else { 0.0 }
     }
