@@ -72,8 +72,9 @@ fn a_process_that_panics_is_killed_or_stands_still_ends_the_job_and_is_named() {
         let stderr = ends(fault, command.env("FAULT", fault), folder.path(), Duration::from_secs(20));
         if fault.starts_with("kill") {
             // The launcher names the process, which has said at its start which rank it is.
-            let process = stderr.lines().find_map(|line| line.strip_prefix("rank 1 of 2: process "));
-            let process = process.and_then(|rest| rest.split(' ').next()).expect("rank 1 has said what it is");
+            // Lines of two processes may begin within one another.
+            let said = stderr.split_once("rank 1 of 2: process ").map(|(_, rest)| rest);
+            let process = said.and_then(|rest| rest.split(' ').next()).expect("rank 1 has said what it is");
             assert!(stderr.contains(&format!("PID {process} ")), "{stderr}");
         }
         for word in words {
@@ -142,9 +143,7 @@ fn model_with_infinite_token(dir: &Path, token: usize) {
 fn token_of_one_row(row: usize) -> usize {
     let shards =
         common::shard::ShardSet::open(&tests::training::shards(), common::shard::Split::Train).expect("shards");
-    let rows: Vec<Vec<i32>> = (0..12)
-        .map(|row| shards.read_row(row).expect("a row").input_ids.iter().map(|&id| id as i32).collect())
-        .collect();
+    let rows: Vec<Vec<i32>> = (0..12).map(|row| shards.read_row(row).expect("a row").input_ids.clone()).collect();
     let elsewhere = |token: &i32| (0..rows.len()).any(|other| other != row && rows[other].contains(token));
     *rows[row].iter().find(|token| !elsewhere(token)).expect("a token that no other row has") as usize
 }

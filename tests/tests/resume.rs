@@ -135,7 +135,8 @@ fn a_damaged_checkpoint_is_passed_over_with_the_reason() {
     };
     let remove = |output: &Path| std::fs::remove_file(newest(output).join("trainer_state.json")).expect("removed");
     let unfinished = |output: &Path| std::fs::remove_file(newest(output).join("manifest.json")).expect("removed");
-    let damages: [(&str, &dyn Fn(&Path), &str); 4] = [
+    type Damage<'a> = (&'a str, &'a dyn Fn(&Path), &'a str);
+    let damages: [Damage; 4] = [
         ("flipped bit", &flip, "adapter_model.safetensors"),
         ("truncated file", &truncate, "optimizer-00001-of-00002.safetensors"),
         ("missing file", &remove, "trainer_state.json"),

@@ -1,11 +1,12 @@
 //! SIGINT and SIGTERM: the first lets the step finish and saves, the second ends the program at once.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tests::runs::{json_file, json_lines, shards_with_validation, train};
 use tests::training::succeed;
+use tests::{program, shared};
 
 fn signal(child: &Child, name: &str) {
     succeed(Command::new("kill").args(["-s", name, &child.id().to_string()]));
@@ -61,11 +62,30 @@ fn a_stopped_run_goes_on_with_the_printed_command_as_if_nothing_had_happened() {
     }
 }
 
+/// Shards of the tiny photos, a hundred times each.
+fn many_rows(folder: &Path) -> PathBuf {
+    let (data, source, shards) = (folder.join("data"), shared("data/coco224_tiny"), folder.join("shards"));
+    let mut rows = Vec::new();
+    for repeat in 0..100 {
+        for mut row in json_file(&source.join("chat.json")).as_array().expect("rows").clone() {
+            row["id"] = format!("{repeat}-{}", row["id"].as_str().expect("an id")).into();
+            rows.push(row);
+        }
+    }
+    std::fs::create_dir(&data).expect("made");
+    common::json::write(&data.join("chat.json"), &rows).expect("written");
+    std::os::unix::fs::symlink(source.join("images"), data.join("images")).expect("linked");
+    let mut command = Command::new(program("preprocess"));
+    command.arg("shards").arg("--model").arg(shared("fixtures/tiny/llava"));
+    succeed(command.arg("--data").arg(&data).arg("--output").arg(&shards));
+    shards
+}
+
 #[test]
 fn a_second_signal_ends_the_program_at_once() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let shards = shards_with_validation(folder.path());
-    // One step of many micro-batches: too long to wait for.
+    let shards = many_rows(folder.path());
+    // One step over all of them: too long to wait for.
     let long = ["--train_type", "none", "--max_steps", "3", "--gradient_accumulation_steps", "20000"];
     let output = folder.path().join("run");
     let mut child =
