@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 const F32: f64 = 4.0;
 /// The program itself, its threads, the tokenizer, the allocator's slack, bytes.
-const BASE: f64 = 60e6;
+const BASE: f64 = 40e6;
 /// Logits that are kept for the backward step at most, and those of a chunk otherwise (`ops::fused::cross_entropy`).
 const KEPT_LOGITS: f64 = (12 << 20) as f64;
 const CHUNK_LOGITS: f64 = (1 << 20) as f64;
