@@ -33,6 +33,7 @@ fn every_tensor_is_read_back_by_gguf() {
         ("clip.projector_type", json!("mlp")),
         ("clip.has_llava_projector", json!(true)),
         ("clip.vision.block_count", json!(2)),
+        ("clip.vision.feature_layer", json!([2])),
         ("clip.vision.image_size", json!(56)),
         ("clip.vision.embedding_length", json!(48)),
         ("clip.vision.projection_dim", json!(64)),
@@ -57,6 +58,38 @@ fn an_adapter_is_merged_on_the_way() {
     let printed = succeed(python.arg(python_script("read_gguf.py")).arg(&merged).arg(&exported));
     let read: Value = serde_json::from_slice(&printed.stdout).expect("JSON");
     assert_eq!((&read["different"], &read["unexpected"]), (&json!([]), &json!([])));
+}
+
+/// llama.cpp itself, as the Python package xllamacpp has it. A picture's text is what transformers says when CLIP's class token
+/// stands behind the patches: llama.cpp puts it there (ggml-org/llama.cpp, issue 25814), whatever the file says.
+#[test]
+fn llama_cpp_says_the_same() {
+    const ROWS: usize = 6;
+    let Some(mut python) = python() else { return };
+    if !python.args(["-c", "import xllamacpp"]).output().expect("python starts").status.success() {
+        println!("not run: LLAVA_PYTHON has no xllamacpp (tests/requirements.txt)");
+        return;
+    }
+    let model = crate::generate::model_dir("fixtures/tiny/train_none");
+    let exported = tempfile::tempdir().expect("a temporary folder");
+    succeed(&mut export(model.path(), exported.path(), &[]));
+    let mut script = Command::new(python.get_program());
+    script.arg(python_script("llama_cpp.py")).arg(exported.path()).arg(model.path());
+    let printed = succeed(script.arg(shared("data/coco224_tiny")).arg(ROWS.to_string()));
+    let rows: Vec<Value> = serde_json::from_slice(&printed.stdout).expect("JSON");
+    assert_eq!(rows.len(), ROWS);
+    let mut published = 0;
+    for row in &rows {
+        let question = row["question"].as_str().expect("a question");
+        let dir = model.path().to_str().expect("UTF-8");
+        let args = ["generate", "--model", dir, "--prompt", question, "--max-new-tokens", "24", "--json"];
+        let ours: Value = serde_json::from_str(&crate::generate::infer_ok(&args)).expect("JSON");
+        assert_eq!(row["plain"], ours["text"], "{question}");
+        assert!(row["seen"] == row["class_last"] || row["seen"] == row["published"], "{row}");
+        published += usize::from(row["seen"] == row["published"]);
+    }
+    println!("{ROWS} of {ROWS} texts without a picture are ours; {published} of {ROWS} with one are transformers',");
+    println!("and {ROWS} of {ROWS} are with the class token where llama.cpp puts it");
 }
 
 #[test]

@@ -98,6 +98,8 @@ pub fn metadata(dir: &Path, name: &str, config: &LlavaConfig) -> Result<Vec<(Str
         number(key("feed_forward_length"), vision.intermediate_size),
         number(key("projection_dim"), config.text.hidden_size),
         number(key("block_count"), config.computed_vision_layers()),
+        // Without it clip.cpp leaves out the last of the layers that it is given.
+        entry(key("feature_layer"), Value::I32s(vec![config.computed_vision_layers() as i32])),
         number(key("attention.head_count"), vision.num_attention_heads),
         entry(key("attention.layer_norm_epsilon"), Value::F32(vision.layer_norm_eps as f32)),
         entry(key("image_mean"), floats(images.image_mean)),

@@ -8,8 +8,9 @@ use super::{entry, number};
 use anyhow::{Context, Result, bail};
 use common::chat::ChatProcessor;
 use common::config::TextConfig;
-use common::{Error, json, names};
+use common::{Error, json as json_files, names};
 use serde::Deserialize;
+use serde_json::{Value as Json, json};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -22,6 +23,7 @@ const UNUSED: i32 = 5;
 #[derive(Deserialize)]
 struct TokenizerFile {
     model: Bpe,
+    pre_tokenizer: Option<Json>,
     #[serde(default)]
     added_tokens: Vec<AddedToken>,
 }
@@ -53,10 +55,11 @@ struct AddedToken {
 /// Tokens, their kinds, merges, special ids, chat template.
 pub fn metadata(dir: &Path, config: &TextConfig) -> Result<Vec<(String, Value)>> {
     let path = dir.join(names::TOKENIZER_FILE);
-    let file: TokenizerFile = json::read(&path)?;
+    let file: TokenizerFile = json_files::read(&path)?;
     if file.model.kind.as_deref().unwrap_or("BPE") != "BPE" {
         bail!("{}: model type {:?}, expected BPE: llama.cpp's Qwen2 has no other", path.display(), file.model.kind);
     }
+    let pre_tokenizer = pre_tokenizer(file.pre_tokenizer.as_ref(), &path)?;
     let mut tokens: Vec<(String, i32)> = (0..config.vocab_size).map(|id| (format!("[PAD{id}]"), UNUSED)).collect();
     let normal = file.model.vocab.into_iter().map(|(text, id)| (id, text, NORMAL));
     let added = file
@@ -78,7 +81,7 @@ pub fn metadata(dir: &Path, config: &TextConfig) -> Result<Vec<(String, Value)>>
     let chat = ChatProcessor::from_dir(dir)?;
     let mut metadata = vec![
         entry("tokenizer.ggml.model", Value::Text("gpt2".into())),
-        entry("tokenizer.ggml.pre", Value::Text("qwen2".into())),
+        entry("tokenizer.ggml.pre", Value::Text(pre_tokenizer.into())),
         entry("tokenizer.ggml.tokens", Value::Texts(texts)),
         entry("tokenizer.ggml.token_type", Value::I32s(kinds)),
         entry("tokenizer.ggml.merges", Value::Texts(merges.collect())),
@@ -88,6 +91,40 @@ pub fn metadata(dir: &Path, config: &TextConfig) -> Result<Vec<(String, Value)>>
     metadata.push(entry("tokenizer.ggml.add_bos_token", Value::Bool(false)));
     metadata.push(entry("tokenizer.chat_template", Value::Text(template(dir)?)));
     Ok(metadata)
+}
+
+/// How Qwen2 splits a text before its merges.
+const QWEN2_SPLIT: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// llama.cpp's name of the way in which a text is split before the merges: it knows them by name only.
+///
+/// # Errors
+/// A way without a name here: another split would give other tokens, silently.
+fn pre_tokenizer(found: Option<&Json>, path: &Path) -> common::Result<&'static str> {
+    let steps = found.and_then(|found| found["pretokenizers"].as_array()).map_or(&[][..], Vec::as_slice);
+    let is = |step: &Json, expected: Json| expected.as_object().is_some_and(|e| e.iter().all(|(k, v)| step[k] == *v));
+    let byte_level = |own_split| json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": own_split });
+    match steps {
+        [split, bytes]
+            if split["pattern"]["Regex"] == QWEN2_SPLIT
+                && is(split, json!({ "type": "Split", "behavior": "Isolated", "invert": false }))
+                && is(bytes, byte_level(false)) =>
+        {
+            Ok("qwen2")
+        }
+        [digits, bytes]
+            if is(digits, json!({ "type": "Digits", "individual_digits": true })) && is(bytes, byte_level(true)) =>
+        {
+            Ok("smollm")
+        }
+        _ => Err(Error::invalid(
+            format!("{}: pre_tokenizer", path.display()),
+            found.map_or("none".into(), Json::to_string),
+            "Qwen2's or SmolLM's",
+            "llama.cpp would split texts otherwise; keep the safetensors",
+        )),
+    }
 }
 
 /// The chat template's text.
@@ -101,6 +138,6 @@ fn template(dir: &Path) -> Result<String> {
         return Ok(std::fs::read_to_string(&path).map_err(Error::io(&path))?);
     }
     let path = dir.join(names::TOKENIZER_CONFIG_FILE);
-    let config: Config = json::read(&path)?;
+    let config: Config = json_files::read(&path)?;
     config.chat_template.with_context(|| format!("{}: no {}", path.display(), names::CHAT_TEMPLATE))
 }
