@@ -1,7 +1,7 @@
 //! Where the model computes: a CPU (burn-flex) by default, CUDA with the feature `cuda`.
 
 use crate::{Error, Result};
-use burn::tensor::Device;
+use burn::tensor::{Device, DeviceConfig, FloatDType};
 use std::fmt;
 use std::str::FromStr;
 
@@ -15,12 +15,19 @@ pub fn cpu() -> Device {
     Device::flex()
 }
 
+/// Whether new activations on a device are bf16 ([`DeviceKind::open_in_bf16`]).
+pub fn computes_in_bf16(device: &Device) -> bool {
+    device.settings().float_dtype == FloatDType::BF16
+}
+
 /// What `--device` names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceKind {
     /// The CPU, with this project's own kernels.
     #[default]
     Cpu,
+    /// The CPU in bf16, with the plain operations: slower than f32, to test the path that a GPU takes.
+    CpuBf16,
     /// An NVIDIA GPU by index, with the plain operations.
     Cuda(usize),
     /// burn's ndarray backend: the plain operations on a CPU, to test the path that a GPU takes.
@@ -34,9 +41,29 @@ impl DeviceKind {
     /// [`Error::Invalid`] when this build has no CUDA, or this machine has no driver.
     pub fn open(self) -> Result<Device> {
         match self {
-            Self::Cpu => Ok(cpu()),
+            Self::Cpu | Self::CpuBf16 => Ok(cpu()),
             Self::Cuda(index) => cuda(index),
             Self::Ndarray => ndarray(),
+        }
+    }
+
+    /// The device with bf16 as the number format that it computes in, for the rest of the process; `None` where it has no
+    /// bf16. Must come before the first use of the device.
+    ///
+    /// # Errors
+    /// As [`DeviceKind::open`]; a device that has been used in another format.
+    pub fn open_in_bf16(self) -> Result<Option<Device>> {
+        let mut device = self.open()?;
+        if !device.supports_dtype(FloatDType::BF16) {
+            return Ok(None);
+        }
+        let configured = device.configure(DeviceConfig::default().float_dtype(FloatDType::BF16));
+        match configured {
+            Err(error) if !computes_in_bf16(&device) => {
+                Err(Error::invalid(format!("device {self}"), error, "one not used before", "report this"))
+            }
+            // Another rank of this process has done it.
+            _ => Ok(Some(device)),
         }
     }
 
@@ -56,6 +83,7 @@ impl FromStr for DeviceKind {
         let wrong = || Error::invalid("device", format!("\"{text}\""), "cpu, cuda or cuda:N", "name one of them");
         match text.split_once(':') {
             None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cpu-bf16" => Ok(Self::CpuBf16),
             None if text == "cuda" => Ok(Self::Cuda(0)),
             None if text == "ndarray" => Ok(Self::Ndarray),
             Some(("cuda", index)) => Ok(Self::Cuda(index.parse().map_err(|_| wrong())?)),
@@ -68,6 +96,7 @@ impl fmt::Display for DeviceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cpu => f.write_str("cpu"),
+            Self::CpuBf16 => f.write_str("cpu-bf16"),
             Self::Cuda(index) => write!(f, "cuda:{index}"),
             Self::Ndarray => f.write_str("ndarray"),
         }
@@ -95,6 +124,13 @@ fn cuda(index: usize) -> Result<Device> {
 /// burn loads the driver when it first computes and panics without one, so it is looked for here.
 #[cfg(feature = "cuda")]
 fn cuda(index: usize) -> Result<Device> {
+    require_gpu(index)?;
+    Ok(Device::cuda(index))
+}
+
+/// Looks for the NVIDIA driver and a GPU of this index.
+#[cfg(any(feature = "cuda", test))]
+fn require_gpu(index: usize) -> Result<()> {
     const DRIVER: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
     type Init = unsafe extern "C" fn(u32) -> i32;
     type DeviceCount = unsafe extern "C" fn(*mut i32) -> i32;
@@ -116,7 +152,7 @@ fn cuda(index: usize) -> Result<Device> {
         (status, count)
     };
     match status {
-        0 if index < count as usize => Ok(Device::cuda(index)),
+        0 if index < count as usize => Ok(()),
         0 => Err(Error::invalid(place(), format!("{count} GPUs"), "an index below that", "choose another, or cpu")),
         status => Err(missing(format!("error {status} of cuInit"))),
     }
@@ -128,9 +164,12 @@ mod tests {
 
     #[test]
     fn names_read_back() {
-        for (text, kind) in
-            [("cpu", DeviceKind::Cpu), ("cuda:0", DeviceKind::Cuda(0)), ("ndarray", DeviceKind::Ndarray)]
-        {
+        for (text, kind) in [
+            ("cpu", DeviceKind::Cpu),
+            ("cpu-bf16", DeviceKind::CpuBf16),
+            ("cuda:0", DeviceKind::Cuda(0)),
+            ("ndarray", DeviceKind::Ndarray),
+        ] {
             assert_eq!(text.parse::<DeviceKind>().expect("a device"), kind);
             assert_eq!(kind.to_string(), text);
         }
@@ -151,5 +190,14 @@ mod tests {
     fn without_the_feature_the_remedy_is_named() {
         let error = DeviceKind::Cuda(1).open().expect_err("no CUDA in this build").to_string();
         assert!(error.contains("cuda:1") && error.contains("--features cuda"), "{error}");
+    }
+
+    /// Where there is a driver, an index that no GPU has.
+    #[test]
+    fn what_a_gpu_needs_and_is_missing_is_said() {
+        let error = require_gpu(1000).expect_err("no machine has so many").to_string();
+        println!("{error}");
+        let says = |words: &[&str]| words.iter().all(|word| error.contains(word));
+        assert!(says(&["cuda:1000"]) && (says(&["libcuda.so.1", "--device cpu"]) || says(&["GPUs"])), "{error}");
     }
 }

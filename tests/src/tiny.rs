@@ -1,12 +1,13 @@
 //! Reference LLaVAs (the tiny one, and folders like it): config, weights, the batch of `forward.safetensors`, gradients.
 
 use crate::shared;
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use common::batch::PackedBatch;
 use common::checkpoint::{LoadAs, load_model};
 use common::config::LlavaConfig;
 use common::model::Llava;
+use common::model::named::{NamedVisitor, visit_named};
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -57,25 +58,18 @@ pub fn model_at(dir: &Path, device: &Device) -> (LlavaConfig, Llava) {
 /// A model's gradients by published names; parameters without one are absent.
 pub fn gradients(model: &Llava, loss: &Tensor<1>) -> BTreeMap<String, Vec<f32>> {
     struct Collector {
-        path: Vec<String>,
         gradients: burn::tensor::Gradients,
         found: BTreeMap<String, Vec<f32>>,
     }
-    impl ModuleVisitor for Collector {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_string());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+    impl NamedVisitor for Collector {
+        fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
             if let Some(gradient) = param.val().grad(&self.gradients) {
-                self.found.insert(self.path.join("."), values(gradient));
+                self.found.insert(name, values(gradient));
             }
         }
     }
-    let mut collector = Collector { path: Vec::new(), gradients: loss.backward(), found: BTreeMap::new() };
-    model.visit(&mut collector);
+    let mut collector = Collector { gradients: loss.backward(), found: BTreeMap::new() };
+    visit_named(model, &mut collector);
     collector.found
 }
 

@@ -3,10 +3,17 @@
 
 use crate::tiny::read_tensors_at;
 use crate::{assert_norm_close, program, shared};
+use burn::tensor::Device;
+use clap::{Args, FromArgMatches};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::time::Duration;
+use train::collective::launch::run_ranks;
+use train::config::Config;
+use train::signals::StopRequest;
+use train::{recipe, trainer};
 
 /// Runs a program and demands success; its stderr is shown otherwise.
 pub fn succeed(command: &mut Command) -> Output {
@@ -110,6 +117,37 @@ pub fn mpi(output: &Path, train_type: &str, split: Split, more: &[&str]) -> Opti
     let mut command = mpiexec(split.ranks)?;
     command.arg(program("train")).args(arguments(output, train_type, split, more));
     Some(command)
+}
+
+/// The job in this process, with ranks as threads that compute on one device.
+pub fn in_process(output: &Path, train_type: &str, split: Split, device: &Device, more: &[&str]) {
+    let words = std::iter::once("train".to_string()).chain(arguments(output, train_type, split, more));
+    let words = common::args::with_dashes(words.map(std::ffi::OsString::from));
+    let matches = Config::augment_args(clap::Command::new("train")).get_matches_from(words);
+    let config = Config::from_arg_matches(&matches).expect("options of train");
+    let config = recipe::resolve(config, &matches, None).expect("valid options");
+    let run = |rank| trainer::run(&config, rank, device, &StopRequest::default());
+    run_ranks(split.ranks, Duration::from_secs(60), run).expect("the run succeeds");
+}
+
+/// Runs the reference's jobs, each on one and on two ranks (micro-batch 2, four rows a step), and compares the whole log and
+/// every weight with transformers'.
+pub fn compare_with_reference(name: &str, train: impl Fn(&Path, &str, Split)) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cases = [
+        ("none", "model.safetensors"),
+        ("freeze_vision", "model.safetensors"),
+        ("use_lora", "adapter_model.safetensors"),
+    ];
+    for (train_type, weights) in cases {
+        for ranks in [1, 2] {
+            let name = format!("{name}: {train_type}, {ranks} ranks");
+            let output = folder.path().join(format!("{train_type}-{ranks}"));
+            train(&output, train_type, Split { ranks, micro_batch: 2, accumulation: 2 / ranks });
+            compare_log(&name, &output, train_type);
+            compare_weights(&name, &output.join(weights), &format!("fixtures/tiny/train_{train_type}/{weights}"));
+        }
+    }
 }
 
 /// The lines of a run's metrics.

@@ -1,11 +1,17 @@
 //! Evaluation, sample captions, the best model, early stopping, event files, the manifest of what is trained.
 
+use burn::module::Param;
+use burn::tensor::{Tensor, TensorData};
+use common::device::cpu;
+use common::model::named::{NamedMapper, map_named};
 use serde_json::Value;
 use std::path::Path;
 use tests::runs::{json_file, json_lines, shards_with_validation, train};
 use tests::tiny::read_tensors_at;
 use tests::training::{fail, succeed};
 use tests::{python, python_script};
+use train::config::TrainType;
+use train::trainability::Trainability;
 
 const EVALUATED: [&str; 6] = ["--max_steps", "6", "--eval_strategy", "steps", "--eval_steps", "2"];
 
@@ -140,6 +146,44 @@ fn tensorboard_reads_the_event_files() {
     }
     let text = events["texts"]["eval/captions"][0].as_str().expect("captions");
     assert!(text.contains("| id | caption | reference |"), "{text}");
+}
+
+/// What a run does at its end, on a model of which one value has changed meanwhile.
+#[test]
+fn a_frozen_part_that_has_changed_is_noticed_by_its_hash() {
+    struct Tamper<'a>(&'a str);
+    impl NamedMapper for Tamper<'_> {
+        fn map<const D: usize>(&mut self, name: String, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if name != self.0 {
+                return param;
+            }
+            let tensor = param.val();
+            let (shape, device) = (tensor.dims(), tensor.device());
+            let mut values = tests::tiny::values(tensor);
+            let last = values.len() - 1;
+            values[last] = f32::from_bits(values[last].to_bits() ^ 1);
+            param.map(|_| Tensor::from_data(TensorData::new(values.clone(), shape), &device))
+        }
+    }
+    let (config, model) = (tests::tiny::config(), tests::tiny::model("llava", &cpu()));
+    let layer = "language_model.model.layers.1.mlp.down_proj.weight";
+    let tower = "vision_tower.vision_model.encoder.layers.0.mlp.fc2.bias";
+    for (train_type, frozen, trained) in [
+        (TrainType::Projector, &[layer, tower][..], "multi_modal_projector.linear_2.bias"),
+        (TrainType::FreezeVision, &[tower], layer),
+        (TrainType::None, &["vision_tower.vision_model.post_layernorm.bias"], tower),
+    ] {
+        let manifest = Trainability::of(&model, train_type, &config);
+        manifest.check_frozen(&model, &config).expect("nothing has changed");
+        for name in frozen {
+            let changed = map_named(model.clone(), &mut Tamper(name));
+            let error = manifest.check_frozen(&changed, &config).expect_err(name).to_string();
+            assert!(error.contains("frozen parts of the model have changed"), "{error}");
+        }
+        let changed = map_named(model.clone(), &mut Tamper(trained));
+        manifest.check_frozen(&changed, &config).expect("trained parts may change");
+        println!("{train_type:?}: the last bit of one value of {frozen:?} is noticed");
+    }
 }
 
 #[test]

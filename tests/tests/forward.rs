@@ -1,10 +1,11 @@
 //! The model against transformers' values: features, logits, loss, every gradient, generation.
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use common::batch::PackedBatch;
 use common::config::LlavaConfig;
 use common::model::language_model::TextContext;
+use common::model::named::{NamedMapper, map_named};
 use common::model::vision_tower::VisionContext;
 use common::model::{Llava, pixel_tensor};
 use common::vision_cache::{CachedAs, VisionFeatureCache};
@@ -153,22 +154,12 @@ fn cached_vision_features_are_the_computed_ones_to_f16_and_the_same_at_every_use
 
 /// Everything frozen but what `trained` accepts.
 struct Freeze<F> {
-    path: Vec<String>,
     trained: F,
 }
 
-impl<F: Fn(&str) -> bool> ModuleMapper for Freeze<F> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_string());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let trained = (self.trained)(&self.path.join("."));
-        param.set_require_grad(trained)
+impl<F: Fn(&str) -> bool> NamedMapper for Freeze<F> {
+    fn map<const D: usize>(&mut self, name: String, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.set_require_grad((self.trained)(&name))
     }
 }
 
@@ -182,7 +173,7 @@ fn frozen_parts_keep_no_graph_and_get_no_gradient() {
         let expected = tiny::gradients(&whole, &(loss_sum / tokens as f64));
         for part in ["multi_modal_projector", "language_model.model.layers.1", "language_model.lm_head"] {
             let trained = |name: &str| name.starts_with(part);
-            let model = whole.clone().map(&mut Freeze { path: Vec::new(), trained });
+            let model = map_named(whole.clone(), &mut Freeze { trained });
             let features = model.image_features(&batch, &config).expect("the batch has images");
             assert!(!features.is_tracked(), "{backend}: the frozen tower's features have a graph");
             let (loss_sum, tokens) = model.loss(&batch, &config);

@@ -66,7 +66,10 @@ fn answer(path: &str, repositories: &[(&str, PathBuf)], from: usize, to: usize) 
         if path == format!("/api/models/{id}/revision/main") {
             let entries = std::fs::read_dir(folder).expect("the folder is readable").flatten();
             let files = entries.map(|entry| serde_json::json!({"rfilename": entry.file_name().to_string_lossy()}));
-            let files: Vec<_> = files.chain([serde_json::json!({"rfilename": "pytorch_model.bin"})]).collect();
+            // Beside safetensors it is listed and not there: nobody needs it.
+            let unneeded = folder.join("model.safetensors").exists().then_some("pytorch_model.bin");
+            let unneeded = unneeded.map(|name| serde_json::json!({"rfilename": name}));
+            let files: Vec<_> = files.chain(unneeded).collect();
             let body = serde_json::json!({"siblings": files, "sha": COMMIT}).to_string();
             return response("200 OK", "content-type: application/json\r\n", body.as_bytes());
         }
@@ -122,6 +125,30 @@ fn names_are_downloaded_once_and_then_taken_from_the_cache() {
     let mut plan = Command::new(program("train"));
     plan.arg("plan").args(["--vision-tower", "tiny-org/clip", "--language-model", "tiny-org/text-0.1"]);
     succeed(plan.current_dir(folder.path()).env("HF_HOME", folder.path()).env("HF_HUB_OFFLINE", "1"));
+}
+
+/// CLIP ViT-L/14-336 is published so.
+#[test]
+fn a_repository_with_nothing_but_pickled_weights_is_downloaded() {
+    let Some(mut python) = tests::python() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (clip, text) = (shared("fixtures/tiny/clip"), shared("fixtures/tiny/text"));
+    let pickled = folder.path().join("pickled");
+    std::fs::create_dir(&pickled).expect("a folder");
+    for name in ["config.json", "preprocessor_config.json"] {
+        std::fs::copy(clip.join(name), pickled.join(name)).expect("copied");
+    }
+    const PICKLE: &str = "import sys, torch; from safetensors.torch import load_file\n\
+                          torch.save(load_file(sys.argv[1]), sys.argv[2])";
+    python.args(["-c", PICKLE]).arg(clip.join("model.safetensors")).arg(pickled.join("pytorch_model.bin"));
+    succeed(&mut python);
+    let hub = Hub::start(vec![("tiny-org/pickled", pickled), ("tiny-org/text", text.clone())]);
+    let output = |name: &str| folder.path().join(name);
+    succeed(&mut assemble(folder.path(), &hub.endpoint, "tiny-org/pickled", "tiny-org/text", &output("downloaded")));
+    let (clip, text) = (clip.to_str().expect("UTF-8"), text.to_str().expect("UTF-8"));
+    succeed(&mut assemble(folder.path(), &hub.endpoint, clip, text, &output("local")));
+    let weights = |name: &str| std::fs::read(output(name).join("model.safetensors")).expect("weights");
+    assert!(weights("downloaded") == weights("local"), "other weights than from the folder's safetensors");
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod hub;
 mod inspect;
 mod interop;
 mod merge;
+mod mixed_precision;
 mod mixed_rows;
 mod moving_in;
 mod mpi;

@@ -88,6 +88,24 @@ fn a_recipe_is_planned_and_a_missing_model_says_what_to_give() {
     assert!(error.contains("--vision-tower") && error.contains("config.json"), "{error}");
 }
 
+/// Neither the model nor the first stage's output is there yet.
+#[test]
+fn every_stage_of_a_two_stage_recipe_is_planned() {
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../pipelines/recipes/llava-qwen1.5-4b-two-stage.toml");
+    let mut command = Command::new(program("train"));
+    command.arg("plan").arg(&recipe).arg("--vision-tower").arg(shared("configs/clip-vit-large-patch14-336"));
+    let output = succeed(command.arg("--language-model").arg(shared("configs/Qwen1.5-4B-Chat")));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let (first, second) = text.split_once("stage 2 of 2: ").expect("two stages");
+    assert!(first.starts_with("stage 1 of 2: runs/llava-qwen1.5-4b-two-stage/1-projector"), "{first}");
+    assert!(second.starts_with("runs/llava-qwen1.5-4b-two-stage/2-lora"), "{second}");
+    assert_eq!(numbers(first, "together"), [4_263_056_896, 9_180_160]);
+    assert_eq!(numbers(second, "together"), [4_263_056_896 + 26_214_400, 26_214_400 + 9_180_160]);
+    assert!(second.contains("the output of an earlier stage"), "{second}");
+    let error = fail(Command::new(program("train")).arg(&recipe));
+    assert!(error.contains("2 [[train]] stages") && error.contains("pipelines run"), "{error}");
+}
+
 /// The forecast against what a run really takes, on a model whose parts all weigh something. The long form, on the real
 /// pretrained backbones, is tests/bench/memory.sh.
 #[test]

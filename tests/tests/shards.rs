@@ -43,6 +43,29 @@ fn tiny_rows_equal_the_reference() {
     tests::assert_close("pixel_values of coco224_tiny", &found, expected, 0.0);
 }
 
+/// The original project downloaded pictures into `images_dl`, beside chat.json.
+#[test]
+fn the_original_folder_is_taken_as_it_is() {
+    let shared = tests::shared("data/coco224_tiny");
+    let original = tempfile::tempdir().expect("a temporary folder");
+    std::fs::copy(shared.join("chat.json"), original.path().join("chat.json")).expect("copied");
+    std::fs::create_dir(original.path().join("images_dl")).expect("created");
+    for image in std::fs::read_dir(shared.join("images")).expect("the images").flatten() {
+        std::fs::copy(image.path(), original.path().join("images_dl").join(image.file_name())).expect("copied");
+    }
+    let fingerprint = |data: &Path| {
+        let output = tempfile::tempdir().expect("a temporary folder");
+        let mut command = std::process::Command::new(tests::program("preprocess"));
+        command.arg("shards").arg("--model").arg(llava()).arg("--data").arg(data).arg("--output").arg(output.path());
+        tests::training::succeed(&mut command);
+        let index = ShardIndex::read(output.path()).expect("an index");
+        (index.fingerprint, ShardSet::open(output.path(), Split::Train).expect("shards").len())
+    };
+    let (found, rows) = fingerprint(original.path());
+    assert_eq!((found, rows), fingerprint(&shared));
+    println!("{rows} rows from chat.json and images_dl, the same shards as from images");
+}
+
 #[test]
 fn a_zip_file_gives_the_same_shards_as_a_folder() {
     let shared = tests::shared("data/coco224_tiny");

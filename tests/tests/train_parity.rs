@@ -3,7 +3,7 @@
 use std::path::Path;
 use tests::shared;
 use tests::tiny::read_tensors_at;
-use tests::training::{Split, compare_log, compare_weights, succeed, threads};
+use tests::training::{Split, compare_log, compare_with_reference, succeed, threads};
 
 /// The reference's settings: micro-batch 2 × ranks × accumulation = 4 rows a step.
 fn train(output: &Path, train_type: &str, nproc: usize, more: &[&str]) {
@@ -13,21 +13,9 @@ fn train(output: &Path, train_type: &str, nproc: usize, more: &[&str]) {
 
 #[test]
 fn eight_steps_equal_transformers_trainer() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let cases = [
-        ("none", "model.safetensors"),
-        ("freeze_vision", "model.safetensors"),
-        ("use_lora", "adapter_model.safetensors"),
-    ];
-    for (train_type, weights) in cases {
-        for nproc in [1, 2] {
-            let name = format!("{train_type}, {nproc} ranks");
-            let output = folder.path().join(format!("{train_type}-{nproc}"));
-            train(&output, train_type, nproc, &[]);
-            compare_log(&name, &output, train_type);
-            compare_weights(&name, &output.join(weights), &format!("fixtures/tiny/train_{train_type}/{weights}"));
-        }
-    }
+    compare_with_reference("fused", |output, train_type, split| {
+        succeed(&mut threads(output, train_type, split, &[]));
+    });
 }
 
 #[test]

@@ -317,7 +317,7 @@ fn backward_block(step: Step, outer: Tensor<2>, forward: impl Fn(Tensor<2>) -> T
 /// place an image feature has taken.
 fn embedding_gradient(batch: &PackedBatch, outer: &Tensor<2>) -> Result<BTreeMap<usize, Vec<f32>>> {
     let [_, width] = outer.dims();
-    let data = outer.clone().into_data();
+    let data = outer.clone().into_data().convert::<f32>();
     let outer = data.as_slice::<f32>().map_err(|error| anyhow!("gradient of the embedding: {error:?}"))?;
     let mut rows: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
     let mut replaced = batch.image_positions.iter().peekable();
@@ -359,7 +359,7 @@ fn per_image(dropout: &LoraDropout, batch: &PackedBatch, config: &LlavaConfig) -
 }
 
 fn scalar(tensor: &Tensor<1>) -> Result<f32> {
-    let data = tensor.clone().into_data();
+    let data = tensor.clone().into_data().convert::<f32>();
     let values = data.as_slice::<f32>().map_err(|error| anyhow!("the loss is not f32: {error:?}"))?;
     values.first().copied().ok_or_else(|| anyhow!("the loss has no value"))
 }
@@ -388,7 +388,8 @@ impl ModuleVisitor for Collector<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let Some(index) = self.block.params.iter().position(|slot| slot.id == param.id) else { return };
         let Some(gradient) = param.val().grad_remove(self.gradients) else { return };
-        match gradient.into_data().try_into_vec::<f32>() {
+        // Of a GPU these bytes are in pinned memory: cubecl-server, `Command::copy_to_bytes`.
+        match gradient.into_data().convert::<f32>().try_into_vec::<f32>() {
             Ok(values) => self.params[index] = values,
             Err(error) => self.error = Some(format!("{}: {error:?}", self.block.params[index].name)),
         }

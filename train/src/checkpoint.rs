@@ -86,6 +86,8 @@ pub struct Snapshot {
     pub trainee: Option<Trainee>,
     /// Whose moments are where.
     pub layout: Arc<Layout>,
+    /// Master weights, where the model's are rounded.
+    pub masters: Option<Vec<Arc<Vec<f32>>>>,
     /// First moments.
     pub exp_avg: Vec<Arc<Vec<f32>>>,
     /// Second moments.
@@ -103,11 +105,12 @@ impl Snapshot {
         partitions: &Partitions,
         state: &TrainerState,
     ) -> Self {
-        let needs_weights = layout.rank == 0 || is_rounded(trainee);
+        let needs_weights = layout.rank == 0 || partitions.masters.is_none() && is_rounded(trainee);
         Self {
             config: config.clone(),
             trainee: needs_weights.then(|| trainee.clone()),
             layout: Arc::clone(layout),
+            masters: partitions.masters.clone(),
             exp_avg: partitions.exp_avg.clone(),
             exp_avg_sq: partitions.exp_avg_sq.clone(),
             state: state.clone(),
@@ -120,10 +123,14 @@ impl Snapshot {
     /// What the operating system refuses.
     pub fn write(self, dir: &Path) -> Result<Manifest> {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-        let Self { config, trainee, layout, exp_avg, exp_avg_sq, state } = self;
+        let Self { config, trainee, layout, masters, exp_avg, exp_avg_sq, state } = self;
         let optimizer = dir.join(optimizer_file(layout.rank, layout.world_size));
-        let rounded = trainee.as_ref().filter(|trainee| is_rounded(trainee)).map(|trainee| &trainee.model);
-        save_optimizer(rounded, &layout, exp_avg, exp_avg_sq, &optimizer)?;
+        let values = match (masters, &trainee) {
+            (Some(masters), _) => Values::Kept(masters),
+            (None, Some(trainee)) if is_rounded(trainee) => Values::OfModel(&trainee.model),
+            _ => Values::InModelDirectory,
+        };
+        save_optimizer(values, &layout, exp_avg, exp_avg_sq, &optimizer)?;
         let mut manifest = Manifest::new();
         add_hash(&mut manifest, &optimizer)?;
         if let (0, Some(trainee)) = (layout.rank, trainee) {
@@ -189,8 +196,15 @@ pub fn stretch_name(kind: &str, param: &str, first: usize) -> String {
     format!("{kind}/{param}/{first}")
 }
 
+/// Where the f32 values of the weights are, for a checkpoint whose model directory may hold them rounded.
+enum Values<'a> {
+    InModelDirectory,
+    OfModel(&'a Llava),
+    Kept(Vec<Arc<Vec<f32>>>),
+}
+
 fn save_optimizer(
-    rounded: Option<&Llava>,
+    values: Values<'_>,
     layout: &Layout,
     exp_avg: Vec<Arc<Vec<f32>>>,
     exp_avg_sq: Vec<Arc<Vec<f32>>>,
@@ -198,7 +212,11 @@ fn save_optimizer(
 ) -> Result<()> {
     let mut tensors = Vec::new();
     for (index, (block, (first, second))) in layout.blocks.iter().zip(exp_avg.into_iter().zip(exp_avg_sq)).enumerate() {
-        let masters = rounded.map(|model| parameters::owned(model, layout, index)).transpose()?.map(Arc::new);
+        let masters = match &values {
+            Values::InModelDirectory => None,
+            Values::OfModel(model) => Some(Arc::new(parameters::owned(model, layout, index)?)),
+            Values::Kept(masters) => Some(Arc::clone(&masters[index])),
+        };
         let kinds = [(EXP_AVG, Some(first)), (EXP_AVG_SQ, Some(second)), (MASTER, masters)];
         for (kind, values) in kinds.into_iter().filter_map(|(kind, values)| Some((kind, values?))) {
             for param in &block.params {

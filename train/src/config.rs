@@ -129,7 +129,8 @@ pub struct Config {
     /// DeepSpeed ZeRO-2 JSON file; its values and `auto` are honoured.
     #[arg(long)]
     pub deepspeed: Option<PathBuf>,
-    /// Compute in bf16 where the device can; the CPU computes in f32. Masters and moments are f32 always.
+    /// Compute in bf16 where the device can; the CPU computes in f32. Master weights, moments and accumulated gradients are
+    /// f32 always.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
     pub bf16: bool,
     /// Not supported: needs loss scaling, which bf16 does not.

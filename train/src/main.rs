@@ -3,7 +3,6 @@
 use anyhow::{Context, Result};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use common::device::DeviceKind;
 use common::hub::{self, Wanted};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,6 +12,7 @@ use train::collective::launch;
 use train::config::Config;
 use train::plan::{self, PlanArgs};
 use train::recipe;
+use train::setup;
 use train::signals::{StopRequest, resume_command};
 use train::trainer::{self, Finished};
 
@@ -59,7 +59,8 @@ fn main() -> ExitCode {
     let outcome = Cli::from_arg_matches(&matches).map_err(anyhow::Error::from).and_then(|cli| match cli.command {
         Some(Command::Plan(PlanCli { settings: Settings { recipe, config }, plan })) => {
             let matches = matches.subcommand_matches("plan").context("the matches of plan")?;
-            plan::run(&recipe::merge(config, matches, recipe.as_deref())?, &plan, recipe.as_deref()).map(Some)
+            let stages = recipe::merge_stages(&config, matches, recipe.as_deref())?;
+            plan::run(&stages, &plan, recipe.as_deref()).map(Some)
         }
         None => {
             let Settings { recipe, config } = cli.settings;
@@ -96,14 +97,10 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
 }
 
 fn run(config: &Config, args: Vec<OsString>) -> Result<Option<String>> {
-    let device = config.device_kind()?;
-    if config.bf16 && device == DeviceKind::Cpu {
-        eprintln!("bf16: the CPU is no faster at it, so it computes in f32");
-    }
     let stop_request = StopRequest::listen().context("listening to SIGINT and SIGTERM")?;
     let timeout = Duration::from_secs(config.collective_timeout_seconds);
     let Finished { state, stopped_in } = launch::run_ranks(config.nproc, timeout, |rank| {
-        let device = device.of_rank(launch::local_rank(rank.rank())).open()?.autodiff();
+        let device = setup::device(config, launch::local_rank(rank.rank()))?;
         trainer::run(config, rank, &device, &stop_request)
     })?;
     if !state.is_world_process_zero {

@@ -1,10 +1,11 @@
-//! Values of the trained parameters: read where they are and changed in place, on the CPU without a copy.
+//! Values of the trained parameters: read where they are and changed in place, on the CPU without a copy; or, where the model
+//! computes in bf16, replaced by the rounded values of masters that are kept elsewhere.
 
 use crate::layout::{Layout, ParamSlot};
 use anyhow::{Result, anyhow};
 use burn::backend::Flex;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use common::model::Llava;
 
 /// Shows the values of a block's parameters, one parameter after another.
@@ -17,7 +18,7 @@ pub fn read(model: &Llava, layout: &Layout, block: usize, look: impl FnMut(&Para
     reader.error.map_or(Ok(()), Err)
 }
 
-/// Lets `change` change the values of the parameters of one block, or of all. A parameter whose values somebody else holds
+/// Lets `change` change the values (f32) of the parameters of one block, or of all. A parameter whose values somebody else holds
 /// too (a checkpoint that is being written) gets values of its own; theirs do not change.
 pub fn edit(
     model: &mut Llava,
@@ -28,9 +29,14 @@ pub fn edit(
     replace(model, |model| model.map(&mut Editor { layout, block, change }));
 }
 
-/// Puts the values of a block's parameters, one after another, into the model.
+/// Puts the values of a block's parameters, one after another, into the model, in its number format.
 pub fn set(model: &mut Llava, layout: &Layout, block: usize, flat: &[f32]) {
-    edit(model, layout, Some(block), |_, slot, values| values.copy_from_slice(&flat[slot.offset..][..slot.len]));
+    replace(model, |model| model.map(&mut Setter { layout, block, flat }));
+}
+
+/// The model with all values in bf16, rounded to nearest even.
+pub fn in_bf16(model: Llava) -> Llava {
+    model.map(&mut Rounder)
 }
 
 /// Shows a tensor's values as bytes, on the CPU without a copy.
@@ -125,14 +131,62 @@ impl<F: FnMut(usize, &ParamSlot, &mut [f32])> ModuleMapper for Editor<'_, F> {
     }
 }
 
+struct Setter<'a> {
+    layout: &'a Layout,
+    block: usize,
+    flat: &'a [f32],
+}
+
+impl ModuleMapper for Setter<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.layout.find(param.id) {
+            Some((block, slot)) if block == self.block => {
+                let values = &self.flat[slot.offset..][..slot.len];
+                with_values(param, |old| match old.dtype() {
+                    DType::F32 if is_cpu(&old.device()) => edit_in_place(old, |place| place.copy_from_slice(values)),
+                    dtype => on_device(TensorData::new(values.to_vec(), old.dims()), dtype, &old.device()),
+                })
+            }
+            _ => param,
+        }
+    }
+}
+
+struct Rounder;
+
+impl ModuleMapper for Rounder {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        with_values(param, |tensor| tensor.cast(DType::BF16))
+    }
+}
+
 /// Changes a parameter's values: in place on the CPU, through a copy elsewhere.
 fn edit_param<const D: usize>(param: Param<Tensor<D>>, change: impl FnOnce(&mut [f32])) -> Param<Tensor<D>> {
+    with_values(
+        param,
+        |tensor| {
+            if is_cpu(&tensor.device()) { edit_in_place(tensor, change) } else { edit_copy(tensor, change) }
+        },
+    )
+}
+
+/// The same parameter with other values; `change` sees them without autodiff.
+fn with_values<const D: usize>(
+    param: Param<Tensor<D>>,
+    change: impl FnOnce(Tensor<D>) -> Tensor<D>,
+) -> Param<Tensor<D>> {
     let (id, tensor, mapper) = param.consume();
     let (trained, device) = (tensor.is_require_grad(), tensor.device());
-    let tensor = plain(tensor);
-    let tensor = if is_cpu(&device) { edit_in_place(tensor, change) } else { edit_copy(tensor, change) };
+    let tensor = change(plain(tensor));
     let tensor = if device.is_autodiff() { Tensor::from_inner(tensor) } else { tensor };
     Param::from_mapped_value(id, tensor.set_require_grad(trained), mapper)
+}
+
+/// Values on their way to a device: through pinned memory where it has such.
+fn on_device<const D: usize>(values: TensorData, dtype: DType, device: &Device) -> Tensor<D> {
+    let mut values = values.convert_dtype(dtype);
+    device.staging(std::iter::once(&mut values));
+    Tensor::from_data(values, (device, dtype))
 }
 
 /// Without autodiff.
@@ -158,5 +212,5 @@ fn edit_copy<const D: usize>(tensor: Tensor<D>, change: impl FnOnce(&mut [f32]))
     let (shape, device) = (tensor.dims(), tensor.device());
     let mut values: Vec<f32> = tensor.into_data().iter::<f32>().collect();
     change(&mut values);
-    Tensor::from_data(TensorData::new(values, shape), &device)
+    on_device(TensorData::new(values, shape), DType::F32, &device)
 }

@@ -19,26 +19,53 @@ pub fn resolve(defaults_and_flags: Config, matches: &ArgMatches, recipe: Option<
     Ok(config)
 }
 
-/// As [`resolve`], without requiring that paths are given: for `train plan`.
+/// As [`resolve`], without requiring that paths are given.
 ///
 /// # Errors
 /// As [`resolve`], except for missing paths.
 pub fn merge(defaults_and_flags: Config, matches: &ArgMatches, recipe: Option<&Path>) -> Result<Config> {
-    let mut settings = as_map(&defaults_and_flags)?;
+    let mut stages = merge_stages(&defaults_and_flags, matches, recipe)?;
+    match stages.pop() {
+        Some(config) if stages.is_empty() => Ok(config),
+        _ => Err(Error::invalid(
+            recipe.map_or(String::new(), |path| path.display().to_string()),
+            format!("{} [[train]] stages", stages.len() + 1),
+            "one [train] table",
+            "let pipelines run do them one after the other (--dry-run prints each one's command line)",
+        )),
+    }
+}
+
+/// As [`merge`], for every stage of a recipe that has `[[train]]` several times: for `train plan`. Flags are for all of them.
+///
+/// # Errors
+/// As [`merge`].
+pub fn merge_stages(defaults_and_flags: &Config, matches: &ArgMatches, recipe: Option<&Path>) -> Result<Vec<Config>> {
+    let known = as_map(defaults_and_flags)?;
+    let Some(path) = recipe else { return Ok(vec![merge_table(known, matches, Map::new(), "command line")?]) };
+    let place = path.display().to_string();
+    let tables = read_recipe(path, &known)?.into_iter();
+    tables.map(|table| merge_table(known.clone(), matches, table, &place)).collect()
+}
+
+/// Flags over a recipe's table over a DeepSpeed file over defaults.
+fn merge_table(
+    mut settings: Map<String, Value>,
+    matches: &ArgMatches,
+    table: Map<String, Value>,
+    place: &str,
+) -> Result<Config> {
     let typed = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
     let mut given: Map<String, Value> =
         settings.iter().filter(|(name, _)| typed(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
-    if let Some(path) = recipe {
-        for (name, value) in read_recipe(path, &settings)? {
-            given.entry(name).or_insert(value);
-        }
+    for (name, value) in table {
+        given.entry(name).or_insert(value);
     }
     let deepspeed_file = given.get("deepspeed").and_then(Value::as_str).map(str::to_string);
     if let Some(file) = deepspeed_file {
         deepspeed::overlay(Path::new(&file), &mut given)?;
     }
     settings.extend(given);
-    let place = recipe.map_or("command line".to_string(), |path| path.display().to_string());
     serde_json::from_value(Value::Object(settings))
         .map_err(|error| Error::invalid(place, error, "a value of the option's type", "see train --help"))
 }
@@ -50,28 +77,26 @@ fn as_map(config: &Config) -> Result<Map<String, Value>> {
     }
 }
 
-/// The recipe's `[train]` table; `known` holds every option.
-fn read_recipe(path: &Path, known: &Map<String, Value>) -> Result<Map<String, Value>> {
+/// The recipe's `[train]` table, or all its `[[train]]` ones; `known` holds every option.
+fn read_recipe(path: &Path, known: &Map<String, Value>) -> Result<Vec<Map<String, Value>>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     let place = path.display().to_string();
     let recipe: toml::Table =
         text.parse().map_err(|error| Error::invalid(&place, error, "TOML", "correct the recipe"))?;
-    if let Some(toml::Value::Array(stages)) = recipe.get("train") {
-        return Err(Error::invalid(
-            place,
-            format!("{} [[train]] stages", stages.len()),
-            "one [train] table",
-            "let pipelines run do them one after the other (--dry-run prints each one's command line)",
-        ));
-    }
-    let Some(toml::Value::Table(table)) = recipe.get("train") else {
-        return Err(Error::invalid(
-            place,
-            "no [train] table",
-            "a [train] table of options",
-            "add [train] to the recipe",
-        ));
+    let stages = match recipe.get("train") {
+        Some(toml::Value::Table(table)) => vec![table],
+        Some(toml::Value::Array(stages)) => stages.iter().filter_map(toml::Value::as_table).collect(),
+        _ => Vec::new(),
     };
+    if stages.is_empty() {
+        let expected = "a [train] table of options";
+        return Err(Error::invalid(place, "no [train] table", expected, "add [train] to the recipe"));
+    }
+    stages.into_iter().map(|table| options_of(table, known, &place)).collect()
+}
+
+/// A table's options by their names in [`Config`].
+fn options_of(table: &toml::Table, known: &Map<String, Value>, place: &str) -> Result<Map<String, Value>> {
     let mut settings = Map::new();
     for (key, value) in table {
         let name = if key == "evaluation_strategy" { "eval_strategy" } else { key };

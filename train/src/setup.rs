@@ -10,6 +10,7 @@ use common::adapter;
 use common::chat::ChatProcessor;
 use common::checkpoint::{LoadAs, load_model};
 use common::config::LlavaConfig;
+use common::device::DeviceKind;
 use common::image_processor::ImageProcessor;
 use common::model::Llava;
 use common::model::lora::{self, LoraConfig};
@@ -28,6 +29,21 @@ pub struct Trainee {
     pub model: Llava,
     /// The adapter's settings, with `use_lora`.
     pub lora: Option<LoraConfig>,
+}
+
+/// Opens a rank's device, in the number format that the run computes in.
+///
+/// # Errors
+/// A device that this build or this machine does not have.
+pub fn device(config: &Config, local_rank: usize) -> Result<Device> {
+    let kind = config.device_kind()?.of_rank(local_rank);
+    let wants_bf16 = kind == DeviceKind::CpuBf16 || config.bf16 && kind != DeviceKind::Cpu;
+    let device = if wants_bf16 { kind.open_in_bf16()? } else { None };
+    if device.is_none() && (wants_bf16 || config.bf16) && local_rank == 0 {
+        let reason = if kind == DeviceKind::Cpu { "the CPU is no faster at it" } else { "this device has no bf16" };
+        eprintln!("bf16: {reason}, so it computes in f32");
+    }
+    device.map_or_else(|| Ok(kind.open()?.autodiff()), |device| Ok(device.autodiff()))
 }
 
 /// Loads the model, attaches LoRA where it is asked for, and chooses what is trained. Weights are those of `checkpoint`, if

@@ -5,11 +5,12 @@ use crate::parameters;
 use crate::parts::Part;
 use crate::trainable;
 use anyhow::{Result, bail};
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Param;
 use burn::tensor::Tensor;
 use common::config::LlavaConfig;
 use common::files::{hex, sha256, sha256_hex};
 use common::model::Llava;
+use common::model::named::{NamedVisitor, visit_named};
 use common::{json, names};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -62,8 +63,8 @@ pub struct Trainability {
 impl Trainability {
     /// Lists and hashes a model's tensors.
     pub fn of(model: &Llava, train_type: TrainType, config: &LlavaConfig) -> Self {
-        let mut lister = Lister { path: Vec::new(), train_type, config, trained: Vec::new(), unreachable: Vec::new() };
-        model.visit(&mut lister);
+        let mut lister = Lister { train_type, config, trained: Vec::new(), unreachable: Vec::new() };
+        visit_named(model, &mut lister);
         let Lister { trained, unreachable, .. } = lister;
         Self {
             train_type,
@@ -115,24 +116,14 @@ impl Trainability {
 }
 
 struct Lister<'a> {
-    path: Vec<String>,
     train_type: TrainType,
     config: &'a LlavaConfig,
     trained: Vec<ManifestTensor>,
     unreachable: Vec<ManifestTensor>,
 }
 
-impl ModuleVisitor for Lister<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let name = self.path.join(".");
+impl NamedVisitor for Lister<'_> {
+    fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
         let (true, Some(group)) = (trainable::is_covered(&name, self.train_type), Part::of(&name)) else { return };
         let shape = param.val().dims().to_vec();
         let reachable = trainable::receives_gradient(&name, self.config);
@@ -145,21 +136,13 @@ impl ModuleVisitor for Lister<'_> {
 /// Hashes every tensor that is not trained, tensors side by side on all cores.
 fn frozen(model: &Llava, train_type: TrainType, config: &LlavaConfig) -> Frozen {
     struct Collector<'a> {
-        path: Vec<String>,
         train_type: TrainType,
         config: &'a LlavaConfig,
         found: Vec<(String, usize, Hash)>,
     }
     type Hash = Box<dyn Fn() -> [u8; 32] + Send + Sync>;
-    impl ModuleVisitor for Collector<'_> {
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.path.push(name.to_string());
-        }
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let name = self.path.join(".");
+    impl NamedVisitor for Collector<'_> {
+        fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
             if !trainable::is_trained(&name, self.train_type, self.config) {
                 let tensor = param.val();
                 let values = tensor.dims().iter().product();
@@ -168,8 +151,8 @@ fn frozen(model: &Llava, train_type: TrainType, config: &LlavaConfig) -> Frozen 
             }
         }
     }
-    let mut collector = Collector { path: Vec::new(), train_type, config, found: Vec::new() };
-    model.visit(&mut collector);
+    let mut collector = Collector { train_type, config, found: Vec::new() };
+    visit_named(model, &mut collector);
     let line = |(name, _, hash): &(String, usize, Hash)| format!("{name} {}\n", hex(&hash()));
     let lines: Vec<String> = collector.found.par_iter().map(line).collect();
     Frozen {

@@ -2,10 +2,11 @@
 
 use crate::config::TrainType;
 use crate::layout::{BlockLayout, Layout, MAX_BUCKET_VALUES, ParamSlot};
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::Param;
 use burn::tensor::Tensor;
 use common::config::LlavaConfig;
 use common::model::Llava;
+use common::model::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use common::names::{self, Block};
 use std::collections::BTreeMap;
 
@@ -38,34 +39,24 @@ pub fn receives_gradient(name: &str, config: &LlavaConfig) -> bool {
 
 /// Lets exactly the trained parameters collect gradients.
 pub fn select(model: Llava, train_type: TrainType, config: &LlavaConfig) -> Llava {
-    model.map(&mut Selector { path: Vec::new(), train_type, config })
+    map_named(model, &mut Selector { train_type, config })
 }
 
 struct Selector<'a> {
-    path: Vec<String>,
     train_type: TrainType,
     config: &'a LlavaConfig,
 }
 
-impl ModuleMapper for Selector<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let trained = is_trained(&self.path.join("."), self.train_type, self.config);
-        param.set_require_grad(trained)
+impl NamedMapper for Selector<'_> {
+    fn map<const D: usize>(&mut self, name: String, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.set_require_grad(is_trained(&name, self.train_type, self.config))
     }
 }
 
 /// The layout of a model's trained parameters: a block of the model is a block of the layout.
 pub fn layout(model: &Llava, train_type: TrainType, config: &LlavaConfig, rank: usize, world_size: usize) -> Layout {
-    let mut collector = Collector { path: Vec::new(), train_type, config, blocks: BTreeMap::new() };
-    model.visit(&mut collector);
+    let mut collector = Collector { train_type, config, blocks: BTreeMap::new() };
+    visit_named(model, &mut collector);
     let blocks = collector.blocks.into_iter();
     let blocks = blocks
         .map(|(block, params)| (block, BlockLayout::new(format!("{block:?}"), params, world_size, MAX_BUCKET_VALUES)));
@@ -73,23 +64,13 @@ pub fn layout(model: &Llava, train_type: TrainType, config: &LlavaConfig, rank: 
 }
 
 struct Collector<'a> {
-    path: Vec<String>,
     train_type: TrainType,
     config: &'a LlavaConfig,
     blocks: BTreeMap<Block, Vec<ParamSlot>>,
 }
 
-impl ModuleVisitor for Collector<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let name = self.path.join(".");
+impl NamedVisitor for Collector<'_> {
+    fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
         if !is_trained(&name, self.train_type, self.config) {
             return;
         }

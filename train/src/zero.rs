@@ -16,10 +16,13 @@ use crate::parameters;
 use anyhow::Result;
 use common::model::Llava;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
-/// What this rank owns, a vector per block of the layout (padding included). Master weights are the model's own values.
+/// What this rank owns, a vector per block of the layout (padding included).
 pub struct Partitions {
+    /// Master weights, where the model computes with rounded ones; otherwise they are the model's own values.
+    pub masters: Option<Vec<Arc<Vec<f32>>>>,
     /// AdamW's first moment; shared with a checkpoint that is being written.
     pub exp_avg: Vec<Arc<Vec<f32>>>,
     /// AdamW's second moment.
@@ -59,6 +62,7 @@ impl Partitions {
         let zeros = || layout.zero_partitions().into_iter().map(Arc::new).collect();
         let empty = || vec![Vec::new(); layout.blocks.len()];
         Self {
+            masters: None,
             exp_avg: zeros(),
             exp_avg_sq: zeros(),
             gradient: empty(),
@@ -71,6 +75,16 @@ impl Partitions {
             update: None,
             buffers: Buffers::new(2),
         }
+    }
+
+    /// Keeps the model's values (f32) as masters from here on: the model may be rounded then.
+    ///
+    /// # Errors
+    /// As [`parameters::owned`].
+    pub fn keep_masters(&mut self, model: &Llava, layout: &Layout) -> Result<()> {
+        let owned = |block| Ok(Arc::new(parameters::owned(model, layout, block)?));
+        self.masters = Some((0..layout.blocks.len()).map(owned).collect::<Result<_>>()?);
+        Ok(())
     }
 
     /// Takes a block's gradient of one micro-step: the sum over the ranks is begun, and this
@@ -172,9 +186,22 @@ impl Partitions {
             self.update = Some(update);
             return;
         }
-        parameters::edit(model, layout, None, |block, slot, values| {
-            self.update_whole_param(layout, &update, block, slot, values);
-        });
+        match self.masters.take() {
+            None => parameters::edit(model, layout, None, |block, slot, values| {
+                self.update_whole_param(layout, &update, block, slot, values);
+            }),
+            Some(mut masters) => {
+                for (block, masters) in masters.iter_mut().enumerate() {
+                    let masters = Arc::make_mut(masters);
+                    for slot in &layout.blocks[block].params {
+                        let values = &mut masters[slot.offset..][..slot.len];
+                        self.update_whole_param(layout, &update, block, slot, values);
+                    }
+                    parameters::set(model, layout, block, masters);
+                }
+                self.masters = Some(masters);
+            }
+        }
         self.whole.fill(None);
     }
 
@@ -218,13 +245,7 @@ impl Partitions {
                 break;
             }
             let block = update.next;
-            let mut own = vec![0.0; of_block.partition_len()];
-            parameters::edit(model, layout, Some(block), |_, slot, values| {
-                self.update_param(layout, update, block, slot, values);
-                for (range, start) in of_block.owned_ranges(slot, layout.rank) {
-                    own[start..start + range.len()].copy_from_slice(&values[range]);
-                }
-            });
+            let own = self.update_own(update, model, layout, block);
             self.gradient[block].fill(0.0);
             let place = Place { operation: "all-gather", block: of_block.name.clone() };
             let (parts, len) = (of_block.parts(), of_block.padded_len);
@@ -238,6 +259,32 @@ impl Partitions {
             update.next += 1;
         }
         Ok(())
+    }
+
+    /// Updates this rank's part of a block and gives a copy of it.
+    fn update_own(&mut self, update: &Update, model: &mut Llava, layout: &Layout, block: usize) -> Vec<f32> {
+        let of_block = &layout.blocks[block];
+        if let Some(mut masters) = self.masters.take() {
+            let own = Arc::make_mut(&mut masters[block]);
+            for slot in &of_block.params {
+                for (range, start) in of_block.owned_ranges(slot, layout.rank) {
+                    let part = start..start + range.len();
+                    self.update_part(update, block, slot, part.clone(), &mut own[part]);
+                }
+            }
+            let own = own.clone();
+            self.masters = Some(masters);
+            return own;
+        }
+        let mut own = vec![0.0; of_block.partition_len()];
+        parameters::edit(model, layout, Some(block), |_, slot, values| {
+            for (range, start) in of_block.owned_ranges(slot, layout.rank) {
+                let part = start..start + range.len();
+                self.update_part(update, block, slot, part.clone(), &mut values[range.clone()]);
+                own[part].copy_from_slice(&values[range]);
+            }
+        });
+        own
     }
 
     /// A parameter of the only rank.
@@ -272,19 +319,16 @@ impl Partitions {
         update.adamw.update(Slices { values, gradient: &gradient, exp_avg, exp_avg_sq }, weight_decay);
     }
 
-    /// This rank's part of a parameter.
-    fn update_param(&mut self, layout: &Layout, update: &Update, block: usize, slot: &ParamSlot, values: &mut [f32]) {
+    /// A stretch of a parameter, which is `part` of what this rank owns of the block.
+    fn update_part(&mut self, update: &Update, block: usize, slot: &ParamSlot, part: Range<usize>, values: &mut [f32]) {
         let weight_decay = if slot.decays { update.weight_decay } else { 0.0 };
-        for (range, start) in layout.blocks[block].owned_ranges(slot, layout.rank) {
-            let part = start..start + range.len();
-            let slices = Slices {
-                values: &mut values[range],
-                gradient: &self.gradient[block][part.clone()],
-                exp_avg: &mut Arc::make_mut(&mut self.exp_avg[block])[part.clone()],
-                exp_avg_sq: &mut Arc::make_mut(&mut self.exp_avg_sq[block])[part],
-            };
-            update.adamw.update(slices, weight_decay);
-        }
+        let slices = Slices {
+            values,
+            gradient: &self.gradient[block][part.clone()],
+            exp_avg: &mut Arc::make_mut(&mut self.exp_avg[block])[part.clone()],
+            exp_avg_sq: &mut Arc::make_mut(&mut self.exp_avg_sq[block])[part],
+        };
+        update.adamw.update(slices, weight_decay);
     }
 }
 
@@ -293,6 +337,8 @@ impl Partitions {
 pub struct Memory {
     /// All parameters, whole.
     pub parameters: u64,
+    /// This rank's master weights, where the parameters are rounded.
+    pub masters: u64,
     /// Gradients, reduced or local.
     pub gradients: u64,
     /// Both moments of AdamW.
@@ -309,15 +355,22 @@ impl Memory {
         let is_local = accumulate == Accumulate::Local && layout.world_size > 1 && micro_steps > 1;
         Self {
             parameters: bytes(model_values),
+            masters: 0,
             gradients: bytes(own + if is_local { layout.num_values() } else { 0 }),
             moments: bytes(2 * own),
             buffers: bytes(2 * layout.largest_block()),
         }
     }
 
+    /// The same with parameters in bf16 and this rank's masters beside them.
+    pub fn in_bf16(self, layout: &Layout) -> Self {
+        let masters = (layout.partition_len() * size_of::<f32>()) as u64;
+        Self { parameters: self.parameters / 2, masters, ..self }
+    }
+
     /// Sum of the parts.
     pub fn total(&self) -> u64 {
-        self.parameters + self.gradients + self.moments + self.buffers
+        self.parameters + self.masters + self.gradients + self.moments + self.buffers
     }
 }
 
@@ -370,7 +423,9 @@ mod tests {
     fn memory_is_that_of_zero_2() {
         let layout = layout(0, 4, &[1000, 200]);
         let memory = Memory::of(&layout, 1500, Accumulate::Shard, 8);
-        assert_eq!(memory, Memory { parameters: 6000, gradients: 1200, moments: 2400, buffers: 8000 });
+        assert_eq!(memory, Memory { parameters: 6000, masters: 0, gradients: 1200, moments: 2400, buffers: 8000 });
         assert_eq!(Memory::of(&layout, 1500, Accumulate::Local, 8).gradients, 1200 + 4800);
+        let rounded = memory.in_bf16(&layout);
+        assert_eq!((rounded.parameters, rounded.masters, rounded.moments), (3000, 1200, 2400));
     }
 }

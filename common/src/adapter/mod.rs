@@ -6,8 +6,9 @@ use crate::checkpoint::{TensorFiles, TensorSource, tensor_bytes, write_file};
 use crate::config::WeightDtype;
 use crate::model::Llava;
 use crate::model::lora::{self, LoraConfig};
+use crate::model::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use crate::{Error, Result, names};
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,8 +33,8 @@ pub fn load_adapter(model: &mut Llava, dir: &Path, device: &Device) -> Result<Lo
     let mut attached = model.clone();
     lora::attach(&mut attached, &config, 0, device);
     let stored = weights.stored.clone();
-    let mut loader = AdapterLoader { path: Vec::new(), files: &weights.files, stored, problems: Vec::new(), device };
-    attached = attached.map(&mut loader);
+    let mut loader = AdapterLoader { files: &weights.files, stored, problems: Vec::new(), device };
+    attached = map_named(attached, &mut loader);
     let AdapterLoader { stored, mut problems, .. } = loader;
     problems.extend(stored.into_values().map(|name| format!("tensor {name}, for which this model has no place")));
     if let Some(first) = problems.first() {
@@ -54,8 +55,8 @@ pub fn load_adapter(model: &mut Llava, dir: &Path, device: &Device) -> Result<Lo
 /// # Errors
 /// A model without LoRA, and what the operating system refuses.
 pub fn save_adapter(model: &Llava, config: &LoraConfig, base_model: &str, dir: &Path) -> Result<()> {
-    let mut collector = AdapterCollector { path: Vec::new(), tensors: Vec::new() };
-    model.visit(&mut collector);
+    let mut collector = AdapterCollector { tensors: Vec::new() };
+    visit_named(model, &mut collector);
     if !collector.tensors.iter().any(|tensor| names::is_lora(&tensor.name)) {
         return Err(Error::invalid(dir.display(), "no LoRA matrices", "a model with LoRA", "save the whole model"));
     }
@@ -102,24 +103,14 @@ impl AdapterWeights {
 }
 
 struct AdapterLoader<'a> {
-    path: Vec<String>,
     files: &'a TensorFiles,
     stored: BTreeMap<String, String>,
     problems: Vec<String>,
     device: &'a Device,
 }
 
-impl ModuleMapper for AdapterLoader<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let name = self.path.join(".");
+impl NamedMapper for AdapterLoader<'_> {
+    fn map<const D: usize>(&mut self, name: String, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(stored) = self.stored.remove(&name) else {
             // Everything but LoRA may be absent: an adapter of the language model alone.
             if names::is_lora(&name) {
@@ -138,21 +129,11 @@ impl ModuleMapper for AdapterLoader<'_> {
 }
 
 struct AdapterCollector {
-    path: Vec<String>,
     tensors: Vec<TensorSource<'static>>,
 }
 
-impl ModuleVisitor for AdapterCollector {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let name = self.path.join(".");
+impl NamedVisitor for AdapterCollector {
+    fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
         if !names::is_lora(&name) && !name.starts_with(names::PROJECTOR) {
             return;
         }

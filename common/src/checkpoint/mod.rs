@@ -14,8 +14,9 @@ pub use write::{TensorSource, from_f32, model_tensors, module_tensors, save_mode
 
 use crate::config::{LlavaConfig, TextConfig, WeightDtype};
 use crate::model::Llava;
+use crate::model::named::{NamedMapper, map_named};
 use crate::{Error, Result, names};
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::Param;
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
 use std::borrow::Cow;
 use std::path::Path;
@@ -48,8 +49,7 @@ pub fn load_model(dir: &Path, load_as: LoadAs, device: &Device) -> Result<(Llava
         LoadAs::F32 => Some(WeightDtype::F32),
         LoadAs::Stored => is_mixed(&weights, &expected).then_some(config.dtype),
     };
-    let mut loader = Loader { path: Vec::new(), weights: &weights, dtype, device };
-    let model = Llava::zeros(&config, device).map(&mut loader);
+    let model = map_named(Llava::zeros(&config, device), &mut Loader { weights: &weights, dtype, device });
     Ok((config, model))
 }
 
@@ -67,24 +67,14 @@ fn is_mixed(weights: &Weights<'_>, expected: &[ExpectedTensor]) -> bool {
 }
 
 struct Loader<'a> {
-    path: Vec<String>,
     weights: &'a Weights<'a>,
     /// `None` keeps each tensor's own.
     dtype: Option<WeightDtype>,
     device: &'a Device,
 }
 
-impl ModuleMapper for Loader<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let name = self.path.join(".");
+impl NamedMapper for Loader<'_> {
+    fn map<const D: usize>(&mut self, name: String, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         // `resolve` has checked that every parameter of the model is there.
         let Some(view) = self.weights.get(&name) else { return param };
         let tensor = view.to_tensor(self.dtype.unwrap_or(view.dtype), self.device);

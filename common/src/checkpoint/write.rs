@@ -3,8 +3,9 @@
 use crate::config::{LlavaConfig, WeightDtype};
 use crate::files::AtomicFile;
 use crate::model::Llava;
+use crate::model::named::{NamedVisitor, visit_named_below};
 use crate::{Error, Result, json, names};
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 use half::{bf16, f16};
 use serde_json::{Map, Value};
@@ -52,29 +53,18 @@ pub fn model_tensors(model: &Llava, dtype: WeightDtype) -> Vec<TensorSource<'sta
 
 /// The parameters of a part of a model, whose place in the model is `root`.
 pub fn module_tensors(module: &impl Module, root: Option<&str>, dtype: WeightDtype) -> Vec<TensorSource<'static>> {
-    let path = root.into_iter().map(str::to_string).collect();
-    let mut collector = Collector { path, dtype, tensors: Vec::new() };
-    module.visit(&mut collector);
+    let mut collector = Collector { dtype, tensors: Vec::new() };
+    visit_named_below(module, root, &mut collector);
     collector.tensors
 }
 
 struct Collector {
-    path: Vec<String>,
     dtype: WeightDtype,
     tensors: Vec<TensorSource<'static>>,
 }
 
-impl ModuleVisitor for Collector {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let name = self.path.join(".");
+impl NamedVisitor for Collector {
+    fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
         let (tensor, dtype) = (param.val(), self.dtype);
         let shape = tensor.dims().to_vec();
         let bytes = Box::new(move || tensor_bytes(tensor, dtype));

@@ -10,7 +10,7 @@ use super::vision_tower::{
 };
 use crate::config::{LlavaConfig, TextConfig, VisionConfig};
 use burn::module::{Param, ParamId};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -60,12 +60,17 @@ impl LoraMatrix {
         let mut rng = StdRng::seed_from_u64(seed);
         let bound = 1.0 / (inputs as f32).sqrt();
         let values: Vec<f32> = (0..rank * inputs).map(|_| rng.random_range(-bound..=bound)).collect();
-        Self { weight: Param::from_data(TensorData::new(values, [rank, inputs]), device) }
+        Self {
+            weight: Param::from_tensor(Tensor::from_data(
+                TensorData::new(values, [rank, inputs]),
+                (device, DType::F32),
+            )),
+        }
     }
 
     /// PEFT's B: zeros. `[out, rank]`
     pub(super) fn zeros(outputs: usize, rank: usize, device: &Device) -> Self {
-        Self { weight: Param::from_tensor(Tensor::zeros([outputs, rank], device)) }
+        Self { weight: Param::from_tensor(Tensor::zeros([outputs, rank], (device, DType::F32))) }
     }
 }
 

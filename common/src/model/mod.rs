@@ -11,6 +11,7 @@ pub mod language_model;
 pub mod linear;
 pub mod lora;
 pub mod multi_modal_projector;
+pub mod named;
 pub mod vision_tower;
 
 use crate::batch::PackedBatch;

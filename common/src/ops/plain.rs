@@ -12,7 +12,7 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
     let dtype = x.dtype();
     let y = if weight.dtype() == dtype { x.matmul(weight.transpose()) } else { linear_converting(x, weight) };
     match bias {
-        Some(bias) => y + in_dtype(bias, dtype).unsqueeze(),
+        Some(bias) => y + narrowed(bias, dtype).unsqueeze(),
         None => y,
     }
 }
@@ -50,36 +50,43 @@ pub fn lora_linear(
 /// See [`super::rms_norm`].
 pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
     let dtype = x.dtype();
+    let x = widened(x);
     let mean_square = x.clone().square().mean_dim(1);
-    x / (mean_square + eps).sqrt() * in_dtype(weight, dtype).unsqueeze()
+    narrowed(x / (mean_square + eps).sqrt(), dtype) * narrowed(weight, dtype).unsqueeze()
 }
 
 /// See [`super::layer_norm`].
 pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<2> {
     let dtype = x.dtype();
+    let x = widened(x);
+    let (weight, bias) = (narrowed(weight, x.dtype()), narrowed(bias, x.dtype()));
     let centred = x.clone() - x.mean_dim(1);
     let variance = centred.clone().square().mean_dim(1);
-    centred / (variance + eps).sqrt() * in_dtype(weight, dtype).unsqueeze() + in_dtype(bias, dtype).unsqueeze()
+    narrowed(centred / (variance + eps).sqrt() * weight.unsqueeze() + bias.unsqueeze(), dtype)
 }
 
 /// See [`super::swiglu`].
 pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    activation::silu(gate) * up
+    silu(gate) * up
 }
 
 /// See [`super::gelu`].
 pub fn gelu(x: Tensor<2>) -> Tensor<2> {
-    activation::gelu(x)
+    let dtype = x.dtype();
+    narrowed(activation::gelu(widened(x)), dtype)
 }
 
 /// See [`super::quick_gelu`].
 pub fn quick_gelu(x: Tensor<2>) -> Tensor<2> {
-    activation::sigmoid(x.clone() * 1.702) * x
+    let dtype = x.dtype();
+    let x = widened(x);
+    narrowed(activation::sigmoid(x.clone() * 1.702) * x, dtype)
 }
 
 /// See [`super::silu`].
 pub fn silu(x: Tensor<2>) -> Tensor<2> {
-    activation::silu(x)
+    let dtype = x.dtype();
+    narrowed(activation::silu(widened(x)), dtype)
 }
 
 /// See [`super::rope`].
@@ -182,7 +189,8 @@ fn attend(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, heads: usize, kv_heads: usiz
             keys,
         ]);
     }
-    let output = activation::softmax(scores, 2).matmul(v);
+    let shares = narrowed(activation::softmax(widened(scores), 2), v.dtype());
+    let output = shares.matmul(v);
     output.reshape([kv_heads, group, queries, head_dim]).permute([2, 0, 1, 3]).reshape([queries, width])
 }
 
@@ -230,7 +238,7 @@ pub fn cross_entropy_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) 
 /// Sum over rows of the cross entropy of logits `[S, V]` against `targets` → `[1]`.
 pub fn cross_entropy_of_logits(logits: Tensor<2>, targets: &[u32]) -> Tensor<1> {
     let targets = indices(targets.iter().map(|&target| i64::from(target)), &logits);
-    activation::log_softmax(logits, 1).gather(1, targets.unsqueeze_dim(1)).sum().neg()
+    activation::log_softmax(widened(logits), 1).gather(1, targets.unsqueeze_dim(1)).sum().neg()
 }
 
 /// An index tensor on the device of `like`.
@@ -240,7 +248,12 @@ fn indices(values: impl Iterator<Item = i64>, like: &Tensor<2>) -> Tensor<1, Int
     Tensor::from_data(TensorData::new(values, [len]), &like.device())
 }
 
-/// A small weight in the number format of the activations.
-fn in_dtype(weight: Tensor<1>, dtype: DType) -> Tensor<1> {
-    if weight.dtype() == dtype { weight } else { weight.cast(dtype) }
+/// Half-precision values in f32: what sums or exponentiates them does so in f32, as transformers does.
+fn widened<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if matches!(x.dtype(), DType::BF16 | DType::F16) { x.cast(DType::F32) } else { x }
+}
+
+/// In the number format of the activations.
+fn narrowed<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if x.dtype() == dtype { x } else { x.cast(dtype) }
 }

@@ -3,11 +3,12 @@
 use super::shapes;
 use super::tokenizer::Vocabulary;
 use anyhow::Result;
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use common::checkpoint::{TensorSource, write_tensors};
 use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
 use common::model::Llava;
+use common::model::named::{NamedVisitor, visit_named};
 use common::{Error, device, json, names};
 use serde_json::json;
 use std::path::Path;
@@ -133,29 +134,20 @@ fn write_qwen2(config: &TextConfig, vocabulary: Vocabulary, folder: &Path) -> Re
 /// A part of the model under the names of its own checkpoint: its paths from the part on are those names.
 fn write_weights(part: &impl Module, folder: &Path) -> Result<()> {
     let mut collector = Collector::default();
-    part.visit(&mut collector);
+    visit_named(part, &mut collector);
     Ok(write_tensors(collector.tensors, folder, usize::MAX)?)
 }
 
 /// Every tensor with its path.
 #[derive(Default)]
 struct Collector {
-    path: Vec<String>,
     tensors: Vec<TensorSource<'static>>,
 }
 
-impl ModuleVisitor for Collector {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_string());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+impl NamedVisitor for Collector {
+    fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
         let tensor = param.val();
-        let (name, shape) = (self.path.join("."), tensor.dims().to_vec());
+        let shape = tensor.dims().to_vec();
         let bytes = Box::new(move || Ok(tensor.into_data().bytes().to_vec()));
         self.tensors.push(TensorSource { name, dtype: WeightDtype::F32, shape, bytes });
     }

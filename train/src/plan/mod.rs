@@ -18,6 +18,8 @@ use crate::config::Config;
 use crate::order::BatchPlan;
 use anyhow::Result;
 use common::config::LlavaConfig;
+use common::model::lora::LoraConfig;
+use model::RecipeTables;
 use std::path::{Path, PathBuf};
 
 /// Options of `train plan` beside those of `train`.
@@ -44,6 +46,8 @@ pub struct Plan {
     pub config: Config,
     /// The model.
     pub model: LlavaConfig,
+    /// LoRA, with `use_lora`.
+    pub lora: Option<LoraConfig>,
     /// Where the model's description comes from.
     pub model_source: String,
     /// The rows.
@@ -63,15 +67,24 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Works everything out. Neither weights nor shards are needed.
+    /// Works everything out. Neither weights nor shards are needed. `earlier` stages of the recipe may be what this one
+    /// starts from.
     ///
     /// # Errors
     /// No configuration of the model anywhere; settings that contradict it.
-    pub fn new(config: &Config, args: &PlanArgs, recipe: Option<&Path>) -> Result<Self> {
-        let recipe = model::RecipeTables::read(recipe)?;
-        let (model, model_source) = model::describe(config, args, &recipe)?;
-        let lora = model::lora(config)?;
-        let data = Data::describe(config, args, &recipe, &model)?;
+    pub fn new(config: &Config, args: &PlanArgs, recipe: &RecipeTables, earlier: &[Plan]) -> Result<Self> {
+        let output_of = |dir: &Path| earlier.iter().rfind(|stage| stage.config.output_dir == dir);
+        let (model, model_source) = match output_of(&config.model_name_or_path) {
+            Some(stage) => {
+                (stage.model.clone(), format!("the output of an earlier stage, which has {}", stage.model_source))
+            }
+            None => model::describe(config, args, recipe)?,
+        };
+        let lora = match config.init_adapter.as_deref().and_then(output_of) {
+            Some(stage) => stage.lora.clone(),
+            None => model::lora(config)?,
+        };
+        let data = Data::describe(config, args, recipe, &model)?;
         let batches = BatchPlan {
             rows: data.rows,
             micro_batch_size: config.per_device_train_batch_size,
@@ -84,7 +97,7 @@ impl Plan {
         let disk = Disk::estimate(config, &model, &parts, &data, max_steps, batches.steps_per_epoch());
         let machine = Machine::look(&config.output_dir);
         let config = config.clone();
-        Ok(Self { config, model, model_source, data, batches, max_steps, parts, memory, disk, machine })
+        Ok(Self { config, model, lora, model_source, data, batches, max_steps, parts, memory, disk, machine })
     }
 
     /// Values of the whole model, LoRA matrices not counted.
@@ -98,10 +111,19 @@ impl Plan {
     }
 }
 
-/// The plan as text, for stdout.
+/// The plan of every stage as text, for stdout.
 ///
 /// # Errors
 /// As [`Plan::new`].
-pub fn run(config: &Config, args: &PlanArgs, recipe: Option<&Path>) -> Result<String> {
-    Ok(Plan::new(config, args, recipe)?.to_string())
+pub fn run(stages: &[Config], args: &PlanArgs, recipe: Option<&Path>) -> Result<String> {
+    let recipe = RecipeTables::read(recipe)?;
+    let mut plans: Vec<Plan> = Vec::new();
+    for config in stages {
+        plans.push(Plan::new(config, args, &recipe, &plans)?);
+    }
+    let texts = plans.iter().enumerate().map(|(index, plan)| match stages.len() {
+        1 => plan.to_string(),
+        count => format!("stage {} of {count}: {}\n\n{plan}", index + 1, plan.config.output_dir.display()),
+    });
+    Ok(texts.collect::<Vec<_>>().join("\n\n"))
 }
