@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// Bytes read at a time when a file is hashed.
 const CHUNK: usize = 1 << 20;
+/// Bytes written at a time: few enough to be still in the cache when the system copies them.
+const WRITE_CHUNK: usize = 128 << 10;
 
 /// A file that appears under its name whole, or not at all.
 ///
@@ -24,7 +26,7 @@ impl AtomicFile {
     pub fn create(path: &Path) -> Result<Self> {
         let temporary = temporary_name(path)?;
         let file = File::create(&temporary).map_err(Error::io(&temporary))?;
-        Ok(Self { writer: BufWriter::with_capacity(CHUNK, file), temporary, path: path.to_path_buf() })
+        Ok(Self { writer: BufWriter::with_capacity(WRITE_CHUNK, file), temporary, path: path.to_path_buf() })
     }
 
     /// Puts the finished file on disk and under its name.

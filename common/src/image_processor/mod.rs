@@ -105,6 +105,20 @@ impl ImageProcessor {
         })
     }
 
+    /// Width and height of an image file that can be processed: it is decoded, and no more.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub fn check(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
+        SCRATCH.with_borrow_mut(|Scratch { samples, .. }| {
+            let raster = decode(bytes, samples)?;
+            if samples.capacity() > KEPT_BYTES {
+                *samples = Vec::new();
+            }
+            Ok((raster.width as u32, raster.height as u32))
+        })
+    }
+
     fn resize_and_crop(&self, samples: &[u8], raster: Raster, resizer: &mut Resizer) -> Vec<u8> {
         let Raster { width, height, layout } = raster;
         let (resized_width, resized_height) = resized_size(width, height, self.shortest_edge);

@@ -10,19 +10,23 @@ use super::geometry::AxisWindow;
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 /// Half a unit, so that the final shift rounds.
 const ROUND: i32 = 1 << (PRECISION_BITS - 1);
-/// Source rows handled together by the horizontal pass: one or two vectors of `i32`.
-const STRIP: usize = 16;
-/// Columns handled together by the vertical pass.
-const TILE: usize = 32;
+/// Outputs computed together: two vectors of `i32`.
+const LANES: usize = 16;
+
+/// Samples that are weighed alike, each in a lane, and the outputs.
+type Line = [i32; LANES];
+type Bytes = [u8; LANES];
 
 /// Buffers and coefficients that survive from one image to the next.
 #[derive(Default)]
 pub struct Resizer {
     columns: AxisTaps,
     rows: AxisTaps,
-    strip: Vec<u8>,
-    /// The horizontal pass's result, planes `[channels, needed rows, width of the window]`.
-    narrow: Vec<u8>,
+    /// What a pass weighs: a line a column of [`LANES`] rows, or a line a row of [`LANES`] columns. Wide from the start, because
+    /// each is weighed several times.
+    lines: Vec<Line>,
+    /// The horizontal pass's result, `[channels, blocks of columns, needed rows]`.
+    narrow: Vec<Bytes>,
 }
 
 /// Which source samples an output sample is made of, for every output sample of a window.
@@ -65,57 +69,107 @@ impl Resizer {
     ) {
         self.columns.prepare(source.width, columns);
         self.rows.prepare(source.height, rows);
-        self.horizontal(source);
-        let first_row = self.rows.first[0];
-        let needed_rows = self.rows.end() - first_row;
-        for channel in 0..source.channels {
-            let narrow = &self.narrow[channel * needed_rows * columns.len..][..needed_rows * columns.len];
-            let plane = &mut planes[channel * crop_size * crop_size..][..crop_size * crop_size];
-            for row in 0..rows.len {
-                let (first, coefficients) = self.rows.taps(row);
-                let taps = &narrow[(first - first_row) * columns.len..][..coefficients.len() * columns.len];
-                let out = &mut plane[(rows.pad + row) * crop_size + columns.pad..][..columns.len];
-                vertical_row(taps, columns.len, coefficients, out);
-            }
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has AVX2.
+            return unsafe { self.passes_avx2(source, columns, rows, crop_size, planes) };
         }
+        self.passes(source, columns, rows, crop_size, planes, weigh);
     }
 
-    /// The horizontal pass over the rows that the vertical one will need.
-    fn horizontal(&mut self, source: Source) {
-        let Source { channels, .. } = source;
-        let (first_row, end_row) = (self.rows.first[0], self.rows.end());
-        let (first_column, end_column) = (self.columns.first[0], self.columns.end());
-        let needed_rows = end_row - first_row;
-        let width = self.columns.first.len();
-        self.narrow.resize(channels * needed_rows * width, 0);
-        self.strip.resize((end_column - first_column) * channels * STRIP, 0);
-        let stride = source.width * channels;
-        for top in (first_row..end_row).step_by(STRIP) {
-            let height = STRIP.min(end_row - top);
-            let begin = top * stride + first_column * channels;
-            let row_bytes = (end_column - first_column) * channels;
-            // Rows missing in the last strip repeat stale data: their results are not written.
-            transpose_strip(&source.samples[begin..], stride, height, row_bytes, &mut self.strip);
-            for channel in 0..channels {
-                let plane = &mut self.narrow[channel * needed_rows * width..][..needed_rows * width];
-                let rows = &mut plane[(top - first_row) * width..][..height * width];
-                for left in (0..width).step_by(STRIP) {
-                    let columns = STRIP.min(width - left);
-                    let mut block = [[0u8; STRIP]; STRIP];
-                    let strip = &self.strip[channel * STRIP..];
-                    strip_columns(strip, channels, &self.columns, left, &mut block[..columns]);
-                    for (row, line) in transposed(block)[..height].iter().enumerate() {
-                        rows[row * width + left..][..columns].copy_from_slice(&line[..columns]);
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn passes_avx2(
+        &mut self,
+        source: Source,
+        columns: AxisWindow,
+        rows: AxisWindow,
+        crop_size: usize,
+        planes: &mut [u8],
+    ) {
+        self.passes(source, columns, rows, crop_size, planes, |lines, step, coefficients| {
+            weigh_avx2(lines, step, coefficients)
+        });
+    }
+
+    #[inline(always)]
+    fn passes(
+        &mut self,
+        source: Source,
+        columns: AxisWindow,
+        rows: AxisWindow,
+        crop_size: usize,
+        planes: &mut [u8],
+        weigh: impl Fn(&[Line], usize, &[i32]) -> Bytes,
+    ) {
+        let first_row = self.rows.first[0];
+        let needed_rows = self.rows.end() - first_row;
+        let blocks = columns.len.div_ceil(LANES);
+        self.narrow.resize(source.channels * blocks * needed_rows, [0; LANES]);
+        for top in (0..needed_rows).step_by(LANES) {
+            self.horizontal(source, first_row + top, top, needed_rows, &weigh);
+        }
+        for (channel, plane) in planes.chunks_exact_mut(crop_size * crop_size).take(source.channels).enumerate() {
+            let plane = &mut plane[rows.pad * crop_size + columns.pad..];
+            for block in 0..blocks {
+                let narrow = &self.narrow[(channel * blocks + block) * needed_rows..][..needed_rows];
+                self.lines.resize(needed_rows, [0; LANES]);
+                widen(narrow, &mut self.lines);
+                let width = LANES.min(columns.len - block * LANES);
+                for row in 0..rows.len {
+                    let (first, coefficients) = self.rows.taps(row);
+                    let out = weigh(&self.lines[first - first_row..], 1, coefficients);
+                    let line = &mut plane[row * crop_size + block * LANES..];
+                    match line.first_chunk_mut() {
+                        Some(line) if width == LANES => *line = out,
+                        _ => line[..width].copy_from_slice(&out[..width]),
                     }
                 }
             }
         }
     }
 
+    /// The horizontal pass over up to [`LANES`] source rows from `row` on, which are the rows from `top` on of what is needed.
+    #[inline(always)]
+    fn horizontal(
+        &mut self,
+        source: Source,
+        row: usize,
+        top: usize,
+        needed_rows: usize,
+        weigh: &impl Fn(&[Line], usize, &[i32]) -> Bytes,
+    ) {
+        let Source { channels, .. } = source;
+        let (first_column, end_column) = (self.columns.first[0], self.columns.end());
+        let (stride, height) = (source.width * channels, LANES.min(needed_rows - top));
+        let begin = row * stride + first_column * channels;
+        transpose_strip(
+            &source.samples[begin..],
+            stride,
+            height,
+            (end_column - first_column) * channels,
+            &mut self.lines,
+        );
+        let width = self.columns.first.len();
+        let blocks = width.div_ceil(LANES);
+        for channel in 0..channels {
+            for block in 0..blocks {
+                let mut out = [[0; LANES]; LANES];
+                for (column, out) in out[..LANES.min(width - block * LANES)].iter_mut().enumerate() {
+                    let (first, coefficients) = self.columns.taps(block * LANES + column);
+                    let lines = &self.lines[(first - first_column) * channels + channel..];
+                    *out = weigh(lines, channels, coefficients);
+                }
+                let narrow = &mut self.narrow[(channel * blocks + block) * needed_rows + top..];
+                narrow[..height].copy_from_slice(&transposed(out)[..height]);
+            }
+        }
+    }
+
     /// Gives memory back after an unusually large image.
     pub fn shrink(&mut self, bytes: usize) {
-        if self.strip.capacity() + self.narrow.capacity() > bytes {
-            (self.strip, self.narrow) = (Vec::new(), Vec::new());
+        if size_of_val(&*self.lines) + size_of_val(&*self.narrow) > bytes {
+            (self.lines, self.narrow) = (Vec::new(), Vec::new());
         }
     }
 }
@@ -187,38 +241,78 @@ fn fixed_point(weight: f64, total: f64) -> i32 {
     if normalized < 0.0 { (scaled - 0.5) as i32 } else { (scaled + 0.5) as i32 }
 }
 
-/// Rounds fixed-point sums to samples.
+/// `Σ lines[step · tap] · coefficients[tap]` in every lane, rounded to samples.
 #[inline(always)]
-fn clip_all(sums: &[i32], out: &mut [u8]) {
-    for (out, &sum) in out.iter_mut().zip(sums) {
-        *out = (sum >> PRECISION_BITS).clamp(0, 255) as u8;
+fn weigh(lines: &[Line], step: usize, coefficients: &[i32]) -> Bytes {
+    let mut sums = [ROUND; LANES];
+    for (tap, &coefficient) in coefficients.iter().enumerate() {
+        for (sum, &sample) in sums.iter_mut().zip(&lines[tap * step]) {
+            *sum += sample * coefficient;
+        }
+    }
+    sums.map(|sum| (sum >> PRECISION_BITS).clamp(0, 255) as u8)
+}
+
+/// [`weigh`], which compilers pack badly.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+#[inline]
+fn weigh_avx2(lines: &[Line], step: usize, coefficients: &[i32]) -> Bytes {
+    use std::arch::x86_64::*;
+    let mut sums = [_mm256_set1_epi32(ROUND); 2];
+    for (tap, &coefficient) in coefficients.iter().enumerate() {
+        let coefficient = _mm256_set1_epi32(coefficient);
+        let line = lines[tap * step].as_ptr();
+        // SAFETY: reads the line's halves.
+        let [low, high] = unsafe { [_mm256_loadu_si256(line.cast()), _mm256_loadu_si256(line.add(8).cast())] };
+        sums[0] = _mm256_add_epi32(sums[0], _mm256_mullo_epi32(low, coefficient));
+        sums[1] = _mm256_add_epi32(sums[1], _mm256_mullo_epi32(high, coefficient));
+    }
+    const SHIFT: i32 = PRECISION_BITS as i32;
+    let (low, high) = (_mm256_srai_epi32::<SHIFT>(sums[0]), _mm256_srai_epi32::<SHIFT>(sums[1]));
+    // Packing works on halves: their quarters are put in order. It saturates, as clamping does.
+    let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+    let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+    let mut out = [0; LANES];
+    // SAFETY: writes the sixteen bytes.
+    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), bytes) };
+    out
+}
+
+#[inline(always)]
+fn widen(narrow: &[Bytes], lines: &mut [Line]) {
+    for (bytes, line) in narrow.iter().zip(lines) {
+        for (wide, &byte) in line.iter_mut().zip(bytes) {
+            *wide = i32::from(byte);
+        }
     }
 }
 
-/// Copies up to [`STRIP`] rows so that the rows of one column lie side by side: `strip[column][row]`.
-fn transpose_strip(samples: &[u8], stride: usize, height: usize, row_bytes: usize, strip: &mut [u8]) {
-    for left in (0..row_bytes).step_by(STRIP) {
-        let columns = STRIP.min(row_bytes - left);
-        let mut block = [[0u8; STRIP]; STRIP];
+/// Makes a line of every column of up to [`LANES`] rows.
+#[inline(always)]
+fn transpose_strip(samples: &[u8], stride: usize, height: usize, row_bytes: usize, lines: &mut Vec<Line>) {
+    lines.resize(row_bytes, [0; LANES]);
+    for left in (0..row_bytes).step_by(LANES) {
+        let columns = LANES.min(row_bytes - left);
+        let mut block = [[0u8; LANES]; LANES];
         for (row, line) in block[..height].iter_mut().enumerate() {
             let samples = &samples[row * stride + left..];
             match samples.first_chunk() {
-                Some(samples) if columns == STRIP => *line = *samples,
+                Some(samples) if columns == LANES => *line = *samples,
                 _ => line[..columns].copy_from_slice(&samples[..columns]),
             }
         }
-        let block = transposed(block);
-        strip[left * STRIP..][..columns * STRIP].copy_from_slice(block[..columns].as_flattened());
+        widen(&transposed(block)[..columns], &mut lines[left..]);
     }
 }
 
 /// The transpose of a block: interleaving the lines of its halves four times.
-#[inline]
-fn transposed(mut block: [[u8; STRIP]; STRIP]) -> [[u8; STRIP]; STRIP] {
-    for _ in 0..STRIP.ilog2() {
-        let mut next = [[0; STRIP]; STRIP];
-        for line in 0..STRIP / 2 {
-            [next[2 * line], next[2 * line + 1]] = interleaved(block[line], block[line + STRIP / 2]);
+#[inline(always)]
+fn transposed(mut block: [Bytes; LANES]) -> [Bytes; LANES] {
+    for _ in 0..LANES.ilog2() {
+        let mut next = [[0; LANES]; LANES];
+        for line in 0..LANES / 2 {
+            [next[2 * line], next[2 * line + 1]] = interleaved(block[line], block[line + LANES / 2]);
         }
         block = next;
     }
@@ -227,8 +321,8 @@ fn transposed(mut block: [[u8; STRIP]; STRIP]) -> [[u8; STRIP]; STRIP] {
 
 /// `a0 b0 a1 b1 …`, in two halves.
 #[cfg(target_arch = "x86_64")]
-#[inline]
-fn interleaved(a: [u8; STRIP], b: [u8; STRIP]) -> [[u8; STRIP]; 2] {
+#[inline(always)]
+fn interleaved(a: [u8; LANES], b: [u8; LANES]) -> [[u8; LANES]; 2] {
     use std::arch::x86_64::{__m128i, _mm_unpackhi_epi8, _mm_unpacklo_epi8};
     // SAFETY: every bit pattern is valid for both types, of equal size; SSE2 is a part of x86_64.
     unsafe {
@@ -240,79 +334,12 @@ fn interleaved(a: [u8; STRIP], b: [u8; STRIP]) -> [[u8; STRIP]; 2] {
 
 /// `a0 b0 a1 b1 …`, in two halves.
 #[cfg(not(target_arch = "x86_64"))]
-#[inline]
-fn interleaved(a: [u8; STRIP], b: [u8; STRIP]) -> [[u8; STRIP]; 2] {
-    let both: [u8; 2 * STRIP] = std::array::from_fn(|i| if i % 2 == 0 { a[i / 2] } else { b[i / 2] });
-    let (low, high) = both.split_at(STRIP);
-    [low.try_into().unwrap_or([0; STRIP]), high.try_into().unwrap_or([0; STRIP])]
-}
-
-/// Defines `$name`, which runs `$generic` compiled for AVX2 where the processor has it.
-macro_rules! vectorized {
-    ($name:ident, $wide:ident, $generic:ident, ($($arg:ident: $type:ty),*)) => {
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2")]
-        fn $wide($($arg: $type),*) {
-            $generic($($arg),*)
-        }
-
-        #[inline]
-        fn $name($($arg: $type),*) {
-            #[cfg(target_arch = "x86_64")]
-            if std::arch::is_x86_feature_detected!("avx2") {
-                // SAFETY: the processor has AVX2, the only requirement of the function.
-                return unsafe { $wide($($arg),*) };
-            }
-            $generic($($arg),*)
-        }
-    };
-}
-
-/// Output columns from `left` on of the horizontal pass, for [`STRIP`] rows and one channel of `step`.
 #[inline(always)]
-fn strip_columns_generic(strip: &[u8], step: usize, axis: &AxisTaps, left: usize, out: &mut [[u8; STRIP]]) {
-    for (column, out) in out.iter_mut().enumerate() {
-        let (first, coefficients) = axis.taps(left + column);
-        let taps = strip[(first - axis.first[0]) * step * STRIP..].chunks(step * STRIP);
-        let mut sums = [ROUND; STRIP];
-        for (column, &coefficient) in taps.zip(coefficients) {
-            let Some(column) = column.first_chunk::<STRIP>() else { break };
-            for (sum, &sample) in sums.iter_mut().zip(column) {
-                *sum += i32::from(sample) * coefficient;
-            }
-        }
-        clip_all(&sums, out);
-    }
+fn interleaved(a: [u8; LANES], b: [u8; LANES]) -> [[u8; LANES]; 2] {
+    let both: [u8; 2 * LANES] = std::array::from_fn(|i| if i % 2 == 0 { a[i / 2] } else { b[i / 2] });
+    let (low, high) = both.split_at(LANES);
+    [low.try_into().unwrap_or([0; LANES]), high.try_into().unwrap_or([0; LANES])]
 }
-
-/// One output row of the vertical pass; `taps` holds one source row after the other.
-#[inline(always)]
-fn vertical_row_generic(taps: &[u8], width: usize, coefficients: &[i32], out: &mut [u8]) {
-    let tiles = out.chunks_exact_mut(TILE);
-    for (tile, out) in tiles.enumerate() {
-        vertical_tile::<TILE>(&taps[tile * TILE..], width, coefficients, out);
-    }
-    for column in width / TILE * TILE..width {
-        vertical_tile::<1>(&taps[column..], width, coefficients, &mut out[column..=column]);
-    }
-}
-
-#[inline(always)]
-fn vertical_tile<const N: usize>(taps: &[u8], width: usize, coefficients: &[i32], out: &mut [u8]) {
-    let mut sums = [ROUND; N];
-    for (tap, &coefficient) in coefficients.iter().enumerate() {
-        let Some(line) = taps[tap * width..].first_chunk::<N>() else { break };
-        for (sum, &sample) in sums.iter_mut().zip(line) {
-            *sum += i32::from(sample) * coefficient;
-        }
-    }
-    clip_all(&sums, out);
-}
-
-vectorized!(strip_columns, strip_columns_avx2, strip_columns_generic,
-    (strip: &[u8], step: usize, axis: &AxisTaps, left: usize, out: &mut [[u8; STRIP]]));
-vectorized!(vertical_row, vertical_row_avx2, vertical_row_generic,
-    (taps: &[u8], width: usize, coefficients: &[i32], out: &mut [u8]));
 
 #[cfg(test)]
 mod tests {
@@ -360,5 +387,33 @@ mod tests {
         let source = Source { samples: &samples, width: 20, height: 20, channels: 1 };
         Resizer::default().resize(source, window, window, 20, &mut out);
         assert_eq!(out, samples);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn vectors_give_the_same_samples() {
+        use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
+        let mut random = StdRng::seed_from_u64(5);
+        for _ in 0..40 {
+            let (width, height, channels) =
+                (random.random_range(1..90), random.random_range(1..90), [1, 3][random.random_range(0..2)]);
+            let mut samples = vec![0; width * height * channels];
+            random.fill_bytes(&mut samples);
+            // Extremes overshoot.
+            samples
+                .iter_mut()
+                .for_each(|sample| *sample = if *sample % 4 == 0 { *sample } else { *sample / 128 * 255 });
+            let source = Source { samples: &samples, width, height, channels };
+            let mut window = || {
+                let resized = random.random_range(1..90);
+                AxisWindow { resized, start: 0, len: resized.min(50), pad: (50 - resized.min(50)) / 2 }
+            };
+            let (columns, rows) = (window(), window());
+            let [mut found, mut expected] = [(); 2].map(|()| vec![7; channels * 50 * 50]);
+            let mut resizer = Resizer::default();
+            resizer.resize(source, columns, rows, 50, &mut found);
+            resizer.passes(source, columns, rows, 50, &mut expected, weigh);
+            assert!(found == expected, "{width} × {height} × {channels}, {columns:?}, {rows:?}");
+        }
     }
 }

@@ -4,7 +4,10 @@ use super::metadata::ShardMetadata;
 use super::schema;
 use crate::chat::TokenizedSample;
 use crate::{Error, Result};
-use arrow::array::{ArrayRef, BinaryArray, Int32Builder, Int64Builder, ListBuilder, StringBuilder, StructBuilder};
+use arrow::array::{
+    Array, ArrayRef, BinaryArray, Int32Builder, Int64Builder, ListBuilder, StringBuilder, StructBuilder,
+};
+use arrow::buffer::{Buffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use parquet::arrow::ArrowSchemaConverter;
 use parquet::arrow::arrow_writer::{ArrowColumnChunk, ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
@@ -94,8 +97,14 @@ impl<'a> RowGroupEncoder<'a> {
             lengths.push((self.stored.len() - start) as i64);
         }
         self.texts.push(sample, &lengths);
-        let column = BinaryArray::from_iter_values([&self.stored]);
-        self.write_column(schema::PIXEL_VALUES, &(Arc::new(column) as ArrayRef))?;
+        let offsets = OffsetBuffer::from_lengths([self.stored.len()]);
+        let column: ArrayRef =
+            Arc::new(BinaryArray::new(offsets, Buffer::from_vec(std::mem::take(&mut self.stored)), None));
+        self.write_column(schema::PIXEL_VALUES, &column)?;
+        // The memory comes back for the next row.
+        let values = column.as_any().downcast_ref::<BinaryArray>().map(|column| column.values().clone());
+        drop(column);
+        self.stored = values.and_then(|values| values.into_vec().ok()).unwrap_or_default();
         self.rows += 1;
         Ok(())
     }

@@ -67,8 +67,8 @@ impl PixelFormat {
             Self::U8 | Self::Jpeg => stored.extend_from_slice(payload),
             Self::Predicted => CODES.with_borrow_mut(|residuals| {
                 predict(payload, side, residuals);
-                entropy::compress(residuals, stored)
-            })?,
+                entropy::compress(residuals, side * side, stored);
+            }),
             Self::F32 => each_value(payload, side, table, |value| stored.extend_from_slice(&value.to_le_bytes())),
             Self::F16 => {
                 each_value(payload, side, table, |value| {
@@ -153,23 +153,28 @@ fn normalize(codes: &[u8], side: usize, table: &CodeTable, pixel_values: &mut Ve
 ///
 /// The residual is linear: that of R−G is R's less G's.
 fn predict(codes: &[u8], side: usize, residuals: &mut Vec<u8>) {
-    residuals.clear();
+    residuals.resize(codes.len(), 0);
     let zeros = vec![0u8; side];
-    for plane in codes.chunks_exact((side * side).max(1)) {
-        let mut above = &zeros[..];
-        for row in plane.chunks_exact(side.max(1)) {
-            residuals.push(row[0].wrapping_sub(above[0]));
-            let (here, left) = (row[1..].iter().zip(&above[1..]), row.iter().zip(above));
-            residuals.extend(here.zip(left).map(|((&here, &above), (&left, &above_left))| {
-                here.wrapping_sub(above).wrapping_sub(left.wrapping_sub(above_left))
-            }));
-            above = row;
+    let area = side * side;
+    for begin in (0..area).step_by(side.max(1)) {
+        let mut rows = residuals.chunks_exact_mut(area).map(|plane| &mut plane[begin..][..side]);
+        let (Some(red), Some(green), Some(blue)) = (rows.next(), rows.next(), rows.next()) else { return };
+        for (plane, row) in [&mut *red, &mut *green, &mut *blue].into_iter().enumerate() {
+            let here = &codes[plane * area + begin..][..side];
+            let above = if begin == 0 { &zeros[..] } else { &codes[plane * area + begin - side..][..side] };
+            residuals_of_row(here, above, row);
+        }
+        for row in [red, blue] {
+            row.iter_mut().zip(&*green).for_each(|(residual, &green)| *residual = residual.wrapping_sub(green));
         }
     }
-    let (red, rest) = residuals.split_at_mut(side * side);
-    let (green, blue) = rest.split_at_mut(side * side);
-    for plane in [red, blue] {
-        plane.iter_mut().zip(&*green).for_each(|(residual, &green)| *residual = residual.wrapping_sub(green));
+}
+
+fn residuals_of_row(row: &[u8], above: &[u8], residuals: &mut [u8]) {
+    residuals[0] = row[0].wrapping_sub(above[0]);
+    let (here, left) = (row[1..].iter().zip(&above[1..]), row.iter().zip(above));
+    for ((residual, (&here, &above)), (&left, &above_left)) in residuals[1..].iter_mut().zip(here).zip(left) {
+        *residual = here.wrapping_sub(above).wrapping_sub(left.wrapping_sub(above_left));
     }
 }
 

@@ -43,6 +43,8 @@ pub enum Cause {
     BadText,
     /// No supervised token, or an answer without its end token.
     NoSupervision,
+    /// This program panicked over the row: a bug.
+    InternalError,
 }
 
 impl Cause {

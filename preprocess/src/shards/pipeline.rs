@@ -17,6 +17,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use std::collections::HashSet;
 use std::fs::File;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 /// Row groups made or waiting beyond the one that each worker makes.
@@ -131,13 +132,22 @@ impl Job<'_> {
         for NamedRow { row, names, duplicate } in rows {
             let sample = match (&names.id, duplicate) {
                 (Some(id), true) => Err(Refusal::new(Cause::DuplicateId, format!("an earlier row has id {id:?}"))),
-                (Some(id), false) if !id.is_empty() => self.processor.process(id.clone(), &row),
+                (Some(id), false) if !id.is_empty() => attempt(|| self.processor.process(id.clone(), &row))
+                    .unwrap_or_else(|panic| Err(Refusal::new(Cause::InternalError, panic))),
                 _ => Err(self.no_id(&row)),
             };
             match sample {
                 Ok(sample) => {
                     let split = usize::from(self.processor.split(&sample.id) == Split::Validation);
-                    encoders[split].push(&sample)?;
+                    // A panic here may have left half a row behind: nothing of this shard is kept.
+                    match attempt(|| encoders[split].push(&sample)) {
+                        Ok(pushed) => pushed?,
+                        Err(panic) => bail!(
+                            "row {} (id {:?}): writing it {panic}; finished shards are kept, the same command continues",
+                            row.number,
+                            sample.id
+                        ),
+                    }
                 }
                 Err(Refusal { cause, detail }) => {
                     rejected.push(Rejected { row: row.number, id: names.id, image: names.image, cause, detail });
@@ -194,6 +204,14 @@ impl Job<'_> {
     }
 }
 
+/// What `work` gives, or the message of its panic: a bug that one row brings out must not take the others with it.
+fn attempt<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<Result<T, E>, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        format!("panicked: {}; please report this row", text.unwrap_or("without a message"))
+    })
+}
+
 /// Rows of chat.json that a shard covers.
 pub fn rows_of_shard(plan: &Plan, shard: usize) -> usize {
     plan.rows().saturating_sub(shard * plan.rows_per_shard).min(plan.rows_per_shard)
@@ -248,5 +266,25 @@ impl OpenShard {
             self.ledger.files.push(writer.finish()?);
         }
         self.ledger.write(output, self.shard)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_its_message() {
+        assert_eq!(attempt(|| Ok::<_, Refusal>(1)), Ok(Ok(1)));
+        let refusal = Refusal::new(Cause::NoTurns, String::new());
+        assert_eq!(attempt(|| Err::<i32, _>(refusal.clone())), Ok(Err(refusal)));
+        let [none, empty] = [0, 1].map(|len| vec![7; len]);
+        let found = attempt(|| Ok::<_, Refusal>(none[empty.len()]));
+        let message = found.expect_err("a panic");
+        assert!(message.contains("index out of bounds") && message.contains("report"), "{message}");
+        assert!(
+            attempt(|| -> Result<(), Refusal> { panic!("a plain text") })
+                .is_err_and(|text| text.contains("plain text"))
+        );
     }
 }

@@ -62,17 +62,23 @@ impl RowProcessor<'_> {
             };
             Refusal::new(cause, error.to_string())
         })?;
-        let processed = self.image_processor.process(&bytes).map_err(|error| {
+        let refuse = |error: ImageError| {
             let cause = match error {
                 ImageError::Unidentified(_) => Cause::NotAnImage,
                 ImageError::TooLarge { .. } => Cause::ImageTooLarge,
                 ImageError::Damaged(_) => Cause::DamagedImage,
             };
             Refusal::new(cause, format!("{name}: {error}"))
-        })?;
+        };
         let sha256 = files::sha256_hex(&bytes);
-        let payload = if self.plan.metadata.pixels.stores_source() { bytes } else { processed.codes };
-        Ok(SampleImage { name: name.to_owned(), sha256, width: processed.width, height: processed.height, payload })
+        let (width, height, payload) = if self.plan.metadata.pixels.stores_source() {
+            let (width, height) = ImageProcessor::check(&bytes).map_err(refuse)?;
+            (width, height, bytes)
+        } else {
+            let image = self.image_processor.process(&bytes).map_err(refuse)?;
+            (image.width, image.height, image.codes)
+        };
+        Ok(SampleImage { name: name.to_owned(), sha256, width, height, payload })
     }
 }
 
