@@ -180,12 +180,17 @@ impl LanguageModel {
         config: &TextConfig,
     ) -> Tensor<2> {
         let context = TextContext::continuing(config, seq_lens, caches, &hidden.device());
-        for (index, layer) in self.model.layers.iter().enumerate() {
-            hidden = layer.forward_cached(hidden, index, &context, caches);
-        }
         let mut end = 0;
-        let last: Vec<usize> = seq_lens.iter().map(|len| (end += len, end - 1).1).collect();
-        self.logits(hidden, &last, config)
+        let ends: Vec<usize> = seq_lens.iter().map(|len| (end += len, end - 1).1).collect();
+        let last = context.last_tokens(&ends);
+        let layers = self.model.layers.len();
+        for (index, layer) in self.model.layers.iter().enumerate() {
+            let queries = (index + 1 == layers).then_some(&last);
+            hidden = layer.forward_cached(hidden, index, &context, caches, queries);
+        }
+        // The last layer has left nothing else.
+        let positions = if layers == 0 { ends } else { (0..ends.len()).collect() };
+        self.logits(hidden, &positions, config)
     }
 
     /// Logits after the tokens at `positions`: hidden `[T, D]` → `[positions, V]`.
@@ -250,12 +255,14 @@ impl Qwen2Layer {
     /// # Source
     /// transformers `modeling_qwen2.py`, `Qwen2DecoderLayer.forward`.
     pub fn forward(&self, hidden: Tensor<2>, layer: usize, context: &TextContext) -> Tensor<2> {
-        self.around(hidden, layer, context, |attention, x| {
-            let (q, k, v) = attention.queries_keys_values(x, layer, context);
-            let TextConfig { num_attention_heads: heads, num_key_value_heads: kv_heads, .. } = context.config;
-            let attended = ops::attention(q, k, v, heads, kv_heads, &context.seq_lens, Mask::Causal);
-            attention.o_proj.forward(attended, context.dropout(layer, 3))
-        })
+        let TextConfig { num_attention_heads: heads, num_key_value_heads: kv_heads, rms_norm_eps: eps, .. } =
+            context.config;
+        let normed = self.input_layernorm.forward(hidden.clone(), eps);
+        let (q, k, v) = self.self_attn.queries_keys_values(normed, layer, context);
+        let attended = ops::attention(q, k, v, heads, kv_heads, &context.seq_lens, Mask::Causal);
+        let hidden = hidden + self.self_attn.o_proj.forward(attended, context.dropout(layer, 3));
+        let normed = self.post_attention_layernorm.forward(hidden.clone(), eps);
+        hidden + self.mlp.forward(normed, |projection| context.dropout(layer, projection))
     }
 
     /// What [`Qwen2Layer::forward`] gives for the last tokens of each sequence, without computing the others further than their
@@ -277,41 +284,39 @@ impl Qwen2Layer {
         hidden + self.mlp.forward(normed, dropout)
     }
 
+    /// The layer for new tokens behind those that the caches hold, or of these for `last` alone: the others then get no further
+    /// than their keys and values.
     fn forward_cached(
         &self,
         hidden: Tensor<2>,
         layer: usize,
         context: &TextContext,
         caches: &mut [&mut KvCache],
+        last: Option<&LastTokens>,
     ) -> Tensor<2> {
-        self.around(hidden, layer, context, |attention, x| {
-            let (q, k, v) = attention.queries_keys_values(x, layer, context);
-            let mut start = 0;
-            for (cache, &len) in caches.iter_mut().zip(&context.seq_lens) {
-                let rows = |x: &Tensor<2>| x.clone().narrow(0, start, len);
-                cache.layer_mut(layer).append(rows(&k), rows(&v));
-                start += len;
-            }
-            let caches: Vec<_> = caches.iter().map(|cache| cache.layer(layer)).collect();
-            let TextConfig { num_attention_heads: heads, num_key_value_heads: kv_heads, .. } = context.config;
-            let attended = ops::attention_cached(q, &caches, &context.seq_lens, heads, kv_heads);
-            attention.o_proj.forward(attended, None)
-        })
-    }
-
-    /// The layer around its attention: norms, residuals, MLP.
-    fn around(
-        &self,
-        hidden: Tensor<2>,
-        layer: usize,
-        context: &TextContext,
-        attention: impl FnOnce(&Qwen2Attention, Tensor<2>) -> Tensor<2>,
-    ) -> Tensor<2> {
-        let eps = context.config.rms_norm_eps;
+        let TextConfig { num_attention_heads: heads, num_key_value_heads: kv_heads, rms_norm_eps: eps, .. } =
+            context.config;
+        let attention = &self.self_attn;
         let normed = self.input_layernorm.forward(hidden.clone(), eps);
-        let hidden = hidden + attention(&self.self_attn, normed);
+        let of_last = |x: Tensor<2>| match last {
+            Some(last) if last.rows.len() < x.dims()[0] => ops::select_rows(x, &last.rows),
+            _ => x,
+        };
+        let (rope, query_lens) = last.map_or((&context.rope, &context.seq_lens), |last| (&last.rope, &last.lens));
+        let q = ops::rope(attention.q_proj.forward(of_last(normed.clone()), None), rope, heads);
+        let k = ops::rope(attention.k_proj.forward(normed.clone(), None), &context.rope, kv_heads);
+        let v = attention.v_proj.forward(normed, None);
+        let mut start = 0;
+        for (cache, &len) in caches.iter_mut().zip(&context.seq_lens) {
+            let rows = |x: &Tensor<2>| x.clone().narrow(0, start, len);
+            cache.layer_mut(layer).append(rows(&k), rows(&v));
+            start += len;
+        }
+        let caches: Vec<_> = caches.iter().map(|cache| cache.layer(layer)).collect();
+        let attended = ops::attention_cached(q, &caches, query_lens, heads, kv_heads);
+        let hidden = of_last(hidden) + attention.o_proj.forward(attended, None);
         let normed = self.post_attention_layernorm.forward(hidden.clone(), eps);
-        hidden + self.mlp.forward(normed, |projection| context.dropout(layer, projection))
+        hidden + self.mlp.forward(normed, |_| None)
     }
 }
 

@@ -1,10 +1,12 @@
 //! Attention within packed sequences. A block of queries at a time meets all its keys; of the scores, only the logarithm
 //! of each query's sum is kept for the backward step, which computes them again.
 
-use super::gemm::{Start, gemm_serial, transpose};
-use super::matrix::{Matrix, MatrixMut};
+use super::gemm::{Start, gemm_serial};
+use super::matrix::{Matrix, MatrixMut, Tile};
 use super::operand::{self, buffer, floats, incoming, record, zeros};
+use super::scratch::{give, take};
 use super::simd::{dot, exp, max, multiversion, sum};
+use super::transpose::transpose;
 use crate::model::kv_cache::LayerCache;
 use crate::ops::Mask;
 use burn::backend::Flex;
@@ -14,6 +16,7 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Queries in a block.
@@ -67,14 +70,18 @@ fn of_sequences(
         return None;
     }
     let mut output = buffer(queries * width);
-    let parts = layout.query_parts(&mut output);
-    let (q_values, keys, values) = (floats(&q.values), floats(&k.values), floats(&v.values));
-    let lse: Vec<Vec<f32>> = (parts.into_par_iter().zip(layout.tasks()))
-        .map(|(output, task)| {
-            let (k, v) = (layout.keys(keys, &task), layout.keys(values, &task));
-            attend(layout.queries(q_values, &task), k, v, layout.head_dim, mask, output)
+    let (keys, values) = (floats(&k.values), floats(&v.values));
+    let contexts: Vec<Context> = (layout.tasks().into_par_iter())
+        .map(|task| {
+            Context::new(
+                layout.queries(floats(&q.values), &task),
+                layout.keys(keys, &task),
+                layout.keys(values, &task),
+                mask,
+            )
         })
         .collect();
+    let lse = attend(&layout, &contexts, &mut output);
     let output = operand::tensor(output, [queries, width]);
     let nodes = [q.node, k.node, v.node];
     Some(record(Attention, nodes, || Saved { q: q.values, k: k.values, v: v.values, lse, layout }, output))
@@ -97,14 +104,14 @@ pub fn attention_cached(
     let buffers: Vec<_> = buffers.collect::<Option<_>>()?;
     let layout = Layout::new(heads, kv_heads, width / heads, seq_lens, seq_lens, Mask::Causal);
     let mut output = buffer(tokens * width);
-    let parts = layout.query_parts(&mut output);
-    parts.into_par_iter().zip(layout.tasks()).enumerate().for_each(|(index, (output, task))| {
+    let contexts = layout.tasks().into_par_iter().enumerate().map(|(index, task)| {
         let (len, keys, values) = &buffers[index / kv_heads];
         let cached = Task { keys: 0..*len, ..task.clone() };
-        let q = layout.queries(floats(&q.values), &task);
         let [k, v] = [keys, values].map(|cache| layout.keys(floats(cache), &cached));
-        attend(q, k, v, layout.head_dim, Mask::Causal, output);
+        Context::new(layout.queries(floats(&q.values), &task), k, v, Mask::Causal)
     });
+    let contexts: Vec<Context> = contexts.collect();
+    attend(&layout, &contexts, &mut output);
     Some(q.node.constant(operand::tensor(output, [tokens, width])))
 }
 
@@ -199,41 +206,88 @@ impl Layout {
     }
 }
 
-/// Attention of the queries of a group of heads, the last positions of their sequence, over the keys of one head.
-/// Gives the logarithm of the sum of every query's exponentials, head by head.
+/// Attention of every task's queries; gives for every task the logarithms of the sums of every query's exponentials, head by head.
 ///
-/// q, output `[L, group · head_dim]`, k and v `[S, head_dim]`
-pub fn attend(q: Matrix, k: Matrix, v: Matrix, head_dim: usize, mask: Mask, mut output: MatrixMut) -> Vec<f32> {
-    let (queries, keys, scale) = (q.rows, k.rows, 1.0 / (head_dim as f32).sqrt());
-    let mut lse = Vec::with_capacity(queries * q.columns / head_dim.max(1));
-    let padded = keys.next_multiple_of(LANES);
-    let few = queries <= FEW_QUERIES;
-    let transposed = if few { Vec::new() } else { transposed_keys(k, padded) };
-    let mut scores = buffer(QUERIES.min(queries) * padded);
-    let mut heads = output.reborrow().tiles(QUERIES, head_dim);
-    heads.sort_by_key(|tile| tile.column);
-    for tile in heads {
-        let (first, rows) = (tile.row, tile.part.rows);
-        let q = q.block(first..first + rows, tile.column..tile.column + head_dim);
-        let seen = |row: usize| if mask == Mask::Causal { keys - queries + first + row + 1 } else { keys };
+/// output `[Σ query_lens, heads · head_dim]`
+fn attend(layout: &Layout, contexts: &[Context], output: &mut [f32]) -> Vec<Vec<f32>> {
+    let head_dim = layout.head_dim;
+    // A few queries of all heads are done at once: one task reads the keys. Else a block of one head's is a unit of work.
+    let units = layout.query_parts(output).into_iter().zip(contexts).map(|(part, context)| {
+        let mut blocks = part.tiles(QUERIES, head_dim);
+        blocks.sort_by_key(|block| (block.column, block.row));
+        let together = if context.transposed.is_none() { blocks.len().max(1) } else { 1 };
+        (context, blocks, together)
+    });
+    let (mut groups, mut groups_of_task) = (Vec::new(), Vec::with_capacity(contexts.len()));
+    for (context, blocks, together) in units {
+        groups_of_task.push(blocks.len().div_ceil(together));
+        let mut blocks = blocks.into_iter().peekable();
+        while blocks.peek().is_some() {
+            groups.push((context, blocks.by_ref().take(together).collect::<Vec<_>>()));
+        }
+    }
+    let of_group = |(context, blocks): (&Context, Vec<Tile>)| -> Vec<f32> {
+        blocks.into_iter().flat_map(|block| context.attend(block)).collect()
+    };
+    let mut lse = groups.into_par_iter().with_max_len(1).map(of_group).collect::<Vec<_>>().into_iter();
+    groups_of_task.iter().map(|&groups| lse.by_ref().take(groups).flatten().collect()).collect()
+}
+
+/// What the queries of a group of heads, the last positions of their sequence, look at: the keys and values of one head.
+struct Context<'a> {
+    /// `[L, group · head_dim]`
+    q: Matrix<'a>,
+    /// `[S, head_dim]`
+    k: Matrix<'a>,
+    /// `[S, head_dim]`
+    v: Matrix<'a>,
+    /// Kᵀ with its columns filled up to a multiple of [`LANES`], unless the queries are few.
+    transposed: Option<Vec<f32>>,
+    mask: Mask,
+}
+
+impl<'a> Context<'a> {
+    fn new(q: Matrix<'a>, k: Matrix<'a>, v: Matrix<'a>, mask: Mask) -> Self {
+        let many = q.rows > FEW_QUERIES;
+        let transposed = many.then(|| transposed_keys(k, k.rows.next_multiple_of(LANES)));
+        Self { q, k, v, transposed, mask }
+    }
+
+    /// One head's attention for a block of queries; gives the logarithm of the sum of every query's exponentials.
+    fn attend(&self, block: Tile) -> Vec<f32> {
+        let Tile { row: first, column, part } = block;
+        let (keys, rows, head_dim) = (self.k.rows, part.rows, part.columns);
+        let q = self.q.block(first..first + rows, column..column + head_dim);
+        let seen = |row: usize| match self.mask {
+            Mask::Causal => keys - self.q.rows + first + row + 1,
+            _ => keys,
+        };
         let most = seen(rows - 1);
         let width = most.next_multiple_of(LANES);
-        let scores = &mut scores[..rows * width];
-        if few {
-            scores.chunks_exact_mut(width).enumerate().for_each(|(row, scores)| {
-                (0..most).for_each(|key| scores[key] = dot_product(q.row(row), k.row(key)));
-            });
-        } else {
-            let keys = Matrix::new(&transposed, head_dim, padded).block(0..head_dim, 0..width);
-            gemm_serial(q, keys, MatrixMut::new(scores, rows, width), Start::Zero);
+        let mut memory = take(&SCORES, rows * width);
+        let scores = &mut memory[..rows * width];
+        match &self.transposed {
+            None => scores.chunks_exact_mut(width).enumerate().for_each(|(row, scores)| {
+                (0..most).for_each(|key| scores[key] = dot_product(q.row(row), self.k.row(key)));
+            }),
+            Some(transposed) => {
+                let padded = keys.next_multiple_of(LANES);
+                let keys = Matrix::new(transposed, head_dim, padded).block(0..head_dim, 0..width);
+                gemm_serial(q, keys, MatrixMut::new(scores, rows, width), Start::Zero);
+            }
         }
-        for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
-            lse.push(softmax(scores, seen(row), scale));
-        }
-        let scores = Matrix::new(scores, rows, width).block(0..rows, 0..most);
-        gemm_serial(scores, v.block(0..most, 0..head_dim), tile.part, Start::Zero);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let lse = scores.chunks_exact_mut(width).enumerate().map(|(row, scores)| softmax(scores, seen(row), scale));
+        let lse = lse.collect();
+        let weights = Matrix::new(scores, rows, width).block(0..rows, 0..most);
+        gemm_serial(weights, self.v.block(0..most, 0..head_dim), part, Start::Zero);
+        give(&SCORES, memory);
+        lse
     }
-    lse
+}
+
+thread_local! {
+    static SCORES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 multiversion! {
@@ -244,13 +298,9 @@ multiversion! {
 
 /// Kᵀ, `[head_dim, padded]`, zero behind the last key.
 fn transposed_keys(k: Matrix, padded: usize) -> Vec<f32> {
-    let mut dense = buffer(padded * k.columns);
-    for key in 0..k.rows {
-        dense[key * k.columns..][..k.columns].copy_from_slice(k.row(key));
-    }
-    dense[k.rows * k.columns..].fill(0.0);
     let mut transposed = buffer(padded * k.columns);
-    transpose(Matrix::new(&dense, padded, k.columns), &mut transposed);
+    transpose(k, &mut transposed, padded);
+    transposed.chunks_exact_mut(padded.max(1)).for_each(|channel| channel[k.rows..].fill(0.0));
     transposed
 }
 

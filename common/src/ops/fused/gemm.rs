@@ -5,7 +5,9 @@
 
 use super::matrix::{Matrix, MatrixMut, Tile};
 use super::microkernel::{Kernel, Panel};
+use super::scratch::{give, take};
 use super::simd::isa;
+use super::transpose::transpose;
 use rayon::prelude::*;
 use std::cell::Cell;
 
@@ -79,11 +81,11 @@ fn product(kernel: Kernel, a: Matrix, b: Matrix, mut c: MatrixMut, start: Start,
                 multiply(kernel, part_a, Panels { in_place: Some(part_b), packed: &[] }, part_c, keep, parallel);
             } else {
                 let len = part_b.columns.div_ceil(kernel.width()) * kernel.width() * inner.len();
-                let mut memory = take_memory(len);
+                let mut memory = take(&PACKED, len);
                 let packed = &mut memory[..len];
                 pack(kernel, part_b, packed, parallel);
                 multiply(kernel, part_a, Panels { in_place: None, packed }, part_c, keep, parallel);
-                give_memory(memory);
+                give(&PACKED, memory);
             }
         }
     }
@@ -154,7 +156,7 @@ fn rows_in_order(a: Matrix, parallel: bool) -> Vec<f32> {
     let mut ordered = super::operand::buffer(a.rows * a.columns);
     let copy = |(index, ordered): (usize, &mut [f32])| {
         let rows = index * ROWS..a.rows.min((index + 1) * ROWS);
-        transpose(a.block(rows, 0..a.columns).transposed(), ordered);
+        transpose(a.block(rows, 0..a.columns).transposed(), ordered, a.columns);
     };
     if parallel {
         ordered.par_chunks_mut(ROWS * a.columns).enumerate().for_each(copy);
@@ -162,22 +164,6 @@ fn rows_in_order(a: Matrix, parallel: bool) -> Vec<f32> {
         ordered.chunks_mut(ROWS * a.columns).enumerate().for_each(copy);
     }
     ordered
-}
-
-/// Writes the transpose of `from` (whose rows are in order) in blocks that stay in the cache.
-pub fn transpose(from: Matrix, to: &mut [f32]) {
-    const BLOCK: usize = 16;
-    let (rows, columns) = (from.rows, from.columns);
-    for first_row in (0..rows).step_by(BLOCK) {
-        for first_column in (0..columns).step_by(BLOCK) {
-            for column in first_column..columns.min(first_column + BLOCK) {
-                let end = rows.min(first_row + BLOCK);
-                for (row, to) in (first_row..end).zip(&mut to[column * rows + first_row..column * rows + end]) {
-                    *to = from.at(row, column);
-                }
-            }
-        }
-    }
 }
 
 /// Copies B into panels of the kernel's width, k by k; the last panel is filled up with zeros.
@@ -205,34 +191,9 @@ fn pack_panel(b: Matrix, panel: &mut [f32], width: usize) {
     if b.columns < width {
         panel.fill(0.0);
     }
-    // Sixteen columns of B side by side: their values at k fill one line of the panel.
-    const BLOCK: usize = 16;
-    for first in (0..b.columns).step_by(BLOCK) {
-        let end = b.columns.min(first + BLOCK);
-        for (k, to) in panel.chunks_exact_mut(width).enumerate() {
-            for (column, to) in (first..end).zip(&mut to[first..end]) {
-                *to = b.at(k, column);
-            }
-        }
-    }
+    transpose(b.transposed(), panel, width);
 }
 
 thread_local! {
-    static MEMORY: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-/// Scratch memory of this thread, at least `len`; its values are whatever was there.
-fn take_memory(len: usize) -> Vec<f32> {
-    // Another product may run on this thread while this one waits for its tasks; it then takes memory of its own.
-    let mut memory = MEMORY.take();
-    if memory.len() < len {
-        memory.resize(len, 0.0);
-    }
-    memory
-}
-
-/// Keeps the larger of this memory and what is kept already.
-fn give_memory(memory: Vec<f32>) {
-    let kept = MEMORY.take();
-    MEMORY.set(if kept.capacity() > memory.capacity() { kept } else { memory });
+    static PACKED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }

@@ -17,10 +17,12 @@ mod norm;
 mod operand;
 mod rope;
 mod rows;
+mod scratch;
 mod seed;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod transpose;
 mod weights;
 
 pub use activation::{gelu, quick_gelu, swiglu};
