@@ -17,7 +17,7 @@ ln -sfn "$root/../shared/data/coco224_main" coco224_main
 echo "== a question without a picture, before any training"
 "$programs/infer" generate --model llava --prompt "The capital of France is" --max-new-tokens 12
 for run in 1-projector 2-lora; do
-    echo "== loss of $run, every fourth step"
+    echo "== loss of $run, every second step"
     sed -E 's/.*"step":([0-9]+).*"loss":([0-9.]+).*/step \1  loss \2/' "$run/metrics.jsonl"
 done
 echo "== captions after training"

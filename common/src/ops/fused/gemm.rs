@@ -10,6 +10,7 @@ use super::simd::isa;
 use super::transpose::transpose;
 use rayon::prelude::*;
 use std::cell::Cell;
+use std::ops::Range;
 
 /// What C holds before the product is added.
 #[derive(Clone, Copy, Debug)]
@@ -24,8 +25,8 @@ pub enum Start<'a> {
 
 /// Longest slice of the inner dimension: a panel of B of this length fits the first-level cache with what streams past it.
 const SLICE: usize = 384;
-/// Columns of B that are packed at a time; with a slice's length a few MB.
-const PACKED_COLUMNS: usize = 2304;
+/// Values of B that are packed at a time (8 MB).
+const PACKED: usize = 2 << 20;
 /// Rows of C in one task.
 const TASK_ROWS: usize = 96;
 /// Panels of B in one task at most, unless C has few rows.
@@ -65,29 +66,29 @@ fn product(kernel: Kernel, a: Matrix, b: Matrix, mut c: MatrixMut, start: Start,
         return;
     }
     let keep = !matches!(start, Start::Zero);
-    let slice = depth.div_ceil(depth.div_ceil(SLICE));
+    let ordered = (a.column_stride != 1).then(|| rows_in_order(a, parallel));
+    let a = ordered.as_deref().map_or(a, |ordered| Matrix::new(ordered, a.rows, depth));
     let in_place = b.column_stride == 1 && a.rows <= FEW_ROWS && columns.is_multiple_of(kernel.lanes);
-    for first_column in (0..columns).step_by(PACKED_COLUMNS) {
-        let column_range = first_column..columns.min(first_column + PACKED_COLUMNS);
-        for first in (0..depth).step_by(slice) {
-            let inner = first..depth.min(first + slice);
-            let part_a = a.block(0..a.rows, inner.clone());
-            let ordered = (a.column_stride != 1).then(|| rows_in_order(part_a, parallel));
-            let part_a = ordered.as_deref().map_or(part_a, |ordered| Matrix::new(ordered, a.rows, inner.len()));
-            let part_b = b.block(inner.clone(), column_range.clone());
-            let keep = keep || first > 0;
-            let part_c = columns_of(&mut c, &column_range);
-            if in_place {
-                multiply(kernel, part_a, Panels { in_place: Some(part_b), packed: &[] }, part_c, keep, parallel);
-            } else {
-                let len = part_b.columns.div_ceil(kernel.width()) * kernel.width() * inner.len();
-                let mut memory = take(&PACKED, len);
-                let packed = &mut memory[..len];
-                pack(kernel, part_b, packed, parallel);
-                multiply(kernel, part_a, Panels { in_place: None, packed }, part_c, keep, parallel);
-                give(&PACKED, memory);
-            }
+    let slice = depth.div_ceil(depth.div_ceil(SLICE));
+    let width = kernel.width();
+    let group = if in_place { columns } else { (PACKED / depth / width).max(1) * width };
+    for tile in c.reborrow().tiles(a.rows, group) {
+        let part = b.block(0..depth, tile.column..tile.column + tile.part.columns);
+        if in_place {
+            multiply(
+                Factors { kernel, a, b: Slices { in_place: Some(part), packed: &[], slice } },
+                tile.part,
+                keep,
+                parallel,
+            );
+            continue;
         }
+        let len = part.columns.next_multiple_of(width) * depth;
+        let mut memory = take(&MEMORY, len);
+        let packed = &mut memory[..len];
+        pack(kernel, part, slice, packed, parallel);
+        multiply(Factors { kernel, a, b: Slices { in_place: None, packed, slice } }, tile.part, keep, parallel);
+        give(&MEMORY, memory);
     }
 }
 
@@ -101,51 +102,68 @@ fn prepare(c: &mut MatrixMut, start: Start) {
     }
 }
 
-fn columns_of<'a>(c: &'a mut MatrixMut, columns: &std::ops::Range<usize>) -> MatrixMut<'a> {
-    let (rows, groups) = (c.rows, columns.start / PACKED_COLUMNS);
-    let mut tiles = c.reborrow().tiles(rows, PACKED_COLUMNS);
-    tiles.swap_remove(groups).part
-}
-
-/// A slice of B as the kernels read it.
+/// What is multiplied.
 #[derive(Clone, Copy)]
-struct Panels<'a> {
-    in_place: Option<Matrix<'a>>,
-    packed: &'a [f32],
+struct Factors<'a> {
+    kernel: Kernel,
+    a: Matrix<'a>,
+    b: Slices<'a>,
 }
 
-impl Panels<'_> {
-    /// The panel whose first column is `column`, a multiple of the kernel's width.
-    fn at(&self, kernel: Kernel, depth: usize, column: usize) -> Panel<'_> {
+/// B as the kernels read it, in slices of the inner dimension.
+#[derive(Clone, Copy)]
+struct Slices<'a> {
+    in_place: Option<Matrix<'a>>,
+    /// Slice by slice, in each panel by panel.
+    packed: &'a [f32],
+    /// Length of a slice; the last may be shorter.
+    slice: usize,
+}
+
+impl<'a> Slices<'a> {
+    /// The panel of a slice whose first column is `column`, a multiple of `width`; B has `depth` rows.
+    fn panel(&self, width: usize, depth: usize, inner: &Range<usize>, column: usize) -> Panel<'a> {
         match self.in_place {
-            Some(b) => Panel::in_place(b.block(0..depth, column..b.columns)),
-            None => Panel::packed(&self.packed[column * depth..][..kernel.width() * depth], kernel.width()),
+            Some(b) => Panel::in_place(b.block(inner.clone(), column..b.columns)),
+            None => {
+                let padded = self.packed.len() / depth;
+                let begin = padded * inner.start + column * inner.len();
+                Panel::packed(&self.packed[begin..][..width * inner.len()], width)
+            }
         }
     }
 }
 
-fn multiply(kernel: Kernel, a: Matrix, b: Panels, c: MatrixMut, keep: bool, parallel: bool) {
+fn multiply(factors: Factors, c: MatrixMut, keep: bool, parallel: bool) {
     if !parallel {
-        return multiply_tile(kernel, a, b, Tile { row: 0, column: 0, part: c }, keep);
+        return factors.multiply_tile(Tile { row: 0, column: 0, part: c }, keep);
     }
     // Tasks small enough that no thread waits long for another's last one.
-    let panels = c.columns.div_ceil(kernel.width());
+    let width = factors.kernel.width();
+    let panels = c.columns.div_ceil(width);
     let together = if c.rows >= 4 * TASK_ROWS { panels.div_ceil(panels.div_ceil(TASK_PANELS)) } else { 1 };
-    let tiles = c.tiles(TASK_ROWS, together * kernel.width());
-    tiles.into_par_iter().with_max_len(1).for_each(|tile| multiply_tile(kernel, a, b, tile, keep));
+    let tiles = c.tiles(TASK_ROWS, together * width);
+    tiles.into_par_iter().with_max_len(1).for_each(|tile| factors.multiply_tile(tile, keep));
 }
 
-/// One task: a tile of C, a block of rows at a time, which stays in the second-level cache while panels of B pass.
-fn multiply_tile(kernel: Kernel, a: Matrix, b: Panels, tile: Tile, keep: bool) {
-    let Tile { row, column, mut part } = tile;
-    let depth = a.columns;
-    for first_row in (0..part.rows).step_by(TASK_ROWS) {
-        let rows = TASK_ROWS.min(part.rows - first_row);
-        let block = a.block(row + first_row..row + first_row + rows, 0..depth);
-        for first_column in (0..part.columns).step_by(kernel.width()) {
-            let panel = b.at(kernel, depth, column + first_column);
-            let columns = kernel.width().min(part.columns - first_column);
-            kernel.column(block, panel, &mut part, first_row, first_column, columns, keep);
+impl Factors<'_> {
+    /// One task: a tile of C, a block of rows at a time, which stays in the second-level cache while the panels of every slice
+    /// of B pass.
+    fn multiply_tile(&self, tile: Tile, keep: bool) {
+        let Self { kernel, a, b } = *self;
+        let Tile { row, column, mut part } = tile;
+        let (depth, width) = (a.columns, kernel.width());
+        for first_row in (0..part.rows).step_by(TASK_ROWS) {
+            let rows = TASK_ROWS.min(part.rows - first_row);
+            for first in (0..depth).step_by(b.slice) {
+                let inner = first..depth.min(first + b.slice);
+                let block = a.block(row + first_row..row + first_row + rows, inner.clone());
+                for first_column in (0..part.columns).step_by(width) {
+                    let panel = b.panel(width, depth, &inner, column + first_column);
+                    let columns = width.min(part.columns - first_column);
+                    kernel.column(block, panel, &mut part, first_row, first_column, columns, keep || first > 0);
+                }
+            }
         }
     }
 }
@@ -166,17 +184,21 @@ fn rows_in_order(a: Matrix, parallel: bool) -> Vec<f32> {
     ordered
 }
 
-/// Copies B into panels of the kernel's width, k by k; the last panel is filled up with zeros.
-fn pack(kernel: Kernel, b: Matrix, packed: &mut [f32], parallel: bool) {
+/// Copies B into slices, and in these into panels of the kernel's width, k by k; the last panel is filled up with zeros.
+fn pack(kernel: Kernel, b: Matrix, slice: usize, packed: &mut [f32], parallel: bool) {
     let width = kernel.width();
-    let pack_panel = |(index, panel): (usize, &mut [f32])| {
-        let columns = index * width..b.columns.min((index + 1) * width);
-        pack_panel(b.block(0..b.rows, columns), panel, width);
-    };
+    let padded = b.columns.next_multiple_of(width);
+    let mut panels = Vec::with_capacity(b.rows.div_ceil(slice) * padded / width);
+    for (index, part) in packed.chunks_mut(padded * slice).enumerate() {
+        let inner = index * slice..b.rows.min((index + 1) * slice);
+        let columns = (0..b.columns).step_by(width).map(|first| first..b.columns.min(first + width));
+        let parts = part.chunks_exact_mut(width * inner.len()).zip(columns);
+        panels.extend(parts.map(|(panel, columns)| (b.block(inner.clone(), columns), panel)));
+    }
     if parallel {
-        packed.par_chunks_mut(width * b.rows).enumerate().for_each(pack_panel);
+        panels.into_par_iter().for_each(|(b, panel)| pack_panel(b, panel, width));
     } else {
-        packed.chunks_mut(width * b.rows).enumerate().for_each(pack_panel);
+        panels.into_iter().for_each(|(b, panel)| pack_panel(b, panel, width));
     }
 }
 
@@ -195,5 +217,5 @@ fn pack_panel(b: Matrix, panel: &mut [f32], width: usize) {
 }
 
 thread_local! {
-    static PACKED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static MEMORY: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }

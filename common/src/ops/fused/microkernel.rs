@@ -5,6 +5,8 @@ use super::simd::Isa;
 
 /// Vectors side by side in a full tile of C, at most.
 const MAX_VECTORS: usize = 3;
+/// Rows done together where a last vector reaches beyond C.
+const EDGE_ROWS: usize = 24;
 
 /// An instruction set and the tile that fills its registers.
 #[derive(Clone, Copy, Debug)]
@@ -14,8 +16,6 @@ pub struct Kernel {
     pub lanes: usize,
     /// Vectors side by side in a full tile.
     vectors: usize,
-    /// Rows of a full tile.
-    rows: usize,
 }
 
 /// Columns of B as a kernel reads them: the values at k are neighbours, `stride` apart from those at k + 1.
@@ -39,6 +39,7 @@ impl<'a> Panel<'a> {
 /// What a microkernel is called with.
 #[derive(Clone, Copy)]
 struct Call {
+    rows: usize,
     depth: usize,
     a: *const f32,
     a_stride: usize,
@@ -54,10 +55,10 @@ impl Kernel {
     /// more in use would already be one too many.
     pub fn best(isa: Isa) -> Self {
         match isa {
-            Isa::Avx512 => Self { isa, lanes: 16, vectors: 3, rows: 8 },
-            Isa::Avx2 => Self { isa, lanes: 8, vectors: 2, rows: 6 },
-            Isa::Base if cfg!(target_arch = "aarch64") => Self { isa, lanes: 4, vectors: 3, rows: 8 },
-            Isa::Base => Self { isa, lanes: 4, vectors: 2, rows: 6 },
+            Isa::Avx512 => Self { isa, lanes: 16, vectors: 3 },
+            Isa::Avx2 => Self { isa, lanes: 8, vectors: 2 },
+            Isa::Base if cfg!(target_arch = "aarch64") => Self { isa, lanes: 4, vectors: 3 },
+            Isa::Base => Self { isa, lanes: 4, vectors: 2 },
         }
     }
 
@@ -82,64 +83,56 @@ impl Kernel {
         assert!(a.column_stride == 1 && a.columns == panel.data.rows && panel.data.column_stride == 1);
         assert!(row + a.rows <= c.rows && column + columns <= c.columns);
         assert!(vectors <= self.vectors && vectors * self.lanes <= panel.data.columns);
-        let whole = columns == vectors * self.lanes;
-        let mut scratch = [0f32; 8 * MAX_VECTORS * 16];
-        let mut first = 0;
-        while first < a.rows {
-            let rows = self.tile_rows(a.rows - first);
+        let call = Call {
+            rows: a.rows,
+            depth: a.columns,
+            a: a.as_ptr(),
+            a_stride: a.row_stride,
+            b: panel.data.as_ptr(),
+            b_stride: panel.data.row_stride,
+            // SAFETY: (row, column) is an element of C or one past its end, by the assertions above.
+            c: unsafe { c.as_mut_ptr().add(row * c.row_stride + column) },
+            c_stride: c.row_stride,
+            keep,
+        };
+        if columns == vectors * self.lanes {
+            // SAFETY: all rows of A and `vectors` vectors of the panel are `depth` long and deep, and C has that many rows and
+            // columns from its address on, by the assertions above; the instruction set was detected.
+            return unsafe { self.run(vectors, call) };
+        }
+        // A last vector that reaches beyond C goes through memory of its own.
+        let width = self.width();
+        let mut scratch = [0f32; EDGE_ROWS * MAX_VECTORS * 16];
+        for first in (0..a.rows).step_by(EDGE_ROWS) {
+            let rows = EDGE_ROWS.min(a.rows - first);
             let a = a.block(first..first + rows, 0..a.columns);
-            let c_stride = c.row_stride;
-            let (target, target_stride) = if whole {
-                // SAFETY: (row + first, column) is an element of C, by the assertions above.
-                (unsafe { c.as_mut_ptr().add((row + first) * c_stride + column) }, c_stride)
-            } else {
-                (scratch.as_mut_ptr(), self.width())
-            };
-            let call = Call {
-                depth: a.columns,
-                a: a.as_ptr(),
-                a_stride: a.row_stride,
-                b: panel.data.as_ptr(),
-                b_stride: panel.data.row_stride,
-                c: target,
-                c_stride: target_stride,
-                keep: keep && whole,
-            };
-            // SAFETY: `rows` rows of A and `vectors` vectors of the panel are `depth` long and deep, and the target has that
-            // many rows and columns, by the assertions above; the instruction set was detected.
-            unsafe { self.run(rows, vectors, call) };
-            if !whole {
-                for (i, from) in scratch.chunks(self.width()).take(rows).enumerate() {
-                    let to = &mut c.row_mut(row + first + i)[column..column + columns];
-                    to.iter_mut().zip(from).for_each(|(to, from)| *to = if keep { *to + from } else { *from });
-                }
+            let edge = Call { rows, a: a.as_ptr(), c: scratch.as_mut_ptr(), c_stride: width, keep: false, ..call };
+            // SAFETY: as above, with the scratch memory, which is large enough, as C.
+            unsafe { self.run(vectors, edge) };
+            for (i, from) in scratch.chunks(width).take(rows).enumerate() {
+                let to = &mut c.row_mut(row + first + i)[column..column + columns];
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = if keep { *to + from } else { *from });
             }
-            first += rows;
         }
     }
 
-    /// Rows of the next tile: as many as fill the registers, or a size that there is a kernel for of what is left.
-    fn tile_rows(&self, left: usize) -> usize {
-        [8, 6, 4, 2, 1].into_iter().find(|&rows| rows <= self.rows && rows <= left).unwrap_or(1)
-    }
-
-    unsafe fn run(&self, rows: usize, vectors: usize, call: Call) {
+    unsafe fn run(&self, vectors: usize, call: Call) {
         match self.isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: see `column`.
-            Isa::Avx512 => unsafe { avx512::run(rows, vectors, call) },
+            Isa::Avx512 => unsafe { avx512::run(vectors, call) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: see `column`.
-            Isa::Avx2 => unsafe { avx2::run(rows, vectors, call) },
+            Isa::Avx2 => unsafe { avx2::run(vectors, call) },
             // SAFETY: see `column`.
-            _ => unsafe { base::run(rows, vectors, call) },
+            _ => unsafe { base::run(vectors, call) },
         }
     }
 }
 
 /// The kernels of one instruction set, for every number of rows and vectors of a tile.
 macro_rules! kernels {
-    ($name:ident, $(#[$feature:meta])? $vector:ty, $lanes:literal, $zero:expr, $splat:expr, $load:expr, $store:expr, $fused:expr, $add:expr) => {
+    ($name:ident, $(#[$feature:meta])? $vector:ty, $lanes:literal, $rows:expr, $zero:expr, $splat:expr, $load:expr, $store:expr, $fused:expr, $add:expr) => {
         mod $name {
             use super::Call;
             #[cfg(target_arch = "x86_64")]
@@ -147,37 +140,52 @@ macro_rules! kernels {
             use std::arch::x86_64::*;
 
             /// # Safety
-            /// The call's addresses are valid for `rows` × `vectors` × depth, and the machine has the instruction set.
+            /// The call's addresses are valid for its rows, `vectors` and depth, and the machine has the instruction set.
             $(#[$feature])?
-            pub unsafe fn run(rows: usize, vectors: usize, call: Call) {
+            pub unsafe fn run(vectors: usize, call: Call) {
                 // SAFETY: passed on.
                 unsafe {
-                    match (rows, vectors) {
-                        (8, 3) => tile::<8, 3>(call),
-                        (8, 2) => tile::<8, 2>(call),
-                        (8, 1) => tile::<8, 1>(call),
-                        (6, 3) => tile::<6, 3>(call),
-                        (6, 2) => tile::<6, 2>(call),
-                        (6, 1) => tile::<6, 1>(call),
-                        (4, 3) => tile::<4, 3>(call),
-                        (4, 2) => tile::<4, 2>(call),
-                        (4, 1) => tile::<4, 1>(call),
-                        (2, 3) => tile::<2, 3>(call),
-                        (2, 2) => tile::<2, 2>(call),
-                        (2, 1) => tile::<2, 1>(call),
-                        (1, 3) => tile::<1, 3>(call),
-                        (1, 2) => tile::<1, 2>(call),
-                        _ => tile::<1, 1>(call),
+                    match vectors {
+                        3 => rows::<3>(call),
+                        2 => rows::<2>(call),
+                        _ => rows::<1>(call),
                     }
                 }
             }
 
-            /// One tile.
+            /// All rows, as many at a time as fill the registers, then of what is left a number that there is a tile for.
             ///
             /// # Safety
             /// As `run`.
             $(#[$feature])?
-            unsafe fn tile<const ROWS: usize, const VECTORS: usize>(call: Call) {
+            unsafe fn rows<const VECTORS: usize>(mut call: Call) {
+                // SAFETY: no more rows are passed on than the call has.
+                unsafe {
+                    while call.rows >= { $rows } {
+                        tile::<{ $rows }, VECTORS>(&mut call);
+                    }
+                    if call.rows >= 6 {
+                        tile::<6, VECTORS>(&mut call);
+                    }
+                    if call.rows >= 4 {
+                        tile::<4, VECTORS>(&mut call);
+                    }
+                    if call.rows >= 2 {
+                        tile::<2, VECTORS>(&mut call);
+                    }
+                    if call.rows >= 1 {
+                        tile::<1, VECTORS>(&mut call);
+                    }
+                }
+            }
+
+            /// One tile; the call then has the rows behind it.
+            ///
+            /// # Safety
+            /// As `run`.
+            $(#[$feature])?
+            #[inline]
+            unsafe fn tile<const ROWS: usize, const VECTORS: usize>(call: &mut Call) {
                 let mut sums: [[$vector; VECTORS]; ROWS] = [[$zero; VECTORS]; ROWS];
                 // SAFETY: all offsets are within what the caller vouches for.
                 unsafe {
@@ -201,6 +209,9 @@ macro_rules! kernels {
                             $store(c, if call.keep { $add($load(c), sum) } else { sum });
                         }
                     }
+                    call.rows -= ROWS;
+                    call.a = call.a.wrapping_add(ROWS * call.a_stride);
+                    call.c = call.c.wrapping_add(ROWS * call.c_stride);
                 }
             }
         }
@@ -213,6 +224,7 @@ kernels!(
     #[target_feature(enable = "avx512f")]
     __m512,
     16,
+    8,
     _mm512_setzero_ps(),
     _mm512_set1_ps,
     _mm512_loadu_ps,
@@ -226,6 +238,7 @@ kernels!(
     #[target_feature(enable = "avx2,fma")]
     __m256,
     8,
+    6,
     _mm256_setzero_ps(),
     _mm256_set1_ps,
     _mm256_loadu_ps,
@@ -237,6 +250,7 @@ kernels!(
     base,
     [f32; 4],
     4,
+    if cfg!(target_arch = "aarch64") { 8 } else { 6 },
     [0.0; 4],
     |value: f32| [value; 4],
     |from: *const f32| from.cast::<[f32; 4]>().read_unaligned(),
