@@ -72,8 +72,7 @@ fn a_process_that_panics_is_killed_or_stands_still_ends_the_job_and_is_named() {
         let stderr = ends(fault, command.env("FAULT", fault), folder.path(), Duration::from_secs(20));
         if fault.starts_with("kill") {
             // The launcher names the process, which has said at its start which rank it is.
-            // Lines of two processes may begin within one another.
-            let said = stderr.split_once("rank 1 of 2: process ").map(|(_, rest)| rest);
+            let said = stderr.lines().find_map(|line| line.strip_prefix("rank 1 of 2: process "));
             let process = said.and_then(|rest| rest.split(' ').next()).expect("rank 1 has said what it is");
             assert!(stderr.contains(&format!("PID {process} ")), "{stderr}");
         }

@@ -1,5 +1,16 @@
 //! The trainer: shards and a model in, checkpoints out, data-parallel under ZeRO-2.
 
+/// Writes a line to stderr in one piece. `eprintln!` writes each of its arguments on its own, so that the lines of two ranks
+/// that share a terminal begin within one another.
+#[macro_export]
+macro_rules! tell {
+    ($($argument:tt)*) => {{
+        let line = format!($($argument)*) + "\n";
+        // Where stderr is closed, the work goes on.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    }};
+}
+
 pub mod adamw;
 pub mod backward;
 pub mod buffers;

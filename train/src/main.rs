@@ -75,7 +75,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            train::tell!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -92,7 +92,10 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
     let known = command.get_arguments().chain(plan).filter_map(clap::Arg::get_long_and_visible_aliases).flatten();
     let name = unknown.trim_start_matches('-').split('=').next().unwrap_or_default();
     let nearest = recipe::nearest(name, known).replace('-', "_");
-    eprintln!("error: unknown option --{}: did you mean --{nearest}? (train --help lists all)", name.replace('-', "_"));
+    train::tell!(
+        "error: unknown option --{}: did you mean --{nearest}? (train --help lists all)",
+        name.replace('-', "_")
+    );
     ExitCode::from(2)
 }
 

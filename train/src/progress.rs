@@ -3,7 +3,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::VecDeque;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -72,7 +72,7 @@ impl Progress {
         match &self.bar {
             Some(bar) => bar.println(line),
             // Progress is a courtesy: a closed stderr does not stop the work.
-            None => drop(writeln!(std::io::stderr(), "{line}")),
+            None => crate::tell!("{line}"),
         }
     }
 

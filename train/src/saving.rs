@@ -78,7 +78,7 @@ impl Saver {
         let hash: Option<[u8; 32]> =
             written.as_ref().ok().and_then(|manifest| files::from_hex(manifest.get(&own_file)?)?.try_into().ok());
         if let Err(error) = &written {
-            eprintln!("warning: rank {rank}: {name} could not be written: {error:#}");
+            crate::tell!("warning: rank {rank}: {name} could not be written: {error:#}");
         }
         let hashes = communicator.all_gather_hash("checkpoint", hash.unwrap_or_default())?;
         self.stalled += since.elapsed();
@@ -102,10 +102,10 @@ impl Saver {
             Err(error) => give_up(&temporary, &name, &format!("{error:#}")),
             Ok(()) => {
                 let (stalled, took) = (stalled.as_secs_f64(), started.elapsed().as_secs_f64());
-                eprintln!("{name} is saved: training stood still for {stalled:.2} of {took:.2} s");
+                crate::tell!("{name} is saved: training stood still for {stalled:.2} of {took:.2} s");
                 let newest = checkpoint::step_of(&dir).unwrap_or(0);
                 if let Err(error) = checkpoint::prune(&output_dir, limit, newest, best.as_deref()) {
-                    eprintln!("warning: an old checkpoint stays: {error:#}");
+                    crate::tell!("warning: an old checkpoint stays: {error:#}");
                 }
             }
         };
@@ -118,12 +118,14 @@ impl Saver {
         if let Some(thread) = self.publishing.take()
             && thread.join().is_err()
         {
-            eprintln!("warning: the thread that publishes checkpoints panicked");
+            crate::tell!("warning: the thread that publishes checkpoints panicked");
         }
     }
 }
 
 fn give_up(temporary: &Path, name: &str, cause: &str) {
     let _ = std::fs::remove_dir_all(temporary);
-    eprintln!("warning: {name} is not saved: {cause}; the checkpoints before it are untouched, and training goes on");
+    crate::tell!(
+        "warning: {name} is not saved: {cause}; the checkpoints before it are untouched, and training goes on"
+    );
 }

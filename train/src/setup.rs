@@ -41,7 +41,7 @@ pub fn device(config: &Config, local_rank: usize) -> Result<Device> {
     let device = if wants_bf16 { kind.open_in_bf16()? } else { None };
     if device.is_none() && (wants_bf16 || config.bf16) && local_rank == 0 {
         let reason = if kind == DeviceKind::Cpu { "the CPU is no faster at it" } else { "this device has no bf16" };
-        eprintln!("bf16: {reason}, so it computes in f32");
+        crate::tell!("bf16: {reason}, so it computes in f32");
     }
     device.map_or_else(|| Ok(kind.open()?.autodiff()), |device| Ok(device.autodiff()))
 }

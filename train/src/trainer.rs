@@ -221,7 +221,7 @@ impl Trainer<'_> {
         self.state.skipped_steps += 1;
         self.skipped_in_a_row += 1;
         let step = self.state.global_step + 1;
-        eprintln!("warning: step {step} skipped: loss {loss}, gradient norm {grad_norm}; rows {}", ids.join(", "));
+        crate::tell!("warning: step {step} skipped: loss {loss}, gradient norm {grad_norm}; rows {}", ids.join(", "));
         if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW {
             bail!(
                 "{MAX_SKIPPED_IN_A_ROW} steps in a row without a finite gradient (rows of the last: {}); lower \

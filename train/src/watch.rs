@@ -50,7 +50,7 @@ impl<'a> Watch<'a> {
             }
             let trainability = Trainability::of(&trainee.model, config.train_type, &trainee.config);
             trainability.write(&config.output_dir)?;
-            trainability.warning().iter().for_each(|warning| eprintln!("warning: {warning}"));
+            trainability.warning().iter().for_each(|warning| crate::tell!("warning: {warning}"));
             watch.trainability = Some(trainability);
             watch.progress = Some(Progress::new(state.global_step, state.max_steps));
         }

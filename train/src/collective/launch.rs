@@ -103,11 +103,11 @@ fn run_mpi<T>(processes: usize, timeout: Duration, rank_main: impl Fn(Box<dyn Co
     }
     // A launcher tells of a killed process by its number and host, and ends the others before they can say anything.
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    eprintln!("rank {index} of {world_size}: process {} on {}", std::process::id(), host.trim());
+    crate::tell!("rank {index} of {world_size}: process {} on {}", std::process::id(), host.trim());
     match rank_main(Box::new(rank)) {
         Ok(value) => mpi::finalize().map(|()| value),
         Err(error) => {
-            eprintln!("error: rank {index} of {world_size}: {error:#}");
+            crate::tell!("error: rank {index} of {world_size}: {error:#}");
             abort_all()
         }
     }

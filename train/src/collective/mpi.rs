@@ -227,7 +227,7 @@ impl MpiRank {
         }
         abort_on_panic(rank);
         if rank == 0 {
-            eprintln!("MPI: {} ({}), {size} ranks", mpi.version(), mpi.file);
+            crate::tell!("MPI: {} ({}), {size} ranks", mpi.version(), mpi.file);
         }
         let (rank, world_size) = (rank as usize, size as usize);
         Ok(Self { mpi, rank, world_size, timeout, sequence: 0, bytes_sent: 0, scratch: Vec::new() })
@@ -303,7 +303,7 @@ impl MpiRank {
     }
 
     fn end(&self, place: &Place, cause: &str) -> ! {
-        eprintln!("error: rank {} of {}: {place}: {cause}; the run is ended", self.rank, self.world_size);
+        crate::tell!("error: rank {} of {}: {place}: {cause}; the run is ended", self.rank, self.world_size);
         abort_all()
     }
 }
@@ -368,7 +368,7 @@ pub fn finalize() -> Result<()> {
 fn abort_on_panic(rank: c_int) {
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        eprintln!("error: rank {rank} panicked; all ranks are ended");
+        crate::tell!("error: rank {rank} panicked; all ranks are ended");
         default_hook(info);
         abort_all();
     }));

@@ -58,7 +58,7 @@ pub fn run(
         describe_memory(config, &trainee, &layout);
         if let Some(kept) = &kept_features {
             let gigabytes = kept.full_bytes() as f64 / 1e9;
-            eprintln!("vision features are kept in {} ({gigabytes:.1} GB when full)", kept.path().display());
+            crate::tell!("vision features are kept in {} ({gigabytes:.1} GB when full)", kept.path().display());
         }
     }
     let watch = Watch::start(config, &trainee, &state, rank, world_size)?;
@@ -129,8 +129,8 @@ fn state(
     resume::check(found, data_fingerprint)?;
     let state = TrainerState { max_steps, world_size, is_world_process_zero, ..found.state.clone() };
     if rank == 0 {
-        found.skipped.iter().for_each(|reason| eprintln!("warning: checkpoint passed over: {reason}"));
-        eprintln!("resuming from {} at step {}", found.dir.display(), state.global_step);
+        found.skipped.iter().for_each(|reason| crate::tell!("warning: checkpoint passed over: {reason}"));
+        crate::tell!("resuming from {} at step {}", found.dir.display(), state.global_step);
     }
     Ok(state)
 }
@@ -166,7 +166,7 @@ fn describe_memory(config: &Config, trainee: &Trainee, layout: &Layout) {
     let memory = if in_bf16 { memory.in_bf16(layout) } else { memory };
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     let masters = if in_bf16 { format!("master weights {:.0} MB, ", megabytes(memory.masters)) } else { String::new() };
-    eprintln!(
+    crate::tell!(
         "memory of each of {} ranks: parameters {:.0} MB, {masters}gradients {:.0} MB, moments {:.0} MB, blocks on their way \
          {:.0} MB, together {:.0} MB; activations come on top",
         layout.world_size,
@@ -180,7 +180,7 @@ fn describe_memory(config: &Config, trainee: &Trainee, layout: &Layout) {
 
 fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &TrainerState) {
     let trained: usize = layout.blocks.iter().map(|block| block.params.len()).sum();
-    eprintln!(
+    crate::tell!(
         "training {} values in {trained} tensors of {} blocks; {} rows, global batch {}, {} steps",
         layout.num_values(),
         layout.blocks.len(),
@@ -189,9 +189,9 @@ fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &Traine
         state.max_steps
     );
     if computes_in_bf16(&trainee.model.device()) {
-        eprintln!("computing in bf16; master weights, moments and accumulated gradients in f32");
+        crate::tell!("computing in bf16; master weights, moments and accumulated gradients in f32");
     }
     if let Some(lora) = &trainee.lora {
-        eprintln!("LoRA r {}, alpha {}, on {}", lora.r, lora.lora_alpha, lora.target_modules.join(", "));
+        crate::tell!("LoRA r {}, alpha {}, on {}", lora.r, lora.lora_alpha, lora.target_modules.join(", "));
     }
 }
