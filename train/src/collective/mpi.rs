@@ -65,13 +65,13 @@ impl Mpi {
         let mut tried = Vec::new();
         let candidates = match std::env::var("LLAVA_MPI_LIBRARY") {
             Ok(chosen) => vec![chosen],
-            Err(_) => LIBRARIES.iter().map(|name| name.to_string()).chain(beside_launchers()).collect(),
+            Err(_) => candidates(|name| std::env::var_os(name).is_some()),
         };
         for name in candidates {
             // SAFETY: loading an MPI library runs its initializers, which is what MPI programs do at start.
             match unsafe { Library::open(Some(&name), RTLD_NOW | RTLD_GLOBAL) } {
                 Ok(library) => return Self::from_library(library, &name),
-                Err(error) => tried.push(format!("  {name}: {error}")),
+                Err(error) => tried.push(format!("  {name}: {:#}", anyhow::Error::from(error))),
             }
         }
         bail!(
@@ -152,6 +152,16 @@ impl Mpi {
         let text = self.text(1 << 16, |buffer, len| unsafe { (self.library_version)(buffer, len) });
         text.lines().next().unwrap_or_default().trim().to_string()
     }
+}
+
+/// Where an MPI is looked for, in order; `set` tells whether an environment variable is set. Under a launcher that speaks
+/// MPICH's protocol alone, Open MPI's library would see a single process, so it comes last.
+fn candidates(set: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut files: Vec<String> = LIBRARIES.map(String::from).into_iter().chain(beside_launchers()).collect();
+    if set("PMI_RANK") && !set("PMIX_RANK") {
+        files.sort_by_key(|file| file.ends_with("libmpi.so.40"));
+    }
+    files
 }
 
 /// Libraries in the `lib` beside the `bin` of a launcher on the path: an MPI outside the system's folders.
@@ -389,4 +399,20 @@ pub fn abort_all() -> ! {
         unsafe { (mpi.abort)(mpi.world, FAILED) };
     }
     std::process::abort()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_launchers_family_of_libraries_is_tried_first() {
+        let position = |files: &[String], name: &str| files.iter().position(|file| file == name).expect("a candidate");
+        let mpich = candidates(|name| name == "PMI_RANK");
+        assert!(position(&mpich, "libmpi.so.12") < position(&mpich, "libmpi.so.40"), "{mpich:?}");
+        for launcher in [&["PMIX_RANK", "PMI_RANK"][..], &["PMIX_RANK"], &[]] {
+            let files = candidates(|name| launcher.contains(&name));
+            assert!(position(&files, "libmpi.so.40") < position(&files, "libmpi.so.12"), "{launcher:?}: {files:?}");
+        }
+    }
 }
