@@ -13,16 +13,17 @@ pub struct KvCache {
 /// One layer's keys and values of one sequence.
 #[derive(Debug)]
 pub struct LayerCache {
-    /// `[capacity, kv_heads · head_dim]`; the first `len` rows are filled. `None` only while a row is being written.
-    buffers: Option<(Tensor<2>, Tensor<2>)>,
+    /// `[kv_heads, capacity, head_dim]`: what one head reads for every new token lies together. The first `len` rows of each
+    /// head are filled. `None` only while a row is being written.
+    buffers: Option<(Tensor<3>, Tensor<3>)>,
     len: usize,
 }
 
 impl KvCache {
     /// An empty cache for a sequence of at most `capacity` tokens (prompt and answer).
     pub fn new(config: &TextConfig, capacity: usize, device: &Device) -> Self {
-        let width = config.num_key_value_heads * config.head_dim();
-        let layers = (0..config.num_hidden_layers).map(|_| LayerCache::new(capacity, width, device)).collect();
+        let shape = [config.num_key_value_heads, capacity, config.head_dim()];
+        let layers = (0..config.num_hidden_layers).map(|_| LayerCache::new(shape, device)).collect();
         Self { layers, capacity }
     }
 
@@ -56,8 +57,8 @@ impl KvCache {
 }
 
 impl LayerCache {
-    fn new(capacity: usize, width: usize, device: &Device) -> Self {
-        let buffer = || Tensor::zeros([capacity, width], device);
+    fn new(shape: [usize; 3], device: &Device) -> Self {
+        let buffer = || Tensor::zeros(shape, device);
         Self { buffers: Some((buffer(), buffer())), len: 0 }
     }
 
@@ -67,16 +68,16 @@ impl LayerCache {
         self.len
     }
 
-    /// The whole key and value buffers, `[capacity, kv_heads · head_dim]` each; only the first [`Self::len`] rows count.
-    pub fn buffers(&self) -> (&Tensor<2>, &Tensor<2>) {
+    /// The whole key and value buffers, `[kv_heads, capacity, head_dim]` each; only the first [`Self::len`] rows of each head count.
+    pub fn buffers(&self) -> (&Tensor<3>, &Tensor<3>) {
         let (keys, values) = self.buffers.as_ref().expect("the buffers are taken only inside append");
         (keys, values)
     }
 
-    /// The filled rows of keys and values, `[len, kv_heads · head_dim]` each.
-    pub fn filled(&self) -> (Tensor<2>, Tensor<2>) {
+    /// The filled rows of keys and values, `[kv_heads, len, head_dim]` each.
+    pub fn filled(&self) -> (Tensor<3>, Tensor<3>) {
         let (keys, values) = self.buffers();
-        (keys.clone().narrow(0, 0, self.len), values.clone().narrow(0, 0, self.len))
+        (keys.clone().narrow(1, 0, self.len), values.clone().narrow(1, 0, self.len))
     }
 
     /// Writes the next tokens' keys and values behind those that are there. keys and values `[new, kv_heads · head_dim]`.
@@ -85,8 +86,12 @@ impl LayerCache {
     pub fn append(&mut self, keys: Tensor<2>, values: Tensor<2>) {
         let [new, _] = keys.dims();
         let (old_keys, old_values) = self.buffers.take().expect("the buffers are taken only inside append");
-        let rows = self.len..self.len + new;
-        self.buffers = Some((old_keys.slice_assign([rows.clone()], keys), old_values.slice_assign([rows], values)));
+        let [kv_heads, _, head_dim] = old_keys.dims();
+        let write = |old: Tensor<3>, rows: Tensor<2>| {
+            let rows = rows.reshape([new, kv_heads, head_dim]).permute([1, 0, 2]);
+            old.slice_assign([0..kv_heads, self.len..self.len + new, 0..head_dim], rows)
+        };
+        self.buffers = Some((write(old_keys, keys), write(old_values, values)));
         self.len += new;
     }
 }

@@ -165,7 +165,7 @@ pub fn attention_cached(
     kv_heads: usize,
 ) -> Tensor<2> {
     fused::attention_cached(&q, caches, seq_lens, heads, kv_heads)
-        .unwrap_or_else(|| plain::attention_cached(q, caches, seq_lens, heads, kv_heads))
+        .unwrap_or_else(|| plain::attention_cached(q, caches, seq_lens, heads))
 }
 
 /// Rows of a table. weight `[V, D]`, ids `[T]` → `[T, D]` in the table's number format.

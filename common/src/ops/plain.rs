@@ -154,18 +154,12 @@ fn sequences(
 }
 
 /// See [`super::attention_cached`].
-pub fn attention_cached(
-    q: Tensor<2>,
-    caches: &[&LayerCache],
-    seq_lens: &[usize],
-    heads: usize,
-    kv_heads: usize,
-) -> Tensor<2> {
+pub fn attention_cached(q: Tensor<2>, caches: &[&LayerCache], seq_lens: &[usize], heads: usize) -> Tensor<2> {
     let mut start = 0;
     let mut outputs = Vec::with_capacity(seq_lens.len());
     for (cache, &len) in caches.iter().zip(seq_lens) {
         let (keys, values) = cache.filled();
-        outputs.push(attend(q.clone().narrow(0, start, len), keys, values, heads, kv_heads, Mask::Causal));
+        outputs.push(attend_heads(q.clone().narrow(0, start, len), keys, values, heads, Mask::Causal));
         start += len;
     }
     Tensor::cat(outputs, 0)
@@ -173,14 +167,19 @@ pub fn attention_cached(
 
 /// Attention of one sequence whose queries are its last positions. q `[L, heads · d]`, k and v `[S, kv_heads · d]`, L ≤ S.
 fn attend(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, heads: usize, kv_heads: usize, mask: Mask) -> Tensor<2> {
-    let ([queries, width], [keys, _]) = (q.dims(), k.dims());
-    let (head_dim, group) = (width / heads, heads / kv_heads);
+    let [keys, width] = k.dims();
+    let by_head = |x: Tensor<2>| x.reshape([keys, kv_heads, width / kv_heads]).permute([1, 0, 2]);
+    attend_heads(q, by_head(k), by_head(v), heads, mask)
+}
+
+/// As [`attend`], k and v `[kv_heads, S, d]`.
+fn attend_heads(q: Tensor<2>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Mask) -> Tensor<2> {
+    let ([queries, width], [kv_heads, keys, head_dim]) = (q.dims(), k.dims());
+    let group = heads / kv_heads;
     // The query heads that share a key/value head become rows of one product.
     let q = q.reshape([queries, kv_heads, group, head_dim]).permute([1, 2, 0, 3]);
     let q = q.reshape([kv_heads, group * queries, head_dim]);
-    let k = k.reshape([keys, kv_heads, head_dim]).permute([1, 2, 0]);
-    let v = v.reshape([keys, kv_heads, head_dim]).permute([1, 0, 2]);
-    let mut scores = q.matmul(k) * (1.0 / (head_dim as f64).sqrt());
+    let mut scores = q.matmul(k.transpose()) * (1.0 / (head_dim as f64).sqrt());
     if mask == Mask::Causal && queries > 1 {
         let hidden = future(queries, keys, &scores).unsqueeze::<4>().expand([kv_heads, group, queries, keys]);
         scores = scores.reshape([kv_heads, group, queries, keys]).mask_fill(hidden, f32::NEG_INFINITY).reshape([

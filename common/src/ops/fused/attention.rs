@@ -1,11 +1,12 @@
 //! Attention within packed sequences. A block of queries at a time meets all its keys; of the scores, only the logarithm
 //! of each query's sum is kept for the backward step, which computes them again.
 
+use super::dot_products::dots;
 use super::gemm::{Start, gemm_serial};
 use super::matrix::{Matrix, MatrixMut, Tile};
 use super::operand::{self, buffer, floats, incoming, record, zeros};
 use super::scratch::{give, take};
-use super::simd::{dot, exp, max, multiversion, sum};
+use super::simd::{exp, max, multiversion, sum};
 use super::transpose::transpose;
 use crate::model::kv_cache::LayerCache;
 use crate::ops::Mask;
@@ -106,8 +107,11 @@ pub fn attention_cached(
     let mut output = buffer(tokens * width);
     let contexts = layout.tasks().into_par_iter().enumerate().map(|(index, task)| {
         let (len, keys, values) = &buffers[index / kv_heads];
-        let cached = Task { keys: 0..*len, ..task.clone() };
-        let [k, v] = [keys, values].map(|cache| layout.keys(floats(cache), &cached));
+        let [k, v] = [keys, values].map(|cache| {
+            // `[kv_heads, capacity, head_dim]`
+            let head = floats(cache).chunks_exact(floats(cache).len() / kv_heads).nth(task.kv_head);
+            Matrix::new(&head.unwrap_or_default()[..len * layout.head_dim], *len, layout.head_dim)
+        });
         Context::new(layout.queries(floats(&q.values), &task), k, v, Mask::Causal)
     });
     let contexts: Vec<Context> = contexts.collect();
@@ -268,7 +272,8 @@ impl<'a> Context<'a> {
         let scores = &mut memory[..rows * width];
         match &self.transposed {
             None => scores.chunks_exact_mut(width).enumerate().for_each(|(row, scores)| {
-                (0..most).for_each(|key| scores[key] = dot_product(q.row(row), self.k.row(key)));
+                let query = q.row(row);
+                (0..most).for_each(|key| [scores[key]] = dots([query], self.k.row(key)));
             }),
             Some(transposed) => {
                 let padded = keys.next_multiple_of(LANES);
@@ -288,12 +293,6 @@ impl<'a> Context<'a> {
 
 thread_local! {
     static SCORES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-multiversion! {
-    fn dot_product(a: &[f32], b: &[f32]) -> f32 {
-        dot(a, b)
-    }
 }
 
 /// Kᵀ, `[head_dim, padded]`, zero behind the last key.

@@ -147,14 +147,6 @@ pub fn sum(len: usize, f: impl Fn(usize) -> f32) -> f32 {
     total
 }
 
-/// Σ aᵢ bᵢ.
-#[inline(always)]
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let len = a.len().min(b.len());
-    let (a, b) = (&a[..len], &b[..len]);
-    sum(len, |i| a[i] * b[i])
-}
-
 /// The largest value; NaN if there is one. −∞ of nothing.
 #[inline(always)]
 pub fn max(values: &[f32]) -> f32 {
@@ -207,7 +199,6 @@ mod tests {
     fn sums_and_largest() {
         let values: Vec<f32> = (0..37).map(|i| i as f32).collect();
         assert_eq!(sum(37, |i| values[i]), 666.0);
-        assert_eq!(dot(&values, &values), 16206.0);
         assert_eq!(max(&values), 36.0);
         assert_eq!(max(&[]), f32::NEG_INFINITY);
         assert!(max(&[1.0, f32::NAN, 2.0]).is_nan());
