@@ -10,18 +10,31 @@ use super::geometry::AxisWindow;
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 /// Half a unit, so that the final shift rounds.
 const ROUND: i32 = 1 << (PRECISION_BITS - 1);
+/// Bits of a coefficient's low part: 16-bit products of two taps are summed by one instruction.
+const LOW_BITS: u32 = 15;
 /// Outputs computed together: two vectors of `i32`.
 const LANES: usize = 16;
 
 /// Samples that are weighed alike, each in a lane, and the outputs.
-type Line = [i32; LANES];
 type Bytes = [u8; LANES];
+/// Such samples beside those that come after them: what two taps weigh. Which lane is where is the kernel's affair.
+type Line = [[i16; 2]; LANES];
+
+/// The coefficients of two taps, `high · 2¹⁵ + low`; zero for a second tap that is not there. Two 16-bit numbers each, the
+/// first tap's the lower, as vectors take them.
+#[derive(Clone, Copy)]
+struct Pair {
+    low: i32,
+    high: i32,
+}
 
 /// Buffers and coefficients that survive from one image to the next.
 #[derive(Default)]
 pub struct Resizer {
     columns: AxisTaps,
     rows: AxisTaps,
+    /// A strip of the source, transposed: a column of [`LANES`] rows each.
+    strip: Vec<Bytes>,
     /// What a pass weighs: a line a column of [`LANES`] rows, or a line a row of [`LANES`] columns. Wide from the start, because
     /// each is weighed several times.
     lines: Vec<Line>,
@@ -33,10 +46,12 @@ pub struct Resizer {
 #[derive(Default)]
 struct AxisTaps {
     key: Option<(usize, usize, usize, usize)>,
-    /// First source sample and its first coefficient, per output sample; one more entry closes the last range.
+    /// First source sample and its first coefficients, per output sample; one more entry closes the last range.
     first: Vec<usize>,
     offset: Vec<usize>,
-    coefficients: Vec<i32>,
+    pairs: Vec<Pair>,
+    /// One past the last source sample that the window needs.
+    end: usize,
 }
 
 /// An image of 8-bit samples, channels interleaved.
@@ -74,7 +89,7 @@ impl Resizer {
             // SAFETY: the processor has AVX2.
             return unsafe { self.passes_avx2(source, columns, rows, crop_size, planes) };
         }
-        self.passes(source, columns, rows, crop_size, planes, weigh);
+        self.passes(source, columns, rows, crop_size, planes, weigh, widen);
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -87,9 +102,9 @@ impl Resizer {
         crop_size: usize,
         planes: &mut [u8],
     ) {
-        self.passes(source, columns, rows, crop_size, planes, |lines, step, coefficients| {
-            weigh_avx2(lines, step, coefficients)
-        });
+        let weigh = |lines: &[Line], step: usize, pairs: &[Pair]| weigh_avx2(lines, step, pairs);
+        let widen = |narrow: &[Bytes], step: usize, lines: &mut [Line]| widen_avx2(narrow, step, lines);
+        self.passes(source, columns, rows, crop_size, planes, weigh, widen);
     }
 
     #[inline(always)]
@@ -100,25 +115,26 @@ impl Resizer {
         rows: AxisWindow,
         crop_size: usize,
         planes: &mut [u8],
-        weigh: impl Fn(&[Line], usize, &[i32]) -> Bytes,
+        weigh: impl Fn(&[Line], usize, &[Pair]) -> Bytes,
+        widen: impl Fn(&[Bytes], usize, &mut [Line]),
     ) {
         let first_row = self.rows.first[0];
-        let needed_rows = self.rows.end() - first_row;
+        let needed_rows = self.rows.end - first_row;
         let blocks = columns.len.div_ceil(LANES);
         self.narrow.resize(source.channels * blocks * needed_rows, [0; LANES]);
         for top in (0..needed_rows).step_by(LANES) {
-            self.horizontal(source, first_row + top, top, needed_rows, &weigh);
+            self.horizontal(source, first_row + top, top, needed_rows, &weigh, &widen);
         }
         for (channel, plane) in planes.chunks_exact_mut(crop_size * crop_size).take(source.channels).enumerate() {
             let plane = &mut plane[rows.pad * crop_size + columns.pad..];
             for block in 0..blocks {
                 let narrow = &self.narrow[(channel * blocks + block) * needed_rows..][..needed_rows];
-                self.lines.resize(needed_rows, [0; LANES]);
-                widen(narrow, &mut self.lines);
+                self.lines.resize(needed_rows, Line::default());
+                widen(narrow, 1, &mut self.lines);
                 let width = LANES.min(columns.len - block * LANES);
                 for row in 0..rows.len {
-                    let (first, coefficients) = self.rows.taps(row);
-                    let out = weigh(&self.lines[first - first_row..], 1, coefficients);
+                    let (first, pairs) = self.rows.taps(row);
+                    let out = weigh(&self.lines[first - first_row..], 1, pairs);
                     let line = &mut plane[row * crop_size + block * LANES..];
                     match line.first_chunk_mut() {
                         Some(line) if width == LANES => *line = out,
@@ -137,10 +153,11 @@ impl Resizer {
         row: usize,
         top: usize,
         needed_rows: usize,
-        weigh: &impl Fn(&[Line], usize, &[i32]) -> Bytes,
+        weigh: &impl Fn(&[Line], usize, &[Pair]) -> Bytes,
+        widen: &impl Fn(&[Bytes], usize, &mut [Line]),
     ) {
         let Source { channels, .. } = source;
-        let (first_column, end_column) = (self.columns.first[0], self.columns.end());
+        let (first_column, end_column) = (self.columns.first[0], self.columns.end);
         let (stride, height) = (source.width * channels, LANES.min(needed_rows - top));
         let begin = row * stride + first_column * channels;
         transpose_strip(
@@ -148,17 +165,20 @@ impl Resizer {
             stride,
             height,
             (end_column - first_column) * channels,
-            &mut self.lines,
+            &mut self.strip,
         );
+        self.lines.resize(self.strip.len(), Line::default());
+        widen(&self.strip, channels, &mut self.lines);
         let width = self.columns.first.len();
         let blocks = width.div_ceil(LANES);
-        for channel in 0..channels {
-            for block in 0..blocks {
+        // Channels of a block together: their lines are the same cache lines' neighbours.
+        for block in 0..blocks {
+            for channel in 0..channels {
                 let mut out = [[0; LANES]; LANES];
                 for (column, out) in out[..LANES.min(width - block * LANES)].iter_mut().enumerate() {
-                    let (first, coefficients) = self.columns.taps(block * LANES + column);
+                    let (first, pairs) = self.columns.taps(block * LANES + column);
                     let lines = &self.lines[(first - first_column) * channels + channel..];
-                    *out = weigh(lines, channels, coefficients);
+                    *out = weigh(lines, channels, pairs);
                 }
                 let narrow = &mut self.narrow[(channel * blocks + block) * needed_rows + top..];
                 narrow[..height].copy_from_slice(&transposed(out)[..height]);
@@ -169,7 +189,7 @@ impl Resizer {
     /// Gives memory back after an unusually large image.
     pub fn shrink(&mut self, bytes: usize) {
         if size_of_val(&*self.lines) + size_of_val(&*self.narrow) > bytes {
-            (self.lines, self.narrow) = (Vec::new(), Vec::new());
+            (self.strip, self.lines, self.narrow) = (Vec::new(), Vec::new(), Vec::new());
         }
     }
 }
@@ -187,7 +207,7 @@ impl AxisTaps {
         self.key = key;
         self.first.clear();
         self.offset.clear();
-        self.coefficients.clear();
+        self.pairs.clear();
         // Pillow hands the box over as C floats.
         let scale = f64::from(source_len as f32) / window.resized as f64;
         let filter_scale = scale.max(1.0);
@@ -203,21 +223,39 @@ impl AxisTaps {
             let mut total = 0.0;
             weights.iter().for_each(|weight| total += weight);
             self.first.push(first);
-            self.offset.push(self.coefficients.len());
-            self.coefficients.extend(weights.iter().map(|&weight| fixed_point(weight, total)));
+            self.offset.push(self.pairs.len());
+            self.pairs.extend(weights.chunks(2).map(|weights| {
+                Pair::new(
+                    fixed_point(weights[0], total),
+                    weights.get(1).map_or(0, |&weight| fixed_point(weight, total)),
+                )
+            }));
+            self.end = end;
         }
-        self.offset.push(self.coefficients.len());
+        self.offset.push(self.pairs.len());
     }
 
     /// First source sample and coefficients of output sample `index` of the window.
-    fn taps(&self, index: usize) -> (usize, &[i32]) {
-        (self.first[index], &self.coefficients[self.offset[index]..self.offset[index + 1]])
+    #[inline(always)]
+    fn taps(&self, index: usize) -> (usize, &[Pair]) {
+        (self.first[index], &self.pairs[self.offset[index]..self.offset[index + 1]])
+    }
+}
+
+impl Pair {
+    fn new(first: i32, second: i32) -> Self {
+        const HALF: i32 = 1 << (LOW_BITS - 1);
+        // Weights sum to one and the kernel's negative lobes are small, so none comes near the 256 that high parts can hold.
+        let high = [first, second].map(|coefficient| ((coefficient + HALF) >> LOW_BITS) as i16);
+        let low = [0, 1].map(|tap| ([first, second][tap] - (i32::from(high[tap]) << LOW_BITS)) as i16);
+        let packed = |[first, second]: [i16; 2]| i32::from(first) & 0xffff | i32::from(second) << 16;
+        Self { low: packed(low), high: packed(high) }
     }
 
-    /// One past the last source sample that the window needs.
-    fn end(&self) -> usize {
-        let last = self.first.len() - 1;
-        self.first[last] + self.offset[last + 1] - self.offset[last]
+    fn coefficients(self) -> [i32; 2] {
+        let unpacked = |packed: i32| [i32::from(packed as i16), packed >> 16];
+        let (low, high) = (unpacked(self.low), unpacked(self.high));
+        [0, 1].map(|tap| (high[tap] << LOW_BITS) + low[tap])
     }
 }
 
@@ -241,37 +279,50 @@ fn fixed_point(weight: f64, total: f64) -> i32 {
     if normalized < 0.0 { (scaled - 0.5) as i32 } else { (scaled + 0.5) as i32 }
 }
 
-/// `Σ lines[step · tap] · coefficients[tap]` in every lane, rounded to samples.
+/// `Σ lines[2 · step · tap] · pairs[tap]` in every lane, rounded to samples.
 #[inline(always)]
-fn weigh(lines: &[Line], step: usize, coefficients: &[i32]) -> Bytes {
+fn weigh(lines: &[Line], step: usize, pairs: &[Pair]) -> Bytes {
     let mut sums = [ROUND; LANES];
-    for (tap, &coefficient) in coefficients.iter().enumerate() {
-        for (sum, &sample) in sums.iter_mut().zip(&lines[tap * step]) {
-            *sum += sample * coefficient;
+    for (line, pair) in lines.iter().step_by(2 * step).zip(pairs) {
+        let [first, second] = pair.coefficients();
+        for (sum, samples) in sums.iter_mut().zip(line) {
+            *sum += i32::from(samples[0]) * first + i32::from(samples[1]) * second;
         }
     }
     sums.map(|sum| (sum >> PRECISION_BITS).clamp(0, 255) as u8)
 }
 
-/// [`weigh`], which compilers pack badly.
+/// [`weigh`] of lines that [`widen_avx2`] made: the sums of high and low products are joined at the end.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 #[inline]
-fn weigh_avx2(lines: &[Line], step: usize, coefficients: &[i32]) -> Bytes {
+fn weigh_avx2(lines: &[Line], step: usize, pairs: &[Pair]) -> Bytes {
     use std::arch::x86_64::*;
-    let mut sums = [_mm256_set1_epi32(ROUND); 2];
-    for (tap, &coefficient) in coefficients.iter().enumerate() {
-        let coefficient = _mm256_set1_epi32(coefficient);
-        let line = lines[tap * step].as_ptr();
-        // SAFETY: reads the line's halves.
-        let [low, high] = unsafe { [_mm256_loadu_si256(line.cast()), _mm256_loadu_si256(line.add(8).cast())] };
-        sums[0] = _mm256_add_epi32(sums[0], _mm256_mullo_epi32(low, coefficient));
-        sums[1] = _mm256_add_epi32(sums[1], _mm256_mullo_epi32(high, coefficient));
+    let (mut low, mut high) = ([_mm256_set1_epi32(ROUND); 2], [_mm256_setzero_si256(); 2]);
+    let mut add = |line: &Line, pair: &Pair| {
+        let (low_pair, high_pair) = (_mm256_set1_epi32(pair.low), _mm256_set1_epi32(pair.high));
+        for half in 0..2 {
+            // SAFETY: reads eight of the line's sixteen lanes.
+            let samples = unsafe { _mm256_loadu_si256(line.as_ptr().add(8 * half).cast()) };
+            low[half] = _mm256_add_epi32(low[half], _mm256_madd_epi16(samples, low_pair));
+            high[half] = _mm256_add_epi32(high[half], _mm256_madd_epi16(samples, high_pair));
+        }
+    };
+    match (pairs, lines.get(..2 * step + 1)) {
+        // What enlarging needs everywhere but at the edges.
+        ([first, second], Some(lines)) => {
+            add(&lines[0], first);
+            add(&lines[2 * step], second);
+        }
+        _ => pairs.iter().enumerate().for_each(|(index, pair)| add(&lines[2 * step * index], pair)),
     }
     const SHIFT: i32 = PRECISION_BITS as i32;
-    let (low, high) = (_mm256_srai_epi32::<SHIFT>(sums[0]), _mm256_srai_epi32::<SHIFT>(sums[1]));
-    // Packing works on halves: their quarters are put in order. It saturates, as clamping does.
-    let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+    let [a, b] = [0, 1].map(|half| {
+        let sum = _mm256_add_epi32(low[half], _mm256_slli_epi32::<{ LOW_BITS as i32 }>(high[half]));
+        _mm256_srai_epi32::<SHIFT>(sum)
+    });
+    // Packing works on halves, as the unpacking did, which it undoes. It saturates, as clamping does.
+    let words = _mm256_packs_epi32(a, b);
     let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
     let mut out = [0; LANES];
     // SAFETY: writes the sixteen bytes.
@@ -279,19 +330,37 @@ fn weigh_avx2(lines: &[Line], step: usize, coefficients: &[i32]) -> Bytes {
     out
 }
 
+/// Puts every line beside the one `step` lines on; beside nothing, the weight is zero.
 #[inline(always)]
-fn widen(narrow: &[Bytes], lines: &mut [Line]) {
-    for (bytes, line) in narrow.iter().zip(lines) {
-        for (wide, &byte) in line.iter_mut().zip(bytes) {
-            *wide = i32::from(byte);
+fn widen(narrow: &[Bytes], step: usize, lines: &mut [Line]) {
+    for (index, line) in lines.iter_mut().enumerate() {
+        let next = narrow.get(index + step).unwrap_or(&narrow[index]);
+        *line = std::array::from_fn(|lane| [i16::from(narrow[index][lane]), i16::from(next[lane])]);
+    }
+}
+
+/// [`widen`] for [`weigh_avx2`]: lanes 0 to 3, 8 to 11, 4 to 7 and 12 to 15, as halves of vectors are interleaved.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+#[inline]
+fn widen_avx2(narrow: &[Bytes], step: usize, lines: &mut [Line]) {
+    use std::arch::x86_64::*;
+    // SAFETY: reads sixteen bytes.
+    let wide = |bytes: &Bytes| _mm256_cvtepu8_epi16(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) });
+    for (index, line) in lines.iter_mut().enumerate() {
+        let (here, next) = (wide(&narrow[index]), wide(narrow.get(index + step).unwrap_or(&narrow[index])));
+        // SAFETY: writes the line's halves.
+        unsafe {
+            _mm256_storeu_si256(line.as_mut_ptr().cast(), _mm256_unpacklo_epi16(here, next));
+            _mm256_storeu_si256(line.as_mut_ptr().add(8).cast(), _mm256_unpackhi_epi16(here, next));
         }
     }
 }
 
-/// Makes a line of every column of up to [`LANES`] rows.
+/// Makes a strip of every column of up to [`LANES`] rows.
 #[inline(always)]
-fn transpose_strip(samples: &[u8], stride: usize, height: usize, row_bytes: usize, lines: &mut Vec<Line>) {
-    lines.resize(row_bytes, [0; LANES]);
+fn transpose_strip(samples: &[u8], stride: usize, height: usize, row_bytes: usize, strip: &mut Vec<Bytes>) {
+    strip.resize(row_bytes, [0; LANES]);
     for left in (0..row_bytes).step_by(LANES) {
         let columns = LANES.min(row_bytes - left);
         let mut block = [[0u8; LANES]; LANES];
@@ -302,7 +371,7 @@ fn transpose_strip(samples: &[u8], stride: usize, height: usize, row_bytes: usiz
                 _ => line[..columns].copy_from_slice(&samples[..columns]),
             }
         }
-        widen(&transposed(block)[..columns], &mut lines[left..]);
+        strip[left..][..columns].copy_from_slice(&transposed(block)[..columns]);
     }
 }
 
@@ -351,11 +420,13 @@ mod tests {
         for (source, resized) in [(224, 336), (640, 336), (1, 336), (5000, 7), (336, 336)] {
             taps.prepare(source, AxisWindow { resized, start: 0, len: resized, pad: 0 });
             for index in 0..resized {
-                let (first, coefficients) = taps.taps(index);
+                let (first, pairs) = taps.taps(index);
+                let coefficients: Vec<i32> = pairs.iter().flat_map(|pair| pair.coefficients()).collect();
                 let sum: i64 = coefficients.iter().map(|&c| i64::from(c)).sum();
                 let deviation = (sum - (1 << PRECISION_BITS)).unsigned_abs() as usize;
                 assert!(deviation <= coefficients.len(), "{source} -> {resized}, output {index}: off by {deviation}");
-                assert!(first + coefficients.len() <= source);
+                let taps = coefficients.len() - usize::from(coefficients.ends_with(&[0]));
+                assert!(first + taps <= source);
             }
         }
     }
@@ -412,7 +483,7 @@ mod tests {
             let [mut found, mut expected] = [(); 2].map(|()| vec![7; channels * 50 * 50]);
             let mut resizer = Resizer::default();
             resizer.resize(source, columns, rows, 50, &mut found);
-            resizer.passes(source, columns, rows, 50, &mut expected, weigh);
+            resizer.passes(source, columns, rows, 50, &mut expected, weigh, widen);
             assert!(found == expected, "{width} × {height} × {channels}, {columns:?}, {rows:?}");
         }
     }
