@@ -259,7 +259,7 @@ impl<'a> Context<'a> {
 
     /// One head's attention for a block of queries; gives the logarithm of the sum of every query's exponentials.
     fn attend(&self, block: Tile) -> Vec<f32> {
-        let Tile { row: first, column, part } = block;
+        let Tile { row: first, column, mut part } = block;
         let (keys, rows, head_dim) = (self.k.rows, part.rows, part.columns);
         let q = self.q.block(first..first + rows, column..column + head_dim);
         let seen = |row: usize| match self.mask {
@@ -284,8 +284,14 @@ impl<'a> Context<'a> {
         let scale = 1.0 / (head_dim as f32).sqrt();
         let lse = scores.chunks_exact_mut(width).enumerate().map(|(row, scores)| softmax(scores, seen(row), scale));
         let lse = lse.collect();
-        let weights = Matrix::new(scores, rows, width).block(0..rows, 0..most);
-        gemm_serial(weights, self.v.block(0..most, 0..head_dim), part, Start::Zero);
+        let values = self.v.block(0..most, 0..head_dim);
+        match &self.transposed {
+            None => (0..rows).for_each(|row| weighted_sum(&scores[row * width..][..most], values, part.row_mut(row))),
+            Some(_) => {
+                let weights = Matrix::new(scores, rows, width).block(0..rows, 0..most);
+                gemm_serial(weights, values, part, Start::Zero);
+            }
+        }
         give(&SCORES, memory);
         lse
     }
@@ -293,6 +299,39 @@ impl<'a> Context<'a> {
 
 thread_local! {
     static SCORES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+multiversion! {
+    // Σ weights[i] · row i of `values`, a stretch of columns at a time, so that their sums stay in registers.
+    fn weighted_sum(weights: &[f32], values: Matrix, output: &mut [f32]) {
+        const COLUMNS: usize = 64;
+        let (wide, rest) = output.as_chunks_mut::<COLUMNS>();
+        let mut start = 0;
+        for output in wide {
+            *output = weighted_columns(weights, values, start);
+            start += COLUMNS;
+        }
+        let (narrow, rest) = rest.as_chunks_mut::<LANES>();
+        for output in narrow {
+            *output = weighted_columns(weights, values, start);
+            start += LANES;
+        }
+        for output in rest {
+            [*output] = weighted_columns(weights, values, start);
+            start += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn weighted_columns<const N: usize>(weights: &[f32], values: Matrix, start: usize) -> [f32; N] {
+    let mut sums = [0.0; N];
+    for (row, &weight) in weights.iter().enumerate() {
+        if let Some(values) = values.row(row)[start..].first_chunk::<N>() {
+            (0..N).for_each(|column| sums[column] += weight * values[column]);
+        }
+    }
+    sums
 }
 
 /// Kᵀ, `[head_dim, padded]`, zero behind the last key.
