@@ -108,6 +108,7 @@ impl Resizer {
     }
 
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     fn passes(
         &mut self,
         source: Source,
