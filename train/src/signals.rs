@@ -2,9 +2,15 @@
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
+use signal_hook::iterator::Signals;
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// What comes sooner after the first signal is that signal once more: a terminal, a launcher and the rank's guard may each
+/// deliver it.
+const ECHO: Duration = Duration::from_secs(1);
 
 /// Whether the run has been asked to stop. Clones share the answer: all ranks of a process see the same.
 #[derive(Clone, Debug, Default)]
@@ -17,11 +23,18 @@ impl StopRequest {
     /// The system refuses the handlers.
     pub fn listen() -> std::io::Result<Self> {
         let request = Self::default();
+        let second_counts = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
-            // Handlers run in the order of registration: a signal that finds the flag set ends the program.
-            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&request.0))?;
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&second_counts))?;
             flag::register(signal, Arc::clone(&request.0))?;
         }
+        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        std::thread::spawn(move || {
+            if signals.forever().next().is_some() {
+                std::thread::sleep(ECHO);
+                second_counts.store(true, Ordering::SeqCst);
+            }
+        });
         Ok(request)
     }
 

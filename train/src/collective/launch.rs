@@ -1,6 +1,7 @@
 //! How this process was started: alone, to run ranks as threads, or as one of several processes.
 
 use super::Collective;
+use super::guard;
 use super::mpi::{self, MpiRank, abort_all};
 use super::threads;
 use anyhow::{Result, anyhow, bail};
@@ -91,8 +92,9 @@ fn share_cores() -> Result<()> {
 }
 
 fn run_mpi<T>(processes: usize, timeout: Duration, rank_main: impl Fn(Box<dyn Collective>) -> Result<T>) -> Result<T> {
+    let note = guard::enter()?;
     share_cores()?;
-    let rank = MpiRank::start(timeout)?;
+    let rank = MpiRank::start(timeout, note)?;
     let (index, world_size) = (rank.rank(), rank.world_size());
     if world_size != processes {
         bail!(
@@ -101,9 +103,7 @@ fn run_mpi<T>(processes: usize, timeout: Duration, rank_main: impl Fn(Box<dyn Co
              --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH)"
         );
     }
-    // A launcher tells of a killed process by its number and host, and ends the others before they can say anything.
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    crate::tell!("rank {index} of {world_size}: process {} on {}", std::process::id(), host.trim());
+    crate::tell!("rank {index} of {world_size}: process {} on {}", std::process::id(), guard::host());
     match rank_main(Box::new(rank)) {
         Ok(value) => mpi::finalize().map(|()| value),
         Err(error) => {

@@ -1,6 +1,7 @@
 //! The only code that talks to other ranks: threads of this process, or MPI.
 
 pub mod background;
+pub mod guard;
 pub mod launch;
 pub mod mpi;
 pub mod threads;

@@ -1,5 +1,6 @@
 //! Ranks as processes under MPI, which is found at run time: nothing is needed to build, any cluster's own MPI serves.
 
+use super::guard::Note;
 use super::{Collective, Place, add_in_rank_order, owned_stretches};
 use anyhow::{Context, Result, bail};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
@@ -201,6 +202,8 @@ pub struct MpiRank {
     bytes_sent: u64,
     /// What other ranks sent for a sum, kept from one exchange to the next.
     scratch: Vec<f32>,
+    /// Where the rank is, should it be killed.
+    note: Note,
 }
 
 /// One message that is under way.
@@ -216,7 +219,7 @@ impl MpiRank {
     ///
     /// # Errors
     /// No library can be loaded or initialised, or it does not allow calls from a thread other than the first.
-    pub fn start(timeout: Duration) -> Result<Self> {
+    pub fn start(timeout: Duration, note: Note) -> Result<Self> {
         if MPI.get().is_none() {
             let _ = MPI.set(Mpi::load()?);
         }
@@ -240,13 +243,16 @@ impl MpiRank {
             crate::tell!("MPI: {} ({}), {size} ranks", mpi.version(), mpi.file);
         }
         let (rank, world_size) = (rank as usize, size as usize);
-        Ok(Self { mpi, rank, world_size, timeout, sequence: 0, bytes_sent: 0, scratch: Vec::new() })
+        note.write(format_args!("rank {rank} of {world_size}, before its first exchange"));
+        Ok(Self { mpi, rank, world_size, timeout, sequence: 0, bytes_sent: 0, scratch: Vec::new(), note })
     }
 
     /// Sends `outgoing[r]` to every other rank r and receives `incoming[r]` from it. Non-blocking messages are polled: the
     /// thread sleeps between polls instead of burning a core that computes, and a peer that is gone is noticed at the
     /// deadline. Whatever goes wrong ends the job here: MPI may still use the buffers.
     fn exchange(&mut self, place: &Place, outgoing: &[&[f32]], incoming: &mut [&mut [f32]]) {
+        let (rank, world_size) = (self.rank, self.world_size);
+        self.note.write(format_args!("rank {rank} of {world_size}, whose last exchange was {place}"));
         let tag = (self.sequence % TAGS) as c_int;
         self.sequence += 1;
         let mut messages = Vec::with_capacity(2 * self.world_size);
