@@ -2,12 +2,11 @@
 //! of each query's sum is kept for the backward step, which computes them again.
 
 use super::dot_products::dots;
-use super::gemm::{Start, gemm_serial};
+use super::gemm::{Packed, Start, gemm_serial};
 use super::matrix::{Matrix, MatrixMut, Tile};
 use super::operand::{self, buffer, floats, incoming, record, zeros};
 use super::scratch::{give, take};
 use super::simd::{exp, max, multiversion, sum};
-use super::transpose::transpose;
 use crate::model::kv_cache::LayerCache;
 use crate::ops::Mask;
 use burn::backend::Flex;
@@ -219,7 +218,7 @@ fn attend(layout: &Layout, contexts: &[Context], output: &mut [f32]) -> Vec<Vec<
     let units = layout.query_parts(output).into_iter().zip(contexts).map(|(part, context)| {
         let mut blocks = part.tiles(QUERIES, head_dim);
         blocks.sort_by_key(|block| (block.column, block.row));
-        let together = if context.transposed.is_none() { blocks.len().max(1) } else { 1 };
+        let together = if context.packed.is_none() { blocks.len().max(1) } else { 1 };
         (context, blocks, together)
     });
     let (mut groups, mut groups_of_task) = (Vec::new(), Vec::with_capacity(contexts.len()));
@@ -245,16 +244,16 @@ struct Context<'a> {
     k: Matrix<'a>,
     /// `[S, head_dim]`
     v: Matrix<'a>,
-    /// Kᵀ with its columns filled up to a multiple of [`LANES`], unless the queries are few.
-    transposed: Option<Vec<f32>>,
+    /// Kᵀ and V as the products take them, unless the queries are few.
+    packed: Option<[Packed; 2]>,
     mask: Mask,
 }
 
 impl<'a> Context<'a> {
     fn new(q: Matrix<'a>, k: Matrix<'a>, v: Matrix<'a>, mask: Mask) -> Self {
         let many = q.rows > FEW_QUERIES;
-        let transposed = many.then(|| transposed_keys(k, k.rows.next_multiple_of(LANES)));
-        Self { q, k, v, transposed, mask }
+        let packed = many.then(|| [Packed::new(k.transposed()), Packed::new(v)]);
+        Self { q, k, v, packed, mask }
     }
 
     /// One head's attention for a block of queries; gives the logarithm of the sum of every query's exponentials.
@@ -270,27 +269,25 @@ impl<'a> Context<'a> {
         let width = most.next_multiple_of(LANES);
         let mut memory = take(&SCORES, rows * width);
         let scores = &mut memory[..rows * width];
-        match &self.transposed {
+        match &self.packed {
             None => scores.chunks_exact_mut(width).enumerate().for_each(|(row, scores)| {
                 let query = q.row(row);
                 (0..most).for_each(|key| [scores[key]] = dots([query], self.k.row(key)));
             }),
-            Some(transposed) => {
-                let padded = keys.next_multiple_of(LANES);
-                let keys = Matrix::new(transposed, head_dim, padded).block(0..head_dim, 0..width);
-                gemm_serial(q, keys, MatrixMut::new(scores, rows, width), Start::Zero);
+            Some([keys, _]) => {
+                let columns = width.min(keys.padded_columns());
+                keys.multiply(q, MatrixMut::new(scores, rows, width).first_columns(columns));
             }
         }
         let scale = 1.0 / (head_dim as f32).sqrt();
         let lse = scores.chunks_exact_mut(width).enumerate().map(|(row, scores)| softmax(scores, seen(row), scale));
         let lse = lse.collect();
-        let values = self.v.block(0..most, 0..head_dim);
-        match &self.transposed {
-            None => (0..rows).for_each(|row| weighted_sum(&scores[row * width..][..most], values, part.row_mut(row))),
-            Some(_) => {
-                let weights = Matrix::new(scores, rows, width).block(0..rows, 0..most);
-                gemm_serial(weights, values, part, Start::Zero);
+        match &self.packed {
+            None => {
+                let values = self.v.block(0..most, 0..head_dim);
+                (0..rows).for_each(|row| weighted_sum(&scores[row * width..][..most], values, part.row_mut(row)));
             }
+            Some([_, values]) => values.multiply(Matrix::new(scores, rows, width).block(0..rows, 0..most), part),
         }
         give(&SCORES, memory);
         lse
@@ -332,14 +329,6 @@ fn weighted_columns<const N: usize>(weights: &[f32], values: Matrix, start: usiz
         }
     }
     sums
-}
-
-/// Kᵀ, `[head_dim, padded]`, zero behind the last key.
-fn transposed_keys(k: Matrix, padded: usize) -> Vec<f32> {
-    let mut transposed = buffer(padded * k.columns);
-    transpose(k, &mut transposed, padded);
-    transposed.chunks_exact_mut(padded.max(1)).for_each(|channel| channel[k.rows..].fill(0.0));
-    transposed
 }
 
 multiversion! {
@@ -416,14 +405,12 @@ impl Inputs<'_> {
         // Keys before the first query.
         let past = len - q.rows;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let transposed = transposed_keys(k, len);
-        let transposed = Matrix::new(&transposed, head_dim, len);
+        let keys = Packed::new(k);
         let (mut scores, mut slopes) = (buffer(len * QUERIES), buffer(len * QUERIES));
-        let mut of_q_transposed = vec![0.0; head_dim * QUERIES];
         let mut tiles = of_q.reborrow().tiles(QUERIES, head_dim);
         tiles.sort_by_key(|tile| tile.column);
         let mut lse = lse;
-        for mut tile in tiles {
+        for tile in tiles {
             let (first, rows) = (tile.row, tile.part.rows);
             let columns = tile.column..tile.column + head_dim;
             let q = q.block(first..first + rows, columns.clone());
@@ -440,13 +427,7 @@ impl Inputs<'_> {
             let (scores, slopes) = (Matrix::new(scores, seen, rows), Matrix::new(slopes, seen, rows));
             gemm_serial(scores, gradient, of_v.first_rows(seen), Start::Keep);
             gemm_serial(slopes, q, of_k.first_rows(seen), Start::Keep);
-            let of_q_transposed = &mut of_q_transposed[..head_dim * rows];
-            let target = MatrixMut::new(of_q_transposed, head_dim, rows);
-            gemm_serial(transposed.block(0..head_dim, 0..seen), slopes, target, Start::Zero);
-            for row in 0..rows {
-                let to = tile.part.row_mut(row);
-                to.iter_mut().enumerate().for_each(|(i, to)| *to = of_q_transposed[i * rows + row]);
-            }
+            keys.multiply(slopes.transposed(), tile.part);
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Projection and cross entropy together, a chunk of the vocabulary at a time.
 
-use super::gemm::{Start, gemm};
+use super::gemm::{Packed, Start, gemm_serial};
 use super::matrix::{Matrix, MatrixMut};
 use super::operand::{self, buffer, floats, incoming, record, zeros};
+use super::scratch::{give, take};
 use super::simd::{exp, multiversion};
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -11,11 +12,12 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
+use std::cell::Cell;
 
-/// Logits in a chunk.
-const CHUNK: usize = 1 << 20;
-/// Vocabulary rows in one task of the passes over a chunk.
-const TASK_ROWS: usize = 256;
+/// Values of the weight in a chunk: it stays in the second-level cache from its logits to its gradients.
+const CHUNK: usize = 1 << 16;
+/// Values of the sums of the hidden states' gradient, of which there is one for each group of chunks.
+const PARTIAL_SUMS: usize = 16 << 20;
 /// Up to so many logits are kept for the backward step (48 MB); more are computed again.
 const KEPT: usize = 12 << 20;
 /// Supervised rows are filled up to a multiple of this, so that logits come in whole vectors.
@@ -38,7 +40,7 @@ pub fn cross_entropy_sum(hidden: &Tensor<2>, weight: &Tensor<2>, targets: &[u32]
         weight: weight.values,
         targets: targets.to_vec(),
         lse: Vec::new(),
-        logits: Vec::with_capacity(if keep { padded * vocabulary } else { 0 }),
+        logits: Vec::new(),
         tracked,
     };
     let loss = problem.forward(keep);
@@ -68,11 +70,10 @@ impl Problem {
         (rows, width, vocabulary)
     }
 
-    /// The first token and the number of tokens of every chunk.
-    fn chunks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (rows, _, vocabulary) = self.sizes();
-        let tokens = (CHUNK / rows.max(1)).max(TASK_ROWS);
-        (0..vocabulary).step_by(tokens).map(move |first| (first, tokens.min(vocabulary - first)))
+    /// Tokens of the vocabulary in a chunk. Depends on sizes only, as everything that decides the order of sums.
+    fn chunk(&self) -> usize {
+        let (_, width, _) = self.sizes();
+        (CHUNK / width.max(1)).clamp(32, 256)
     }
 
     fn weight_rows(&self, first: usize, tokens: usize) -> Matrix<'_> {
@@ -85,82 +86,134 @@ impl Problem {
         Matrix::new(floats(&self.hidden), rows, width)
     }
 
-    fn compute_logits(&self, first: usize, tokens: usize, logits: &mut [f32]) {
-        let (rows, _, _) = self.sizes();
-        let logits = MatrixMut::new(logits, tokens, rows);
-        gemm(self.weight_rows(first, tokens), self.hidden().transposed(), logits, Start::Zero);
-    }
-
     fn forward(&mut self, keep: bool) -> f32 {
-        let (rows, _, _) = self.sizes();
+        let (rows, _, vocabulary) = self.sizes();
+        if rows == 0 {
+            return 0.0;
+        }
+        let chunk = self.chunk();
+        let hidden = Packed::new(self.hidden().transposed());
+        let mut kept = buffer(if keep { vocabulary * rows } else { 0 });
+        let of_chunk = |first: usize, logits: &mut [f32]| {
+            let tokens = logits.len() / rows;
+            hidden.multiply(self.weight_rows(first, tokens), MatrixMut::new(logits, tokens, rows));
+            let picked = self.targets_among(first, tokens).map(|(row, token)| (row, logits[token * rows + row]));
+            (statistics(logits, rows), picked.collect::<Vec<_>>())
+        };
+        let parts: Vec<_> = if keep {
+            let chunks = kept.par_chunks_mut(chunk * rows).enumerate();
+            chunks.map(|(index, logits)| of_chunk(index * chunk, logits)).collect()
+        } else {
+            let chunks = (0..vocabulary.div_ceil(chunk)).into_par_iter();
+            let scratch = |index: usize| {
+                with_scratch(chunk.min(vocabulary - index * chunk) * rows, |logits| of_chunk(index * chunk, logits))
+            };
+            chunks.map(scratch).collect()
+        };
         let (mut largest, mut total) = (vec![f32::NEG_INFINITY; rows], vec![0f32; rows]);
         let mut picked = vec![0f32; self.targets.len()];
-        let mut scratch = Vec::new();
-        for (first, tokens) in self.chunks() {
-            scratch.resize(tokens * rows, 0.0);
-            self.compute_logits(first, tokens, &mut scratch);
-            let parts: Vec<_> =
-                scratch.par_chunks(TASK_ROWS * rows.max(1)).map(|part| statistics(part, rows)).collect();
-            parts.iter().for_each(|part| merge(&mut largest, &mut total, part));
-            for (row, &target) in self.targets.iter().enumerate() {
-                if let Some(token) = (target as usize).checked_sub(first).filter(|&token| token < tokens) {
-                    picked[row] = scratch[token * rows + row];
-                }
-            }
-            if keep {
-                self.logits.extend_from_slice(&scratch);
-            }
+        for (statistics, of_targets) in &parts {
+            merge(&mut largest, &mut total, statistics);
+            of_targets.iter().for_each(|&(row, logit)| picked[row] = logit);
         }
+        self.logits = kept;
         self.lse = largest.iter().zip(&total).map(|(largest, total)| largest + total.ln()).collect();
         self.lse[picked.len()..].fill(f32::INFINITY);
         // f64: the sum over thousands of rows must not lose the single row.
         self.lse.iter().zip(&picked).map(|(&lse, &picked)| f64::from(lse) - f64::from(picked)).sum::<f64>() as f32
     }
 
+    /// Rows whose target is among `tokens` tokens from `first` on, and which of these it is.
+    fn targets_among(&self, first: usize, tokens: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let among = move |target: usize| target.checked_sub(first).filter(|&token| token < tokens);
+        self.targets.iter().enumerate().filter_map(move |(row, &target)| Some((row, among(target as usize)?)))
+    }
+
     /// Gradients of hidden (without the filled-up rows) and of the weight, times `factor`; empty where not wanted.
+    ///
+    /// Chunks are done in groups, each with a sum of its own, which are added in order: any number of threads gives the same.
     fn backward(&mut self, factor: f32) -> [Vec<f32>; 2] {
         let (rows, width, vocabulary) = self.sizes();
         let [hidden_tracked, weight_tracked] = self.tracked;
-        let mut of_hidden = zeros(if hidden_tracked { rows * width } else { 0 });
+        if rows == 0 {
+            return [Vec::new(), zeros(if weight_tracked { vocabulary * width } else { 0 })];
+        }
         let mut of_weight = buffer(if weight_tracked { vocabulary * width } else { 0 });
         let mut kept = std::mem::take(&mut self.logits);
-        let mut scratch = Vec::new();
-        for (first, tokens) in self.chunks() {
-            let logits = if kept.is_empty() {
-                scratch.resize(tokens * rows, 0.0);
-                self.compute_logits(first, tokens, &mut scratch);
-                &mut scratch[..]
-            } else {
-                &mut kept[first * rows..(first + tokens) * rows]
-            };
-            self.slopes(logits, first, factor);
-            let slopes = Matrix::new(logits, tokens, rows);
-            if weight_tracked {
-                let of_weight = &mut of_weight[first * width..(first + tokens) * width];
-                gemm(slopes, self.hidden(), MatrixMut::new(of_weight, tokens, width), Start::Zero);
-            }
-            if hidden_tracked {
-                let of_hidden = MatrixMut::new(&mut of_hidden, rows, width);
-                gemm(slopes.transposed(), self.weight_rows(first, tokens), of_hidden, Start::Keep);
-            }
+        let (chunk, groups) = (self.chunk(), (PARTIAL_SUMS / (rows * width).max(1)).clamp(2, 64));
+        let group = vocabulary.div_ceil(chunk).div_ceil(groups).max(1) * chunk;
+        let groups = vocabulary.div_ceil(group);
+        let hidden = Packed::new(self.hidden());
+        let transposed = kept.is_empty().then(|| Packed::new(self.hidden().transposed()));
+        // Nothing, for every group, of what there is not.
+        let parts = |values, width: usize| parts_of(values, group * width, groups);
+        let work = parts(&mut kept[..], rows).into_par_iter().zip(parts(&mut of_weight[..], width)).enumerate();
+        let sums: Vec<Vec<f32>> = work
+            .map(|(index, (kept, of_weight))| {
+                let tokens = index * group..vocabulary.min((index + 1) * group);
+                let mut of_hidden = zeros(if hidden_tracked { rows * width } else { 0 });
+                for first in tokens.clone().step_by(chunk) {
+                    let (tokens, skipped) = (chunk.min(tokens.end - first), first - tokens.start);
+                    let mut of_chunk = |logits: &mut [f32]| {
+                        self.slopes(logits, first, factor);
+                        let slopes = Matrix::new(logits, tokens, rows);
+                        if weight_tracked {
+                            let of_weight = &mut of_weight[skipped * width..][..tokens * width];
+                            hidden.multiply(slopes, MatrixMut::new(of_weight, tokens, width));
+                        }
+                        if hidden_tracked {
+                            let of_hidden = MatrixMut::new(&mut of_hidden, rows, width);
+                            gemm_serial(slopes.transposed(), self.weight_rows(first, tokens), of_hidden, Start::Keep);
+                        }
+                    };
+                    match &transposed {
+                        Some(transposed) => with_scratch(tokens * rows, |logits| {
+                            let target = MatrixMut::new(logits, tokens, rows);
+                            transposed.multiply(self.weight_rows(first, tokens), target);
+                            of_chunk(logits);
+                        }),
+                        None => of_chunk(&mut kept[skipped * rows..][..tokens * rows]),
+                    }
+                }
+                of_hidden
+            })
+            .collect();
+        let mut of_hidden = zeros(if hidden_tracked { rows * width } else { 0 });
+        for sum in sums {
+            of_hidden.iter_mut().zip(sum).for_each(|(total, value)| *total += value);
         }
-        if hidden_tracked {
-            of_hidden.truncate(self.targets.len() * width);
-        }
+        of_hidden.truncate(self.targets.len() * width);
         [of_hidden, of_weight]
     }
 
     /// Turns a chunk of logits into their gradients.
     fn slopes(&self, logits: &mut [f32], first: usize, factor: f32) {
         let rows = self.lse.len();
-        let tokens = logits.len() / rows.max(1);
-        logits.par_chunks_mut(TASK_ROWS * rows.max(1)).for_each(|part| probabilities(part, &self.lse, factor));
-        for (row, &target) in self.targets.iter().enumerate() {
-            if let Some(token) = (target as usize).checked_sub(first).filter(|&token| token < tokens) {
-                logits[token * rows + row] -= factor;
-            }
+        probabilities(logits, &self.lse, factor);
+        for (row, token) in self.targets_among(first, logits.len() / rows) {
+            logits[token * rows + row] -= factor;
         }
     }
+}
+
+/// `values` in `number` parts of at most `len`, empty ones if there are no values.
+fn parts_of(values: &mut [f32], len: usize, number: usize) -> Vec<&mut [f32]> {
+    if values.is_empty() {
+        return (0..number).map(|_| &mut [][..]).collect();
+    }
+    values.chunks_mut(len.max(1)).collect()
+}
+
+/// Calls `f` with memory of this thread, whose values are whatever was there.
+fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
+    let mut memory = take(&LOGITS, len);
+    let value = f(&mut memory[..len]);
+    give(&LOGITS, memory);
+    value
+}
+
+thread_local! {
+    static LOGITS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 multiversion! {

@@ -1,4 +1,4 @@
-//! The matrix product `C = A B`, for any strides of A and B.
+//! The matrix product `C = A B`, whose factors lie row by row or column by column.
 //!
 //! Every element of C is summed in the same order, k ascending in slices of a length that depends on the sizes only,
 //! whatever part of C it is computed with: the result does not depend on the number of threads.
@@ -31,6 +31,8 @@ const PACKED: usize = 2 << 20;
 const TASK_ROWS: usize = 96;
 /// Panels of B in one task at most, unless C has few rows.
 const TASK_PANELS: usize = 8;
+/// Tasks that a product with few rows is divided into, where copies are to be few.
+const TASKS: usize = 16;
 /// With at most so many rows of A, B is read where it lies if its rows are in order.
 const FEW_ROWS: usize = 64;
 /// Products below this size are not worth handing to another thread.
@@ -66,17 +68,15 @@ fn product(kernel: Kernel, a: Matrix, b: Matrix, mut c: MatrixMut, start: Start,
         return;
     }
     let keep = !matches!(start, Start::Zero);
-    let ordered = (a.column_stride != 1).then(|| rows_in_order(a, parallel));
-    let a = ordered.as_deref().map_or(a, |ordered| Matrix::new(ordered, a.rows, depth));
     let in_place = b.column_stride == 1 && a.rows <= FEW_ROWS && columns.is_multiple_of(kernel.lanes);
-    let slice = depth.div_ceil(depth.div_ceil(SLICE));
+    let slice = slice_len(depth);
     let width = kernel.width();
     let group = if in_place { columns } else { (PACKED / depth / width).max(1) * width };
     for tile in c.reborrow().tiles(a.rows, group) {
         let part = b.block(0..depth, tile.column..tile.column + tile.part.columns);
         if in_place {
             multiply(
-                Factors { kernel, a, b: Slices { in_place: Some(part), packed: &[], slice } },
+                Factors { kernel, a, b: Slices { in_place: Some(part), packed: &[], depth, slice } },
                 tile.part,
                 keep,
                 parallel,
@@ -87,8 +87,52 @@ fn product(kernel: Kernel, a: Matrix, b: Matrix, mut c: MatrixMut, start: Start,
         let mut memory = take(&MEMORY, len);
         let packed = &mut memory[..len];
         pack(kernel, part, slice, packed, parallel);
-        multiply(Factors { kernel, a, b: Slices { in_place: None, packed, slice } }, tile.part, keep, parallel);
+        multiply(Factors { kernel, a, b: Slices { in_place: None, packed, depth, slice } }, tile.part, keep, parallel);
         give(&MEMORY, memory);
+    }
+}
+
+/// Length of the slices of an inner dimension that is not 0.
+fn slice_len(depth: usize) -> usize {
+    depth.div_ceil(depth.div_ceil(SLICE))
+}
+
+/// A right side that is packed once for several products on one thread.
+#[derive(Debug)]
+pub struct Packed {
+    kernel: Kernel,
+    values: Vec<f32>,
+    depth: usize,
+    columns: usize,
+}
+
+impl Packed {
+    /// b `[k, n]`
+    pub fn new(b: Matrix) -> Self {
+        let kernel = Kernel::best(isa());
+        let mut values = super::operand::buffer(b.rows * b.columns.next_multiple_of(kernel.width()));
+        if !values.is_empty() {
+            pack(kernel, b, slice_len(b.rows), &mut values, false);
+        }
+        Self { kernel, values, depth: b.rows, columns: b.columns }
+    }
+
+    /// Columns of B and those of zeros that fill up its last panel.
+    pub fn padded_columns(&self) -> usize {
+        self.columns.next_multiple_of(self.kernel.width())
+    }
+
+    /// `C = A B` on this thread, with the first `a.columns` rows and `c.columns` columns of B; columns of zeros may be among
+    /// them.
+    ///
+    /// # Panics
+    /// If B has fewer.
+    pub fn multiply(&self, a: Matrix, c: MatrixMut) {
+        let sizes = a.columns <= self.depth && c.columns <= self.padded_columns() && a.rows == c.rows;
+        assert!(sizes, "sizes of a matrix product");
+        let Self { kernel, depth, .. } = *self;
+        let b = Slices { in_place: None, packed: &self.values, depth, slice: slice_len(depth.max(1)) };
+        multiply(Factors { kernel, a, b }, c, false, false);
     }
 }
 
@@ -116,18 +160,20 @@ struct Slices<'a> {
     in_place: Option<Matrix<'a>>,
     /// Slice by slice, in each panel by panel.
     packed: &'a [f32],
+    /// Rows of what was packed, of which the product may need the first ones only.
+    depth: usize,
     /// Length of a slice; the last may be shorter.
     slice: usize,
 }
 
 impl<'a> Slices<'a> {
-    /// The panel of a slice whose first column is `column`, a multiple of `width`; B has `depth` rows.
-    fn panel(&self, width: usize, depth: usize, inner: &Range<usize>, column: usize) -> Panel<'a> {
+    /// The panel of a slice whose first column is `column`, a multiple of `width`.
+    fn panel(&self, width: usize, inner: &Range<usize>, column: usize) -> Panel<'a> {
         match self.in_place {
             Some(b) => Panel::in_place(b.block(inner.clone(), column..b.columns)),
             None => {
-                let padded = self.packed.len() / depth;
-                let begin = padded * inner.start + column * inner.len();
+                let padded = self.packed.len() / self.depth;
+                let begin = padded * inner.start + column * self.slice.min(self.depth - inner.start);
                 Panel::packed(&self.packed[begin..][..width * inner.len()], width)
             }
         }
@@ -141,7 +187,14 @@ fn multiply(factors: Factors, c: MatrixMut, keep: bool, parallel: bool) {
     // Tasks small enough that no thread waits long for another's last one.
     let width = factors.kernel.width();
     let panels = c.columns.div_ceil(width);
-    let together = if c.rows >= 4 * TASK_ROWS { panels.div_ceil(panels.div_ceil(TASK_PANELS)) } else { 1 };
+    let together = if c.rows >= 4 * TASK_ROWS {
+        panels.div_ceil(panels.div_ceil(TASK_PANELS))
+    } else if factors.a.column_stride != 1 {
+        // Every task copies its rows of A: the fewer, the better.
+        panels.div_ceil(TASKS.div_ceil(c.rows.div_ceil(TASK_ROWS))).min(TASK_PANELS)
+    } else {
+        1
+    };
     let tiles = c.tiles(TASK_ROWS, together * width);
     tiles.into_par_iter().with_max_len(1).for_each(|tile| factors.multiply_tile(tile, keep));
 }
@@ -158,30 +211,39 @@ impl Factors<'_> {
             for first in (0..depth).step_by(b.slice) {
                 let inner = first..depth.min(first + b.slice);
                 let block = a.block(row + first_row..row + first_row + rows, inner.clone());
+                let mut memory = Vec::new();
+                let block = if wants_copy(block, part.columns, width) {
+                    memory = take(&ROWS, block.rows * block.columns);
+                    columns_in_order(block, &mut memory)
+                } else {
+                    block
+                };
                 for first_column in (0..part.columns).step_by(width) {
-                    let panel = b.panel(width, depth, &inner, column + first_column);
+                    let panel = b.panel(width, &inner, column + first_column);
                     let columns = width.min(part.columns - first_column);
                     kernel.column(block, panel, &mut part, first_row, first_column, columns, keep || first > 0);
                 }
+                give(&ROWS, memory);
             }
         }
     }
 }
 
-/// A copy of A whose rows are in order.
-fn rows_in_order(a: Matrix, parallel: bool) -> Vec<f32> {
-    const ROWS: usize = 64;
-    let mut ordered = super::operand::buffer(a.rows * a.columns);
-    let copy = |(index, ordered): (usize, &mut [f32])| {
-        let rows = index * ROWS..a.rows.min((index + 1) * ROWS);
-        transpose(a.block(rows, 0..a.columns).transposed(), ordered, a.columns);
-    };
-    if parallel {
-        ordered.par_chunks_mut(ROWS * a.columns).enumerate().for_each(copy);
-    } else {
-        ordered.chunks_mut(ROWS * a.columns).enumerate().for_each(copy);
+/// Whether a block of A is copied first: its rows are not in order, its columns are not close together, and more than a panel
+/// or two of B will be multiplied with it.
+fn wants_copy(block: Matrix, columns: usize, width: usize) -> bool {
+    block.column_stride != 1 && block.column_stride != block.rows && columns > 2 * width
+}
+
+/// A copy of a block of A whose rows are not in order, column by column: kernels read it as well, and copying whole stretches
+/// of memory is cheaper than transposing.
+fn columns_in_order<'a>(block: Matrix, memory: &'a mut [f32]) -> Matrix<'a> {
+    let across = block.transposed();
+    let memory = &mut memory[..block.rows * block.columns];
+    for (index, column) in memory.chunks_exact_mut(block.rows.max(1)).enumerate() {
+        column.copy_from_slice(across.row(index));
     }
-    ordered
+    Matrix::new(memory, block.columns, block.rows).transposed()
 }
 
 /// Copies B into slices, and in these into panels of the kernel's width, k by k; the last panel is filled up with zeros.
@@ -217,5 +279,6 @@ fn pack_panel(b: Matrix, panel: &mut [f32], width: usize) {
 }
 
 thread_local! {
+    static ROWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     static MEMORY: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }

@@ -13,6 +13,9 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
+/// Values in one task of the elementwise passes.
+const CHUNK: usize = 1 << 14;
+
 /// See [`crate::ops::linear`].
 pub fn linear(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
     let x = operand::operand(x)?;
@@ -162,7 +165,6 @@ fn low_rank(x: &FlexTensor, a: &FlexTensor, mask: Option<&FlexTensor>) -> Vec<f3
 
 fn masked(x: &[f32], mask: &[f32]) -> Vec<f32> {
     let mut output = buffer(x.len());
-    const CHUNK: usize = 1 << 14;
     (output.par_chunks_mut(CHUNK), x.par_chunks(CHUNK), mask.par_chunks(CHUNK)).into_par_iter().for_each(
         |(output, x, mask)| {
             output.iter_mut().zip(x).zip(mask).for_each(|((output, x), mask)| *output = x * mask);
@@ -230,7 +232,8 @@ impl LoraSaved {
         let mut output = buffer(shape[0] * shape[1]);
         gemm(of_low, a, MatrixMut::new(&mut output, shape[0], shape[1]), Start::Zero);
         if let Some(mask) = &self.mask {
-            output.par_iter_mut().zip(floats(mask)).for_each(|(value, mask)| *value *= mask);
+            let chunks = output.par_chunks_mut(CHUNK).zip(floats(mask).par_chunks(CHUNK));
+            chunks.for_each(|(values, mask)| values.iter_mut().zip(mask).for_each(|(value, mask)| *value *= mask));
         }
         if let Some(weight) = Weight::new(&self.weight) {
             weight.backward(d, &mut output, true);

@@ -123,6 +123,15 @@ impl<'a> MatrixMut<'a> {
         MatrixMut { rows, exclusive: PhantomData, ..*self }
     }
 
+    /// The first columns.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn first_columns(self, columns: usize) -> MatrixMut<'a> {
+        assert!(columns <= self.columns, "{columns} columns of {}", self.columns);
+        MatrixMut { columns, ..self }
+    }
+
     /// Parts of at most `rows` rows and `columns` columns, row by row.
     pub fn tiles(self, rows: usize, columns: usize) -> Vec<Tile<'a>> {
         let (rows, columns) = (rows.max(1), columns.max(1));

@@ -7,6 +7,8 @@ use super::simd::Isa;
 const MAX_VECTORS: usize = 3;
 /// Rows done together where a last vector reaches beyond C.
 const EDGE_ROWS: usize = 24;
+/// Steps of the inner dimension in one turn of the loop.
+const UNROLLED: usize = 4;
 
 /// An instruction set and the tile that fills its registers.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +45,8 @@ struct Call {
     depth: usize,
     a: *const f32,
     a_stride: usize,
+    /// Distance of a row's neighbours in A.
+    a_step: usize,
     b: *const f32,
     b_stride: usize,
     c: *mut f32,
@@ -80,7 +84,11 @@ impl Kernel {
         keep: bool,
     ) {
         let vectors = columns.div_ceil(self.lanes);
-        assert!(a.column_stride == 1 && a.columns == panel.data.rows && panel.data.column_stride == 1);
+        assert!(
+            (a.column_stride == 1 || a.row_stride == 1)
+                && a.columns == panel.data.rows
+                && panel.data.column_stride == 1
+        );
         assert!(row + a.rows <= c.rows && column + columns <= c.columns);
         assert!(vectors <= self.vectors && vectors * self.lanes <= panel.data.columns);
         let call = Call {
@@ -88,6 +96,7 @@ impl Kernel {
             depth: a.columns,
             a: a.as_ptr(),
             a_stride: a.row_stride,
+            a_step: a.column_stride,
             b: panel.data.as_ptr(),
             b_stride: panel.data.row_stride,
             // SAFETY: (row, column) is an element of C or one past its end, by the assertions above.
@@ -134,7 +143,7 @@ impl Kernel {
 macro_rules! kernels {
     ($name:ident, $(#[$feature:meta])? $vector:ty, $lanes:literal, $rows:expr, $zero:expr, $splat:expr, $load:expr, $store:expr, $fused:expr, $add:expr) => {
         mod $name {
-            use super::Call;
+            use super::{Call, UNROLLED};
             #[cfg(target_arch = "x86_64")]
             #[allow(unused_imports)]
             use std::arch::x86_64::*;
@@ -145,10 +154,13 @@ macro_rules! kernels {
             pub unsafe fn run(vectors: usize, call: Call) {
                 // SAFETY: passed on.
                 unsafe {
-                    match vectors {
-                        3 => rows::<3>(call),
-                        2 => rows::<2>(call),
-                        _ => rows::<1>(call),
+                    match (vectors, call.a_step) {
+                        (3, 1) => rows::<3, true>(call),
+                        (2, 1) => rows::<2, true>(call),
+                        (_, 1) => rows::<1, true>(call),
+                        (3, _) => rows::<3, false>(call),
+                        (2, _) => rows::<2, false>(call),
+                        _ => rows::<1, false>(call),
                     }
                 }
             }
@@ -158,23 +170,50 @@ macro_rules! kernels {
             /// # Safety
             /// As `run`.
             $(#[$feature])?
-            unsafe fn rows<const VECTORS: usize>(mut call: Call) {
+            unsafe fn rows<const VECTORS: usize, const IN_ORDER: bool>(mut call: Call) {
                 // SAFETY: no more rows are passed on than the call has.
                 unsafe {
                     while call.rows >= { $rows } {
-                        tile::<{ $rows }, VECTORS>(&mut call);
+                        tile::<{ $rows }, VECTORS, IN_ORDER>(&mut call);
                     }
                     if call.rows >= 6 {
-                        tile::<6, VECTORS>(&mut call);
+                        tile::<6, VECTORS, IN_ORDER>(&mut call);
                     }
                     if call.rows >= 4 {
-                        tile::<4, VECTORS>(&mut call);
+                        tile::<4, VECTORS, IN_ORDER>(&mut call);
                     }
                     if call.rows >= 2 {
-                        tile::<2, VECTORS>(&mut call);
+                        tile::<2, VECTORS, IN_ORDER>(&mut call);
                     }
                     if call.rows >= 1 {
-                        tile::<1, VECTORS>(&mut call);
+                        tile::<1, VECTORS, IN_ORDER>(&mut call);
+                    }
+                }
+            }
+
+            /// One step: the values of A in `ROWS` rows times a line of B.
+            ///
+            /// # Safety
+            /// As `run`.
+            $(#[$feature])?
+            #[inline]
+            unsafe fn multiply<const ROWS: usize, const VECTORS: usize>(
+                sums: &mut [[$vector; VECTORS]; ROWS],
+                a: *const f32,
+                row_stride: usize,
+                b: *const f32,
+            ) {
+                // SAFETY: all offsets are within what the caller vouches for.
+                unsafe {
+                    let mut line: [$vector; VECTORS] = [$zero; VECTORS];
+                    for vector in 0..VECTORS {
+                        line[vector] = $load(b.add(vector * $lanes));
+                    }
+                    for row in 0..ROWS {
+                        let a = $splat(*a.add(row * row_stride));
+                        for vector in 0..VECTORS {
+                            sums[row][vector] = $fused(a, line[vector], sums[row][vector]);
+                        }
                     }
                 }
             }
@@ -185,22 +224,25 @@ macro_rules! kernels {
             /// As `run`.
             $(#[$feature])?
             #[inline]
-            unsafe fn tile<const ROWS: usize, const VECTORS: usize>(call: &mut Call) {
+            unsafe fn tile<const ROWS: usize, const VECTORS: usize, const IN_ORDER: bool>(call: &mut Call) {
                 let mut sums: [[$vector; VECTORS]; ROWS] = [[$zero; VECTORS]; ROWS];
                 // SAFETY: all offsets are within what the caller vouches for.
                 unsafe {
-                    for k in 0..call.depth {
-                        let line = call.b.add(k * call.b_stride);
-                        let mut b: [$vector; VECTORS] = [$zero; VECTORS];
-                        for vector in 0..VECTORS {
-                            b[vector] = $load(line.add(vector * $lanes));
+                    // One of A's strides is 1, so that addresses are constants; several steps a turn, because a core that is shared
+                    // with another hardware thread is limited by the number of instructions.
+                    let (mut a, mut b) = (call.a, call.b);
+                    let (row_stride, step) = if IN_ORDER { (call.a_stride, 1) } else { (1, call.a_step) };
+                    for _ in 0..call.depth / UNROLLED {
+                        for _ in 0..UNROLLED {
+                            multiply::<ROWS, VECTORS>(&mut sums, a, row_stride, b);
+                            a = a.wrapping_add(step);
+                            b = b.wrapping_add(call.b_stride);
                         }
-                        for row in 0..ROWS {
-                            let a = $splat(*call.a.add(row * call.a_stride + k));
-                            for vector in 0..VECTORS {
-                                sums[row][vector] = $fused(a, b[vector], sums[row][vector]);
-                            }
-                        }
+                    }
+                    for _ in 0..call.depth % UNROLLED {
+                        multiply::<ROWS, VECTORS>(&mut sums, a, row_stride, b);
+                        a = a.wrapping_add(step);
+                        b = b.wrapping_add(call.b_stride);
                     }
                     for row in 0..ROWS {
                         for vector in 0..VECTORS {

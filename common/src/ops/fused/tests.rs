@@ -1,6 +1,8 @@
 //! Every kernel against its definition: values and gradients, odd shapes, NaN and infinity, any number of threads.
 
 use super::super::{Mask, Rope, plain};
+use super::gemm::{Packed, Start, gemm};
+use super::matrix::{Matrix, MatrixMut};
 use crate::config::TextConfig;
 use crate::model::kv_cache::KvCache;
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -170,6 +172,75 @@ fn attention() {
             };
             check(&format!("attention {mask:?} {lens:?}"), &shapes, 4e-6, &fused, &plain);
         }
+    }
+}
+
+#[test]
+fn attention_of_last() {
+    let cases: [(&[usize], &[usize], usize, usize, usize); 4] = [
+        (&[1], &[1], 1, 1, 4),
+        (&[2, 3], &[7, 3], 2, 1, 6),
+        (&[1, 20, 0], &[300, 130, 5], 4, 2, 16),
+        (&[70, 6], &[90, 600], 6, 2, 64),
+    ];
+    for (last, lens, heads, kv_heads, head_dim) in cases {
+        let (queries, tokens) = (last.iter().sum(), lens.iter().sum());
+        let shapes = [[queries, heads * head_dim], [tokens, kv_heads * head_dim], [tokens, kv_heads * head_dim]];
+        let fused = |x: &[Tensor<2>]| super::attention_of_last(&x[0], &x[1], &x[2], heads, kv_heads, last, lens);
+        let plain = |x: &[Tensor<2>]| {
+            plain::attention_of_last(x[0].clone(), x[1].clone(), x[2].clone(), heads, kv_heads, last, lens)
+        };
+        check(&format!("attention of the last {last:?} of {lens:?}"), &shapes, 4e-6, &fused, &plain);
+    }
+}
+
+#[test]
+fn with_gradient() {
+    let outer = Tensor::<2>::from_data(TensorData::new(values(5, 35), [5, 7]), &Device::flex());
+    let device = Device::flex().autodiff();
+    let input = Tensor::<2>::from_data(TensorData::new(values(6, 35), [5, 7]), &device).require_grad();
+    let of_input = |seed: &dyn Fn(Tensor<2>) -> Tensor<1>| {
+        let gradients = seed(input.clone() * input.clone()).backward();
+        input.grad(&gradients).expect("a gradient").into_data().try_into_vec::<f32>().expect("f32")
+    };
+    let fused = |output| super::with_gradient(&output, &Tensor::from_inner(outer.clone())).expect("the kernel applies");
+    let plain = |output| plain::with_gradient(output, outer.clone());
+    assert_near("with_gradient", &of_input(&fused), &of_input(&plain), 1e-6);
+}
+
+#[test]
+fn products_with_a_transposed_left_side() {
+    // More rows than a task, more columns than two panels, more steps than a slice; then fewer of each.
+    for (m, k, n) in [(211, 801, 97), (96, 385, 33), (7, 5, 3), (100, 9, 20)] {
+        let (a, b) = (values(1, k * m), values(2, k * n));
+        let mut c = values(3, m * n);
+        let expected: Vec<f32> = (0..m * n)
+            .map(|i| {
+                let products = (0..k).map(|step| f64::from(a[step * m + i / n]) * f64::from(b[step * n + i % n]));
+                (f64::from(c[i]) + products.sum::<f64>()) as f32
+            })
+            .collect();
+        let (left, right) = (Matrix::new(&a, k, m).transposed(), Matrix::new(&b, k, n));
+        let mut alone = vec![f32::NAN; m * n];
+        Packed::new(right).multiply(left, MatrixMut::new(&mut alone, m, n));
+        let whole: Vec<f32> = alone.iter().zip(&c).map(|(product, start)| product + start).collect();
+        gemm(left, right, MatrixMut::new(&mut c, m, n), Start::Keep);
+        assert_near(&format!("Aᵀ B, {m} × {k} × {n}"), &c, &expected, 2e-6);
+        assert_near(&format!("Aᵀ B, {m} × {k} × {n}, packed before"), &whole, &expected, 2e-6);
+    }
+}
+
+#[test]
+fn a_packed_right_side_serves_for_its_first_rows_and_columns() {
+    let (a, b) = (values(1, 10 * 500), values(2, 500 * 40));
+    let packed = Packed::new(Matrix::new(&b, 500, 40));
+    for (depth, columns) in [(500, 40), (390, 40), (20, 16), (1, 1)] {
+        let left = Matrix::new(&a, 10, 500).block(0..10, 0..depth);
+        let right = Matrix::new(&b, 500, 40).block(0..depth, 0..columns);
+        let [mut found, mut expected] = [(); 2].map(|()| vec![f32::NAN; 10 * columns]);
+        packed.multiply(left, MatrixMut::new(&mut found, 10, columns));
+        gemm(left, right, MatrixMut::new(&mut expected, 10, columns), Start::Zero);
+        assert_near(&format!("the first {depth} rows, {columns} columns"), &found, &expected, 2e-6);
     }
 }
 
