@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use train::collective::launch;
+use train::collective::{guard, launch};
 use train::config::Config;
 use train::plan::{self, PlanArgs};
 use train::recipe;
@@ -49,6 +49,14 @@ struct PlanCli {
     plan: PlanArgs,
 }
 
+/// What a process did.
+enum Done {
+    /// Its work, and what there is to say of it.
+    Said(Option<String>),
+    /// It waited for the rank that is its child.
+    StoodGuard(ExitCode),
+}
+
 fn main() -> ExitCode {
     let args = common::args::with_dashes(std::env::args_os());
     let command = Cli::command().args_override_self(true).mut_subcommand("plan", |plan| plan.args_override_self(true));
@@ -60,17 +68,21 @@ fn main() -> ExitCode {
         Some(Command::Plan(PlanCli { settings: Settings { recipe, config }, plan })) => {
             let matches = matches.subcommand_matches("plan").context("the matches of plan")?;
             let stages = recipe::merge_stages(&config, matches, recipe.as_deref())?;
-            plan::run(&stages, &plan, recipe.as_deref()).map(Some)
+            plan::run(&stages, &plan, recipe.as_deref()).map(|report| Done::Said(Some(report)))
         }
         None => {
             let Settings { recipe, config } = cli.settings;
+            if let Some(code) = guard::stand_guard(&args)? {
+                return Ok(Done::StoodGuard(code));
+            }
             let mut config = recipe::resolve(config, &matches, recipe.as_deref())?;
             config.model_name_or_path = hub::resolve(&config.model_name_or_path, Wanted::Llava)?;
-            run(&config, args)
+            run(&config, args).map(Done::Said)
         }
     });
     match outcome {
-        Ok(report) => {
+        Ok(Done::StoodGuard(code)) => code,
+        Ok(Done::Said(report)) => {
             report.iter().for_each(|line| println!("{line}"));
             ExitCode::SUCCESS
         }

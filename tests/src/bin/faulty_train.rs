@@ -3,9 +3,10 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Command, FromArgMatches};
+use std::process::ExitCode;
 use std::time::Duration;
 use train::collective::launch::run_ranks;
-use train::collective::{Collective, Place};
+use train::collective::{Collective, Place, guard};
 use train::config::Config;
 use train::signals::StopRequest;
 use train::{recipe, trainer};
@@ -83,8 +84,11 @@ fn fault() -> Result<(Kind, usize, usize)> {
     Ok((kind, rank.parse()?, exchange.parse()?))
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     let words = common::args::with_dashes(std::env::args_os());
+    if let Some(code) = guard::stand_guard(&words)? {
+        return Ok(code);
+    }
     let matches = Config::augment_args(Command::new("faulty_train")).get_matches_from(words);
     let config = recipe::resolve(Config::from_arg_matches(&matches)?, &matches, None)?;
     let (kind, rank, exchange) = fault()?;
@@ -94,5 +98,5 @@ fn main() -> Result<()> {
         let faulty = Faulty { inner, kind, rank, exchanges_left: exchange };
         trainer::run(&config, Box::new(faulty), &device, &StopRequest::default())
     })?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -4,19 +4,21 @@
 //! but it may be one of those that it ended (MPICH 5.0.2: 9 of 40 runs). So the process that the launcher started waits for
 //! the rank, which runs as its child, and tells how it ended before the launcher can know of it.
 
+use super::launch::launched_processes;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::{emulate_default_handler, signal_name};
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitCode, ExitStatus};
 
 /// Says to the child who its guard is and which open file the note is: `PID:FD`.
 const VARIABLE: &str = "LLAVA_RANK_GUARD";
@@ -24,39 +26,51 @@ const VARIABLE: &str = "LLAVA_RANK_GUARD";
 /// Bytes of a note.
 const LEN: usize = 256;
 
-/// Who a rank is and where it is: memory that outlives it.
-pub struct Note(File);
+/// Who a rank is and where it is: memory that outlives it, if it has a guard.
+pub struct Note(Option<File>);
 
 impl Note {
+    /// The note that this rank's guard reads; nobody's, if it has none.
+    ///
+    /// # Errors
+    /// The guard is gone; it ends with the rank otherwise.
+    pub fn of_this_rank() -> Result<Self> {
+        let Ok(value) = std::env::var(VARIABLE) else { return Ok(Self(None)) };
+        guarded(&value).with_context(|| format!("{VARIABLE}={value}, which train sets itself"))
+    }
+
     /// Replaces the text by another one, cut to 256 bytes. One system call, no wait.
     pub fn write(&self, text: fmt::Arguments<'_>) {
+        let Some(file) = &self.0 else { return };
         let mut page = [0; LEN];
         // What does not fit is left out; a note that cannot be written must not end a run.
         let _ = (&mut page[..]).write_fmt(text);
-        let _ = self.0.write_all_at(&page, 0);
-    }
-
-    fn read(&self) -> String {
-        let mut page = [0; LEN];
-        let _ = self.0.read_exact_at(&mut page, 0);
-        String::from_utf8_lossy(&page).trim_end_matches('\0').to_string()
+        let _ = file.write_all_at(&page, 0);
     }
 }
 
-/// Makes this process the guard of the rank, which starts anew as its child. Returns in that child only.
+fn read(note: &File) -> String {
+    let mut page = [0; LEN];
+    let _ = note.read_exact_at(&mut page, 0);
+    String::from_utf8_lossy(&page).trim_end_matches('\0').to_string()
+}
+
+/// Makes this process the guard of a rank, which starts anew as its child with the same arguments; gives the exit code that it
+/// ended with. Nothing, without a launcher of several processes and in that child.
 ///
 /// # Errors
-/// The system refuses the child, or the child finds its guard gone.
-pub fn enter() -> Result<Note> {
-    if let Ok(value) = std::env::var(VARIABLE) {
-        return guarded(&value).with_context(|| format!("{VARIABLE}={value}, which train sets itself"));
+/// The system refuses the child.
+pub fn stand_guard(args: &[OsString]) -> Result<Option<ExitCode>> {
+    if launched_processes() < 2 || std::env::var_os(VARIABLE).is_some() {
+        return Ok(None);
     }
-    let status = guard().context("starting the rank as a process of its own")?;
+    let status = guard(args).context("starting the rank as a process of its own")?;
     // The launcher is to see the end that the rank had.
     if let Some(signal) = status.signal() {
         let _ = emulate_default_handler(signal);
     }
-    std::process::exit(status.code().unwrap_or(1))
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(Some(code.map_or(ExitCode::FAILURE, ExitCode::from)))
 }
 
 /// The child's side: dies with its guard.
@@ -66,17 +80,17 @@ fn guarded(value: &str) -> Result<Note> {
     if getppid().map(|pid| pid.as_raw_nonzero().to_string()).as_deref() != Some(guard) {
         bail!("the process that started this rank is gone");
     }
-    Ok(Note(File::options().write(true).open(format!("/proc/self/fd/{note}"))?))
+    Ok(Note(Some(File::options().write(true).open(format!("/proc/self/fd/{note}"))?)))
 }
 
-fn guard() -> Result<ExitStatus> {
+fn guard(args: &[OsString]) -> Result<ExitStatus> {
     // Stays open in the child.
-    let note = Note(File::from(memfd_create("rank", MemfdFlags::empty())?));
+    let note = File::from(memfd_create("rank", MemfdFlags::empty())?);
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let mut args = std::env::args_os();
+    let (name, args) = args.split_first().context("a program has a name")?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg0(args.next().unwrap_or_default()).args(args);
-    let mut rank = command.env(VARIABLE, format!("{}:{}", std::process::id(), note.0.as_raw_fd())).spawn()?;
+    command.arg0(name).args(args).env(VARIABLE, format!("{}:{}", std::process::id(), note.as_raw_fd()));
+    let mut rank = command.spawn()?;
     let process = Pid::from_child(&rank);
     std::thread::spawn(move || {
         for signal in signals.forever() {
@@ -85,8 +99,9 @@ fn guard() -> Result<ExitStatus> {
         }
     });
     let status = rank.wait()?;
-    if let Some(signal) = status.signal() {
-        crate::tell!("{}", obituary(&note.read(), rank.id(), signal));
+    // With the other two, a launcher or a user ends a rank on purpose.
+    if let Some(signal) = status.signal().filter(|signal| ![SIGINT, SIGTERM].contains(signal)) {
+        crate::tell!("{}", obituary(&read(&note), rank.id(), signal));
     }
     Ok(status)
 }
@@ -110,12 +125,14 @@ mod tests {
 
     #[test]
     fn the_last_note_is_kept_and_cut_to_its_room() {
-        let note = Note(File::from(memfd_create("note", MemfdFlags::empty()).expect("a file in memory")));
-        assert_eq!(note.read(), "");
+        let file = File::from(memfd_create("note", MemfdFlags::empty()).expect("a file in memory"));
+        let note = Note(Some(file.try_clone().expect("the same file")));
+        assert_eq!(read(&file), "");
         note.write(format_args!("rank 1 of 2, {}", "é".repeat(300)));
-        assert!(note.read().starts_with("rank 1 of 2, ééé"));
+        assert!(read(&file).starts_with("rank 1 of 2, ééé"));
         note.write(format_args!("rank {} of {}", 1, 2));
-        assert_eq!(note.read(), "rank 1 of 2");
-        assert!(obituary(&note.read(), 7, 9).starts_with("error: rank 1 of 2: process 7 on "));
+        assert_eq!(read(&file), "rank 1 of 2");
+        assert!(obituary(&read(&file), 7, 9).starts_with("error: rank 1 of 2: process 7 on "));
+        Note(None).write(format_args!("nobody reads this"));
     }
 }

@@ -1,7 +1,7 @@
 //! How this process was started: alone, to run ranks as threads, or as one of several processes.
 
 use super::Collective;
-use super::guard;
+use super::guard::{self, Note};
 use super::mpi::{self, MpiRank, abort_all};
 use super::threads;
 use anyhow::{Result, anyhow, bail};
@@ -92,7 +92,7 @@ fn share_cores() -> Result<()> {
 }
 
 fn run_mpi<T>(processes: usize, timeout: Duration, rank_main: impl Fn(Box<dyn Collective>) -> Result<T>) -> Result<T> {
-    let note = guard::enter()?;
+    let note = Note::of_this_rank()?;
     share_cores()?;
     let rank = MpiRank::start(timeout, note)?;
     let (index, world_size) = (rank.rank(), rank.world_size());
