@@ -177,13 +177,14 @@ fn attention() {
 
 #[test]
 fn attention_of_last() {
-    let cases: [(&[usize], &[usize], usize, usize, usize); 4] = [
-        (&[1], &[1], 1, 1, 4),
-        (&[2, 3], &[7, 3], 2, 1, 6),
-        (&[1, 20, 0], &[300, 130, 5], 4, 2, 16),
-        (&[70, 6], &[90, 600], 6, 2, 64),
+    // Last tokens, tokens; query heads, key/value heads, their width.
+    let cases: [([&[usize]; 2], [usize; 3]); 4] = [
+        ([&[1], &[1]], [1, 1, 4]),
+        ([&[2, 3], &[7, 3]], [2, 1, 6]),
+        ([&[1, 20, 0], &[300, 130, 5]], [4, 2, 16]),
+        ([&[70, 6], &[90, 600]], [6, 2, 64]),
     ];
-    for (last, lens, heads, kv_heads, head_dim) in cases {
+    for ([last, lens], [heads, kv_heads, head_dim]) in cases {
         let (queries, tokens) = (last.iter().sum(), lens.iter().sum());
         let shapes = [[queries, heads * head_dim], [tokens, kv_heads * head_dim], [tokens, kv_heads * head_dim]];
         let fused = |x: &[Tensor<2>]| super::attention_of_last(&x[0], &x[1], &x[2], heads, kv_heads, last, lens);
