@@ -87,7 +87,12 @@ fn lora_linear(bencher: Bencher, side: Side) {
 #[divan::bench(args = SIDES)]
 fn rms_norm(bencher: Bencher, side: Side) {
     let (x, w) = (leaf(TOKENS, WIDTH), vector(leaf(1, WIDTH)));
-    bench(bencher, side, || fused::rms_norm(&x, &w, 1e-6), || plain::rms_norm(x.clone(), w.clone(), 1e-6));
+    bench(
+        bencher,
+        side,
+        || fused::rms_norm(&x, &w, 1e-6).map(Tensor::from),
+        || plain::rms_norm(x.clone(), w.clone(), 1e-6),
+    );
 }
 
 #[divan::bench(args = SIDES)]
@@ -96,7 +101,7 @@ fn layer_norm(bencher: Bencher, side: Side) {
     bench(
         bencher,
         side,
-        || fused::layer_norm(&x, &w, &b, 1e-5),
+        || fused::layer_norm(&x, &w, &b, 1e-5).map(Tensor::from),
         || plain::layer_norm(x.clone(), w.clone(), b.clone(), 1e-5),
     );
 }
@@ -104,19 +109,19 @@ fn layer_norm(bencher: Bencher, side: Side) {
 #[divan::bench(args = SIDES)]
 fn swiglu(bencher: Bencher, side: Side) {
     let (gate, up) = (leaf(TOKENS, INTERMEDIATE), leaf(TOKENS, INTERMEDIATE));
-    bench(bencher, side, || fused::swiglu(&gate, &up), || plain::swiglu(gate.clone(), up.clone()));
+    bench(bencher, side, || fused::swiglu(&gate, &up).map(Tensor::from), || plain::swiglu(gate.clone(), up.clone()));
 }
 
 #[divan::bench(args = SIDES)]
 fn gelu(bencher: Bencher, side: Side) {
     let x = leaf(TOKENS, 4 * WIDTH);
-    bench(bencher, side, || fused::gelu(&x), || plain::gelu(x.clone()));
+    bench(bencher, side, || fused::gelu(&x).map(Tensor::from), || plain::gelu(x.clone()));
 }
 
 #[divan::bench(args = SIDES)]
 fn quick_gelu(bencher: Bencher, side: Side) {
     let x = leaf(TOKENS, 4 * WIDTH);
-    bench(bencher, side, || fused::quick_gelu(&x), || plain::quick_gelu(x.clone()));
+    bench(bencher, side, || fused::quick_gelu(&x).map(Tensor::from), || plain::quick_gelu(x.clone()));
 }
 
 #[divan::bench(args = SIDES)]

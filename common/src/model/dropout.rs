@@ -1,7 +1,7 @@
 //! Dropout of the LoRA branches: a pure function of the row, not of where and with whom the row is computed.
 
-use burn::tensor::{Tensor, TensorData};
-use rayon::prelude::*;
+use crate::ops::Dropout;
+use crate::ops::dropout::mix;
 
 /// Dropout for the rows of a packed batch.
 ///
@@ -41,43 +41,17 @@ impl<'a> SiteDropout<'a> {
         Self { last: Some(lens), ..self }
     }
 
-    /// The mask for x `[T, in]`, same shape: 0 or 1 / (1 − probability).
-    pub fn mask(&self, x: &Tensor<2>) -> Tensor<2> {
-        let [tokens, width] = x.dims();
-        let values = self.mask_values(tokens, width);
-        Tensor::from_data(TensorData::new(values, [tokens, width]), &x.device())
-    }
-
-    fn mask_values(&self, tokens: usize, width: usize) -> Vec<f32> {
+    /// For the tokens of the batch.
+    pub fn of_values(&self) -> Dropout {
         let LoraDropout { probability, seed, ref row_keys } = *self.dropout;
-        let streams: Vec<u64> = (row_keys.iter().zip(self.seq_lens).zip(self.last.unwrap_or(self.seq_lens)))
+        let streams = (row_keys.iter().zip(self.seq_lens).zip(self.last.unwrap_or(self.seq_lens)))
             .flat_map(|((&key, &len), &last)| {
                 let row = mix(mix(seed ^ mix(key)) ^ self.site);
                 (len - last..len).map(move |token| mix(row ^ token as u64))
             })
             .collect();
-        let threshold = (probability * 65536.0).round() as u16;
-        let kept = (1.0 / (1.0 - probability)) as f32;
-        let mut values = vec![0f32; tokens * width];
-        values.par_chunks_mut(width.max(1)).zip(streams).for_each(|(values, stream)| {
-            // One 64-bit number decides four channels, 16 bits each.
-            for (word, values) in values.chunks_mut(4).enumerate() {
-                let bits = mix(stream.wrapping_add(word as u64));
-                for (lane, value) in values.iter_mut().enumerate() {
-                    *value = if (bits >> (16 * lane)) as u16 >= threshold { kept } else { 0.0 };
-                }
-            }
-        });
-        values
+        Dropout::new(streams, probability)
     }
-}
-
-/// SplitMix64's output function over its increment: neighbouring inputs give unrelated outputs.
-fn mix(value: u64) -> u64 {
-    let z = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]
@@ -87,7 +61,7 @@ mod tests {
     fn mask(row_keys: &[u64], seq_lens: &[usize], layer: usize, width: usize) -> Vec<f32> {
         let dropout = LoraDropout { probability: 0.25, seed: 3, row_keys: row_keys.into() };
         let site = dropout.at(seq_lens, layer, 1).expect("a probability above 0");
-        site.mask_values(seq_lens.iter().sum(), width)
+        site.of_values().mask_values(width)
     }
 
     #[test]
@@ -103,8 +77,8 @@ mod tests {
     fn the_last_tokens_have_the_mask_that_they_have_among_all() {
         let dropout = LoraDropout { probability: 0.25, seed: 3, row_keys: vec![7, 8] };
         let site = dropout.at(&[5, 3], 2, 1).expect("a probability above 0");
-        let all = site.mask_values(8, 10);
-        assert_eq!(site.of_last(&[2, 3]).mask_values(5, 10), all[30..]);
+        let all = site.of_values().mask_values(10);
+        assert_eq!(site.of_last(&[2, 3]).of_values().mask_values(10), all[30..]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::vision_tower::Embedding;
 use crate::config::TextConfig;
-use crate::ops::{self, Mask, Rope};
+use crate::ops::{self, LinearInput, Mask, Rope};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
@@ -196,13 +196,13 @@ impl LanguageModel {
     /// Logits after the tokens at `positions`: hidden `[T, D]` → `[positions, V]`.
     pub fn logits(&self, hidden: Tensor<2>, positions: &[usize], config: &TextConfig) -> Tensor<2> {
         let rows = ops::select_rows(hidden, positions);
-        self.head().logits(self.model.norm.forward(rows, config.rms_norm_eps))
+        self.head().logits(self.model.norm.forward(rows, config.rms_norm_eps).values)
     }
 
     /// Sum of the cross entropy of `targets` at `positions`: hidden `[T, D]` → `[1]`. No other logits are computed.
     pub fn loss_sum(&self, hidden: Tensor<2>, positions: &[usize], targets: &[u32], config: &TextConfig) -> Tensor<1> {
         let rows = ops::select_rows(hidden, positions);
-        let normed = self.model.norm.forward(rows, config.rms_norm_eps);
+        let normed = self.model.norm.forward(rows, config.rms_norm_eps).values;
         match self.head() {
             head if head.int8.is_some() => ops::plain::cross_entropy_of_logits(head.logits(normed), targets),
             head => ops::cross_entropy_sum(normed, head.weight.val(), targets),
@@ -273,7 +273,7 @@ impl Qwen2Layer {
         let attention = &self.self_attn;
         let dropout = |projection| Some(context.dropout(layer, projection)?.of_last(&last.lens));
         let normed = self.input_layernorm.forward(hidden.clone(), eps);
-        let x = ops::select_rows(normed.clone(), &last.rows);
+        let x = ops::select_rows(normed.values.clone(), &last.rows);
         let q = ops::rope(attention.q_proj.forward(x, dropout(0)), &last.rope, heads);
         let k = attention.k_proj.forward(normed.clone(), context.dropout(layer, 1));
         let k = ops::rope(k, &context.rope, kv_heads);
@@ -303,7 +303,7 @@ impl Qwen2Layer {
             _ => x,
         };
         let (rope, query_lens) = last.map_or((&context.rope, &context.seq_lens), |last| (&last.rope, &last.lens));
-        let q = ops::rope(attention.q_proj.forward(of_last(normed.clone()), None), rope, heads);
+        let q = ops::rope(attention.q_proj.forward(of_last(normed.values.clone()), None), rope, heads);
         let k = ops::rope(attention.k_proj.forward(normed.clone(), None), &context.rope, kv_heads);
         let v = attention.v_proj.forward(normed, None);
         let mut start = 0;
@@ -324,7 +324,7 @@ impl Qwen2Attention {
     /// x `[T, D]` → rotated queries `[T, heads · head_dim]` and keys, and values, `[T, kv_heads · head_dim]`.
     fn queries_keys_values(
         &self,
-        x: Tensor<2>,
+        x: LinearInput,
         layer: usize,
         context: &TextContext,
     ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
@@ -338,7 +338,7 @@ impl Qwen2Attention {
 
 impl Qwen2Mlp {
     /// `dropout` gives that of a projection of the layer.
-    fn forward<'a>(&self, x: Tensor<2>, dropout: impl Fn(usize) -> Option<SiteDropout<'a>>) -> Tensor<2> {
+    fn forward<'a>(&self, x: LinearInput, dropout: impl Fn(usize) -> Option<SiteDropout<'a>>) -> Tensor<2> {
         let gate = self.gate_proj.forward(x.clone(), dropout(4));
         let up = self.up_proj.forward(x, dropout(5));
         self.down_proj.forward(ops::swiglu(gate, up), dropout(6))
@@ -347,7 +347,7 @@ impl Qwen2Mlp {
 
 impl RmsNorm {
     /// x `[T, D]` → same.
-    pub fn forward(&self, x: Tensor<2>, eps: f64) -> Tensor<2> {
+    pub fn forward(&self, x: Tensor<2>, eps: f64) -> LinearInput {
         ops::rms_norm(x, self.weight.val(), eps)
     }
 }

@@ -3,8 +3,8 @@
 #![allow(non_snake_case)] // `lora_A` and `lora_B` are the published names.
 
 use super::dropout::SiteDropout;
-use crate::ops;
 use crate::ops::int8::{Int8Weight, linear_int8};
+use crate::ops::{self, LinearInput};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
@@ -41,19 +41,20 @@ impl Linear {
     }
 
     /// x `[T, in]` → `[T, out]`. `dropout` acts on the LoRA branch's input only.
-    pub fn forward(&self, x: Tensor<2>, dropout: Option<SiteDropout>) -> Tensor<2> {
+    pub fn forward(&self, x: impl Into<LinearInput>, dropout: Option<SiteDropout>) -> Tensor<2> {
+        let x = x.into();
         let bias = self.bias.as_ref().map(Param::val);
         let lora = self.lora_A.as_ref().zip(self.lora_B.as_ref()).map(|(a, b)| (a.weight.val(), b.weight.val()));
         match (&self.int8, lora) {
             (None, None) => ops::linear(x, self.weight.val(), bias),
             (None, Some((a, b))) => {
-                let mask = dropout.map(|dropout| dropout.mask(&x));
-                ops::lora_linear(x, self.weight.val(), bias, a, b, self.lora_scale, mask)
+                let dropout = dropout.map(|dropout| dropout.of_values());
+                ops::lora_linear(x, self.weight.val(), bias, a, b, self.lora_scale, dropout.as_ref())
             }
-            (Some(int8), None) => linear_int8(x, int8, bias),
+            (Some(int8), None) => linear_int8(x.values, int8, bias),
             (Some(int8), Some((a, b))) => {
                 let branch = ops::linear(ops::linear(x.clone(), a, None), b, None) * self.lora_scale;
-                linear_int8(x, int8, bias) + branch
+                linear_int8(x.values, int8, bias) + branch
             }
         }
     }

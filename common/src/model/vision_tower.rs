@@ -4,7 +4,7 @@ use super::dropout::{LoraDropout, SiteDropout};
 use super::linear::Linear;
 use crate::config::{FeatureSelect, LlavaConfig, VisionConfig};
 use crate::ops::int8::{Int8Weight, linear_int8};
-use crate::ops::{self, Mask};
+use crate::ops::{self, LinearInput, Mask};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -194,7 +194,7 @@ impl VisionTransformer {
     /// `pixel_values` `[N, C, S, S]` → hidden state 0, `[N·(1 + patches), D]`.
     pub fn embed(&self, pixel_values: Tensor<4>, context: &VisionContext) -> Tensor<2> {
         let embeddings = self.embeddings.forward(pixel_values);
-        self.pre_layrnorm.forward(embeddings, context.config.layer_norm_eps)
+        self.pre_layrnorm.forward(embeddings, context.config.layer_norm_eps).into()
     }
 }
 
@@ -248,7 +248,7 @@ impl VisionLayer {
 }
 
 impl VisionAttention {
-    fn forward(&self, x: Tensor<2>, layer: usize, context: &VisionContext) -> Tensor<2> {
+    fn forward(&self, x: LinearInput, layer: usize, context: &VisionContext) -> Tensor<2> {
         let heads = context.config.num_attention_heads;
         let q = self.q_proj.forward(x.clone(), context.dropout(layer, 0));
         let k = self.k_proj.forward(x.clone(), context.dropout(layer, 1));
@@ -260,7 +260,7 @@ impl VisionAttention {
 
 impl LayerNorm {
     /// x `[T, D]` → same.
-    pub fn forward(&self, x: Tensor<2>, eps: f64) -> Tensor<2> {
+    pub fn forward(&self, x: Tensor<2>, eps: f64) -> LinearInput {
         ops::layer_norm(x, self.weight.val(), self.bias.val(), eps)
     }
 }

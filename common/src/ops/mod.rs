@@ -3,9 +3,14 @@
 //!
 //! Weights may be stored in another number format than the activations (bf16, f16): the result has the activations' format.
 
+pub mod dropout;
 pub mod fused;
 pub mod int8;
+mod linear_input;
 pub mod plain;
+
+pub use dropout::Dropout;
+pub use linear_input::LinearInput;
 
 use crate::config::Activation;
 use crate::model::kv_cache::LayerCache;
@@ -17,48 +22,50 @@ use burn::tensor::{Device, Tensor, TensorData};
 pub const MAX_INDEPENDENT_TOKENS: usize = 8;
 
 /// `y = x Wᵀ + b`. x `[T, in]`, weight `[out, in]`, bias `[out]` → `[T, out]`.
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    fused::linear(&x, &weight, bias.as_ref()).unwrap_or_else(|| plain::linear(x, weight, bias))
+pub fn linear(x: impl Into<LinearInput>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    let x = x.into();
+    fused::linear(x.clone(), &weight, bias.as_ref()).unwrap_or_else(|| plain::linear(x.values, weight, bias))
 }
 
-/// `linear` + `scale · (mask ∘ x) Aᵀ Bᵀ`. a `[r, in]`, b `[out, r]`; `mask` `[T, in]` holds 0 or 1/(1−p), `None` without dropout.
+/// `linear` + `scale · (mask ∘ x) Aᵀ Bᵀ`. a `[r, in]`, b `[out, r]`; the mask is that of `dropout`.
 #[allow(clippy::too_many_arguments)]
 pub fn lora_linear(
-    x: Tensor<2>,
+    x: impl Into<LinearInput>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
     a: Tensor<2>,
     b: Tensor<2>,
     scale: f32,
-    mask: Option<Tensor<2>>,
+    dropout: Option<&Dropout>,
 ) -> Tensor<2> {
-    fused::lora_linear(&x, &weight, bias.as_ref(), &a, &b, scale, mask.as_ref())
-        .unwrap_or_else(|| plain::lora_linear(x, weight, bias, a, b, scale, mask))
+    let x = x.into();
+    fused::lora_linear(x.clone(), &weight, bias.as_ref(), &a, &b, scale, dropout)
+        .unwrap_or_else(|| plain::lora_linear(x.values, weight, bias, a, b, scale, dropout))
 }
 
 /// Qwen2's RMSNorm over the last dimension. x `[T, D]`, weight `[D]`.
-pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
-    fused::rms_norm(&x, &weight, eps).unwrap_or_else(|| plain::rms_norm(x, weight, eps))
+pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> LinearInput {
+    fused::rms_norm(&x, &weight, eps).unwrap_or_else(|| plain::rms_norm(x, weight, eps).into())
 }
 
 /// LayerNorm over the last dimension. x `[T, D]`, weight and bias `[D]`.
-pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<2> {
-    fused::layer_norm(&x, &weight, &bias, eps).unwrap_or_else(|| plain::layer_norm(x, weight, bias, eps))
+pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> LinearInput {
+    fused::layer_norm(&x, &weight, &bias, eps).unwrap_or_else(|| plain::layer_norm(x, weight, bias, eps).into())
 }
 
 /// `silu(gate) ∘ up`, both `[T, F]`.
-pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    fused::swiglu(&gate, &up).unwrap_or_else(|| plain::swiglu(gate, up))
+pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> LinearInput {
+    fused::swiglu(&gate, &up).unwrap_or_else(|| plain::swiglu(gate, up).into())
 }
 
 /// Exact GELU.
-pub fn gelu(x: Tensor<2>) -> Tensor<2> {
-    fused::gelu(&x).unwrap_or_else(|| plain::gelu(x))
+pub fn gelu(x: Tensor<2>) -> LinearInput {
+    fused::gelu(&x).unwrap_or_else(|| plain::gelu(x).into())
 }
 
 /// `x · sigmoid(1.702 x)`.
-pub fn quick_gelu(x: Tensor<2>) -> Tensor<2> {
-    fused::quick_gelu(&x).unwrap_or_else(|| plain::quick_gelu(x))
+pub fn quick_gelu(x: Tensor<2>) -> LinearInput {
+    fused::quick_gelu(&x).unwrap_or_else(|| plain::quick_gelu(x).into())
 }
 
 /// `x · sigmoid(x)`.
@@ -67,11 +74,11 @@ pub fn silu(x: Tensor<2>) -> Tensor<2> {
 }
 
 /// The activation that a config names.
-pub fn activate(x: Tensor<2>, activation: Activation) -> Tensor<2> {
+pub fn activate(x: Tensor<2>, activation: Activation) -> LinearInput {
     match activation {
         Activation::Gelu => gelu(x),
         Activation::QuickGelu => quick_gelu(x),
-        Activation::Silu => silu(x),
+        Activation::Silu => silu(x).into(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The definitions: compositions of burn operations that run, and differentiate, on every backend.
 
-use super::{Mask, Rope};
+use super::{Dropout, Mask, Rope};
 use crate::model::kv_cache::LayerCache;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData, activation};
 
@@ -38,10 +38,11 @@ pub fn lora_linear(
     a: Tensor<2>,
     b: Tensor<2>,
     scale: f32,
-    mask: Option<Tensor<2>>,
+    dropout: Option<&Dropout>,
 ) -> Tensor<2> {
-    let dropped = match mask {
-        Some(mask) => x.clone() * mask,
+    let [_, width] = x.dims();
+    let dropped = match dropout {
+        Some(dropout) => x.clone() * dropout.mask(width, &x.device()),
         None => x.clone(),
     };
     linear(x, weight, bias) + linear(linear(dropped, a, None), b, None) * scale

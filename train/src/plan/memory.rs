@@ -171,7 +171,7 @@ impl Step<'_> {
         let (kept, again) = if config.gradient_checkpointing { (shape.tokens * hidden, layer) } else { (layer, 0.0) };
         // The last layer is computed for what the loss needs: keys and values of all tokens, the rest of supervised ones.
         let kv = (model.text.num_key_value_heads * model.text.head_dim()) as f64;
-        let last = shape.tokens * (2.0 * hidden + 2.0 * kv);
+        let last = shape.tokens * (hidden + 2.0 * kv);
         let logits = shape.supervised * model.text.vocab_size as f64;
         let logits = if logits <= KEPT_LOGITS { 2.0 * logits } else { CHUNK_LOGITS };
         let layers = model.text.num_hidden_layers;
@@ -239,30 +239,19 @@ impl Step<'_> {
         let trained = matches!(self.config.train_type, TrainType::None | TrainType::FreezeVision);
         // Two norms' inputs; rotated queries and keys, values; gate and up.
         let mut kept = 2.0 * d + d + 2.0 * kv + 2.0 * f;
-        // A projection keeps its input if its weight is trained or has LoRA; projections of the same input share it.
-        for (projections, width) in [
-            (&["q_proj", "k_proj", "v_proj"][..], d),
-            (&["o_proj"], d),
-            (&["gate_proj", "up_proj"], d),
-            (&["down_proj"], f),
-        ] {
-            let with_lora = projections.iter().filter(|projection| self.targets(projection)).count() as f64;
-            if trained || with_lora > 0.0 {
-                kept += width;
-            }
-            if let Some(lora) = self.lora {
-                let mask = if lora.lora_dropout > 0.0 { width } else { 0.0 };
-                kept += with_lora * (mask + lora.r as f64);
-            }
+        // The other projections' inputs are computed again.
+        if trained || self.targets("o_proj") {
+            kept += d;
         }
-        kept
+        let ranks = self.lora.map_or(0.0, |lora| (lora.r * lora.target_modules.len()) as f64);
+        kept + ranks
     }
 
     /// Values that lie below the language model's layers while they work: the projector's, and a trained tower's.
     fn below_text(&self) -> f64 {
         let hidden = self.model.text.hidden_size as f64;
         let inputs = (self.model.vision.hidden_size * self.model.vision_feature_layers.len()) as f64;
-        let projector = self.shape.features * (inputs + 3.0 * hidden);
+        let projector = self.shape.features * (inputs + 2.0 * hidden);
         projector + self.shape.tokens * hidden + if self.blocks.trains_vision() { self.vision_kept() } else { 0.0 }
     }
 
@@ -272,11 +261,8 @@ impl Step<'_> {
         let (d, f) = (hidden_size as f64, intermediate_size as f64);
         let per_layer = match self.lora {
             _ if self.config.gradient_checkpointing => d,
-            Some(lora) => {
-                let mask = if lora.lora_dropout > 0.0 { d } else { 0.0 };
-                6.0 * d + f + 3.0 * (mask + lora.r as f64)
-            }
-            None => 8.0 * d + 2.0 * f,
+            Some(lora) => 5.0 * d + f + 3.0 * lora.r as f64,
+            None => 6.0 * d + f,
         };
         self.shape.vision_tokens * self.model.computed_vision_layers() as f64 * per_layer
     }

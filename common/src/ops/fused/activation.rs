@@ -1,7 +1,9 @@
 //! SwiGLU, GELU and QuickGELU.
 
+use super::again::Again;
 use super::operand::{self, buffer, floats, incoming, record};
 use super::simd::{erf, exp, multiversion, sigmoid};
+use crate::ops::LinearInput;
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
@@ -14,15 +16,25 @@ use rayon::prelude::*;
 const CHUNK: usize = 1 << 14;
 
 /// See [`crate::ops::swiglu`].
-pub fn swiglu(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
+pub fn swiglu(gate: &Tensor<2>, up: &Tensor<2>) -> Option<LinearInput> {
     let (gate, up) = (operand::operand(gate)?, operand::operand(up)?);
-    let shape = operand::dims(&gate.values);
+    let output = product(&gate.values, &up.values);
+    let again = (gate.node.tracked() || up.node.tracked()).then(|| {
+        let (gate, up) = (gate.values.clone(), up.values.clone());
+        Again::new(move || product(&gate, &up))
+    });
+    let values = record(SwiGlu, [gate.node, up.node], || (gate.values, up.values), output);
+    Some(LinearInput { values, again })
+}
+
+/// `silu(gate) ∘ up`.
+fn product(gate: &FlexTensor, up: &FlexTensor) -> FlexTensor {
+    let shape = operand::dims(gate);
     let mut output = buffer(shape[0] * shape[1]);
-    (output.par_chunks_mut(CHUNK), floats(&gate.values).par_chunks(CHUNK), floats(&up.values).par_chunks(CHUNK))
+    (output.par_chunks_mut(CHUNK), floats(gate).par_chunks(CHUNK), floats(up).par_chunks(CHUNK))
         .into_par_iter()
         .for_each(|(output, gate, up)| swiglu_forward(gate, up, output));
-    let output = operand::tensor(output, shape);
-    Some(record(SwiGlu, [gate.node, up.node], || (gate.values, up.values), output))
+    operand::tensor(output, shape)
 }
 
 multiversion! {
@@ -75,12 +87,12 @@ impl Backward<Flex, 2> for SwiGlu {
 }
 
 /// See [`crate::ops::gelu`].
-pub fn gelu(x: &Tensor<2>) -> Option<Tensor<2>> {
+pub fn gelu(x: &Tensor<2>) -> Option<LinearInput> {
     activate(x, Unary { forward: gelu_forward, backward: gelu_backward })
 }
 
 /// See [`crate::ops::quick_gelu`].
-pub fn quick_gelu(x: &Tensor<2>) -> Option<Tensor<2>> {
+pub fn quick_gelu(x: &Tensor<2>) -> Option<LinearInput> {
     activate(x, Unary { forward: quick_gelu_forward, backward: quick_gelu_backward })
 }
 
@@ -91,13 +103,24 @@ struct Unary {
     backward: fn(&[f32], &mut [f32]),
 }
 
-fn activate(x: &Tensor<2>, unary: Unary) -> Option<Tensor<2>> {
+impl Unary {
+    fn of(&self, x: &FlexTensor) -> FlexTensor {
+        let shape = operand::dims(x);
+        let mut output = buffer(shape[0] * shape[1]);
+        let chunks = output.par_chunks_mut(CHUNK).zip(floats(x).par_chunks(CHUNK));
+        chunks.for_each(|(output, x)| (self.forward)(x, output));
+        operand::tensor(output, shape)
+    }
+}
+
+fn activate(x: &Tensor<2>, unary: Unary) -> Option<LinearInput> {
     let x = operand::operand(x)?;
-    let shape = operand::dims(&x.values);
-    let mut output = buffer(shape[0] * shape[1]);
-    let chunks = output.par_chunks_mut(CHUNK).zip(floats(&x.values).par_chunks(CHUNK));
-    chunks.for_each(|(output, x)| (unary.forward)(x, output));
-    Some(record(unary, [x.node], || x.values, operand::tensor(output, shape)))
+    let output = unary.of(&x.values);
+    let again = x.node.tracked().then(|| {
+        let x = x.values.clone();
+        Again::new(move || unary.of(&x))
+    });
+    Some(LinearInput { values: record(unary, [x.node], || x.values, output), again })
 }
 
 multiversion! {

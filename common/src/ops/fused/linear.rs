@@ -1,10 +1,14 @@
 //! Linear layers, with and without LoRA. A frozen weight gets no gradient, and then its input is not kept.
 
-use super::gemm::{Start, gemm};
+use super::again::Kept;
+use super::dropout::drop_values;
+use super::gemm::{Packed, Start, gemm};
 use super::matrix::{Matrix, MatrixMut};
 use super::operand::{self, Operand, buffer, floats, incoming, record};
 use super::rows::column_sums;
+use super::scratch::{give, take};
 use super::weights::Weight;
+use crate::ops::{Dropout, LinearInput};
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
@@ -12,13 +16,15 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
+use std::cell::Cell;
 
-/// Values in one task of the elementwise passes.
-const CHUNK: usize = 1 << 14;
+/// Rows in one task of the LoRA branch.
+const ROWS: usize = 64;
 
 /// See [`crate::ops::linear`].
-pub fn linear(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
-    let x = operand::operand(x)?;
+pub fn linear(x: impl Into<LinearInput>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
+    let LinearInput { values, again } = x.into();
+    let x = operand::operand(&values)?;
     let weight = weight_operand(weight)?;
     let bias = match bias {
         Some(bias) => Some(operand::operand(bias)?),
@@ -27,7 +33,10 @@ pub fn linear(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Op
     let [tokens, _] = operand::dims(&x.values);
     let [out, _] = operand::dims(&weight.values);
     let output = operand::tensor(forward(&x.values, &weight.values, bias.as_ref())?, [tokens, out]);
-    let state = Saved::new(&x, &weight);
+    let state = Saved {
+        x: weight.node.tracked().then(|| Kept::new(&x.values, again.as_ref())),
+        weight: x.node.tracked().then(|| weight.values.clone()),
+    };
     Some(match bias {
         Some(bias) => record(Linear, [x.node, weight.node, bias.node], || state, output),
         None => record(Linear, [x.node, weight.node], || state, output),
@@ -65,17 +74,8 @@ fn product(a: Matrix, b: Matrix) -> FlexTensor {
 /// What the backward step needs: x for the weight's gradient, the weight for x's.
 #[derive(Clone, Debug)]
 struct Saved {
-    x: Option<FlexTensor>,
+    x: Option<Kept>,
     weight: Option<FlexTensor>,
-}
-
-impl Saved {
-    fn new(x: &Operand, weight: &Operand) -> Self {
-        Self {
-            x: weight.node.tracked().then(|| x.values.clone()),
-            weight: x.node.tracked().then(|| weight.values.clone()),
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl<const N: usize> Backward<Flex, N> for Linear {
         let d = matrix(&gradient);
         let (x_parent, weight_parent, bias_parent) = (next(), next(), next());
         if let (Some(parent), Some(x)) = (weight_parent, x) {
-            gradients.register::<Flex>(parent.id, product(d.transposed(), matrix(&x)));
+            gradients.register::<Flex>(parent.id, product(d.transposed(), matrix(&x.values())));
         }
         if let (Some(parent), Some(weight)) = (x_parent, weight.as_ref().and_then(Weight::new)) {
             let (_, inputs) = weight.sizes();
@@ -109,40 +109,36 @@ impl<const N: usize> Backward<Flex, N> for Linear {
 /// See [`crate::ops::lora_linear`].
 #[allow(clippy::too_many_arguments)]
 pub fn lora_linear(
-    x: &Tensor<2>,
+    x: impl Into<LinearInput>,
     weight: &Tensor<2>,
     bias: Option<&Tensor<1>>,
     a: &Tensor<2>,
     b: &Tensor<2>,
     scale: f32,
-    mask: Option<&Tensor<2>>,
+    dropout: Option<&Dropout>,
 ) -> Option<Tensor<2>> {
-    let (x, weight) = (operand::operand(x)?, weight_operand(weight)?);
+    let LinearInput { values, again } = x.into();
+    let (x, weight) = (operand::operand(&values)?, weight_operand(weight)?);
     let (a, b) = (operand::operand(a)?, operand::operand(b)?);
     let bias = match bias {
         Some(bias) => Some(operand::operand(bias)?),
         None => None,
     };
-    let mask = match mask {
-        Some(mask) => Some(operand::operand(mask)?.values),
-        None => None,
-    };
     let mut output = forward(&x.values, &weight.values, bias.as_ref())?;
     let [tokens, _] = operand::dims(&x.values);
     let ([out, _], [rank, _]) = (operand::dims(&weight.values), operand::dims(&a.values));
-    let mut low = low_rank(&x.values, &a.values, mask.as_ref());
-    low.iter_mut().for_each(|value| *value *= scale);
+    let low = low_rank(matrix(&x.values), matrix(&a.values), scale, dropout);
     let low_matrix = Matrix::new(&low, tokens, rank);
     gemm(low_matrix, matrix(&b.values).transposed(), MatrixMut::new(&mut output, tokens, out), Start::Keep);
     let weight_tracked = weight.node.tracked();
     let state = || LoraSaved {
-        weight_x: weight_tracked.then(|| x.values.clone()),
-        x: x.values,
+        x: Kept::new(&x.values, again.as_ref()),
         weight: weight.values,
+        weight_tracked,
         a: a.values,
         b: b.values,
         low: operand::tensor(low, [tokens, rank]),
-        mask,
+        dropout: dropout.cloned(),
         scale,
     };
     let output = operand::tensor(output, [tokens, out]);
@@ -152,37 +148,58 @@ pub fn lora_linear(
     })
 }
 
-/// `(mask ∘ x) Aᵀ`.
-fn low_rank(x: &FlexTensor, a: &FlexTensor, mask: Option<&FlexTensor>) -> Vec<f32> {
-    let [tokens, _] = operand::dims(x);
-    let [rank, width] = operand::dims(a);
-    let mut output = buffer(tokens * rank);
-    let dropped = mask.map(|mask| masked(floats(x), floats(mask)));
-    let x = Matrix::new(dropped.as_deref().unwrap_or(floats(x)), tokens, width);
-    gemm(x, matrix(a).transposed(), MatrixMut::new(&mut output, tokens, rank), Start::Zero);
+/// `scale · (mask ∘ x) Aᵀ`.
+fn low_rank(x: Matrix, a: Matrix, scale: f32, dropout: Option<&Dropout>) -> Vec<f32> {
+    let mut output = buffer(x.rows * a.rows);
+    let Some(dropout) = dropout else {
+        gemm(x, a.transposed(), MatrixMut::new(&mut output, x.rows, a.rows), Start::Zero);
+        output.iter_mut().for_each(|value| *value *= scale);
+        return output;
+    };
+    // A few rows at a time: masked, they stay in the cache until they are multiplied.
+    let packed = Packed::new(a.transposed());
+    output.par_chunks_mut((ROWS * a.rows).max(1)).enumerate().for_each(|(index, output)| {
+        let first = index * ROWS;
+        let rows = ROWS.min(x.rows - first);
+        let mut memory = take(&MASKED, rows * x.columns);
+        let masked = &mut memory[..rows * x.columns];
+        mask_rows(x, first, dropout, masked);
+        packed.multiply(Matrix::new(masked, rows, x.columns), MatrixMut::new(output, rows, a.rows));
+        output.iter_mut().for_each(|value| *value *= scale);
+        give(&MASKED, memory);
+    });
     output
 }
 
-fn masked(x: &[f32], mask: &[f32]) -> Vec<f32> {
-    let mut output = buffer(x.len());
-    (output.par_chunks_mut(CHUNK), x.par_chunks(CHUNK), mask.par_chunks(CHUNK)).into_par_iter().for_each(
-        |(output, x, mask)| {
-            output.iter_mut().zip(x).zip(mask).for_each(|((output, x), mask)| *output = x * mask);
-        },
-    );
+/// `mask ∘ x` for as many rows from the `first`-th on as `output` has.
+fn mask_rows(x: Matrix, first: usize, dropout: &Dropout, output: &mut [f32]) {
+    let from = first * x.columns;
+    output.copy_from_slice(&x.values()[from..from + output.len()]);
+    drop_values(dropout, first, x.columns, output);
+}
+
+/// `mask ∘ x`.
+fn masked(x: Matrix, dropout: &Dropout) -> Vec<f32> {
+    let mut output = buffer(x.rows * x.columns);
+    let chunks = output.par_chunks_mut((ROWS * x.columns).max(1)).enumerate();
+    chunks.for_each(|(index, output)| mask_rows(x, index * ROWS, dropout, output));
     output
+}
+
+thread_local! {
+    static MASKED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 #[derive(Clone, Debug)]
 struct LoraSaved {
-    weight_x: Option<FlexTensor>,
-    x: FlexTensor,
+    x: Kept,
     weight: FlexTensor,
+    weight_tracked: bool,
     a: FlexTensor,
     b: FlexTensor,
     /// `scale · (mask ∘ x) Aᵀ`
     low: FlexTensor,
-    mask: Option<FlexTensor>,
+    dropout: Option<Dropout>,
     scale: f32,
 }
 
@@ -199,8 +216,8 @@ impl<const N: usize> Backward<Flex, N> for LoraLinear {
         let (x, weight, a, b, bias) = (next(), next(), next(), next(), next());
         let saved = ops.state;
         let d = matrix(&gradient);
-        if let (Some(weight), Some(x)) = (weight, &saved.weight_x) {
-            gradients.register::<Flex>(weight.id, product(d.transposed(), matrix(x)));
+        if let Some(weight) = weight.filter(|_| saved.weight_tracked) {
+            gradients.register::<Flex>(weight.id, product(d.transposed(), matrix(&saved.x.values())));
         }
         if let Some(bias) = bias {
             gradients.register::<Flex>(bias.id, operand::tensor(column_sums(d), [d.columns]));
@@ -214,8 +231,10 @@ impl<const N: usize> Backward<Flex, N> for LoraLinear {
         let [_, rank] = operand::dims(&saved.low);
         let of_low = Matrix::new(&of_low, d.rows, rank);
         if let Some(a) = a {
-            let dropped = saved.mask.as_ref().map(|mask| masked(floats(&saved.x), floats(mask)));
-            let input = Matrix::new(dropped.as_deref().unwrap_or(floats(&saved.x)), d.rows, matrix(&saved.a).columns);
+            let values = saved.x.values();
+            let input = matrix(&values);
+            let dropped = saved.dropout.as_ref().map(|dropout| masked(input, dropout));
+            let input = dropped.as_ref().map_or(input, |dropped| Matrix::new(dropped, input.rows, input.columns));
             gradients.register::<Flex>(a.id, product(of_low.transposed(), input));
         }
         if let Some(x) = x {
@@ -230,10 +249,17 @@ impl LoraSaved {
         let a = matrix(&self.a);
         let shape = [d.rows, a.columns];
         let mut output = buffer(shape[0] * shape[1]);
-        gemm(of_low, a, MatrixMut::new(&mut output, shape[0], shape[1]), Start::Zero);
-        if let Some(mask) = &self.mask {
-            let chunks = output.par_chunks_mut(CHUNK).zip(floats(mask).par_chunks(CHUNK));
-            chunks.for_each(|(values, mask)| values.iter_mut().zip(mask).for_each(|(value, mask)| *value *= mask));
+        match &self.dropout {
+            None => gemm(of_low, a, MatrixMut::new(&mut output, shape[0], shape[1]), Start::Zero),
+            Some(dropout) => {
+                let packed = Packed::new(a);
+                output.par_chunks_mut((ROWS * a.columns).max(1)).enumerate().for_each(|(index, output)| {
+                    let (first, rows) = (index * ROWS, output.len() / a.columns);
+                    let of_low = of_low.block(first..first + rows, 0..of_low.columns);
+                    packed.multiply(of_low, MatrixMut::new(output, rows, a.columns));
+                    drop_values(dropout, first, a.columns, output);
+                });
+            }
         }
         if let Some(weight) = Weight::new(&self.weight) {
             weight.backward(d, &mut output, true);

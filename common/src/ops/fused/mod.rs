@@ -6,9 +6,11 @@
 
 mod activation;
 mod adamw;
+mod again;
 mod attention;
 mod cross_entropy;
 mod dot_products;
+mod dropout;
 mod gemm;
 mod linear;
 mod matrix;
@@ -27,8 +29,10 @@ mod weights;
 
 pub use activation::{gelu, quick_gelu, swiglu};
 pub use adamw::{AdamWCoefficients, adamw};
+pub use again::Again;
 pub use attention::{attention, attention_cached, attention_of_last};
 pub use cross_entropy::cross_entropy_sum;
+pub use dropout::drop_values;
 pub use linear::{linear, lora_linear};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::rope;

@@ -1,7 +1,9 @@
 //! RMSNorm and LayerNorm.
 
+use super::again::Again;
 use super::operand::{self, buffer, floats, incoming, record};
 use super::simd::{multiversion, sum};
+use crate::ops::LinearInput;
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
@@ -9,12 +11,13 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Rows in one task; the weight's gradient is summed within tasks, then over tasks in order.
 const ROWS: usize = 32;
 
 /// See [`crate::ops::rms_norm`].
-pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> Option<Tensor<2>> {
+pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> Option<LinearInput> {
     let (x, weight) = (operand::operand(x)?, operand::operand(weight)?);
     let shape = operand::dims(&x.values);
     let (mut output, mut inverse) = (buffer(shape[0] * shape[1]), buffer(shape[0]));
@@ -22,12 +25,15 @@ pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> Option<Tensor<2>
         *inverse = rms_forward(x, floats(&weight.values), eps as f32, output);
     });
     let weight_tracked = weight.node.tracked();
-    let state = || Saved { x: x.values, weight: weight.values, weight_tracked, mean: Vec::new(), inverse };
-    Some(record(RmsNorm, [x.node, weight.node], state, operand::tensor(output, shape)))
+    let (mean, inverse) = (Arc::default(), inverse.into());
+    let saved = Saved { x: x.values, weight: weight.values, bias: None, weight_tracked, mean, inverse };
+    let again = (x.node.tracked() || weight_tracked).then(|| saved.again());
+    let values = record(RmsNorm, [x.node, weight.node], || saved, operand::tensor(output, shape));
+    Some(LinearInput { values, again })
 }
 
 /// See [`crate::ops::layer_norm`].
-pub fn layer_norm(x: &Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Option<Tensor<2>> {
+pub fn layer_norm(x: &Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Option<LinearInput> {
     let (x, weight, bias) = (operand::operand(x)?, operand::operand(weight)?, operand::operand(bias)?);
     let shape = operand::dims(&x.values);
     let (mut output, mut statistics) = (buffer(shape[0] * shape[1]), vec![(0.0, 0.0); shape[0]]);
@@ -35,9 +41,12 @@ pub fn layer_norm(x: &Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64)
         *statistics = layer_forward(x, floats(&weight.values), floats(&bias.values), eps as f32, output);
     });
     let weight_tracked = weight.node.tracked() || bias.node.tracked();
-    let (mean, inverse) = statistics.into_iter().unzip();
-    let state = || Saved { x: x.values, weight: weight.values, weight_tracked, mean, inverse };
-    Some(record(LayerNorm, [x.node, weight.node, bias.node], state, operand::tensor(output, shape)))
+    let (mean, inverse): (Vec<f32>, Vec<f32>) = statistics.into_iter().unzip();
+    let (mean, inverse, weight_values) = (mean.into(), inverse.into(), weight.values);
+    let saved = Saved { x: x.values, weight: weight_values, bias: Some(bias.values), weight_tracked, mean, inverse };
+    let again = (x.node.tracked() || weight_tracked).then(|| saved.again());
+    let values = record(LayerNorm, [x.node, weight.node, bias.node], || saved, operand::tensor(output, shape));
+    Some(LinearInput { values, again })
 }
 
 /// What the backward steps need.
@@ -45,9 +54,12 @@ pub fn layer_norm(x: &Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64)
 struct Saved {
     x: FlexTensor,
     weight: FlexTensor,
+    /// LayerNorm's, to compute its output again.
+    bias: Option<FlexTensor>,
     weight_tracked: bool,
-    mean: Vec<f32>,
-    inverse: Vec<f32>,
+    /// Of every row; empty in RMSNorm.
+    mean: Arc<[f32]>,
+    inverse: Arc<[f32]>,
 }
 
 /// Calls `f(row of x, row of output, element of per_row)` for every row.
@@ -92,6 +104,24 @@ multiversion! {
 }
 
 multiversion! {
+    // The output of `rms_forward` again, by the same operations.
+    fn rms_again(x: &[f32], weight: &[f32], inverse: f32, output: &mut [f32]) {
+        for ((output, &x), &weight) in output.iter_mut().zip(x).zip(weight) {
+            *output = x * inverse * weight;
+        }
+    }
+}
+
+multiversion! {
+    // The output of `layer_forward` again, by the same operations.
+    fn layer_again(x: &[f32], weight: &[f32], bias: &[f32], mean: f32, inverse: f32, output: &mut [f32]) {
+        for (((output, &x), &weight), &bias) in output.iter_mut().zip(x).zip(weight).zip(bias) {
+            *output = (x - mean) * inverse * weight + bias;
+        }
+    }
+}
+
+multiversion! {
     // `gradient` becomes that of x; the weight's and bias's are added to unless they are empty. `centre` is whether the
     // mean was taken off.
     fn norm_backward(
@@ -121,6 +151,21 @@ multiversion! {
 }
 
 impl Saved {
+    /// How to compute the norm's output again.
+    fn again(&self) -> Again {
+        let Self { x, weight, bias, mean, inverse, .. } = self.clone();
+        Again::new(move || {
+            let shape = operand::dims(&x);
+            let mut output = buffer(shape[0] * shape[1]);
+            let mut rows: Vec<usize> = (0..shape[0]).collect();
+            rows_of(&mut output, &mut rows, &x, |x, output, &mut row| match &bias {
+                None => rms_again(x, floats(&weight), inverse[row], output),
+                Some(bias) => layer_again(x, floats(&weight), floats(bias), mean[row], inverse[row], output),
+            });
+            operand::tensor(output, shape)
+        })
+    }
+
     /// Gradients of x, weight and bias; the last two are empty when nobody wants them.
     fn backward(&self, mut gradient: Vec<f32>, centre: bool) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let [_, width] = operand::dims(&self.x);

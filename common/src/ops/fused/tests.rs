@@ -1,6 +1,6 @@
 //! Every kernel against its definition: values and gradients, odd shapes, NaN and infinity, any number of threads.
 
-use super::super::{Mask, Rope, plain};
+use super::super::{Dropout, LinearInput, Mask, Rope, plain};
 use super::gemm::{Packed, Start, gemm};
 use super::matrix::{Matrix, MatrixMut};
 use crate::config::TextConfig;
@@ -99,19 +99,14 @@ fn wide_linear_is_packed_in_parts() {
 fn lora_linear() {
     for (tokens, inputs, out, rank) in [(1, 3, 2, 1), (7, 20, 33, 4), (130, 96, 80, 32)] {
         let shapes = [[tokens, inputs], [out, inputs], [1, out], [rank, inputs], [out, rank]];
-        let mask: Vec<f32> = values(7, tokens * inputs).iter().map(|&x| if x > -0.5 { 1.25 } else { 0.0 }).collect();
-        for mask in [None, Some(mask)] {
-            let mask = |x: &Tensor<2>| {
-                let data = TensorData::new(mask.clone()?, [tokens, inputs]);
-                Some(Tensor::<2>::from_data(data, &x.device()))
-            };
+        let dropout = Dropout::new((0..tokens as u64).collect(), 0.25);
+        for dropout in [None, Some(&dropout)] {
             let plain = |x: &[Tensor<2>]| {
                 let (a, b) = (x[3].clone(), x[4].clone());
-                plain::lora_linear(x[0].clone(), x[1].clone(), Some(row(&x[2])), a, b, 0.25, mask(&x[0]))
+                plain::lora_linear(x[0].clone(), x[1].clone(), Some(row(&x[2])), a, b, 0.25, dropout)
             };
-            let fused = |x: &[Tensor<2>]| {
-                super::lora_linear(&x[0], &x[1], Some(&row(&x[2])), &x[3], &x[4], 0.25, mask(&x[0]).as_ref())
-            };
+            let fused =
+                |x: &[Tensor<2>]| super::lora_linear(&x[0], &x[1], Some(&row(&x[2])), &x[3], &x[4], 0.25, dropout);
             check("lora_linear", &shapes, 2e-6, &fused, &plain);
         }
     }
@@ -122,9 +117,9 @@ fn norms() {
     for (tokens, width) in [(1, 3), (3, 17), (70, 64), (5, 333)] {
         let shapes = [[tokens, width], [1, width], [1, width]];
         let plain_rms = |x: &[Tensor<2>]| plain::rms_norm(x[0].clone(), row(&x[1]), 1e-6);
-        check("rms_norm", &shapes[..2], 4e-6, &|x| super::rms_norm(&x[0], &row(&x[1]), 1e-6), &plain_rms);
+        check("rms_norm", &shapes[..2], 4e-6, &|x| values_of(super::rms_norm(&x[0], &row(&x[1]), 1e-6)), &plain_rms);
         let plain_layer = |x: &[Tensor<2>]| plain::layer_norm(x[0].clone(), row(&x[1]), row(&x[2]), 1e-5);
-        let fused = |x: &[Tensor<2>]| super::layer_norm(&x[0], &row(&x[1]), &row(&x[2]), 1e-5);
+        let fused = |x: &[Tensor<2>]| values_of(super::layer_norm(&x[0], &row(&x[1]), &row(&x[2]), 1e-5));
         check("layer_norm", &shapes, 4e-6, &fused, &plain_layer);
     }
 }
@@ -133,12 +128,49 @@ fn norms() {
 fn activations() {
     let shapes = [[37, 501], [37, 501]];
     let spread = |x: &Tensor<2>| x.clone() * 12.0;
-    check("swiglu", &shapes, 2e-6, &|x| super::swiglu(&spread(&x[0]), &x[1]), &|x| {
+    check("swiglu", &shapes, 2e-6, &|x| values_of(super::swiglu(&spread(&x[0]), &x[1])), &|x| {
         plain::swiglu(spread(&x[0]), x[1].clone())
     });
-    check("gelu", &shapes[..1], 2e-6, &|x| super::gelu(&spread(&x[0])), &|x| plain::gelu(spread(&x[0])));
+    check("gelu", &shapes[..1], 2e-6, &|x| values_of(super::gelu(&spread(&x[0]))), &|x| plain::gelu(spread(&x[0])));
     let plain_quick = |x: &[Tensor<2>]| plain::quick_gelu(spread(&x[0]));
-    check("quick_gelu", &shapes[..1], 2e-6, &|x| super::quick_gelu(&spread(&x[0])), &plain_quick);
+    check("quick_gelu", &shapes[..1], 2e-6, &|x| values_of(super::quick_gelu(&spread(&x[0]))), &plain_quick);
+}
+
+/// Weights of layers behind a norm or an activation get the same bits whether the input was kept or is computed again, by one
+/// layer or by several.
+#[test]
+fn inputs_that_are_computed_again() {
+    let shapes = [[37, 48], [1, 48], [1, 48], [37, 48], [20, 48], [48, 48], [4, 48], [48, 4]];
+    let inputs: Vec<_> = (0..).zip(shapes).map(|(seed, shape)| (values(seed, shape[0] * shape[1]), shape)).collect();
+    type Made = fn(&[Tensor<2>]) -> Option<LinearInput>;
+    let makers: [(&str, Made); 5] = [
+        ("rms_norm", |x| super::rms_norm(&x[0], &row(&x[1]), 1e-6)),
+        ("layer_norm", |x| super::layer_norm(&x[0], &row(&x[1]), &row(&x[2]), 1e-5)),
+        ("swiglu", |x| super::swiglu(&x[0], &x[3])),
+        ("gelu", |x| super::gelu(&x[0])),
+        ("quick_gelu", |x| super::quick_gelu(&x[0])),
+    ];
+    let dropout = Dropout::new((0..37).collect(), 0.25);
+    for (name, make) in makers {
+        let [kept, again] = [false, true].map(|computed_again| {
+            run(&inputs, &|x| {
+                let input = make(x).expect("the kernel applies");
+                let input = if computed_again { input } else { input.values.into() };
+                let first = super::linear(input.clone(), &x[4], None).expect("the kernel applies");
+                let second = super::lora_linear(input, &x[5], None, &x[6], &x[7], 0.5, Some(&dropout));
+                let second = second.expect("the kernel applies");
+                // Every input has a gradient, whatever is made of it.
+                let all = x.iter().map(|x| x.clone().sum()).reduce(|a, b| a + b).expect("there are inputs");
+                Tensor::cat(vec![first, second], 1) + all.unsqueeze()
+            })
+        });
+        let bits = |values: &[Vec<f32>]| values.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&kept), bits(&again), "{name}");
+    }
+}
+
+fn values_of(input: Option<LinearInput>) -> Option<Tensor<2>> {
+    input.map(Tensor::from)
 }
 
 #[test]
@@ -326,10 +358,14 @@ fn nan_and_infinity_come_through() {
         let lens = [12, 8];
         let pairs: Vec<(&str, Option<Tensor<2>>, Tensor<2>)> = vec![
             ("linear", super::linear(&x, &y, None), plain::linear(x.clone(), y.clone(), None)),
-            ("rms_norm", super::rms_norm(&x, &weight, 1e-6), plain::rms_norm(x.clone(), weight.clone(), 1e-6)),
-            ("swiglu", super::swiglu(&x, &y), plain::swiglu(x.clone(), y.clone())),
-            ("gelu", super::gelu(&x), plain::gelu(x.clone())),
-            ("quick_gelu", super::quick_gelu(&x), plain::quick_gelu(x.clone())),
+            (
+                "rms_norm",
+                values_of(super::rms_norm(&x, &weight, 1e-6)),
+                plain::rms_norm(x.clone(), weight.clone(), 1e-6),
+            ),
+            ("swiglu", values_of(super::swiglu(&x, &y)), plain::swiglu(x.clone(), y.clone())),
+            ("gelu", values_of(super::gelu(&x)), plain::gelu(x.clone())),
+            ("quick_gelu", values_of(super::quick_gelu(&x)), plain::quick_gelu(x.clone())),
             (
                 "attention",
                 super::attention(&x, &y, &y, 2, 2, &lens, Mask::Causal),
