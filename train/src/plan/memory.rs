@@ -65,7 +65,7 @@ impl Memory {
         Self {
             weights: F32 * blocks.all,
             gradients: F32 * gradients,
-            moments: 2.0 * F32 * step.owned(),
+            moments: 2.0 * F32 * (step.owned() - step.never_updated(data)),
             activations: F32 * activations,
             exchange: F32 * exchange,
             loader: F32 * shape.pixels * micro_batches as f64,
@@ -218,6 +218,17 @@ impl Step<'_> {
         self.blocks.trained.values().map(|&len| padded(len, self.config.nproc)).sum()
     }
 
+    /// Values of embedding rows that no row of the data has a token for: a rank by itself never writes their moments, and
+    /// memory that is never written takes none.
+    fn never_updated(&self, data: &Data) -> f64 {
+        let TextConfig { vocab_size, hidden_size, tie_word_embeddings, .. } = self.model.text;
+        if self.config.nproc > 1 || tie_word_embeddings || self.blocks.len(Block::TokenEmbeddings) == 0.0 {
+            return 0.0;
+        }
+        let text_tokens = data.tokens_per_row - data.images_per_row * self.model.image_seq_length() as f64;
+        (vocab_size as f64 - data.rows as f64 * text_tokens).max(0.0) * hidden_size as f64
+    }
+
     /// A block's gradient, and what is on its way to other ranks.
     fn exchange(&self, block: Block) -> f64 {
         let tied = self.model.text.tie_word_embeddings && block == Block::TokenEmbeddings;
@@ -278,5 +289,5 @@ impl Step<'_> {
 
 /// Values a token that the backward step of a layer holds beside what the forward pass kept.
 fn backward_of_text_layer(config: &TextConfig) -> f64 {
-    4.0 * config.hidden_size as f64 + 3.0 * config.intermediate_size as f64
+    4.0 * config.hidden_size as f64 + 2.0 * config.intermediate_size as f64
 }
