@@ -1,7 +1,6 @@
 //! The end of a run: the shards' ledgers joined into rejected.jsonl and index.json. Also `preprocess index`.
 
 use super::ledger::{LEDGER_DIR, REJECTED_FILE, ShardLedger};
-use super::pipeline::rows_of_shard;
 use super::plan::Plan;
 use anyhow::{Result, bail};
 use common::Error;
@@ -39,8 +38,8 @@ pub fn join(output: &Path, plan: &Plan) -> Result<String> {
         let Some(ledger) = ShardLedger::read(output, shard)? else {
             bail!("{}: shard {shard} disappeared; run again", output.display());
         };
-        if ledger.rows_in != rows_of_shard(plan, shard) {
-            bail!("{LEDGER_DIR}/{shard:05}.json: {} rows, expected {}", ledger.rows_in, rows_of_shard(plan, shard));
+        if ledger.rows_in != plan.rows_of_shard(shard) {
+            bail!("{LEDGER_DIR}/{shard:05}.json: {} rows, expected {}", ledger.rows_in, plan.rows_of_shard(shard));
         }
         for row in &ledger.rejected {
             counts.rejected += 1;

@@ -93,7 +93,7 @@ impl std::fmt::Display for Rejected {
 }
 
 /// What became of the rows that a shard covers. Written after the shard's files: it says that they are whole.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardLedger {
     /// Rows of chat.json that it covers.
     pub rows_in: usize,

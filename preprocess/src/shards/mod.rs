@@ -9,6 +9,7 @@ pub mod ledger;
 mod pipeline;
 mod plan;
 mod sample;
+mod writers;
 
 pub use args::{Args, Part};
 pub use ledger::{Cause, LEDGER_DIR, REJECTED_FILE, Rejected};
@@ -22,7 +23,7 @@ use common::image_files::ImageSources;
 use common::image_processor::ImageProcessor;
 use common::shard::{PixelFormat, ShardMetadata};
 use ledger::ShardLedger;
-use pipeline::{Job, rows_of_shard};
+use pipeline::Job;
 use plan::{Input, ModelFacts, Plan};
 use sample::RowProcessor;
 use std::fs::{File, TryLockError};
@@ -42,7 +43,7 @@ pub fn run(args: &Args) -> Result<String> {
     std::fs::create_dir_all(args.output.join(LEDGER_DIR)).map_err(Error::io(&args.output))?;
 
     let wanted = unfinished(&args.output, &plan, args.part)?;
-    let rows = (0..plan.shards()).filter(|&shard| wanted[shard]).map(|shard| rows_of_shard(&plan, shard)).sum();
+    let rows = (0..plan.shards()).filter(|&shard| wanted[shard]).map(|shard| plan.rows_of_shard(shard)).sum();
     announce(&plan, args, rows);
     let mut progress = Progress::new("preprocess", rows);
     let processor =

@@ -1,17 +1,17 @@
-//! One reader → workers → one writer → one publisher, in order, with a bounded number of row groups between them. The
-//! publisher waits for the disk, so that the others need not.
+//! One reader → workers → a writer a shard, with a bounded number of row groups between them. The main thread hands row
+//! groups on in order; nothing that takes time happens there.
 //!
 //! Which rows go where is a function of their number alone: shard `k` covers rows `k·R … (k+1)·R`, a row group an equal
 //! stretch of those, and each holds what was accepted of them. So nothing depends on workers, parts or restarts.
 
 use super::chat_json::{SourceRow, for_each_row};
 use super::conversation::RowNames;
-use super::ledger::{Cause, Refusal, Rejected, ShardLedger};
-use super::plan::Plan;
+use super::ledger::{Cause, Refusal, Rejected};
 use super::sample::RowProcessor;
+use super::writers::{Made, Place, Places, Writers};
 use crate::progress::Progress;
 use anyhow::{Result, anyhow, bail};
-use common::shard::{EncodedRowGroup, RowGroupEncoder, ShardWriter, Split};
+use common::shard::{RowGroupEncoder, Split};
 use common::{Error, files};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::collections::HashSet;
@@ -42,6 +42,7 @@ pub struct Job<'a> {
 /// Rows of one row group, in order.
 struct Task {
     rows: Vec<NamedRow>,
+    place: Place,
     reply: Sender<Result<Made>>,
 }
 
@@ -49,14 +50,6 @@ struct NamedRow {
     row: SourceRow,
     names: RowNames,
     duplicate: bool,
-}
-
-/// What became of a task.
-struct Made {
-    rows_in: usize,
-    /// In the order of [`Split::ALL`].
-    row_groups: [Option<EncodedRowGroup>; 2],
-    rejected: Vec<Rejected>,
 }
 
 /// A task's place in the order of the output.
@@ -68,32 +61,29 @@ struct Pending {
 impl Job<'_> {
     /// Makes every wanted shard.
     pub fn run(&self, progress: &mut Progress) -> Result<()> {
+        // Made, waiting for a row group before it, or being written.
+        let in_flight = 2 * self.workers + AHEAD;
+        let places = Places::new(in_flight);
         let (to_workers, tasks) = bounded::<Task>(AHEAD);
-        let (to_writer, pending) = bounded::<Pending>(self.workers + AHEAD);
+        let (in_order, pending) = bounded::<Pending>(in_flight);
         std::thread::scope(|scope| {
             // Named, so that `top -H` shows who is busy.
             let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
-            let reader = named("reader").spawn_scoped(scope, move || self.read(&to_workers, &to_writer))?;
+            let reader = named("reader").spawn_scoped(scope, move || self.read(&places, &to_workers, &in_order))?;
             for _ in 0..self.workers {
                 let tasks = tasks.clone();
                 named("worker").spawn_scoped(scope, move || self.work(&tasks))?;
             }
             drop(tasks);
-            let (to_publisher, finished) = bounded::<OpenShard>(0);
-            let publish = move || finished.into_iter().try_for_each(|shard| shard.finish(self.output));
-            let publisher = named("publisher").spawn_scoped(scope, publish)?;
-            // The writer consumes `pending`: when it fails, the reader's next send fails, and the workers run dry.
-            let written = self.write(pending, &to_publisher, progress);
-            drop(to_publisher);
-            let stopped = |who: &str| Err(anyhow!("the {who} stopped unexpectedly"));
-            let published = publisher.join().unwrap_or_else(|_| stopped("publisher"));
-            let read = reader.join().unwrap_or_else(|_| stopped("reader"));
-            // The publisher's reason first: where it stops, the writer only finds nobody there.
-            published.and(written).and(read)
+            let mut writers = Writers::new(scope, self.processor.plan, self.output, in_flight);
+            // Consumes `pending`: when it fails, the reader's next send fails, and the workers run dry.
+            let handed_on = self.hand_on(pending, &mut writers, progress);
+            let read = reader.join().unwrap_or_else(|_| Err(anyhow!("the reader stopped unexpectedly")));
+            handed_on.and(read).and(writers.finish())
         })
     }
 
-    fn read(&self, to_workers: &Sender<Task>, to_writer: &Sender<Pending>) -> Result<()> {
+    fn read(&self, places: &Places, to_workers: &Sender<Task>, in_order: &Sender<Pending>) -> Result<()> {
         let plan = self.processor.plan;
         let mut ids = HashSet::new();
         let mut rows = Vec::new();
@@ -108,8 +98,13 @@ impl Job<'_> {
                 rows.push(NamedRow { row, names, duplicate });
                 let in_shard = next % plan.rows_per_shard;
                 let ends = last || in_shard == 0 || in_shard.is_multiple_of(plan.max_row_group_rows);
-                if ends && !send(shard, std::mem::take(&mut rows), to_workers, to_writer) {
-                    return ControlFlow::Break(());
+                if ends {
+                    let (reply, made) = bounded(1);
+                    let task = Task { rows: std::mem::take(&mut rows), place: places.take(), reply };
+                    // Nobody there to take it means that the main thread has failed.
+                    if in_order.send(Pending { shard, made }).is_err() || to_workers.send(task).is_err() {
+                        return ControlFlow::Break(());
+                    }
                 }
             }
             if last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -119,12 +114,12 @@ impl Job<'_> {
 
     fn work(&self, tasks: &Receiver<Task>) {
         for task in tasks {
-            // A receiver that is gone means that the writer has failed.
-            let _ = task.reply.send(self.make(task.rows));
+            // A receiver that is gone means that the main thread has failed.
+            let _ = task.reply.send(self.make(task.rows, task.place));
         }
     }
 
-    fn make(&self, rows: Vec<NamedRow>) -> Result<Made> {
+    fn make(&self, rows: Vec<NamedRow>, place: Place) -> Result<Made> {
         let metadata = &self.processor.plan.metadata;
         let mut encoders = [RowGroupEncoder::new(metadata)?, RowGroupEncoder::new(metadata)?];
         let mut rejected = Vec::new();
@@ -155,7 +150,7 @@ impl Job<'_> {
             }
         }
         let [train, validation] = encoders;
-        Ok(Made { rows_in, row_groups: [train.finish()?, validation.finish()?], rejected })
+        Ok(Made { rows_in, row_groups: [train.finish()?, validation.finish()?], rejected, place })
     }
 
     /// A row without a usable id: the fault that reading it finds, or the missing id.
@@ -167,40 +162,17 @@ impl Job<'_> {
         }
     }
 
-    fn write(
-        &self,
-        pending: Receiver<Pending>,
-        to_publisher: &Sender<OpenShard>,
-        progress: &mut Progress,
-    ) -> Result<()> {
-        let plan = self.processor.plan;
-        let mut open: Option<OpenShard> = None;
+    /// In order, so that `--strict` stops at the first rejected row whoever comes to it first.
+    fn hand_on(&self, pending: Receiver<Pending>, writers: &mut Writers, progress: &mut Progress) -> Result<()> {
         for Pending { shard, made } in pending {
             let made = made.recv().map_err(|_| anyhow!("a worker stopped unexpectedly"))??;
             if let Some(first) = made.rejected.first().filter(|_| self.strict) {
                 bail!("{first}; repair or remove the row, or run without --strict to collect such rows");
             }
             progress.advance(made.rows_in, made.rejected.len());
-            let mut current = match open.take() {
-                Some(current) => current,
-                None => OpenShard::new(shard),
-            };
-            current.append(made, plan, self.output)?;
-            if current.ledger.rows_in == rows_of_shard(plan, shard) {
-                to_publisher.send(current).map_err(|_| anyhow!("the publisher stopped"))?;
-            } else {
-                open = Some(current);
-            }
+            writers.append(shard, made)?;
         }
-        match open {
-            None => Ok(()),
-            Some(unfinished) => bail!(
-                "shard {} ended after {} rows, expected {}; chat.json changed during the run: start again in an empty folder",
-                unfinished.shard,
-                unfinished.ledger.rows_in,
-                rows_of_shard(plan, unfinished.shard)
-            ),
-        }
+        Ok(())
     }
 }
 
@@ -212,61 +184,10 @@ fn attempt<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<Result<T, E>, St
     })
 }
 
-/// Rows of chat.json that a shard covers.
-pub fn rows_of_shard(plan: &Plan, shard: usize) -> usize {
-    plan.rows().saturating_sub(shard * plan.rows_per_shard).min(plan.rows_per_shard)
-}
-
 /// 128 bits of SHA-256: two ids with the same hash are the same id.
 fn id_hash(id: &str) -> u128 {
     let hash = files::sha256(id.as_bytes());
     u128::from_le_bytes(std::array::from_fn(|index| hash[index]))
-}
-
-/// False if nobody is there to take it.
-fn send(shard: usize, rows: Vec<NamedRow>, to_workers: &Sender<Task>, to_writer: &Sender<Pending>) -> bool {
-    let (reply, made) = bounded(1);
-    to_writer.send(Pending { shard, made }).is_ok() && to_workers.send(Task { rows, reply }).is_ok()
-}
-
-/// A shard whose row groups arrive.
-struct OpenShard {
-    shard: usize,
-    /// In the order of [`Split::ALL`]; opened by the first row group.
-    writers: [Option<ShardWriter>; 2],
-    ledger: ShardLedger,
-}
-
-impl OpenShard {
-    fn new(shard: usize) -> Self {
-        Self {
-            shard,
-            writers: [None, None],
-            ledger: ShardLedger { rows_in: 0, files: Vec::new(), rejected: Vec::new() },
-        }
-    }
-
-    fn append(&mut self, made: Made, plan: &Plan, output: &Path) -> Result<()> {
-        for ((row_group, writer), split) in made.row_groups.into_iter().zip(&mut self.writers).zip(Split::ALL) {
-            let Some(row_group) = row_group else { continue };
-            let writer = match writer {
-                Some(writer) => writer,
-                None => writer.insert(ShardWriter::create(output, split, self.shard, &plan.metadata)?),
-            };
-            writer.append(row_group)?;
-        }
-        self.ledger.rows_in += made.rows_in;
-        self.ledger.rejected.extend(made.rejected);
-        Ok(())
-    }
-
-    /// Publishes the files, then the ledger that says so.
-    fn finish(mut self, output: &Path) -> Result<()> {
-        for writer in self.writers.into_iter().flatten() {
-            self.ledger.files.push(writer.finish()?);
-        }
-        self.ledger.write(output, self.shard)
-    }
 }
 
 #[cfg(test)]

@@ -121,6 +121,11 @@ impl Plan {
         self.rows().div_ceil(self.rows_per_shard)
     }
 
+    /// Rows of chat.json that a shard covers.
+    pub fn rows_of_shard(&self, shard: usize) -> usize {
+        self.rows().saturating_sub(shard * self.rows_per_shard).min(self.rows_per_shard)
+    }
+
     /// Reads the plan of a folder; `None` if it has none.
     pub fn read(output: &Path) -> Result<Option<Self>> {
         let path = output.join(PLAN_FILE);
