@@ -7,3 +7,36 @@ pub fn peak_rss_mb() -> f64 {
     let kb = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
     kb.map_or(0.0, |kb| kb / 1024.0)
 }
+
+/// Asks the system to move the memory of `values` into huge pages, for what is read again and again from end to end: with pages
+/// of 4 KB, finding them costs a decode step a tenth of its time.
+///
+/// Linux from 6.1 on does it at once, whatever `transparent_hugepage/enabled` says; elsewhere nothing happens.
+#[cfg(target_os = "linux")]
+pub fn move_into_huge_pages<T>(values: &[T]) {
+    const HUGE: usize = 2 << 20;
+    let range = values.as_ptr_range();
+    for block in range.start as usize / HUGE..(range.end as usize).div_ceil(HUGE) {
+        // A block at the edge of a mapping cannot be moved; it stays as it is.
+        // SAFETY: the advice changes where pages lie, not what is in them, here and in what else the first and last block hold.
+        let _ = unsafe { libc::madvise((block * HUGE) as *mut libc::c_void, HUGE, libc::MADV_COLLAPSE) };
+    }
+}
+
+/// As on Linux, where it does something.
+#[cfg(not(target_os = "linux"))]
+pub fn move_into_huge_pages<T>(_: &[T]) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_were_moved_are_the_same() {
+        let values: Vec<u32> = (0..3 << 20).collect();
+        move_into_huge_pages(&values);
+        move_into_huge_pages(&values[5..6]);
+        move_into_huge_pages::<f32>(&[]);
+        assert!(values.iter().copied().eq(0..3 << 20));
+    }
+}

@@ -16,6 +16,10 @@ use rayon::prelude::*;
 use std::path::PathBuf;
 use std::time::Instant;
 
+/// Times that [`read_rates`] decodes and reads in turn, and tokens each time.
+const TURNS: usize = 12;
+const STEPS: usize = 3;
+
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
@@ -57,17 +61,43 @@ fn main() -> Result<()> {
     }
     let mut report = serde_json::json!({
         "side": "infer", "batch": args.batch, "weights": format!("{:?}", args.model.weights()).to_lowercase(),
-        "first_token_s": median(first), "decode_tokens_per_s": median(rate.clone()), "peak_rss_mb": peak_rss_mb(),
+        "first_token_s": median(first), "decode_tokens_per_s": median(rate), "peak_rss_mb": peak_rss_mb(),
     });
-    let bytes_per_step = weights_per_step(&engine) as f64 * bytes_per_weight(&engine, args.model.weights());
-    drop(engine);
-    let (reached, possible) = (bytes_per_step * median(rate) / args.batch as f64 / 1e9, read_gb_per_s());
-    report["weight_gb_per_step"] = (bytes_per_step / 1e9).into();
-    report["read_gb_per_s"] = reached.into();
-    report["memory_gb_per_s"] = possible.into();
-    report["share_of_memory_bandwidth"] = (reached / possible).into();
+    let batch = &prompts[..args.batch];
+    let bytes_per_step = weights_per_step(&engine) as f64 * bytes_per_weight(&engine, args.model.weights())
+        + cache_bytes_per_step(&engine, batch);
+    let (reached, possible) = read_rates(&engine, batch, bytes_per_step)?;
+    let shares = reached.iter().zip(&possible).map(|(reached, possible)| reached / possible).collect();
+    report["gb_per_step"] = (bytes_per_step / 1e9).into();
+    report["read_gb_per_s"] = median(reached).into();
+    report["memory_gb_per_s"] = median(possible).into();
+    report["share_of_memory_bandwidth"] = median(shares).into();
     println!("{report}");
     Ok(())
+}
+
+/// GB/s that decoding reads, and that a program reaches which does nothing else, in turn: the machine's speed changes. Its values are in
+/// huge pages, as the weights are.
+fn read_rates(engine: &Engine, batch: &[Prompt], bytes_per_step: f64) -> Result<(Vec<f64>, Vec<f64>)> {
+    let values = vec![1f32; 1 << 27];
+    common::memory::move_into_huge_pages(&values);
+    let sum_of =
+        |part: &[f32]| part.chunks_exact(32).fold([0f32; 32], |sums, new| std::array::from_fn(|i| sums[i] + new[i]));
+    let start = |prompt: &Prompt| Ok(engine.start(request(prompt.clone(), TURNS * STEPS + 1))?.0);
+    let mut sequences = batch.iter().map(start).collect::<Result<Vec<Sequence>>>()?;
+    let (mut reached, mut possible) = (Vec::new(), Vec::new());
+    for _ in 0..TURNS {
+        let begin = Instant::now();
+        for _ in 0..STEPS {
+            engine.step(&mut sequences.iter_mut().collect::<Vec<_>>())?;
+        }
+        reached.push(STEPS as f64 * bytes_per_step / begin.elapsed().as_secs_f64() / 1e9);
+        let begin = Instant::now();
+        let sums: f32 = values.par_chunks(1 << 16).map(|part| sum_of(part).iter().sum::<f32>()).sum();
+        std::hint::black_box(sums);
+        possible.push(size_of_val(&*values) as f64 / begin.elapsed().as_secs_f64() / 1e9);
+    }
+    Ok((reached, possible))
 }
 
 fn request(prompt: Prompt, max_new_tokens: usize) -> Request {
@@ -99,26 +129,20 @@ fn weights_per_step(engine: &Engine) -> usize {
     text.num_hidden_layers * layer + width * text.vocab_size
 }
 
+/// Keys and values that a step of [`read_rates`] reads, f32, on average: those of the prompts and of half of the new tokens.
+fn cache_bytes_per_step(engine: &Engine, batch: &[Prompt]) -> f64 {
+    let text = &engine.processors.config.text;
+    let tokens: usize = batch.iter().map(|prompt| prompt.input_ids.len() + TURNS * STEPS / 2).sum();
+    let values_of_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim();
+    (tokens * values_of_token * size_of::<f32>()) as f64
+}
+
 fn bytes_per_weight(engine: &Engine, weights: Weights) -> f64 {
     match (weights, engine.processors.config.dtype) {
         (Weights::Int8, _) => 1.0,
         (Weights::Stored, WeightDtype::Bf16 | WeightDtype::F16) => 2.0,
         _ => 4.0,
     }
-}
-
-/// What the memory gives to a program that does nothing but read: the best of several passes over half a gigabyte.
-fn read_gb_per_s() -> f64 {
-    let values = vec![1f32; 1 << 27];
-    let sum_of =
-        |part: &[f32]| part.chunks_exact(32).fold([0f32; 32], |sums, new| std::array::from_fn(|i| sums[i] + new[i]));
-    let pass = |_| {
-        let begin = Instant::now();
-        let sums: f32 = values.par_chunks(1 << 16).map(|part| sum_of(part).iter().sum::<f32>()).sum();
-        std::hint::black_box(sums);
-        (values.len() * 4) as f64 / begin.elapsed().as_secs_f64() / 1e9
-    };
-    (0..8).map(pass).fold(0.0, f64::max)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -5,8 +5,9 @@ use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::vision_tower::Embedding;
 use crate::config::TextConfig;
+use crate::ops::int8::Int8Weight;
 use crate::ops::{self, LinearInput, Mask, Rope};
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
 
 /// `language_model.…`
@@ -71,6 +72,14 @@ pub struct Qwen2Mlp {
 pub struct RmsNorm {
     /// `[D]`
     pub weight: Param<Tensor<1>>,
+}
+
+struct HugePages;
+
+impl ModuleVisitor for HugePages {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        ops::move_into_huge_pages(&param.val());
+    }
 }
 
 /// What the layers need to know of a packed batch besides the hidden states.
@@ -246,6 +255,19 @@ impl LanguageModel {
             }
         }
         self.lm_head.as_mut().unwrap_or(&mut self.model.embed_tokens).quantize_int8();
+    }
+
+    /// Moves the weights into huge pages where system and backend can: decoding reads all of them for every token.
+    pub fn move_into_huge_pages(&self) {
+        self.visit(&mut HugePages);
+        for Qwen2Layer { self_attn, mlp, .. } in &self.model.layers {
+            let Qwen2Attention { q_proj, k_proj, v_proj, o_proj } = self_attn;
+            let Qwen2Mlp { gate_proj, up_proj, down_proj } = mlp;
+            for linear in [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] {
+                linear.int8.iter().for_each(Int8Weight::move_into_huge_pages);
+            }
+        }
+        self.head().int8.iter().for_each(Int8Weight::move_into_huge_pages);
     }
 }
 

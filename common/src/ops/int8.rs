@@ -42,6 +42,13 @@ impl Int8Weight {
         }
     }
 
+    /// Moves the codes into huge pages where system and backend can.
+    pub fn move_into_huge_pages(&self) {
+        if let Ok(codes) = self.codes.clone().try_into_primitive::<Flex>() {
+            crate::memory::move_into_huge_pages(codes.bytes());
+        }
+    }
+
     /// Rows `start..start + rows` in f32.
     fn dequantized(&self, start: usize, rows: usize) -> Tensor<2> {
         self.dequantized_directly(start, rows).unwrap_or_else(|| {

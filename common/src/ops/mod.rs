@@ -180,6 +180,11 @@ pub fn embedding(weight: Tensor<2>, ids: &[u32]) -> Tensor<2> {
     fused::embedding(&weight, ids).unwrap_or_else(|| plain::embedding(weight, ids))
 }
 
+/// Moves a weight into huge pages where system and backend can; see [`crate::memory::move_into_huge_pages`].
+pub fn move_into_huge_pages<const D: usize>(weight: &Tensor<D>) {
+    fused::move_into_huge_pages(weight);
+}
+
 /// Rows `positions` of x: `[T, D]` → `[positions, D]`.
 pub fn select_rows(x: Tensor<2>, positions: &[usize]) -> Tensor<2> {
     fused::select_rows(&x, positions).unwrap_or_else(|| plain::select_rows(x, positions))

@@ -55,6 +55,7 @@ impl Engine {
             model.language_model.quantize_int8();
             engine.model = model;
         }
+        engine.model.language_model.move_into_huge_pages();
         Ok(engine)
     }
 

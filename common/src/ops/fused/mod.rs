@@ -35,6 +35,7 @@ pub use cross_entropy::cross_entropy_sum;
 pub use dropout::drop_values;
 pub use linear::{linear, lora_linear};
 pub use norm::{layer_norm, rms_norm};
+pub use operand::move_into_huge_pages;
 pub use rope::rope;
 pub use rows::{embedding, replace_rows, select_rows};
 pub use seed::with_gradient;

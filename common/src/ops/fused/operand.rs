@@ -60,6 +60,13 @@ fn contiguous(tensor: FlexTensor) -> FlexTensor {
     if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
 }
 
+/// See [`crate::ops::move_into_huge_pages`].
+pub fn move_into_huge_pages<const D: usize>(weight: &Tensor<D>) {
+    if let Some(operand) = any_operand(weight) {
+        crate::memory::move_into_huge_pages(operand.values.bytes());
+    }
+}
+
 /// The values of an f32 operand.
 pub fn floats(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("operands are contiguous f32")
