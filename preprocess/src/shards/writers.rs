@@ -75,8 +75,10 @@ impl<'scope, 'env> Writers<'scope, 'env> {
         Self { scope, plan, output, limit, open: VecDeque::new() }
     }
 
-    /// Hands over the next row group; shards come one after the other. Fails for the reason for which a writer has.
+    /// Hands over the next row group; shards come one after the other. Fails for the reason for which a writer has, as soon
+    /// as the shards before that one are published.
     pub fn append(&mut self, shard: usize, made: Made) -> Result<()> {
+        self.join_finished()?;
         if self.open.back().is_none_or(|writing| writing.shard != shard) {
             self.close_last();
             if self.open.len() >= self.limit {
@@ -114,6 +116,14 @@ impl<'scope, 'env> Writers<'scope, 'env> {
         if let Some(last) = self.open.back_mut() {
             last.row_groups = None;
         }
+    }
+
+    /// In the order of shards, so that the error is the one that waiting for all would give.
+    fn join_finished(&mut self) -> Result<()> {
+        while self.open.front().is_some_and(|first| first.thread.is_finished()) {
+            self.join_first()?;
+        }
+        Ok(())
     }
 
     fn join_first(&mut self) -> Result<()> {
@@ -184,6 +194,10 @@ impl OpenShard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shards::census::ImageFiles;
+    use crate::shards::ledger::LEDGER_DIR;
+    use crate::shards::plan::ChatJson;
+    use common::shard::{CodeTable, FORMAT_VERSION, PixelFormat, ShardMetadata};
     use std::time::Duration;
 
     #[test]
@@ -199,5 +213,66 @@ mod tests {
         });
         drop(second);
         assert!(places.left.is_empty());
+    }
+
+    #[test]
+    fn a_shard_that_fails_ends_the_run_at_the_next_row_group() {
+        let output = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(output.path().join(LEDGER_DIR)).expect("a folder of ledgers");
+        let (plan, places) = (one_row_a_shard(), Places::new(10));
+        let made = |rows_in| Made { rows_in, row_groups: [None, None], rejected: vec![], place: places.take() };
+        std::thread::scope(|scope| {
+            // So many may be open that nothing else makes it wait for any.
+            let mut writers = Writers::new(scope, &plan, output.path(), 100);
+            writers.append(0, made(1)).expect("shard 0");
+            writers.append(1, made(0)).expect("shard 1 lacks its row, which nobody has noticed yet");
+            wait_for(&writers, 0);
+            writers.append(2, made(1)).expect("shard 2: shard 0 is whole");
+            assert_eq!(writers.open.front().map(|first| first.shard), Some(1), "shard 0 is no longer waited for");
+            wait_for(&writers, 1);
+            // The same shard: no new one has to start.
+            let error = writers.append(2, made(0)).expect_err("shard 1 is not whole");
+            assert!(error.to_string().contains("shard 1 ended after 0 rows, expected 1"), "{error}");
+        });
+        let ledgers = [0, 1].map(|shard| ShardLedger::read(output.path(), shard).expect("read").is_some());
+        assert_eq!(ledgers, [true, false], "shard 0 is published, shard 1 is not");
+    }
+
+    /// Until the thread of a shard that has all its rows has ended.
+    fn wait_for(writers: &Writers, shard: usize) {
+        let writing = writers.open.iter().find(|writing| writing.shard == shard).expect("being written");
+        while !writing.thread.is_finished() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn one_row_a_shard() -> Plan {
+        let metadata = ShardMetadata {
+            format_version: FORMAT_VERSION,
+            tokenizer_sha256: String::new(),
+            chat_template_sha256: String::new(),
+            image_processor_sha256: String::new(),
+            pixels: PixelFormat::Predicted,
+            shortest_edge: 14,
+            crop_size: 14,
+            image_mean: [0.5; 3],
+            image_std: [0.5; 3],
+            code_to_f32: CodeTable::new([[0.0; 256]; 3]),
+        };
+        Plan {
+            program: String::new(),
+            chat_json: ChatJson { sha256: String::new(), bytes: 0, rows: 3 },
+            images: vec![],
+            image_files: ImageFiles::default(),
+            eos_token_ids: vec![],
+            metadata,
+            image_seq_length: 1,
+            rows_per_shard: 1,
+            max_row_group_rows: 1,
+            system_prompt: String::new(),
+            max_length: 1,
+            validation_fraction: 0.0,
+            limit: None,
+        }
     }
 }
