@@ -1,0 +1,122 @@
+//! Which source samples an output sample is made of, and how much of each.
+
+use super::super::geometry::AxisWindow;
+
+/// Fixed-point bits of a coefficient: 32, less 8 for the sample and 2 for overshoot.
+pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
+
+/// The source samples and coefficients of every output sample of a window.
+#[derive(Default)]
+pub(super) struct AxisTaps {
+    key: Option<(usize, usize, usize, usize)>,
+    /// First source sample and first coefficient, per output sample; one more entry closes the last range.
+    first: Vec<usize>,
+    offset: Vec<usize>,
+    coefficients: Vec<i32>,
+    /// One past the last source sample that the window needs.
+    end: usize,
+}
+
+impl AxisTaps {
+    /// Computes the coefficients of a window, unless they are the ones of the image before.
+    ///
+    /// # Source
+    /// Pillow `Resample.c`, `precompute_coeffs` and `normalize_coeffs_8bpc`; the order of operations is theirs, in f64.
+    pub(super) fn prepare(&mut self, source_len: usize, window: AxisWindow) {
+        let key = Some((source_len, window.resized, window.start, window.len));
+        if self.key == key {
+            return;
+        }
+        self.key = key;
+        self.first.clear();
+        self.offset.clear();
+        self.coefficients.clear();
+        // Pillow hands the box over as C floats.
+        let scale = f64::from(source_len as f32) / window.resized as f64;
+        let filter_scale = scale.max(1.0);
+        let support = 2.0 * filter_scale;
+        let inverse = 1.0 / filter_scale;
+        let mut weights = Vec::with_capacity(2 * support.ceil() as usize + 1);
+        for out in window.start..window.start + window.len {
+            let center = (out as f64 + 0.5) * scale;
+            let first = (center - support + 0.5).max(0.0) as usize;
+            let end = ((center + support + 0.5) as usize).min(source_len);
+            weights.clear();
+            weights.extend((first..end).map(|sample| bicubic((sample as f64 - center + 0.5) * inverse)));
+            let mut total = 0.0;
+            weights.iter().for_each(|weight| total += weight);
+            self.first.push(first);
+            self.offset.push(self.coefficients.len());
+            self.coefficients.extend(weights.iter().map(|&weight| fixed_point(weight, total)));
+            self.end = end;
+        }
+        self.offset.push(self.coefficients.len());
+    }
+
+    /// Changes when the coefficients do.
+    pub(super) fn key(&self) -> Option<(usize, usize, usize, usize)> {
+        self.key
+    }
+
+    /// Output samples.
+    pub(super) fn len(&self) -> usize {
+        self.first.len()
+    }
+
+    /// The source samples that the window needs.
+    pub(super) fn needed(&self) -> std::ops::Range<usize> {
+        self.first[0]..self.end
+    }
+
+    /// The first source sample, counted from the first needed one, and the coefficients of output sample `index`.
+    #[inline(always)]
+    pub(super) fn of(&self, index: usize) -> (usize, &[i32]) {
+        let coefficients = &self.coefficients[self.offset[index]..self.offset[index + 1]];
+        (self.first[index] - self.first[0], coefficients)
+    }
+
+    /// The most coefficients of any output sample.
+    pub(super) fn longest(&self) -> usize {
+        self.offset.windows(2).map(|range| range[1] - range[0]).max().unwrap_or(0)
+    }
+}
+
+/// The bicubic kernel with a = −0.5.
+fn bicubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+/// Normalises by the sum and rounds half away from zero, as C's `(int)(±0.5 + x)` does.
+fn fixed_point(weight: f64, total: f64) -> i32 {
+    let normalized = if total == 0.0 { weight } else { weight / total };
+    let scaled = normalized * f64::from(1 << PRECISION_BITS);
+    if normalized < 0.0 { (scaled - 0.5) as i32 } else { (scaled + 0.5) as i32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coefficients_of_every_output_sum_to_one() {
+        let mut taps = AxisTaps::default();
+        for (source, resized) in [(224, 336), (640, 336), (1, 336), (5000, 7), (336, 336)] {
+            taps.prepare(source, AxisWindow { resized, start: 0, len: resized, pad: 0 });
+            for index in 0..resized {
+                let (first, coefficients) = taps.of(index);
+                let sum: i64 = coefficients.iter().map(|&c| i64::from(c)).sum();
+                let deviation = (sum - (1 << PRECISION_BITS)).unsigned_abs() as usize;
+                assert!(deviation <= coefficients.len(), "{source} -> {resized}, output {index}: off by {deviation}");
+                assert!(first + coefficients.len() <= source);
+            }
+        }
+    }
+}
