@@ -82,53 +82,63 @@ fn canonical(lengths: &[u8; 256]) -> [u16; 256] {
     })
 }
 
-/// Some leaves together, each as often as it is in them.
+/// The items of one denomination, by weight: coins, which are leaves, and packages, which are two items of the next smaller
+/// denomination.
 #[derive(Clone, Copy)]
-struct Package {
-    weight: u32,
-    leaves: [u8; LEAVES],
+struct Items {
+    weights: [u32; 2 * LEAVES],
+    len: usize,
+    /// A bit an item.
+    coins: u128,
+}
+
+impl Items {
+    const NONE: Self = Self { weights: [0; 2 * LEAVES], len: 0, coins: 0 };
+
+    fn push(&mut self, weight: u32, is_coin: bool) {
+        self.weights[self.len] = weight;
+        self.coins |= u128::from(is_coin) << self.len;
+        self.len += 1;
+    }
+
+    fn coins_among(&self, first: usize) -> usize {
+        (self.coins & ((1 << first) - 1)).count_ones() as usize
+    }
 }
 
 /// The lengths of the best code in which no leaf exceeds its limit.
 ///
 /// # Source
 /// Larmore and Hirschberg 1990, package-merge; limits may differ because a leaf's coins of denominations below its limit
-/// are simply not offered.
+/// are simply not offered. What is taken of a denomination are its first items, so that their number says which.
 fn limited_lengths(counts: &[u32], limits: &[usize; LEAVES]) -> [u8; LEAVES] {
     let mut order: Vec<usize> = (0..counts.len()).collect();
     order.sort_by_key(|&leaf| counts[leaf]);
-    let coin = |&leaf: &usize| {
-        let mut leaves = [0; LEAVES];
-        leaves[leaf] = 1;
-        Package { weight: counts[leaf], leaves }
-    };
-    let coins: Vec<Package> = order.iter().map(coin).collect();
-    let mut packages: Vec<Package> = Vec::with_capacity(2 * LEAVES);
-    let mut merged: Vec<Package> = Vec::with_capacity(2 * LEAVES);
+    let offered = |bits: usize| order.iter().copied().filter(move |&leaf| limits[leaf] >= bits);
+    let mut items = [Items::NONE; MAX_BITS + 2];
     for bits in (1..=MAX_BITS).rev() {
-        merged.clear();
-        let mut pairs = packages.as_chunks::<2>().0.iter().map(together).peekable();
-        for (coin, _) in coins.iter().zip(&order).filter(|(_, leaf)| limits[**leaf] >= bits) {
-            while let Some(pair) = pairs.next_if(|pair| pair.weight < coin.weight) {
-                merged.push(pair);
+        let smaller = &items[bits + 1];
+        let pairs = smaller.weights[..smaller.len].as_chunks::<2>().0;
+        let mut packages = pairs.iter().map(|[first, second]| first + second).peekable();
+        let mut merged = Items::NONE;
+        for leaf in offered(bits) {
+            while let Some(package) = packages.next_if(|package| *package < counts[leaf]) {
+                merged.push(package, false);
             }
-            merged.push(*coin);
+            merged.push(counts[leaf], true);
         }
-        merged.extend(pairs);
-        std::mem::swap(&mut packages, &mut merged);
+        packages.for_each(|package| merged.push(package, false));
+        items[bits] = merged;
     }
     let mut lengths = [0; LEAVES];
-    for package in packages.iter().take(2 * counts.len() - 2) {
-        lengths.iter_mut().zip(package.leaves).for_each(|(length, times)| *length += times);
+    let mut wanted = 2 * counts.len() - 2;
+    for (bits, items) in items.iter().enumerate().skip(1) {
+        let taken = wanted.min(items.len);
+        let coins = items.coins_among(taken);
+        offered(bits).take(coins).for_each(|leaf| lengths[leaf] += 1);
+        wanted = 2 * (taken - coins);
     }
     lengths
-}
-
-fn together([first, second]: &[Package; 2]) -> Package {
-    Package {
-        weight: first.weight + second.weight,
-        leaves: std::array::from_fn(|leaf| first.leaves[leaf] + second.leaves[leaf]),
-    }
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ pub(super) fn decompress(frames: &[u8], bytes: &mut [u8]) -> Option<()> {
 
 /// `coded` is scratch.
 fn compress_block(block: &[u8], last: bool, coded: &mut Vec<u8>, frames: &mut Vec<u8>) {
-    if block.iter().all(|byte| *byte == block[0]) {
+    if block[1..] == block[..block.len() - 1] {
         block_header(Block::Repeated, block.len(), last, frames);
         frames.push(block[0]);
         return;
@@ -113,20 +113,39 @@ fn compress_literals(block: &[u8], coded: &mut [u8]) -> usize {
 
 /// How often each byte occurs in a sample.
 fn sampled_counts(block: &[u8]) -> [u32; 256] {
-    // Two tables: equal neighbours would wait for each other.
-    let mut counts = [[0u32; 256]; 2];
+    // Four tables: equal neighbours would wait for each other.
+    let mut counts = [[0u32; 256]; 4];
     for stretch in block.chunks(STRETCH).step_by((block.len() / SAMPLED).max(1)) {
-        for pair in stretch.chunks(2) {
-            for (counts, &byte) in counts.iter_mut().zip(pair) {
+        let (fours, rest) = stretch.as_chunks::<4>();
+        for four in fours {
+            for (counts, &byte) in counts.iter_mut().zip(four) {
                 counts[usize::from(byte)] += 1;
             }
         }
+        rest.iter().for_each(|&byte| counts[0][usize::from(byte)] += 1);
     }
-    std::array::from_fn(|byte| counts[0][byte] + counts[1][byte])
+    std::array::from_fn(|byte| counts.iter().map(|counts| counts[byte]).sum())
 }
 
 /// The largest distance from zero, `−1 − r` for negative residuals.
 fn reach(block: &[u8]) -> u8 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2.
+        return unsafe { reach_avx2(block) };
+    }
+    reach_of(block)
+}
+
+/// [`reach_of`], compiled for AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn reach_avx2(block: &[u8]) -> u8 {
+    reach_of(block)
+}
+
+#[inline(always)]
+fn reach_of(block: &[u8]) -> u8 {
     block.iter().fold(0, |reach, &byte| reach.max(byte ^ (byte.cast_signed() >> 7).cast_unsigned()))
 }
 
