@@ -58,18 +58,19 @@ def run_ours(llava, shards, train_type, batch, a, more=()):
                "--save-strategy", "no", "--dataloader-num-workers", "2", *more]
     process = subprocess.Popen(command, env=dict(os.environ, RAYON_NUM_THREADS=str(a.threads)), stderr=subprocess.PIPE, text=True,
                                stdout=subprocess.DEVNULL)
-    ticks, lines = [], []
+    ticks, lines = [], []  # progress lines, of which quick steps share one
     for line in process.stderr:
         lines.append(line)
         if line.startswith("step "):
             fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks.append((int(fields[11]) + int(fields[12])) / TICK)
+            ticks.append((int(line.split()[1].split("/")[0]), (int(fields[11]) + int(fields[12])) / TICK))
     if process.wait() != 0:
         sys.exit("".join(lines))
     steps = [json.loads(line) for line in metrics.read_text().splitlines()]
     measured = steps[a.warmup:]
     step = statistics.median(s["step_seconds"] for s in measured)
-    cpu = statistics.median(b - a_ for a_, b in zip(ticks[a.warmup - 1:], ticks[a.warmup:]))
+    (first, before), (end, after) = max(tick for tick in ticks if tick[0] <= a.warmup or tick is ticks[0]), ticks[-1]
+    cpu = (after - before) / max(end - first, 1)
     return dict(side="ours", train_type=train_type, step_s=step, step_cpu_s=cpu, samples_per_s=batch / step,
                 tokens=statistics.mean(s["tokens_per_second"] * s["step_seconds"] for s in measured),
                 supervised=statistics.mean(s["supervised_tokens"] for s in measured),

@@ -17,9 +17,11 @@ use std::collections::BTreeMap;
 const F32: f64 = 4.0;
 /// The program itself, its threads, the tokenizer, the allocator's slack, bytes.
 const BASE: f64 = 40e6;
-/// Logits that are kept for the backward step at most, and those of a chunk otherwise (`ops::fused::cross_entropy`).
+/// Logits that are kept for the gradient of a trained head at most, and those of a chunk otherwise; sums of the hidden states'
+/// gradient (`ops::fused::cross_entropy`).
 const KEPT_LOGITS: f64 = (12 << 20) as f64;
 const CHUNK_LOGITS: f64 = (1 << 20) as f64;
+const HEAD_SUMS: f64 = (16 << 20) as f64;
 
 /// Bytes of a rank.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +102,11 @@ impl Blocks {
         self.trained.values().sum::<usize>() as f64
     }
 
+    /// The head, or the token embeddings that it shares its weight with.
+    fn trains_head(&self) -> bool {
+        self.trained.keys().any(|block| matches!(block, Block::Head | Block::TokenEmbeddings))
+    }
+
     fn trains_vision(&self) -> bool {
         self.trained.keys().any(|block| matches!(block, Block::VisionEmbeddings | Block::VisionLayer(_)))
     }
@@ -173,7 +180,8 @@ impl Step<'_> {
         let kv = (model.text.num_key_value_heads * model.text.head_dim()) as f64;
         let last = shape.tokens * (hidden + 2.0 * kv);
         let logits = shape.supervised * model.text.vocab_size as f64;
-        let logits = if logits <= KEPT_LOGITS { 2.0 * logits } else { CHUNK_LOGITS };
+        let logits = if blocks.trains_head() && logits <= KEPT_LOGITS { logits } else { CHUNK_LOGITS };
+        let sums = HEAD_SUMS.min(64.0 * shape.supervised * hidden);
         let layers = model.text.num_hidden_layers;
         let vision = model.vision.clone();
         let vision_layer =
@@ -181,7 +189,7 @@ impl Step<'_> {
         // In the order of the backward pass: each block's activations, and what it adds to those below it.
         let mut walk = vec![(
             Block::Head,
-            below + layers.saturating_sub(1) as f64 * kept + last + logits + 3.0 * shape.supervised * hidden,
+            below + layers.saturating_sub(1) as f64 * kept + last + logits + sums + 3.0 * shape.supervised * hidden,
         )];
         walk.extend((0..layers).rev().map(|index| {
             let own = if index + 1 == layers { last } else { kept + again };

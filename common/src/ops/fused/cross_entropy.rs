@@ -1,4 +1,7 @@
 //! Projection and cross entropy together, a chunk of the vocabulary at a time.
+//!
+//! The gradient of the hidden states is summed up in the forward step, relative to the largest logit so far, as the sum of
+//! exponentials is: the weight, which fits no cache, is read once, and without a gradient of its own no logit is kept.
 
 use super::gemm::{Packed, Start, gemm_serial};
 use super::matrix::{Matrix, MatrixMut};
@@ -14,11 +17,11 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 use std::cell::Cell;
 
-/// Values of the weight in a chunk: it stays in the second-level cache from its logits to its gradients.
+/// Values of the weight in a chunk: it stays in the second-level cache from its logits to what they weigh it with.
 const CHUNK: usize = 1 << 16;
-/// Values of the sums of the hidden states' gradient, of which there is one for each group of chunks.
+/// Values of the sums of the hidden states' gradient, of which there is one for each part of the vocabulary.
 const PARTIAL_SUMS: usize = 16 << 20;
-/// Up to so many logits are kept for the backward step (48 MB); more are computed again.
+/// Up to so many logits are kept for the weight's gradient (48 MB); more are computed again.
 const KEPT: usize = 12 << 20;
 /// Supervised rows are filled up to a multiple of this, so that logits come in whole vectors.
 const LANES: usize = 16;
@@ -33,22 +36,21 @@ pub fn cross_entropy_sum(hidden: &Tensor<2>, weight: &Tensor<2>, targets: &[u32]
     let padded = rows.next_multiple_of(LANES);
     let mut filled = zeros(padded * width);
     filled[..rows * width].copy_from_slice(floats(&hidden.values));
-    let tracked = [&hidden.node, &weight.node].map(|node| node.tracked());
-    let keep = tracked.contains(&true) && padded * vocabulary <= KEPT;
     let mut problem = Problem {
         hidden: operand::tensor(filled, [padded, width]),
         weight: weight.values,
         targets: targets.to_vec(),
+        tracked: [hidden.node.tracked(), weight.node.tracked()],
         lse: Vec::new(),
         logits: Vec::new(),
-        tracked,
+        of_hidden: Vec::new(),
     };
-    let loss = problem.forward(keep);
+    let loss = problem.forward();
     let nodes = [hidden.node, weight.node];
     Some(record(CrossEntropy, nodes, || problem, operand::tensor(vec![loss], [1])))
 }
 
-/// Logits are held with a row for each token of the vocabulary: then the weight is read where it lies, once.
+/// Logits are held with a row for each token of the vocabulary: then the weight is read where it lies.
 #[derive(Clone, Debug)]
 struct Problem {
     /// `[S, D]`, S filled up with zero rows.
@@ -56,12 +58,49 @@ struct Problem {
     /// `[V, D]`
     weight: FlexTensor,
     targets: Vec<u32>,
-    /// Logarithm of the sum of exponentials of every row, infinite for the rows that fill up.
-    lse: Vec<f32>,
-    /// `[V, S]`, or nothing.
-    logits: Vec<f32>,
     /// Whether hidden and weight want gradients.
     tracked: [bool; 2],
+    /// Logarithm of the sum of exponentials of every row, infinite for the rows that fill up.
+    lse: Vec<f32>,
+    /// `[V, S]` for the weight's gradient, or nothing.
+    logits: Vec<f32>,
+    /// Gradient of hidden without the rows that fill up, or nothing.
+    of_hidden: Vec<f32>,
+}
+
+/// What a part of the vocabulary adds to every row.
+struct Part {
+    largest: Vec<f32>,
+    /// Σ exp(logit − largest)
+    total: Vec<f32>,
+    /// Σ exp(logit − largest) · the token's row of the weight, `[S, D]`; nothing if not wanted.
+    weighted: Vec<f32>,
+    /// Logits of targets.
+    picked: Vec<(usize, f32)>,
+}
+
+impl Part {
+    fn new(rows: usize, weighted: usize) -> Self {
+        let (largest, total) = (vec![f32::NEG_INFINITY; rows], vec![0.0; rows]);
+        Self { largest, total, weighted: zeros(weighted), picked: Vec::new() }
+    }
+
+    /// Adds a chunk, whose logits become exponentials. logits `[tokens, S]`, weight `[tokens, D]`
+    fn add(&mut self, logits: &mut [f32], weight: Matrix) {
+        let rows = self.total.len();
+        let shrunk = raise(&mut self.largest, logits);
+        exponentials(logits, &self.largest, &mut self.total, &shrunk);
+        if self.weighted.is_empty() {
+            return;
+        }
+        for (sums, &factor) in self.weighted.chunks_exact_mut(weight.columns).zip(&shrunk) {
+            if factor != 1.0 {
+                sums.iter_mut().for_each(|sum| *sum *= factor);
+            }
+        }
+        let exponentials = Matrix::new(logits, weight.rows, rows).transposed();
+        gemm_serial(exponentials, weight, MatrixMut::new(&mut self.weighted, rows, weight.columns), Start::Keep);
+    }
 }
 
 impl Problem {
@@ -70,10 +109,13 @@ impl Problem {
         (rows, width, vocabulary)
     }
 
-    /// Tokens of the vocabulary in a chunk. Depends on sizes only, as everything that decides the order of sums.
-    fn chunk(&self) -> usize {
-        let (_, width, _) = self.sizes();
-        (CHUNK / width.max(1)).clamp(32, 256)
+    /// Tokens of the vocabulary in a chunk and in a part. They depend on sizes only, as everything that decides the order of sums:
+    /// any number of threads gives the same.
+    fn divided(&self) -> (usize, usize) {
+        let (rows, width, vocabulary) = self.sizes();
+        let chunk = (CHUNK / width.max(1)).clamp(32, 256);
+        let parts = (PARTIAL_SUMS / (rows * width).max(1)).clamp(2, 64);
+        (chunk, vocabulary.div_ceil(chunk).div_ceil(parts).max(1) * chunk)
     }
 
     fn weight_rows(&self, first: usize, tokens: usize) -> Matrix<'_> {
@@ -86,39 +128,65 @@ impl Problem {
         Matrix::new(floats(&self.hidden), rows, width)
     }
 
-    fn forward(&mut self, keep: bool) -> f32 {
-        let (rows, _, vocabulary) = self.sizes();
+    /// The loss. Leaves what the backward step needs.
+    fn forward(&mut self) -> f32 {
+        let (rows, width, vocabulary) = self.sizes();
         if rows == 0 {
             return 0.0;
         }
-        let chunk = self.chunk();
-        let hidden = Packed::new(self.hidden().transposed());
+        let [hidden_tracked, weight_tracked] = self.tracked;
+        let keep = weight_tracked && rows * vocabulary <= KEPT;
         let mut kept = buffer(if keep { vocabulary * rows } else { 0 });
-        let of_chunk = |first: usize, logits: &mut [f32]| {
-            let tokens = logits.len() / rows;
-            hidden.multiply(self.weight_rows(first, tokens), MatrixMut::new(logits, tokens, rows));
-            let picked = self.targets_among(first, tokens).map(|(row, token)| (row, logits[token * rows + row]));
-            (statistics(logits, rows), picked.collect::<Vec<_>>())
+        let hidden = Packed::new(self.hidden().transposed());
+        let (chunk, part_len) = self.divided();
+        let kept_parts = parts_of(&mut kept, part_len * rows, vocabulary.div_ceil(part_len));
+        let part = |(index, kept): (usize, &mut [f32])| {
+            let mut part = Part::new(rows, if hidden_tracked { rows * width } else { 0 });
+            let tokens = index * part_len..vocabulary.min((index + 1) * part_len);
+            for first in tokens.clone().step_by(chunk) {
+                let (tokens, skipped) = (chunk.min(tokens.end - first), first - tokens.start);
+                with_scratch(tokens * rows, |logits| {
+                    let weight = self.weight_rows(first, tokens);
+                    hidden.multiply(weight, MatrixMut::new(logits, tokens, rows));
+                    let picked = self.targets_among(first, tokens);
+                    part.picked.extend(picked.map(|(row, token)| (row, logits[token * rows + row])));
+                    if keep {
+                        kept[skipped * rows..][..tokens * rows].copy_from_slice(logits);
+                    }
+                    part.add(logits, weight);
+                });
+            }
+            part
         };
-        let parts: Vec<_> = if keep {
-            let chunks = kept.par_chunks_mut(chunk * rows).enumerate();
-            chunks.map(|(index, logits)| of_chunk(index * chunk, logits)).collect()
-        } else {
-            let chunks = (0..vocabulary.div_ceil(chunk)).into_par_iter();
-            let scratch = |index: usize| {
-                with_scratch(chunk.min(vocabulary - index * chunk) * rows, |logits| of_chunk(index * chunk, logits))
-            };
-            chunks.map(scratch).collect()
-        };
+        let parts: Vec<Part> = kept_parts.into_par_iter().enumerate().map(part).collect();
+        self.logits = kept;
+        self.finish(&parts)
+    }
+
+    /// Brings the parts together.
+    fn finish(&mut self, parts: &[Part]) -> f32 {
+        let (rows, width, _) = self.sizes();
         let (mut largest, mut total) = (vec![f32::NEG_INFINITY; rows], vec![0f32; rows]);
         let mut picked = vec![0f32; self.targets.len()];
-        for (statistics, of_targets) in &parts {
-            merge(&mut largest, &mut total, statistics);
-            of_targets.iter().for_each(|&(row, logit)| picked[row] = logit);
+        for part in parts {
+            merge(&mut largest, &mut total, part);
+            part.picked.iter().for_each(|&(row, logit)| picked[row] = logit);
         }
-        self.logits = kept;
         self.lse = largest.iter().zip(&total).map(|(largest, total)| largest + total.ln()).collect();
         self.lse[picked.len()..].fill(f32::INFINITY);
+        if self.tracked[0] {
+            let mut of_hidden = zeros(self.targets.len() * width);
+            of_hidden.par_chunks_mut(width.max(1)).enumerate().for_each(|(row, of_hidden)| {
+                for part in parts {
+                    let share = exp(part.largest[row] - self.lse[row]);
+                    let sums = &part.weighted[row * width..][..width];
+                    of_hidden.iter_mut().zip(sums).for_each(|(sum, value)| *sum += share * value);
+                }
+                let target = self.weight_rows(self.targets[row] as usize, 1);
+                of_hidden.iter_mut().zip(target.row(0)).for_each(|(sum, value)| *sum -= value);
+            });
+            self.of_hidden = of_hidden;
+        }
         // f64: the sum over thousands of rows must not lose the single row.
         self.lse.iter().zip(&picked).map(|(&lse, &picked)| f64::from(lse) - f64::from(picked)).sum::<f64>() as f32
     }
@@ -129,61 +197,34 @@ impl Problem {
         self.targets.iter().enumerate().filter_map(move |(row, &target)| Some((row, among(target as usize)?)))
     }
 
-    /// Gradients of hidden (without the filled-up rows) and of the weight, times `factor`; empty where not wanted.
-    ///
-    /// Chunks are done in groups, each with a sum of its own, which are added in order: any number of threads gives the same.
-    fn backward(&mut self, factor: f32) -> [Vec<f32>; 2] {
+    /// Gradient of the weight, times `factor`.
+    fn of_weight(&mut self, factor: f32) -> Vec<f32> {
         let (rows, width, vocabulary) = self.sizes();
-        let [hidden_tracked, weight_tracked] = self.tracked;
         if rows == 0 {
-            return [Vec::new(), zeros(if weight_tracked { vocabulary * width } else { 0 })];
+            return zeros(vocabulary * width);
         }
-        let mut of_weight = buffer(if weight_tracked { vocabulary * width } else { 0 });
+        let mut of_weight = buffer(vocabulary * width);
         let mut kept = std::mem::take(&mut self.logits);
-        let (chunk, groups) = (self.chunk(), (PARTIAL_SUMS / (rows * width).max(1)).clamp(2, 64));
-        let group = vocabulary.div_ceil(chunk).div_ceil(groups).max(1) * chunk;
-        let groups = vocabulary.div_ceil(group);
+        let (chunk, _) = self.divided();
         let hidden = Packed::new(self.hidden());
         let transposed = kept.is_empty().then(|| Packed::new(self.hidden().transposed()));
-        // Nothing, for every group, of what there is not.
-        let parts = |values, width: usize| parts_of(values, group * width, groups);
-        let work = parts(&mut kept[..], rows).into_par_iter().zip(parts(&mut of_weight[..], width)).enumerate();
-        let sums: Vec<Vec<f32>> = work
-            .map(|(index, (kept, of_weight))| {
-                let tokens = index * group..vocabulary.min((index + 1) * group);
-                let mut of_hidden = zeros(if hidden_tracked { rows * width } else { 0 });
-                for first in tokens.clone().step_by(chunk) {
-                    let (tokens, skipped) = (chunk.min(tokens.end - first), first - tokens.start);
-                    let mut of_chunk = |logits: &mut [f32]| {
-                        self.slopes(logits, first, factor);
-                        let slopes = Matrix::new(logits, tokens, rows);
-                        if weight_tracked {
-                            let of_weight = &mut of_weight[skipped * width..][..tokens * width];
-                            hidden.multiply(slopes, MatrixMut::new(of_weight, tokens, width));
-                        }
-                        if hidden_tracked {
-                            let of_hidden = MatrixMut::new(&mut of_hidden, rows, width);
-                            gemm_serial(slopes.transposed(), self.weight_rows(first, tokens), of_hidden, Start::Keep);
-                        }
-                    };
-                    match &transposed {
-                        Some(transposed) => with_scratch(tokens * rows, |logits| {
-                            let target = MatrixMut::new(logits, tokens, rows);
-                            transposed.multiply(self.weight_rows(first, tokens), target);
-                            of_chunk(logits);
-                        }),
-                        None => of_chunk(&mut kept[skipped * rows..][..tokens * rows]),
-                    }
-                }
-                of_hidden
-            })
-            .collect();
-        let mut of_hidden = zeros(if hidden_tracked { rows * width } else { 0 });
-        for sum in sums {
-            of_hidden.iter_mut().zip(sum).for_each(|(total, value)| *total += value);
-        }
-        of_hidden.truncate(self.targets.len() * width);
-        [of_hidden, of_weight]
+        let kept = parts_of(&mut kept, chunk * rows, vocabulary.div_ceil(chunk));
+        let chunks = of_weight.par_chunks_mut((chunk * width).max(1)).zip(kept).enumerate();
+        chunks.for_each(|(index, (of_weight, kept))| {
+            let (first, tokens) = (index * chunk, of_weight.len() / width);
+            let mut multiply = |logits: &mut [f32]| {
+                self.slopes(logits, first, factor);
+                hidden.multiply(Matrix::new(logits, tokens, rows), MatrixMut::new(of_weight, tokens, width));
+            };
+            match &transposed {
+                None => multiply(kept),
+                Some(transposed) => with_scratch(tokens * rows, |logits| {
+                    transposed.multiply(self.weight_rows(first, tokens), MatrixMut::new(logits, tokens, rows));
+                    multiply(logits);
+                }),
+            }
+        });
+        of_weight
     }
 
     /// Turns a chunk of logits into their gradients.
@@ -217,26 +258,37 @@ thread_local! {
 }
 
 multiversion! {
-    // The largest logit of every column and the sum of exponentials relative to it.
-    fn statistics(logits: &[f32], rows: usize) -> (Vec<f32>, Vec<f32>) {
-        let (mut largest, mut total) = (vec![f32::NEG_INFINITY; rows], vec![0f32; rows]);
-        for token in logits.chunks_exact(rows) {
+    // `largest` becomes that of every column, too; gives the factors by which what is relative to it shrinks.
+    fn raise(largest: &mut [f32], logits: &[f32]) -> Vec<f32> {
+        let mut shrunk = largest.to_vec();
+        for token in logits.chunks_exact(largest.len()) {
             for (largest, &logit) in largest.iter_mut().zip(token) {
                 *largest = if *largest >= logit || largest.is_nan() { *largest } else { logit };
             }
         }
-        for token in logits.chunks_exact(rows) {
-            for ((total, &largest), &logit) in total.iter_mut().zip(&largest).zip(token) {
-                *total += exp(logit - largest);
-            }
+        for (before, &largest) in shrunk.iter_mut().zip(&*largest) {
+            *before = if *before == largest { 1.0 } else { exp(*before - largest) };
         }
-        (largest, total)
+        shrunk
     }
 }
 
-fn merge(largest: &mut [f32], total: &mut [f32], part: &(Vec<f32>, Vec<f32>)) {
+multiversion! {
+    // Logits become exponentials relative to `largest`, which are added to what `shrunk` leaves of `total`.
+    fn exponentials(logits: &mut [f32], largest: &[f32], total: &mut [f32], shrunk: &[f32]) {
+        total.iter_mut().zip(shrunk).for_each(|(total, factor)| *total *= factor);
+        for token in logits.chunks_exact_mut(largest.len()) {
+            for ((logit, &largest), total) in token.iter_mut().zip(largest).zip(&mut *total) {
+                *logit = exp(*logit - largest);
+                *total += *logit;
+            }
+        }
+    }
+}
+
+fn merge(largest: &mut [f32], total: &mut [f32], part: &Part) {
     for ((largest, total), (&part_largest, &part_total)) in
-        largest.iter_mut().zip(total).zip(part.0.iter().zip(&part.1))
+        largest.iter_mut().zip(total).zip(part.largest.iter().zip(&part.total))
     {
         let both = if part_largest > *largest || part_largest.is_nan() { part_largest } else { *largest };
         let share = |of: f32, sum: f32| if sum == 0.0 { 0.0 } else { exp(of - both) * sum };
@@ -266,12 +318,14 @@ impl Backward<Flex, 2> for CrossEntropy {
         let mut problem = ops.state;
         let (_, width, vocabulary) = problem.sizes();
         let rows = problem.targets.len();
-        let [of_hidden, of_weight] = problem.backward(factor);
         let [hidden, weight] = ops.parents;
         if let Some(hidden) = hidden {
+            let mut of_hidden = std::mem::take(&mut problem.of_hidden);
+            of_hidden.iter_mut().for_each(|value| *value *= factor);
             gradients.register::<Flex>(hidden.id, operand::tensor(of_hidden, [rows, width]));
         }
         if let Some(weight) = weight {
+            let of_weight = problem.of_weight(factor);
             gradients.register::<Flex>(weight.id, operand::tensor(of_weight, [vocabulary, width]));
         }
     }
