@@ -35,7 +35,11 @@ impl PackedBatch {
         Ok(batch)
     }
 
-    fn push(&mut self, row: Row, image_token_index: u32, image_seq_length: usize) -> Result<()> {
+    /// Appends a row, and its pixel values unless they are in this batch already (`ShardSet::read_row_into`).
+    ///
+    /// # Errors
+    /// As [`Self::pack`].
+    pub fn push(&mut self, row: Row, image_token_index: u32, image_seq_length: usize) -> Result<()> {
         check(&row, image_token_index)?;
         let start = self.input_ids.len();
         for (&id, &label) in row.input_ids.iter().zip(&row.labels) {
@@ -50,7 +54,7 @@ impl PackedBatch {
         self.seq_lens.push(self.input_ids.len() - start);
         self.num_images += row.images.len();
         self.ids.push(row.id);
-        if self.pixel_values.is_empty() {
+        if self.pixel_values.capacity() == 0 {
             self.pixel_values = row.pixel_values;
         } else {
             self.pixel_values.extend_from_slice(&row.pixel_values);

@@ -2,8 +2,11 @@
 """Training beside transformers + PyTorch: same model, same rows, same threads, alternating.
 
     python tests/bench/train.py run --work DIR [--models mini real] [--types use_lora none freeze_vision projector]
-                                    [--batches 2 4] [--steps 5] [--warmup 2] [--repeats 1] [--threads 2]
+                                    [--batches 2 4] [--steps 5] [--warmup 2] [--repeats 1] [--threads 2] [--gemm PROGRAM]
     python tests/bench/train.py table --work DIR [--peak GFLOPS]
+
+With `--gemm`, the matrix product's rate is measured before and after each of our runs (PROGRAM is gemm-bench, see gemm.sh): the
+speed of a shared machine changes from minute to minute.
 
 Needs the packages of tests/requirements.txt, the programs (cargo build --release) and, for `real`, LLAVA_BACKBONES. Models
 and shards are made once in DIR; every run appends a line to DIR/results.jsonl, and `table` prints the medians. Seconds are
@@ -88,6 +91,15 @@ def run_peer(llava, train_type, batch, a):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def gemm_rate(a):
+    """GFLOP/s of the fastest library's square product at this moment, 0 if it is not to be measured."""
+    if a.gemm is None:
+        return 0
+    threads = {name: str(a.threads) for name in ("RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLIS_NUM_THREADS")}
+    done = subprocess.run([str(a.gemm), str(a.threads)], check=True, stdout=subprocess.PIPE, text=True, env=dict(os.environ, **threads))
+    return float(done.stdout)
+
+
 def run(a):
     a.work.mkdir(parents=True, exist_ok=True)
     for model in a.models:
@@ -97,7 +109,12 @@ def run(a):
                 for _ in range(a.repeats):
                     for side in a.sides:
                         begin = time.time()
-                        line = run_ours(llava, shards, train_type, batch, a) if side == "ours" else run_peer(llava, train_type, batch, a)
+                        if side == "ours":
+                            rates = [gemm_rate(a)]
+                            line = run_ours(llava, shards, train_type, batch, a)
+                            line["gemm_gflops"] = statistics.mean([*rates, gemm_rate(a)])
+                        else:
+                            line = run_peer(llava, train_type, batch, a)
                         line |= dict(model=model, batch=batch, threads=a.threads)
                         with open(a.work / "results.jsonl", "a") as file:
                             file.write(json.dumps(line) + "\n")
@@ -163,7 +180,8 @@ def table(a):
                 (s, ps), (c, pc) = ((median(ours, k), median(peer, k)) for k in ("step_s", "step_cpu_s"))
                 m, pm = median(ours, "peak_rss_mb"), median(peer, "peak_rss_mb")
                 flops = needed_flops(a.work / model / "llava", train_type, batch, median(ours, "tokens"), median(ours, "supervised"))
-                share = f"{flops / s / 1e9 / a.peak:.0%}" if a.peak else ""
+                peak = a.peak or statistics.median(r.get("gemm_gflops", 0) for r in ours)
+                share = f"{flops / s / 1e9 / peak:.0%} of {peak:.0f}" if peak else ""
                 print(f"| {model} | {train_type} | {batch} | {s:.3f} | {ps:.3f} | {ps / s:.1f} | {pc / c:.1f} | {m:.0f} | {pm:.0f} "
                       f"| {m / pm:.2f} | {flops / 1e9:.0f} | {flops / s / 1e9:.0f} | {share} |")
 
@@ -177,6 +195,7 @@ def main():
     ap.add_argument("--batches", nargs="+", type=int, default=[2, 4])
     ap.add_argument("--sides", nargs="+", default=["ours", "pytorch"])
     ap.add_argument("--peak", type=float, default=0, help="measured f32 GEMM peak, GFLOP/s")
+    ap.add_argument("--gemm", type=pathlib.Path, help="gemm-bench, to measure the peak beside every run")
     for name, default in (("steps", 5), ("warmup", 2), ("repeats", 1), ("threads", 2)):
         ap.add_argument("--" + name, type=int, default=default)
     a = ap.parse_args()

@@ -63,8 +63,7 @@ impl Source {
             return Ok(MicroBatch { batch: None, row_keys, rows: Vec::new() });
         }
         let numbers: Vec<usize> = positions.map(|position| order.row(position)).collect();
-        let rows = numbers.iter().map(|&row| self.shards.read_row(row)).collect::<Result<Vec<_>, _>>()?;
-        let batch = PackedBatch::pack(rows, self.config.image_token_index, self.config.image_seq_length())?;
+        let batch = self.read(&numbers)?;
         if let Some(row) = batch.seq_lens.iter().position(|&len| len > self.max_length) {
             bail!(
                 "row {:?}: {} tokens with its images, more than the {} allowed; give a larger --model_max_length, or run \
@@ -75,6 +74,18 @@ impl Source {
             );
         }
         Ok(MicroBatch { batch: Some(batch), row_keys, rows: numbers })
+    }
+
+    /// Rows, decoded to where they are in the batch.
+    fn read(&self, rows: &[usize]) -> Result<PackedBatch> {
+        let side = self.shards.metadata().crop_size;
+        let mut batch =
+            PackedBatch { pixel_values: Vec::with_capacity(rows.len() * 3 * side * side), ..Default::default() };
+        for &row in rows {
+            let row = self.shards.read_row_into(row, &mut batch.pixel_values)?;
+            batch.push(row, self.config.image_token_index, self.config.image_seq_length())?;
+        }
+        Ok(batch)
     }
 }
 

@@ -88,6 +88,16 @@ impl ShardSet {
     /// # Errors
     /// A damaged shard: names file, row group and row.
     pub fn read_row(&self, index: usize) -> Result<Row> {
+        let mut pixel_values = Vec::new();
+        let row = self.read_row_into(index, &mut pixel_values)?;
+        Ok(Row { pixel_values, ..row })
+    }
+
+    /// The same, with the pixel values appended to `pixel_values` and none in the row: memory of a batch is used once.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn read_row_into(&self, index: usize, pixel_values: &mut Vec<f32>) -> Result<Row> {
         let number = self.shards.partition_point(|shard| shard.first_row <= index).checked_sub(1);
         let shard = number.map(|number| &self.shards[number]).filter(|_| index < self.rows).ok_or_else(|| {
             let expected = format!("less than {}", self.rows);
@@ -97,7 +107,7 @@ impl ShardSet {
         let row = index - shard.first_row;
         let columns = &ROW_COLUMNS[..ROW_COLUMNS.len() - usize::from(!self.metadata.pixels.stores_source())];
         let batch = file.read_row(row, columns)?;
-        self.decode(&Columns::new(&batch, &file.place(row)), || file.place(row))
+        self.decode(&Columns::new(&batch, &file.place(row)), pixel_values, || file.place(row))
     }
 
     /// File number `shard` of the split, opened.
@@ -113,33 +123,37 @@ impl ShardSet {
         Ok(shard.open.get_or_init(|| open))
     }
 
-    fn decode(&self, columns: &Columns, place: impl Fn() -> String) -> Result<Row> {
+    fn decode(&self, columns: &Columns, pixel_values: &mut Vec<f32>, place: impl Fn() -> String) -> Result<Row> {
         let more = columns.more_images(0)?;
         let mut images: Vec<String> = columns.first(schema::IMAGE, 0)?.into_iter().collect();
         images.extend(more.texts(schema::IMAGE));
         let stored = columns.stored_pixels(0)?;
+        self.append_pixel_values(stored, images.len(), &more.stored_bytes(), pixel_values, place)?;
         Ok(Row {
             id: columns.id(0)?,
             input_ids: columns.ids(schema::INPUT_IDS, 0)?,
             labels: columns.ids(schema::LABELS, 0)?,
-            pixel_values: self.pixel_values(stored, images.len(), &more.stored_bytes(), place)?,
+            pixel_values: Vec::new(),
             images,
         })
     }
 
     /// f32 `[images, 3, S, S]`; `more_bytes` are the stored lengths of source files after the first.
-    fn pixel_values(
+    fn append_pixel_values(
         &self,
         stored: &[u8],
         images: usize,
         more_bytes: &[usize],
+        pixel_values: &mut Vec<f32>,
         place: impl Fn() -> String,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<()> {
         let ShardMetadata { pixels, crop_size: side, code_to_f32: table, .. } = &self.metadata;
-        let mut pixel_values = Vec::with_capacity(images * 3 * side * side);
+        if pixel_values.is_empty() {
+            pixel_values.reserve_exact(images * 3 * side * side);
+        }
         if !pixels.stores_source() {
-            let decoded = pixels.decode(stored, images, *side, table, &mut pixel_values);
-            return decoded.map(|()| pixel_values).ok_or_else(|| pixel_error(place(), stored.len(), images));
+            let decoded = pixels.decode(stored, images, *side, table, pixel_values);
+            return decoded.ok_or_else(|| pixel_error(place(), stored.len(), images));
         }
         let more: usize = more_bytes.iter().sum();
         let first = stored.len().checked_sub(more).ok_or_else(|| pixel_error(place(), stored.len(), images))?;
@@ -149,10 +163,10 @@ impl ShardSet {
             let image = self.image_processor.process(image).map_err(|error| {
                 Error::invalid(place(), error, "the image that was stored", "run preprocess verify on the folder")
             })?;
-            super::PixelFormat::U8.decode(&image.codes, 1, *side, table, &mut pixel_values);
+            super::PixelFormat::U8.decode(&image.codes, 1, *side, table, pixel_values);
             rest = after;
         }
-        Ok(pixel_values)
+        Ok(())
     }
 }
 

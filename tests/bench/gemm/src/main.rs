@@ -1,4 +1,5 @@
 //! gemm-bench THREADS ROUNDS PYTHON: see `../../gemm.sh`.
+//! gemm-bench THREADS: the rate of the fastest library with a square product at this moment, GFLOP/s.
 
 mod ops;
 
@@ -152,9 +153,15 @@ fn multiply_adds(threads: usize) -> f64 {
         let (a, b) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(0.001)));
         let mut sums = [_mm256_set1_ps(1.0); SUMS];
         for _ in 0..TURNS {
-            sums = sums.map(|sum| _mm256_fmadd_ps(sum, a, b));
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, a, b);
+            }
         }
-        sums.map(|sum| _mm256_cvtss_f32(sum))
+        let mut first = [0.0; SUMS];
+        for (first, sum) in first.iter_mut().zip(sums) {
+            *first = _mm256_cvtss_f32(sum);
+        }
+        first
     }
     assert!(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"), "this loop needs AVX2 and FMA");
     let begin = Instant::now();
@@ -206,11 +213,39 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// Rates of every library, medians of rounds in which each has its turn.
+fn rates(problem: &mut Problem, threads: usize, rounds: usize, others: &mut Others) -> [f64; 6] {
+    let mut found: [Vec<f64>; 6] = Default::default();
+    for _ in 0..rounds {
+        found[0].push(measured(problem, Problem::ours));
+        found[1].push(measured(problem, |problem| problem.gemm_crate(threads)));
+        found[2].push(measured(problem, |problem| problem.faer(threads)));
+        for (found, blas) in found[3..5].iter_mut().zip(&others.blases) {
+            found.extend(blas.iter().map(|(_, sgemm)| measured(problem, |problem| problem.blas(*sgemm))));
+        }
+        found[5].extend(others.torch.as_mut().and_then(|torch| torch.measured(problem)));
+    }
+    found.map(median)
+}
+
+/// What may be missing.
+struct Others {
+    blases: [Option<(Library, Sgemm)>; 2],
+    torch: Option<Torch>,
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [threads, rounds] = [0, 1].map(|i| arguments[i].parse::<usize>().expect("THREADS ROUNDS PYTHON"));
-    let blases = ["libopenblas.so.0", "libblis.so.4"].map(blas);
-    let mut torch = Torch::start(&arguments[2], threads);
+    let number = |index: usize| arguments[index].parse::<usize>().expect("THREADS [ROUNDS PYTHON]");
+    let threads = number(0);
+    let mut others = Others { blases: ["libopenblas.so.0", "libblis.so.4"].map(blas), torch: None };
+    if arguments.len() == 1 {
+        let mut square = Problem::new(PRODUCTS[0].1, PRODUCTS[0].2);
+        let rates = rates(&mut square, threads, 3, &mut others);
+        return println!("{:.1}", rates.into_iter().fold(0.0, f64::max));
+    }
+    let rounds = number(1);
+    others.torch = Torch::start(&arguments[2], threads);
     println!("{threads} threads, medians of {rounds} rounds, GFLOP/s; multiply-adds alone: {:.0}\n", {
         median((0..rounds).map(|_| multiply_adds(threads)).collect())
     });
@@ -218,18 +253,8 @@ fn main() {
         "| product | form | m, k, n | ours | gemm crate | faer | OpenBLAS | BLIS | torch |\n|---|---|---|---|---|---|---|---|---|"
     );
     for (name, sizes, form) in PRODUCTS {
-        let mut problem = Problem::new(sizes, form);
-        let mut found: [Vec<f64>; 6] = Default::default();
-        for _ in 0..rounds {
-            found[0].push(measured(&mut problem, Problem::ours));
-            found[1].push(measured(&mut problem, |problem| problem.gemm_crate(threads)));
-            found[2].push(measured(&mut problem, |problem| problem.faer(threads)));
-            for (found, blas) in found[3..5].iter_mut().zip(&blases) {
-                found.extend(blas.iter().map(|(_, sgemm)| measured(&mut problem, |problem| problem.blas(*sgemm))));
-            }
-            found[5].extend(torch.as_mut().and_then(|torch| torch.measured(&problem)));
-        }
-        let cells: Vec<String> = found.into_iter().map(|values| format!("{:.0}", median(values))).collect();
+        let cells =
+            rates(&mut Problem::new(sizes, form), threads, rounds, &mut others).map(|rate| format!("{rate:.0}"));
         let [m, k, n] = sizes;
         println!("| {name} | {} | {m}, {k}, {n} | {} |", form.name(), cells.join(" | "));
     }
