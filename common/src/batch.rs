@@ -126,6 +126,19 @@ mod tests {
     }
 
     #[test]
+    fn pixel_values_that_are_in_the_batch_already_stay_where_they_are() {
+        let mut batch = PackedBatch { pixel_values: Vec::with_capacity(6), ..Default::default() };
+        let memory = batch.pixel_values.as_ptr();
+        for (id, ids, images) in [("text", &[4][..], 0), ("a", &[9], 1), ("b", &[9], 1)] {
+            let row = row(id, ids, &vec![-100; ids.len()], images);
+            batch.pixel_values.extend(&row.pixel_values);
+            batch.push(Row { pixel_values: vec![], ..row }, IMAGE, 3).expect("a valid row");
+        }
+        assert_eq!((batch.num_images, &batch.pixel_values[..]), (2, &[1.0; 6][..]));
+        assert_eq!(batch.pixel_values.as_ptr(), memory, "a row without images must not take the memory away");
+    }
+
+    #[test]
     fn the_first_token_of_a_row_is_nobodys_target() {
         let batch = PackedBatch::pack(vec![row("a", &[1], &[-100], 0), row("b", &[2, 3], &[2, 3], 0)], IMAGE, 3);
         assert_eq!(batch.expect("a valid batch").supervised(), (vec![1], vec![3]));

@@ -5,8 +5,8 @@
                                     [--batches 2 4] [--steps 5] [--warmup 2] [--repeats 1] [--threads 2] [--gemm PROGRAM]
     python tests/bench/train.py table --work DIR [--peak GFLOPS]
 
-With `--gemm`, the matrix product's rate is measured before and after each of our runs (PROGRAM is gemm-bench, see gemm.sh): the
-speed of a shared machine changes from minute to minute.
+With `--gemm`, the matrix product's rate is measured before and after each of our runs (PROGRAM is target/release/gemm-bench of
+`cargo build --release --manifest-path tests/bench/gemm/Cargo.toml`): the speed of a shared machine changes from minute to minute.
 
 Needs the packages of tests/requirements.txt, the programs (cargo build --release) and, for `real`, LLAVA_BACKBONES. Models
 and shards are made once in DIR; every run appends a line to DIR/results.jsonl, and `table` prints the medians. Seconds are

@@ -17,7 +17,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 use std::cell::Cell;
 
-/// Values of the weight in a chunk: it stays in the second-level cache from its logits to what they weigh it with.
+/// Values of the weight in a chunk: it stays in the second-level cache from its logits to the weighted sum of its rows.
 const CHUNK: usize = 1 << 16;
 /// Values of the sums of the hidden states' gradient, of which there is one for each part of the vocabulary.
 const PARTIAL_SUMS: usize = 16 << 20;

@@ -172,6 +172,11 @@ fn multiply_adds(threads: usize) -> f64 {
     1e-9 * (threads * TURNS * SUMS * 16) as f64 / begin.elapsed().as_secs_f64()
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+fn multiply_adds(_: usize) -> f64 {
+    f64::NAN
+}
+
 /// torch in a process of its own.
 struct Torch {
     child: Child,
@@ -236,7 +241,11 @@ struct Others {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let number = |index: usize| arguments[index].parse::<usize>().expect("THREADS [ROUNDS PYTHON]");
+    let number = |index: usize| -> usize {
+        let argument = arguments.get(index).and_then(|argument| argument.parse().ok());
+        argument
+            .expect("gemm-bench THREADS [ROUNDS PYTHON], where THREADS and ROUNDS are numbers; see tests/bench/gemm.sh")
+    };
     let threads = number(0);
     let mut others = Others { blases: ["libopenblas.so.0", "libblis.so.4"].map(blas), torch: None };
     if arguments.len() == 1 {
@@ -245,7 +254,7 @@ fn main() {
         return println!("{:.1}", rates.into_iter().fold(0.0, f64::max));
     }
     let rounds = number(1);
-    others.torch = Torch::start(&arguments[2], threads);
+    others.torch = arguments.get(2).and_then(|python| Torch::start(python, threads));
     println!("{threads} threads, medians of {rounds} rounds, GFLOP/s; multiply-adds alone: {:.0}\n", {
         median((0..rounds).map(|_| multiply_adds(threads)).collect())
     });
