@@ -282,9 +282,9 @@ impl Qwen2Layer {
         let normed = self.input_layernorm.forward(hidden.clone(), eps);
         let (q, k, v) = self.self_attn.queries_keys_values(normed, layer, context);
         let attended = ops::attention(q, k, v, heads, kv_heads, &context.seq_lens, Mask::Causal);
-        let hidden = hidden + self.self_attn.o_proj.forward(attended, context.dropout(layer, 3));
+        let hidden = ops::add(hidden, self.self_attn.o_proj.forward(attended, context.dropout(layer, 3)));
         let normed = self.post_attention_layernorm.forward(hidden.clone(), eps);
-        hidden + self.mlp.forward(normed, |projection| context.dropout(layer, projection))
+        ops::add(hidden, self.mlp.forward(normed, |projection| context.dropout(layer, projection)))
     }
 
     /// What [`Qwen2Layer::forward`] gives for the last tokens of each sequence, without computing the others further than their
@@ -301,9 +301,9 @@ impl Qwen2Layer {
         let k = ops::rope(k, &context.rope, kv_heads);
         let v = attention.v_proj.forward(normed, context.dropout(layer, 2));
         let attended = ops::attention_of_last(q, k, v, heads, kv_heads, &last.lens, &context.seq_lens);
-        let hidden = ops::select_rows(hidden, &last.rows) + attention.o_proj.forward(attended, dropout(3));
+        let hidden = ops::add(ops::select_rows(hidden, &last.rows), attention.o_proj.forward(attended, dropout(3)));
         let normed = self.post_attention_layernorm.forward(hidden.clone(), eps);
-        hidden + self.mlp.forward(normed, dropout)
+        ops::add(hidden, self.mlp.forward(normed, dropout))
     }
 
     /// The layer for new tokens behind those that the caches hold, or of these for `last` alone: the others then get no further
@@ -336,9 +336,9 @@ impl Qwen2Layer {
         }
         let caches: Vec<_> = caches.iter().map(|cache| cache.layer(layer)).collect();
         let attended = ops::attention_cached(q, &caches, query_lens, heads, kv_heads);
-        let hidden = of_last(hidden) + attention.o_proj.forward(attended, None);
+        let hidden = ops::add(of_last(hidden), attention.o_proj.forward(attended, None));
         let normed = self.post_attention_layernorm.forward(hidden.clone(), eps);
-        hidden + self.mlp.forward(normed, |_| None)
+        ops::add(hidden, self.mlp.forward(normed, |_| None))
     }
 }
 

@@ -240,10 +240,10 @@ impl VisionLayer {
     pub fn forward(&self, hidden: Tensor<2>, layer: usize, context: &VisionContext) -> Tensor<2> {
         let VisionConfig { layer_norm_eps, hidden_act, .. } = context.config;
         let normed = self.layer_norm1.forward(hidden.clone(), layer_norm_eps);
-        let hidden = hidden + self.self_attn.forward(normed, layer, context);
+        let hidden = ops::add(hidden, self.self_attn.forward(normed, layer, context));
         let normed = self.layer_norm2.forward(hidden.clone(), layer_norm_eps);
         let up = ops::activate(self.mlp.fc1.forward(normed, None), hidden_act);
-        hidden + self.mlp.fc2.forward(up, None)
+        ops::add(hidden, self.mlp.fc2.forward(up, None))
     }
 }
 

@@ -27,6 +27,11 @@ pub fn linear(x: impl Into<LinearInput>, weight: Tensor<2>, bias: Option<Tensor<
     fused::linear(x.clone(), &weight, bias.as_ref()).unwrap_or_else(|| plain::linear(x.values, weight, bias))
 }
 
+/// `x + y`, as residual connections add. Both `[T, D]`.
+pub fn add(x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
+    fused::add(&x, y).unwrap_or_else(|y| plain::add(x, y))
+}
+
 /// `linear` + `scale · (mask ∘ x) Aᵀ Bᵀ`. a `[r, in]`, b `[out, r]`; the mask is that of `dropout`.
 #[allow(clippy::too_many_arguments)]
 pub fn lora_linear(

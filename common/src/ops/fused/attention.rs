@@ -4,8 +4,8 @@
 use super::dot_products::dots;
 use super::gemm::{Packed, Start, gemm_serial};
 use super::matrix::{Matrix, MatrixMut, Tile};
-use super::operand::{self, buffer, floats, incoming, record, zeros};
-use super::scratch::{give, take};
+use super::operand::{self, buffer, floats, incoming, record};
+use super::scratch::{Aligned, give, take, unused};
 use super::simd::{exp, max, multiversion, sum};
 use crate::model::kv_cache::LayerCache;
 use crate::ops::Mask;
@@ -295,7 +295,7 @@ impl<'a> Context<'a> {
 }
 
 thread_local! {
-    static SCORES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static SCORES: Cell<Aligned> = const { unused() };
 }
 
 multiversion! {
@@ -369,7 +369,7 @@ impl Backward<Flex, 3> for Attention {
         let gradient = incoming(&ops, gradients);
         let Saved { q, k, v, lse, layout } = ops.state;
         let mut of_q = buffer(floats(&q).len());
-        let (mut of_k, mut of_v) = (zeros(floats(&k).len()), zeros(floats(&v).len()));
+        let (mut of_k, mut of_v) = (buffer(floats(&k).len()), buffer(floats(&v).len()));
         let parts = layout.query_parts(&mut of_q).into_par_iter();
         let parts = parts.zip(layout.key_parts(&mut of_k)).zip(layout.key_parts(&mut of_v));
         parts.zip(layout.tasks()).zip(&lse).for_each(|((((of_q, of_k), of_v), task), lse)| {
@@ -406,6 +406,10 @@ impl Inputs<'_> {
         let past = len - q.rows;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let keys = Packed::new(k);
+        for row in 0..len {
+            of_k.row_mut(row).fill(0.0);
+            of_v.row_mut(row).fill(0.0);
+        }
         let (mut scores, mut slopes) = (buffer(len * QUERIES), buffer(len * QUERIES));
         let mut tiles = of_q.reborrow().tiles(QUERIES, head_dim);
         tiles.sort_by_key(|tile| tile.column);
@@ -425,8 +429,8 @@ impl Inputs<'_> {
             let first_query = if mask == Mask::Causal { past + first } else { len };
             probabilities(scores, slopes, block_lse, scale, first_query);
             let (scores, slopes) = (Matrix::new(scores, seen, rows), Matrix::new(slopes, seen, rows));
-            gemm_serial(scores, gradient, of_v.first_rows(seen), Start::Keep);
-            gemm_serial(slopes, q, of_k.first_rows(seen), Start::Keep);
+            gemm_serial(scores, gradient, of_v.rows(0..seen), Start::Keep);
+            gemm_serial(slopes, q, of_k.rows(0..seen), Start::Keep);
             keys.multiply(slopes.transposed(), tile.part);
         }
     }

@@ -6,8 +6,8 @@
 use super::gemm::{Packed, Start, gemm_serial};
 use super::matrix::{Matrix, MatrixMut};
 use super::operand::{self, buffer, floats, incoming, record, zeros};
-use super::scratch::{give, take};
-use super::simd::{exp, multiversion};
+use super::scratch::{Aligned, give, take, unused};
+use super::simd::{exp, multiversion, prefetch};
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
@@ -73,7 +73,7 @@ struct Part {
     largest: Vec<f32>,
     /// Σ exp(logit − largest)
     total: Vec<f32>,
-    /// Σ exp(logit − largest) · the token's row of the weight, `[S, D]`; nothing if not wanted.
+    /// Σ exp(logit − largest) · the token's row of the weight, `[S, D]` without the rows that fill up; nothing if not wanted.
     weighted: Vec<f32>,
     /// Logits of targets.
     picked: Vec<(usize, f32)>,
@@ -85,11 +85,14 @@ impl Part {
         Self { largest, total, weighted: zeros(weighted), picked: Vec::new() }
     }
 
-    /// Adds a chunk, whose logits become exponentials. logits `[tokens, S]`, weight `[tokens, D]`
-    fn add(&mut self, logits: &mut [f32], weight: Matrix) {
+    /// Adds a chunk, whose logits become exponentials. logits `[tokens, S]`, weight `[tokens, D]`; `next` are the values of the
+    /// chunk that follows.
+    fn add(&mut self, logits: &mut [f32], weight: Matrix, next: &[f32]) {
         let rows = self.total.len();
-        let shrunk = raise(&mut self.largest, logits);
-        exponentials(logits, &self.largest, &mut self.total, &shrunk);
+        // The next chunk is fetched while nothing else is read from memory.
+        let (now, later) = next.split_at(next.len() / 2);
+        let shrunk = raise(&mut self.largest, logits, now);
+        exponentials(logits, &self.largest, &mut self.total, &shrunk, later);
         if self.weighted.is_empty() {
             return;
         }
@@ -98,8 +101,9 @@ impl Part {
                 sums.iter_mut().for_each(|sum| *sum *= factor);
             }
         }
-        let exponentials = Matrix::new(logits, weight.rows, rows).transposed();
-        gemm_serial(exponentials, weight, MatrixMut::new(&mut self.weighted, rows, weight.columns), Start::Keep);
+        let supervised = self.weighted.len() / weight.columns;
+        let exponentials = Matrix::new(logits, weight.rows, rows).transposed().block(0..supervised, 0..weight.rows);
+        gemm_serial(exponentials, weight, MatrixMut::new(&mut self.weighted, supervised, weight.columns), Start::Keep);
     }
 }
 
@@ -141,8 +145,9 @@ impl Problem {
         let (chunk, part_len) = self.divided();
         let kept_parts = parts_of(&mut kept, part_len * rows, vocabulary.div_ceil(part_len));
         let part = |(index, kept): (usize, &mut [f32])| {
-            let mut part = Part::new(rows, if hidden_tracked { rows * width } else { 0 });
+            let mut part = Part::new(rows, if hidden_tracked { self.targets.len() * width } else { 0 });
             let tokens = index * part_len..vocabulary.min((index + 1) * part_len);
+            let end = tokens.end;
             for first in tokens.clone().step_by(chunk) {
                 let (tokens, skipped) = (chunk.min(tokens.end - first), first - tokens.start);
                 with_scratch(tokens * rows, |logits| {
@@ -153,7 +158,8 @@ impl Problem {
                     if keep {
                         kept[skipped * rows..][..tokens * rows].copy_from_slice(logits);
                     }
-                    part.add(logits, weight);
+                    let next = self.weight_rows(first + tokens, chunk.min(end - first - tokens));
+                    part.add(logits, weight, next.values());
                 });
             }
             part
@@ -254,14 +260,36 @@ fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
 }
 
 thread_local! {
-    static LOGITS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static LOGITS: Cell<Aligned> = const { unused() };
+}
+
+/// Values that are fetched into the cache in as many turns as a loop has.
+struct Fetched<'a> {
+    turns: std::slice::Chunks<'a, f32>,
+}
+
+impl<'a> Fetched<'a> {
+    #[inline(always)]
+    fn new(values: &'a [f32], turns: usize) -> Self {
+        Self { turns: values.chunks(values.len().div_ceil(turns.max(1)).max(1)) }
+    }
+
+    #[inline(always)]
+    fn next(&mut self) {
+        const LINE: usize = 16;
+        let values = self.turns.next().unwrap_or_default();
+        values.chunks(LINE).for_each(|line| prefetch(line.as_ptr()));
+    }
 }
 
 multiversion! {
     // `largest` becomes that of every column, too; gives the factors by which what is relative to it shrinks.
-    fn raise(largest: &mut [f32], logits: &[f32]) -> Vec<f32> {
+    // `fetched` is asked for along the way.
+    fn raise(largest: &mut [f32], logits: &[f32], fetched: &[f32]) -> Vec<f32> {
         let mut shrunk = largest.to_vec();
+        let mut fetched = Fetched::new(fetched, logits.len() / largest.len());
         for token in logits.chunks_exact(largest.len()) {
+            fetched.next();
             for (largest, &logit) in largest.iter_mut().zip(token) {
                 *largest = if *largest >= logit || largest.is_nan() { *largest } else { logit };
             }
@@ -275,9 +303,12 @@ multiversion! {
 
 multiversion! {
     // Logits become exponentials relative to `largest`, which are added to what `shrunk` leaves of `total`.
-    fn exponentials(logits: &mut [f32], largest: &[f32], total: &mut [f32], shrunk: &[f32]) {
+    // `fetched` is asked for along the way.
+    fn exponentials(logits: &mut [f32], largest: &[f32], total: &mut [f32], shrunk: &[f32], fetched: &[f32]) {
         total.iter_mut().zip(shrunk).for_each(|(total, factor)| *total *= factor);
+        let mut fetched = Fetched::new(fetched, logits.len() / largest.len());
         for token in logits.chunks_exact_mut(largest.len()) {
+            fetched.next();
             for ((logit, &largest), total) in token.iter_mut().zip(largest).zip(&mut *total) {
                 *logit = exp(*logit - largest);
                 *total += *logit;

@@ -5,7 +5,7 @@
 
 use super::matrix::{Matrix, MatrixMut, Tile};
 use super::microkernel::{Kernel, Panel};
-use super::scratch::{give, take};
+use super::scratch::{Aligned, give, take, unused};
 use super::simd::isa;
 use super::transpose::transpose;
 use rayon::prelude::*;
@@ -23,16 +23,41 @@ pub enum Start<'a> {
     Bias(&'a [f32]),
 }
 
+impl Start<'_> {
+    /// Writes what a part of C, whose first column is `column`, holds before the product is added.
+    fn write(self, part: &mut MatrixMut, column: usize) {
+        for row in 0..part.rows {
+            let row = part.row_mut(row);
+            match self {
+                Self::Zero => row.fill(0.0),
+                Self::Keep => {}
+                Self::Bias(bias) => row.copy_from_slice(&bias[column..][..row.len()]),
+            }
+        }
+    }
+
+    /// For the columns of C from `first` on.
+    fn for_columns(self, first: usize) -> Self {
+        match self {
+            Self::Bias(bias) => Self::Bias(&bias[first..]),
+            other => other,
+        }
+    }
+}
+
 /// Longest slice of the inner dimension: a panel of B of this length fits the first-level cache with what streams past it.
 const SLICE: usize = 384;
 /// Values of B that are packed at a time (8 MB).
 const PACKED: usize = 2 << 20;
-/// Rows of C in one task.
-const TASK_ROWS: usize = 96;
-/// Panels of B in one task at most, unless C has few rows.
-const TASK_PANELS: usize = 8;
-/// Tasks that a product with few rows is divided into, where copies are to be few.
+/// Rows of A that stay in the second-level cache while the panels of a slice of B pass.
+const BLOCK_ROWS: usize = 96;
+/// Rows of C in one task: enough for a panel of B to be worth fetching, few enough that no thread waits long for another's last.
+const TASK_ROWS: usize = 48;
+/// With so many rows of C, a task has all of B that is packed, so that its rows of A are fetched once.
+const MANY_ROWS: usize = 8 * TASK_ROWS;
+/// Tasks that a product with fewer rows is divided into, where copies are to be few, and panels in such a task at most.
 const TASKS: usize = 16;
+const TASK_PANELS: usize = 8;
 /// With at most so many rows of A, B is read where it lies if its rows are in order.
 const FEW_ROWS: usize = 64;
 /// Products below this size are not worth handing to another thread.
@@ -57,17 +82,15 @@ pub fn gemm_serial(a: Matrix, b: Matrix, c: MatrixMut, start: Start) {
 fn product(kernel: Kernel, a: Matrix, b: Matrix, mut c: MatrixMut, start: Start, parallel: bool) {
     let (depth, columns) = (a.columns, b.columns);
     assert_eq!((a.rows, depth, columns), (c.rows, b.rows, c.columns), "sizes of a matrix product");
-    prepare(&mut c, start);
+    if let Start::Bias(bias) = start {
+        assert_eq!(bias.len(), columns, "values of the bias");
+    }
     if a.rows == 0 || columns == 0 {
         return;
     }
     if depth == 0 {
-        if matches!(start, Start::Zero) {
-            (0..c.rows).for_each(|row| c.row_mut(row).fill(0.0));
-        }
-        return;
+        return start.write(&mut c, 0);
     }
-    let keep = !matches!(start, Start::Zero);
     let in_place = b.column_stride == 1 && a.rows <= FEW_ROWS && columns.is_multiple_of(kernel.lanes);
     let slice = slice_len(depth);
     let width = kernel.width();
@@ -78,7 +101,7 @@ fn product(kernel: Kernel, a: Matrix, b: Matrix, mut c: MatrixMut, start: Start,
             multiply(
                 Factors { kernel, a, b: Slices { in_place: Some(part), packed: &[], depth, slice } },
                 tile.part,
-                keep,
+                start.for_columns(tile.column),
                 parallel,
             );
             continue;
@@ -87,7 +110,12 @@ fn product(kernel: Kernel, a: Matrix, b: Matrix, mut c: MatrixMut, start: Start,
         let mut memory = take(&MEMORY, len);
         let packed = &mut memory[..len];
         pack(kernel, part, slice, packed, parallel);
-        multiply(Factors { kernel, a, b: Slices { in_place: None, packed, depth, slice } }, tile.part, keep, parallel);
+        multiply(
+            Factors { kernel, a, b: Slices { in_place: None, packed, depth, slice } },
+            tile.part,
+            start.for_columns(tile.column),
+            parallel,
+        );
         give(&MEMORY, memory);
     }
 }
@@ -101,7 +129,7 @@ fn slice_len(depth: usize) -> usize {
 #[derive(Debug)]
 pub struct Packed {
     kernel: Kernel,
-    values: Vec<f32>,
+    values: Aligned,
     depth: usize,
     columns: usize,
 }
@@ -110,7 +138,7 @@ impl Packed {
     /// b `[k, n]`
     pub fn new(b: Matrix) -> Self {
         let kernel = Kernel::best(isa());
-        let mut values = super::operand::buffer(b.rows * b.columns.next_multiple_of(kernel.width()));
+        let mut values = Aligned::new(b.rows * b.columns.next_multiple_of(kernel.width()));
         if !values.is_empty() {
             pack(kernel, b, slice_len(b.rows), &mut values, false);
         }
@@ -132,17 +160,7 @@ impl Packed {
         assert!(sizes, "sizes of a matrix product");
         let Self { kernel, depth, .. } = *self;
         let b = Slices { in_place: None, packed: &self.values, depth, slice: slice_len(depth.max(1)) };
-        multiply(Factors { kernel, a, b }, c, false, false);
-    }
-}
-
-/// Writes what C starts from, where the kernels cannot do it along the way.
-fn prepare(c: &mut MatrixMut, start: Start) {
-    if let Start::Bias(bias) = start {
-        assert_eq!(bias.len(), c.columns, "values of the bias");
-        for row in 0..c.rows {
-            c.row_mut(row).copy_from_slice(bias);
-        }
+        multiply(Factors { kernel, a, b }, c, Start::Zero, false);
     }
 }
 
@@ -180,43 +198,50 @@ impl<'a> Slices<'a> {
     }
 }
 
-fn multiply(factors: Factors, c: MatrixMut, keep: bool, parallel: bool) {
+fn multiply(factors: Factors, c: MatrixMut, start: Start, parallel: bool) {
     if !parallel {
-        return factors.multiply_tile(Tile { row: 0, column: 0, part: c }, keep);
+        return factors.multiply_tile(Tile { row: 0, column: 0, part: c }, start);
     }
-    // Tasks small enough that no thread waits long for another's last one.
     let width = factors.kernel.width();
     let panels = c.columns.div_ceil(width);
-    let together = if c.rows >= 4 * TASK_ROWS {
-        panels.div_ceil(panels.div_ceil(TASK_PANELS))
+    let together = if c.rows >= MANY_ROWS {
+        panels
     } else if factors.a.column_stride != 1 {
         // Every task copies its rows of A: the fewer, the better.
         panels.div_ceil(TASKS.div_ceil(c.rows.div_ceil(TASK_ROWS))).min(TASK_PANELS)
     } else {
         1
     };
-    let tiles = c.tiles(TASK_ROWS, together * width);
-    tiles.into_par_iter().with_max_len(1).for_each(|tile| factors.multiply_tile(tile, keep));
+    // Whole tiles of the kernel, and no task with a row or two that has all of B pass for them.
+    let tasks = (c.rows / TASK_ROWS).max(1);
+    let rows = c.rows.div_ceil(tasks).next_multiple_of(factors.kernel.rows);
+    let tiles = c.tiles(rows, together * width);
+    tiles.into_par_iter().with_max_len(1).for_each(|tile| factors.multiply_tile(tile, start));
 }
 
 impl Factors<'_> {
     /// One task: a tile of C, a block of rows at a time, which stays in the second-level cache while the panels of every slice
     /// of B pass.
-    fn multiply_tile(&self, tile: Tile, keep: bool) {
+    fn multiply_tile(&self, tile: Tile, start: Start) {
         let Self { kernel, a, b } = *self;
         let Tile { row, column, mut part } = tile;
         let (depth, width) = (a.columns, kernel.width());
-        for first_row in (0..part.rows).step_by(TASK_ROWS) {
-            let rows = TASK_ROWS.min(part.rows - first_row);
+        for first_row in (0..part.rows).step_by(BLOCK_ROWS) {
+            let rows = BLOCK_ROWS.min(part.rows - first_row);
+            // Here, not before the product: by the thread whose cache will hold it.
+            if let Start::Bias(_) = start {
+                start.write(&mut part.rows(first_row..first_row + rows), column);
+            }
+            let keep = !matches!(start, Start::Zero);
             for first in (0..depth).step_by(b.slice) {
                 let inner = first..depth.min(first + b.slice);
                 let block = a.block(row + first_row..row + first_row + rows, inner.clone());
-                let mut memory = Vec::new();
-                let block = if wants_copy(block, part.columns, width) {
-                    memory = take(&ROWS, block.rows * block.columns);
-                    columns_in_order(block, &mut memory)
+                let mut memory = Aligned::default();
+                let block = if b.in_place.is_none() && wants_copy(block, part.columns, width) {
+                    memory = take(&ROWS, kernel.strips_len(block));
+                    kernel.strips(block, &mut memory)
                 } else {
-                    block
+                    kernel.rows_in_place(block)
                 };
                 for first_column in (0..part.columns).step_by(width) {
                     let panel = b.panel(width, &inner, column + first_column);
@@ -230,20 +255,9 @@ impl Factors<'_> {
 }
 
 /// Whether a block of A is copied first: its rows are not in order, its columns are not close together, and more than a panel
-/// or two of B will be multiplied with it.
+/// or two of B will be multiplied with it. In place, a tile would touch a line of the cache at every step.
 fn wants_copy(block: Matrix, columns: usize, width: usize) -> bool {
     block.column_stride != 1 && block.column_stride != block.rows && columns > 2 * width
-}
-
-/// A copy of a block of A whose rows are not in order, column by column: kernels read it as well, and copying whole stretches
-/// of memory is cheaper than transposing.
-fn columns_in_order<'a>(block: Matrix, memory: &'a mut [f32]) -> Matrix<'a> {
-    let across = block.transposed();
-    let memory = &mut memory[..block.rows * block.columns];
-    for (index, column) in memory.chunks_exact_mut(block.rows.max(1)).enumerate() {
-        column.copy_from_slice(across.row(index));
-    }
-    Matrix::new(memory, block.columns, block.rows).transposed()
 }
 
 /// Copies B into slices, and in these into panels of the kernel's width, k by k; the last panel is filled up with zeros.
@@ -279,6 +293,6 @@ fn pack_panel(b: Matrix, panel: &mut [f32], width: usize) {
 }
 
 thread_local! {
-    static ROWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    static MEMORY: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static ROWS: Cell<Aligned> = const { unused() };
+    static MEMORY: Cell<Aligned> = const { unused() };
 }

@@ -6,7 +6,7 @@ use super::gemm::{Packed, Start, gemm};
 use super::matrix::{Matrix, MatrixMut};
 use super::operand::{self, Operand, buffer, floats, incoming, record};
 use super::rows::column_sums;
-use super::scratch::{give, take};
+use super::scratch::{Aligned, give, take, unused};
 use super::weights::Weight;
 use crate::ops::{Dropout, LinearInput};
 use burn::backend::Flex;
@@ -187,7 +187,7 @@ fn masked(x: Matrix, dropout: &Dropout) -> Vec<f32> {
 }
 
 thread_local! {
-    static MASKED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static MASKED: Cell<Aligned> = const { unused() };
 }
 
 #[derive(Clone, Debug)]

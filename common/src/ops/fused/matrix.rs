@@ -64,6 +64,11 @@ impl<'a> Matrix<'a> {
         &self.data[..self.rows * self.columns]
     }
 
+    /// The memory from the first value on.
+    pub fn data(&self) -> &'a [f32] {
+        self.data
+    }
+
     /// The first value's address.
     pub fn as_ptr(&self) -> *const f32 {
         self.data.as_ptr()
@@ -114,13 +119,15 @@ impl<'a> MatrixMut<'a> {
         MatrixMut { exclusive: PhantomData, ..*self }
     }
 
-    /// The first rows.
+    /// Some rows.
     ///
     /// # Panics
-    /// If there are fewer.
-    pub fn first_rows(&mut self, rows: usize) -> MatrixMut<'_> {
-        assert!(rows <= self.rows, "{rows} rows of {}", self.rows);
-        MatrixMut { rows, exclusive: PhantomData, ..*self }
+    /// If the range reaches outside.
+    pub fn rows(&mut self, rows: Range<usize>) -> MatrixMut<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        // SAFETY: the row is within this view, or just behind it.
+        let data = unsafe { self.data.add(rows.start * self.row_stride) };
+        MatrixMut { data, rows: rows.len(), exclusive: PhantomData, ..*self }
     }
 
     /// The first columns.

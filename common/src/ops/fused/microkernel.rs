@@ -1,11 +1,11 @@
 //! The innermost loops of the matrix product: a few rows of A times a panel of B, sums held in registers.
 
 use super::matrix::{Matrix, MatrixMut};
-use super::simd::Isa;
+use super::simd::{Isa, prefetch};
 
 /// Vectors side by side in a full tile of C, at most.
 const MAX_VECTORS: usize = 3;
-/// Rows done together where a last vector reaches beyond C.
+/// Rows done together where a last vector reaches beyond C: whole tiles.
 const EDGE_ROWS: usize = 24;
 /// Steps of the inner dimension in one turn of the loop.
 const UNROLLED: usize = 4;
@@ -16,6 +16,8 @@ pub struct Kernel {
     isa: Isa,
     /// f32 values in a vector.
     pub lanes: usize,
+    /// Rows of a full tile.
+    pub rows: usize,
     /// Vectors side by side in a full tile.
     vectors: usize,
 }
@@ -38,15 +40,43 @@ impl<'a> Panel<'a> {
     }
 }
 
+/// Rows of A as a kernel reads them.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    data: &'a [f32],
+    rows: usize,
+    depth: usize,
+    order: Order,
+    /// Distance of neighbours in a column, and in a row. One of them is 1.
+    row_stride: usize,
+    step: usize,
+    /// Distance of full tiles.
+    tile: usize,
+}
+
+/// How the values of A lie.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Order {
+    /// Those of a row are neighbours.
+    Rows,
+    /// Those of a column are neighbours.
+    Columns,
+    /// Those of a tile are neighbours, column by column.
+    Strips,
+}
+
 /// What a microkernel is called with.
 #[derive(Clone, Copy)]
 struct Call {
     rows: usize,
     depth: usize,
+    order: Order,
     a: *const f32,
     a_stride: usize,
     /// Distance of a row's neighbours in A.
     a_step: usize,
+    /// Distance of full tiles in A.
+    a_tile: usize,
     b: *const f32,
     b_stride: usize,
     c: *mut f32,
@@ -59,10 +89,10 @@ impl Kernel {
     /// more in use would already be one too many.
     pub fn best(isa: Isa) -> Self {
         match isa {
-            Isa::Avx512 => Self { isa, lanes: 16, vectors: 3 },
-            Isa::Avx2 => Self { isa, lanes: 8, vectors: 2 },
-            Isa::Base if cfg!(target_arch = "aarch64") => Self { isa, lanes: 4, vectors: 3 },
-            Isa::Base => Self { isa, lanes: 4, vectors: 2 },
+            Isa::Avx512 => Self { isa, lanes: 16, rows: 8, vectors: 3 },
+            Isa::Avx2 => Self { isa, lanes: 8, rows: 6, vectors: 2 },
+            Isa::Base if cfg!(target_arch = "aarch64") => Self { isa, lanes: 4, rows: 8, vectors: 3 },
+            Isa::Base => Self { isa, lanes: 4, rows: 6, vectors: 2 },
         }
     }
 
@@ -71,11 +101,45 @@ impl Kernel {
         self.vectors * self.lanes
     }
 
+    /// Rows where they lie: their values, or those of the columns, are neighbours.
+    pub fn rows_in_place<'a>(&self, a: Matrix<'a>) -> Rows<'a> {
+        assert!(a.column_stride == 1 || a.row_stride == 1, "rows or columns must be in order");
+        let (row_stride, step) = (a.row_stride, a.column_stride);
+        let order = if step == 1 { Order::Rows } else { Order::Columns };
+        Rows { order, data: a.data(), rows: a.rows, depth: a.columns, row_stride, step, tile: self.rows * row_stride }
+    }
+
+    /// A copy, tile by tile, in each column by column: a tile's values are neighbours.
+    ///
+    /// The last tile's rows may be fewer; `memory` holds [`Self::strips_len`] values.
+    pub fn strips<'a>(&self, a: Matrix, memory: &'a mut [f32]) -> Rows<'a> {
+        let memory = &mut memory[..self.strips_len(a)];
+        let distance = self.strip_len(a.columns);
+        match self.rows {
+            6 => copy_strips::<6>(a.transposed(), memory, distance),
+            8 => copy_strips::<8>(a.transposed(), memory, distance),
+            rows => unreachable!("tiles of {rows} rows"),
+        }
+        let (rows, depth) = (a.rows, a.columns);
+        Rows { order: Order::Strips, data: memory, rows, depth, row_stride: 1, step: self.rows, tile: distance }
+    }
+
+    /// Values of such a copy.
+    pub fn strips_len(&self, a: Matrix) -> usize {
+        a.rows.div_ceil(self.rows) * self.strip_len(a.columns)
+    }
+
+    /// Values from one strip to the next: an odd number of lines of the cache, so that strips do not contend for the same places.
+    fn strip_len(&self, depth: usize) -> usize {
+        const LINE: usize = 16;
+        ((self.rows * depth).div_ceil(LINE) | 1) * LINE
+    }
+
     /// `C = A · panel` for all rows of A, in `columns` columns of C from (`row`, `column`) on; added to C when `keep`.
     #[allow(clippy::too_many_arguments)]
     pub fn column(
         &self,
-        a: Matrix,
+        a: Rows,
         panel: Panel,
         c: &mut MatrixMut,
         row: usize,
@@ -84,19 +148,18 @@ impl Kernel {
         keep: bool,
     ) {
         let vectors = columns.div_ceil(self.lanes);
-        assert!(
-            (a.column_stride == 1 || a.row_stride == 1)
-                && a.columns == panel.data.rows
-                && panel.data.column_stride == 1
-        );
+        assert!(a.depth == panel.data.rows && panel.data.column_stride == 1);
         assert!(row + a.rows <= c.rows && column + columns <= c.columns);
         assert!(vectors <= self.vectors && vectors * self.lanes <= panel.data.columns);
+        assert!(a.order != Order::Strips || panel.data.row_stride == self.width());
         let call = Call {
             rows: a.rows,
-            depth: a.columns,
-            a: a.as_ptr(),
+            depth: a.depth,
+            order: a.order,
+            a: a.data.as_ptr(),
             a_stride: a.row_stride,
-            a_step: a.column_stride,
+            a_step: a.step,
+            a_tile: a.tile,
             b: panel.data.as_ptr(),
             b_stride: panel.data.row_stride,
             // SAFETY: (row, column) is an element of C or one past its end, by the assertions above.
@@ -105,8 +168,9 @@ impl Kernel {
             keep,
         };
         if columns == vectors * self.lanes {
-            // SAFETY: all rows of A and `vectors` vectors of the panel are `depth` long and deep, and C has that many rows and
-            // columns from its address on, by the assertions above; the instruction set was detected.
+            // SAFETY: all rows of A (see the two functions that make them) and `vectors` vectors of the panel are `depth` long
+            // and deep, and C has that many rows and columns from its address on, by the assertions above; the instruction
+            // set was detected.
             return unsafe { self.run(vectors, call) };
         }
         // A last vector that reaches beyond C goes through memory of its own.
@@ -114,8 +178,9 @@ impl Kernel {
         let mut scratch = [0f32; EDGE_ROWS * MAX_VECTORS * 16];
         for first in (0..a.rows).step_by(EDGE_ROWS) {
             let rows = EDGE_ROWS.min(a.rows - first);
-            let a = a.block(first..first + rows, 0..a.columns);
-            let edge = Call { rows, a: a.as_ptr(), c: scratch.as_mut_ptr(), c_stride: width, keep: false, ..call };
+            // `EDGE_ROWS` are whole tiles.
+            let data = a.data[first / self.rows * a.tile..].as_ptr();
+            let edge = Call { rows, a: data, c: scratch.as_mut_ptr(), c_stride: width, keep: false, ..call };
             // SAFETY: as above, with the scratch memory, which is large enough, as C.
             unsafe { self.run(vectors, edge) };
             for (i, from) in scratch.chunks(width).take(rows).enumerate() {
@@ -139,14 +204,33 @@ impl Kernel {
     }
 }
 
+/// Columns of A, neighbours in memory, into strips of `ROWS` rows, which are `distance` apart. across `[k, m]`
+fn copy_strips<const ROWS: usize>(across: Matrix, memory: &mut [f32], distance: usize) {
+    let mut strips: Vec<&mut [[f32; ROWS]]> =
+        memory.chunks_mut(distance).map(|strip| strip.as_chunks_mut().0).collect();
+    for k in 0..across.rows {
+        let (whole, rest) = across.row(k).as_chunks();
+        for (strip, values) in strips.iter_mut().zip(whole) {
+            strip[k] = *values;
+        }
+        if !rest.is_empty() {
+            strips[whole.len()][k][..rest.len()].copy_from_slice(rest);
+        }
+    }
+}
+
 /// The kernels of one instruction set, for every number of rows and vectors of a tile.
 macro_rules! kernels {
-    ($name:ident, $(#[$feature:meta])? $vector:ty, $lanes:literal, $rows:expr, $zero:expr, $splat:expr, $load:expr, $store:expr, $fused:expr, $add:expr) => {
+    ($name:ident, $(#[$feature:meta])? $vector:ty, $lanes:literal, $rows:expr, $width:expr, $zero:expr, $splat:expr, $load:expr, $store:expr, $fused:expr, $add:expr) => {
         mod $name {
-            use super::{Call, UNROLLED};
+            use super::{Call, Order, UNROLLED, prefetch};
             #[cfg(target_arch = "x86_64")]
             #[allow(unused_imports)]
             use std::arch::x86_64::*;
+
+            const IN_ROWS: u8 = Order::Rows as u8;
+            const IN_COLUMNS: u8 = Order::Columns as u8;
+            const IN_STRIPS: u8 = Order::Strips as u8;
 
             /// # Safety
             /// The call's addresses are valid for its rows, `vectors` and depth, and the machine has the instruction set.
@@ -154,13 +238,24 @@ macro_rules! kernels {
             pub unsafe fn run(vectors: usize, call: Call) {
                 // SAFETY: passed on.
                 unsafe {
-                    match (vectors, call.a_step) {
-                        (3, 1) => rows::<3, true>(call),
-                        (2, 1) => rows::<2, true>(call),
-                        (_, 1) => rows::<1, true>(call),
-                        (3, _) => rows::<3, false>(call),
-                        (2, _) => rows::<2, false>(call),
-                        _ => rows::<1, false>(call),
+                    match vectors {
+                        3 => rows::<3>(call),
+                        2 => rows::<2>(call),
+                        _ => rows::<1>(call),
+                    }
+                }
+            }
+
+            /// # Safety
+            /// As `run`.
+            $(#[$feature])?
+            unsafe fn rows<const VECTORS: usize>(call: Call) {
+                // SAFETY: passed on.
+                unsafe {
+                    match call.order {
+                        Order::Rows => tiles::<VECTORS, IN_ROWS>(call),
+                        Order::Columns => tiles::<VECTORS, IN_COLUMNS>(call),
+                        Order::Strips => tiles::<VECTORS, IN_STRIPS>(call),
                     }
                 }
             }
@@ -170,23 +265,23 @@ macro_rules! kernels {
             /// # Safety
             /// As `run`.
             $(#[$feature])?
-            unsafe fn rows<const VECTORS: usize, const IN_ORDER: bool>(mut call: Call) {
+            unsafe fn tiles<const VECTORS: usize, const ORDER: u8>(mut call: Call) {
                 // SAFETY: no more rows are passed on than the call has.
                 unsafe {
                     while call.rows >= { $rows } {
-                        tile::<{ $rows }, VECTORS, IN_ORDER>(&mut call);
+                        tile::<{ $rows }, VECTORS, ORDER>(&mut call);
                     }
                     if call.rows >= 6 {
-                        tile::<6, VECTORS, IN_ORDER>(&mut call);
+                        tile::<6, VECTORS, ORDER>(&mut call);
                     }
                     if call.rows >= 4 {
-                        tile::<4, VECTORS, IN_ORDER>(&mut call);
+                        tile::<4, VECTORS, ORDER>(&mut call);
                     }
                     if call.rows >= 2 {
-                        tile::<2, VECTORS, IN_ORDER>(&mut call);
+                        tile::<2, VECTORS, ORDER>(&mut call);
                     }
                     if call.rows >= 1 {
-                        tile::<1, VECTORS, IN_ORDER>(&mut call);
+                        tile::<1, VECTORS, ORDER>(&mut call);
                     }
                 }
             }
@@ -224,25 +319,35 @@ macro_rules! kernels {
             /// As `run`.
             $(#[$feature])?
             #[inline]
-            unsafe fn tile<const ROWS: usize, const VECTORS: usize, const IN_ORDER: bool>(call: &mut Call) {
+            unsafe fn tile<const ROWS: usize, const VECTORS: usize, const ORDER: u8>(call: &mut Call) {
                 let mut sums: [[$vector; VECTORS]; ROWS] = [[$zero; VECTORS]; ROWS];
+                // C is fetched while the sums are made, so that its lines are there when they are written.
+                for row in 0..ROWS {
+                    let c = call.c.wrapping_add(row * call.c_stride);
+                    prefetch(c);
+                    prefetch(c.wrapping_add(VECTORS * $lanes - 1));
+                }
                 // SAFETY: all offsets are within what the caller vouches for.
                 unsafe {
-                    // One of A's strides is 1, so that addresses are constants; several steps a turn, because a core that is shared
-                    // with another hardware thread is limited by the number of instructions.
+                    // Strides that are constants, and several steps a turn: a core that is shared with another hardware thread is
+                    // limited by the number of instructions.
                     let (mut a, mut b) = (call.a, call.b);
-                    let (row_stride, step) = if IN_ORDER { (call.a_stride, 1) } else { (1, call.a_step) };
+                    let (row_stride, step, b_stride) = match ORDER {
+                        IN_ROWS => (call.a_stride, 1, call.b_stride),
+                        IN_COLUMNS => (1, call.a_step, call.b_stride),
+                        _ => (1, { $rows }, { $width }),
+                    };
                     for _ in 0..call.depth / UNROLLED {
                         for _ in 0..UNROLLED {
                             multiply::<ROWS, VECTORS>(&mut sums, a, row_stride, b);
                             a = a.wrapping_add(step);
-                            b = b.wrapping_add(call.b_stride);
+                            b = b.wrapping_add(b_stride);
                         }
                     }
                     for _ in 0..call.depth % UNROLLED {
                         multiply::<ROWS, VECTORS>(&mut sums, a, row_stride, b);
                         a = a.wrapping_add(step);
-                        b = b.wrapping_add(call.b_stride);
+                        b = b.wrapping_add(b_stride);
                     }
                     for row in 0..ROWS {
                         for vector in 0..VECTORS {
@@ -252,7 +357,8 @@ macro_rules! kernels {
                         }
                     }
                     call.rows -= ROWS;
-                    call.a = call.a.wrapping_add(ROWS * call.a_stride);
+                    let done = if ROWS == { $rows } { call.a_tile } else { ROWS * call.a_stride };
+                    call.a = call.a.wrapping_add(done);
                     call.c = call.c.wrapping_add(ROWS * call.c_stride);
                 }
             }
@@ -267,6 +373,7 @@ kernels!(
     __m512,
     16,
     8,
+    48,
     _mm512_setzero_ps(),
     _mm512_set1_ps,
     _mm512_loadu_ps,
@@ -281,6 +388,7 @@ kernels!(
     __m256,
     8,
     6,
+    16,
     _mm256_setzero_ps(),
     _mm256_set1_ps,
     _mm256_loadu_ps,
@@ -293,6 +401,7 @@ kernels!(
     [f32; 4],
     4,
     if cfg!(target_arch = "aarch64") { 8 } else { 6 },
+    if cfg!(target_arch = "aarch64") { 12 } else { 8 },
     [0.0; 4],
     |value: f32| [value; 4],
     |from: *const f32| from.cast::<[f32; 4]>().read_unaligned(),
@@ -300,3 +409,49 @@ kernels!(
     |a: [f32; 4], b: [f32; 4], sum: [f32; 4]| std::array::from_fn(|i| a[i] * b[i] + sum[i]),
     |a: [f32; 4], b: [f32; 4]| std::array::from_fn(|i| a[i] + b[i])
 );
+
+#[cfg(test)]
+mod tests {
+    use super::super::scratch::Aligned;
+    use super::super::simd::isa;
+    use super::*;
+
+    #[test]
+    fn every_instruction_set_multiplies_rows_in_every_order() {
+        for kernel in [Isa::Base, isa()].map(Kernel::best) {
+            for rows in [1, 2, 5, 6, 7, 8, 13, 25, 48] {
+                for depth in [1, 3, 4, 9] {
+                    (1..=kernel.width()).for_each(|columns| check(kernel, rows, depth, columns));
+                }
+            }
+        }
+    }
+
+    /// Whole numbers, whose products and sums are exact.
+    fn check(kernel: Kernel, rows: usize, depth: usize, columns: usize) {
+        let (width, values) = (kernel.width(), |len: usize| (0..len).map(|i| (i % 7) as f32 - 3.0).collect::<Vec<_>>());
+        let (a, panel) = (values(rows * depth), values(depth * width));
+        let across: Vec<f32> = (0..depth * rows).map(|i| a[i % rows * depth + i / rows]).collect();
+        let in_rows = Matrix::new(&a, rows, depth);
+        let in_columns = Matrix::new(&across, depth, rows).transposed();
+        let mut memory = Aligned::new(kernel.strips_len(in_columns));
+        let orders =
+            [kernel.rows_in_place(in_rows), kernel.rows_in_place(in_columns), kernel.strips(in_columns, &mut memory)];
+        let product = |row: usize, column: usize| -> f32 {
+            (0..depth).map(|k| a[row * depth + k] * panel[k * width + column]).sum()
+        };
+        for (order, keep) in orders.iter().flat_map(|order| [(order, false), (order, true)]) {
+            let mut c = vec![1.0; (rows + 1) * (columns + 2)];
+            let mut output = MatrixMut::new(&mut c, rows + 1, columns + 2);
+            kernel.column(*order, Panel::packed(&panel, width), &mut output, 1, 1, columns, keep);
+            for (index, &found) in c.iter().enumerate() {
+                let (row, column) = (index / (columns + 2), index % (columns + 2));
+                let inside = row > 0 && (1..=columns).contains(&column);
+                let start = if inside && !keep { 0.0 } else { 1.0 };
+                let expected = start + if inside { product(row - 1, column - 1) } else { 0.0 };
+                let sizes = format!("{rows} × {depth} × {columns}");
+                assert_eq!(found, expected, "{kernel:?}, {order:?}, {sizes}: row {row}, column {column}");
+            }
+        }
+    }
+}

@@ -6,6 +6,7 @@
 
 mod activation;
 mod adamw;
+mod add;
 mod again;
 mod attention;
 mod cross_entropy;
@@ -29,6 +30,7 @@ mod weights;
 
 pub use activation::{gelu, quick_gelu, swiglu};
 pub use adamw::{AdamWCoefficients, adamw};
+pub use add::add;
 pub use again::Again;
 pub use attention::{attention, attention_cached, attention_of_last};
 pub use cross_entropy::cross_entropy_sum;

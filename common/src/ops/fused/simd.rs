@@ -67,6 +67,18 @@ macro_rules! multiversion {
 }
 pub(super) use multiversion;
 
+/// Asks for the line of the cache at an address, which need not be valid; on x86-64, elsewhere nothing happens.
+#[inline(always)]
+pub fn prefetch(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every machine of the target has SSE, and a prefetch never fails.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Lanes of a sum.
 pub const LANES: usize = 16;
 

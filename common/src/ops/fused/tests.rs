@@ -96,6 +96,18 @@ fn wide_linear_is_packed_in_parts() {
 }
 
 #[test]
+fn add() {
+    for (tokens, width) in [(0, 3), (1, 1), (3, 5), (130, 400)] {
+        let shapes = [[tokens, width], [tokens, width]];
+        let fused = |x: &[Tensor<2>]| super::add(&x[0], x[1].clone()).ok();
+        check("add", &shapes, 0.0, &fused, &|x| plain::add(x[0].clone(), x[1].clone()));
+    }
+    let ones = |shape: [usize; 2]| Tensor::<2>::ones(shape, &Device::flex());
+    let (x, y) = (ones([1, 2]), ones([1, 1]));
+    assert!(super::add(&x, y).is_err(), "another shape is not for this kernel");
+}
+
+#[test]
 fn lora_linear() {
     for (tokens, inputs, out, rank) in [(1, 3, 2, 1), (7, 20, 33, 4), (130, 96, 80, 32)] {
         let shapes = [[tokens, inputs], [out, inputs], [1, out], [rank, inputs], [out, rank]];
