@@ -137,11 +137,7 @@ impl Snapshot {
             save_weights(&config, trainee, dir)?;
             json::write(&dir.join(TRAINER_STATE), &state)?;
             json::write(&dir.join(RUN_CONFIG), &config)?;
-            for entry in std::fs::read_dir(dir)?.flatten() {
-                if !entry.file_name().to_string_lossy().starts_with(OPTIMIZER) {
-                    add_hash(&mut manifest, &entry.path())?;
-                }
-            }
+            files_of_all_ranks(dir)?.iter().try_for_each(|path| add_hash(&mut manifest, path))?;
         }
         Ok(manifest)
     }
@@ -233,6 +229,15 @@ fn save_optimizer(
         }
     }
     Ok(write_file(tensors, path)?)
+}
+
+/// What is not one rank's own, and not a hidden file either: another rank's optimizer shard has a temporary name until it is whole.
+fn files_of_all_ranks(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir).with_context(|| dir.display().to_string())?;
+    let entries = entries.collect::<std::io::Result<Vec<_>>>().with_context(|| dir.display().to_string())?;
+    let shared = |name: &str| !name.starts_with(OPTIMIZER) && !name.starts_with('.');
+    let shared = entries.into_iter().filter(|entry| shared(&entry.file_name().to_string_lossy()));
+    Ok(shared.map(|entry| entry.path()).collect())
 }
 
 /// File name → SHA-256 of a folder's files.
@@ -386,5 +391,17 @@ mod tests {
         tidy(run.path()).expect("tidied");
         assert_eq!(steps(run.path()), [2, 3]);
         assert_eq!(std::fs::read_dir(run.path()).expect("readable").count(), 2);
+    }
+
+    #[test]
+    fn another_ranks_shard_is_no_file_of_all_ranks_finished_or_not() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let shards = ["optimizer-00001-of-00002.safetensors", ".optimizer-00002-of-00002.safetensors.tmp"];
+        for name in shards.iter().chain(&["model.safetensors", TRAINER_STATE]) {
+            std::fs::write(dir.path().join(name), "").expect("written");
+        }
+        let mut found: Vec<_> = files_of_all_ranks(dir.path()).expect("readable");
+        found.sort();
+        assert_eq!(found, ["model.safetensors", TRAINER_STATE].map(|name| dir.path().join(name)));
     }
 }
