@@ -7,7 +7,7 @@ use super::gemm::{Packed, Start, gemm_serial};
 use super::matrix::{Matrix, MatrixMut};
 use super::operand::{self, buffer, floats, incoming, record, zeros};
 use super::scratch::{Aligned, give, take, unused};
-use super::simd::{exp, multiversion, prefetch};
+use super::simd::{LINE, exp, multiversion, prefetch};
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
@@ -276,7 +276,6 @@ impl<'a> Fetched<'a> {
 
     #[inline(always)]
     fn next(&mut self) {
-        const LINE: usize = 16;
         let values = self.turns.next().unwrap_or_default();
         values.chunks(LINE).for_each(|line| prefetch(line.as_ptr()));
     }

@@ -1,7 +1,7 @@
 //! The innermost loops of the matrix product: a few rows of A times a panel of B, sums held in registers.
 
 use super::matrix::{Matrix, MatrixMut};
-use super::simd::{Isa, prefetch};
+use super::simd::{Isa, LINE, prefetch};
 
 /// Vectors side by side in a full tile of C, at most.
 const MAX_VECTORS: usize = 3;
@@ -131,7 +131,6 @@ impl Kernel {
 
     /// Values from one strip to the next: an odd number of lines of the cache, so that strips do not contend for the same places.
     fn strip_len(&self, depth: usize) -> usize {
-        const LINE: usize = 16;
         ((self.rows * depth).div_ceil(LINE) | 1) * LINE
     }
 

@@ -1,5 +1,6 @@
 //! Memory of kernels: aligned, and kept by a thread for its next use, since fresh memory would cost a page fault every 4 KB.
 
+use super::simd::LINE;
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::thread::LocalKey;
@@ -12,20 +13,18 @@ pub struct Aligned {
     len: usize,
 }
 
-const LANES: usize = 16;
-
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-struct Line(#[allow(dead_code)] [f32; LANES]);
+struct Line(#[allow(dead_code)] [f32; LINE]);
 
 impl Aligned {
     /// Memory of which every value is going to be written before it is read; its values are whatever was there.
     pub fn new(len: usize) -> Self {
-        let mut lines = Vec::with_capacity(len.div_ceil(LANES));
+        let mut lines = Vec::with_capacity(len.div_ceil(LINE));
         // SAFETY: the capacity is there, every bit pattern is an f32, and the caller writes before it reads.
         #[allow(clippy::uninit_vec)]
         unsafe {
-            lines.set_len(len.div_ceil(LANES));
+            lines.set_len(len.div_ceil(LINE));
         }
         Self { lines, len }
     }

@@ -67,6 +67,9 @@ macro_rules! multiversion {
 }
 pub(super) use multiversion;
 
+/// f32 values in a line of the cache (64 bytes).
+pub const LINE: usize = 16;
+
 /// Asks for the line of the cache at an address, which need not be valid; on x86-64, elsewhere nothing happens.
 #[inline(always)]
 pub fn prefetch(address: *const f32) {
