@@ -6,7 +6,7 @@ mod resize;
 mod settings;
 
 use crate::Result;
-pub use decode::{Layout, MAX_PIXELS, Raster, declared_size, decode};
+pub use decode::{Layout, MAX_PIXELS, Raster, declared_size, decode, decoder_build};
 use geometry::{center_window, resized_size};
 use resize::{Resizer, Source};
 use std::cell::RefCell;

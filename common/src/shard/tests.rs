@@ -17,6 +17,7 @@ fn metadata(pixels: PixelFormat) -> ShardMetadata {
         chat_template_sha256: "c".repeat(64),
         image_processor_sha256: "i".repeat(64),
         pixels,
+        image_decoder: String::new(),
         shortest_edge: SIDE,
         crop_size: SIDE,
         image_mean: [0.5, 0.25, 0.125],
