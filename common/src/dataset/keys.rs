@@ -142,17 +142,18 @@ pub(super) fn meaning(key: &str, value: &RawValue, images: usize) -> Meaning {
         return Meaning::Harmless;
     }
     if UNREAD.contains(&name) {
-        return if is_neutral(value) { Meaning::Harmless } else { Meaning::Changes("it changes the row") };
+        return if is_neutral(value) { Meaning::Harmless } else { Meaning::Changes("it changes what the row teaches") };
+    }
+    let harmless = HARMLESS.contains(&name) || (images > 0 && ORIGINS.contains(&name));
+    let is_media = !harmless && value.get().contains('"') && MEDIA_WORDS.iter().any(|word| name.contains(word));
+    if is_media {
+        return Meaning::Changes("pictures are read from `image` or `images` alone, films and sound not at all");
     }
     if images == 0 && names_media(value) {
-        return Meaning::Changes("it names a file, and the row has no image");
+        return Meaning::Changes("it names a picture, film or sound, and the row has no image");
     }
-    if HARMLESS.contains(&name) || (images > 0 && ORIGINS.contains(&name)) {
+    if harmless {
         return Meaning::Harmless;
-    }
-    let holds_text = value.get().contains('"');
-    if holds_text && MEDIA_WORDS.iter().any(|word| name.contains(word)) {
-        return Meaning::Changes("images are read from `image` or `images` alone");
     }
     Meaning::Unknown
 }
@@ -184,7 +185,10 @@ pub(super) fn check_turn(number: usize, turn: &Object<'_>) -> Result<(), RecordE
 }
 
 fn refused(place: &str, why: &str) -> RecordError {
-    RecordError::new(Fault::UnreadKey, format!("{place} is not read, and {why}; remove it if the row is right without"))
+    RecordError::new(
+        Fault::UnreadKey,
+        format!("{place} is not read: {why}; remove the key if the row is right without it"),
+    )
 }
 
 /// Holds nothing: null, empty, false.

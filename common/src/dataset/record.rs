@@ -6,6 +6,8 @@ use crate::chat::{Message, Role};
 use serde_json::value::RawValue;
 
 const IMAGE_VALUE: &str = "a name or a list of names";
+/// Longest path that Linux opens, bytes: what is longer is no file name, but a picture in base64.
+const MAX_NAME_BYTES: usize = 4096;
 
 /// What a row says: its keys are read, nothing else in it matters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +116,9 @@ pub(super) fn images_of<'a>(parser: RowParser<'a>, object: &Object<'a>) -> Resul
         }
         _ => vec![parser.text(key, value, IMAGE_VALUE)?],
     };
+    if let Some(name) = names.iter().find(|name| name.len() > MAX_NAME_BYTES) {
+        return Err(parser.fault(&format!("{key}: a text of {} bytes, expected a file name", name.len())));
+    }
     if names.iter().any(String::is_empty) {
         return Err(
             parser.fault(&format!("{key}: an empty name, expected a file name; a row without image has no {key}"))
@@ -241,6 +246,11 @@ pub(super) mod tests {
                 "column 19: images: found a number, expected a name or a list of names",
             ),
             (format!("{{\"image\": \"\", {TURNS}}}"), Fault::BadRow, "image: an empty name"),
+            (
+                format!("{{\"image\": \"{}\", {TURNS}}}", "A".repeat(5000)),
+                Fault::BadRow,
+                "image: a text of 5000 bytes, expected a file name",
+            ),
             (format!("{{\"image\": \"a\", \"images\": [\"a\"], {TURNS}}}"), Fault::BadRow, "both `image` and `images`"),
             (format!("{{\"id\": [1], {TURNS}}}"), Fault::BadRow, "id: found a list, expected text or a number"),
             (format!("{{\"system\": 3, {TURNS}}}"), Fault::BadRow, "system: found a number, expected text"),
@@ -297,12 +307,15 @@ pub(super) mod tests {
         assert_eq!(images, [vec!["a.jpg", "b.jpg"], vec!["a.jpg"], vec![], vec![]]);
         let lines = survey.warnings();
         assert_eq!(lines.len(), 4, "{lines:?}");
-        for (line, begin) in
-            lines.iter().zip(["1 rows have the id", "1 rows have no id", "1 values are NaN", "keys of"])
-        {
+        for (line, begin) in lines.iter().zip([
+            "rows with the id of an earlier row: 1;",
+            "rows without an id: 1;",
+            "NaN or Infinity",
+            "keys of",
+        ]) {
             assert!(line.starts_with(begin), "{line}");
         }
-        assert!(lines[3].ends_with("\"blip\" (3 rows)"), "{}", lines[3]);
+        assert!(lines[3].ends_with("\"blip\" (rows: 3)"), "{}", lines[3]);
         assert!(Survey::default().warnings().is_empty());
     }
 }

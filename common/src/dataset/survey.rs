@@ -60,16 +60,16 @@ impl Survey {
         let Self { repeated_ids, without_id, constants, .. } = self;
         line(
             *repeated_ids,
-            format!("{repeated_ids} rows have the id of an earlier row; all are kept: an id is a label, not a key"),
+            format!("rows with the id of an earlier row: {repeated_ids}; all are kept (an id is a label)"),
         );
-        line(*without_id, format!("{without_id} rows have no id; each is called by its number: \"row N\""));
-        line(*constants, format!("{constants} values are NaN or Infinity, read as null: a missing value"));
+        line(*without_id, format!("rows without an id: {without_id}; each is called \"row N\" by its number"));
+        line(*constants, format!("NaN or Infinity read as null, a missing value: {constants} times"));
         line(self.unknown_keys.len(), format!("keys of rows that are not read: {}", self.named_keys()));
         lines
     }
 
     fn named_keys(&self) -> String {
-        let named = self.unknown_keys.iter().take(NAMED_KEYS).map(|(key, rows)| format!("{key:?} ({rows} rows)"));
+        let named = self.unknown_keys.iter().take(NAMED_KEYS).map(|(key, rows)| format!("{key:?} (rows: {rows})"));
         let more = self.unknown_keys.len().saturating_sub(NAMED_KEYS);
         let more = (more > 0).then(|| format!("{more} more"));
         named.chain(more).collect::<Vec<_>>().join(", ")

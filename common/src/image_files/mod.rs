@@ -90,8 +90,7 @@ impl ImageSources {
         if let Some(bytes) = self.zip.as_ref().map(|zip| zip.read(name)).transpose()?.flatten() {
             return Ok(bytes);
         }
-        let zip = self.zip.iter().map(|_| "images.zip".to_owned());
-        let places: Vec<String> = self.folder_names().chain(zip).collect();
+        let places: Vec<String> = self.folder_names().chain(self.zip.iter().map(ZipFile::contents)).collect();
         Err(ImageFileError::Missing(format!("{name} is in none of {}", places.join(", "))))
     }
 }

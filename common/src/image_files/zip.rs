@@ -25,6 +25,8 @@ pub(super) struct ZipFile {
     entries: HashMap<u128, Entry>,
     bytes: u64,
     names_sha256: String,
+    /// Name of the first file, for messages.
+    first: String,
 }
 
 struct Entry {
@@ -49,6 +51,7 @@ impl ZipFile {
         // Read to the directory's end, whatever the count says.
         let mut records = archive.entries(&mut buffer);
         let mut found = 0;
+        let mut first = None;
         let mut identity = files::HashingWriter::new(std::io::sink());
         while let Some(record) = records.next_entry().map_err(|error| damaged(error.to_string()))? {
             found += 1;
@@ -67,6 +70,7 @@ impl ZipFile {
                     encrypted: record.flags().is_encrypted(),
                 };
                 entries.insert(key(&name), entry);
+                first.get_or_insert_with(|| String::from_utf8_lossy(&name).into_owned());
             }
         }
         // macOS writes more than 65,535 entries without zip64; what remains of the count is checked all the same.
@@ -74,7 +78,8 @@ impl ZipFile {
         if found != expected && (expected >= COUNT_WRAP || found % COUNT_WRAP != expected) {
             return Err(damaged(format!("{found} entries, where its end counts {expected}")));
         }
-        Ok(Self { archive, entries, bytes, names_sha256: identity.finish().1 })
+        let (names_sha256, first) = (identity.finish().1, first.unwrap_or_default());
+        Ok(Self { archive, entries, bytes, names_sha256, first })
     }
 
     /// Identity for the plan: size, and names and checksums of the entries.
@@ -85,6 +90,14 @@ impl ZipFile {
             self.entries.len(),
             self.names_sha256
         )
+    }
+
+    /// What is in it, for messages: a name shows how its others begin.
+    pub(super) fn contents(&self) -> String {
+        match self.entries.len() {
+            0 => "images.zip (which has no files)".to_owned(),
+            files => format!("images.zip ({files} files, such as {:?})", self.first),
+        }
     }
 
     /// Bytes of an entry, size and checksum verified; `None` if there is none of this name.
