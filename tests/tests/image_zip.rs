@@ -166,6 +166,19 @@ fn a_wrong_count_is_refused_with_both_numbers() {
     assert!(error.contains("found 2 entries, where its end counts 3"), "{error}");
 }
 
+#[test]
+fn a_part_of_a_split_zip_file_is_refused_with_the_remedy() {
+    let dir = folder();
+    write(dir.path(), [stored("a.jpg", b"a")]);
+    let path = dir.path().join("images.zip");
+    let mut bytes = std::fs::read(&path).expect("read");
+    let end = bytes.len() - 22;
+    bytes[end + 4] = 2;
+    std::fs::write(&path, bytes).expect("written");
+    let error = ImageSources::find(dir.path()).err().expect("refused").to_string();
+    assert!(error.contains("part 3 of") && error.contains("zip -s 0"), "{error}");
+}
+
 /// Beyond 4 GiB an offset of 32 bits begins again; the gaps are holes, no disk is used.
 #[test]
 fn offsets_beyond_four_gibibytes_are_found() {

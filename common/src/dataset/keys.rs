@@ -149,6 +149,9 @@ pub(super) fn meaning(key: &str, value: &RawValue, images: usize) -> Meaning {
     if is_media {
         return Meaning::Changes("pictures are read from `image` or `images` alone, films and sound not at all");
     }
+    if !harmless && value.get().contains('"') && name.contains("system") {
+        return Meaning::Changes("a system prompt is read from `system` or `system_prompt` alone");
+    }
     if images == 0 && names_media(value) {
         return Meaning::Changes("it names a picture, film or sound, and the row has no image");
     }
@@ -261,6 +264,8 @@ mod tests {
             ("url", "\"http://x/a.png\"", 0, "refused"),
             ("url", "\"http://x/a.png\"", 1, "harmless"),
             ("model", "\"gpt-4.5\"", 0, "harmless"),
+            ("system_message", "\"Be brief.\"", 1, "refused"),
+            ("System", "\"Be brief.\"", 1, "refused"),
             ("note", "\"see page 3.\"", 0, "unknown"),
             ("blip_caption", "\"a cat\"", 1, "unknown"),
         ] {

@@ -8,6 +8,16 @@ use std::rc::Rc;
 const MAX_ROW_BYTES: u64 = 64 << 20;
 const BUFFER_BYTES: usize = 1 << 18;
 const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
+/// Beginnings of files that are often found in place of a JSON file, what they are and what to do.
+const OTHER_FILES: [(&[u8], &str); 5] = [
+    (&[0xff, 0xfe], "UTF-16 text, expected UTF-8; convert it (iconv -f UTF-16 -t UTF-8)"),
+    (&[0xfe, 0xff], "UTF-16 text, expected UTF-8; convert it (iconv -f UTF-16 -t UTF-8)"),
+    (&[0x1f, 0x8b], "a gzip file, expected JSON text; unpack it (gunzip)"),
+    (b"PK\x03\x04", "a zip file, expected JSON text; unpack it"),
+    (b"version https://git-lfs", "a pointer of Git LFS, expected JSON text; download the file itself (git lfs pull)"),
+];
+/// Bytes that tell them apart.
+const BEGIN_BYTES: usize = 23;
 /// What Python writes for floats that JSON has no text for.
 const CONSTANTS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
 
@@ -73,7 +83,7 @@ impl<R: Read> PythonJson<R> {
         }
     }
 
-    /// Reads on; at the begin until four bytes are there, to skip the byte order mark.
+    /// Reads on; at the begin until enough is there to tell another file by, and to skip the byte order mark.
     #[cold]
     fn fill(&mut self) -> Result<()> {
         self.start = 0;
@@ -82,7 +92,7 @@ impl<R: Read> PythonJson<R> {
             return Ok(());
         }
         self.started = true;
-        while self.end < 4 {
+        while self.end < BEGIN_BYTES {
             let read = self.inner.read(&mut self.buffer[self.end..])?;
             if read == 0 {
                 break;
@@ -90,8 +100,8 @@ impl<R: Read> PythonJson<R> {
             self.end += read;
         }
         let begin = &self.buffer[..self.end];
-        if begin.starts_with(&[0xff, 0xfe]) || begin.starts_with(&[0xfe, 0xff]) {
-            return Err(Error::other("UTF-16 text, expected UTF-8; convert it (iconv -f UTF-16 -t UTF-8)"));
+        if let Some((_, what)) = OTHER_FILES.iter().find(|(bytes, _)| begin.starts_with(bytes)) {
+            return Err(Error::other(*what));
         }
         if begin.starts_with(&BYTE_ORDER_MARK) {
             self.start = BYTE_ORDER_MARK.len();
@@ -223,9 +233,15 @@ mod tests {
     }
 
     #[test]
-    fn utf_16_is_named() {
-        for text in [&b"\xff\xfe[\0]\0"[..], b"\xfe\xff\0[\0]"] {
-            assert!(plain(text, 3).expect_err("refused").to_string().contains("UTF-16"));
+    fn other_files_are_named() {
+        for (text, what) in [
+            (&b"\xff\xfe[\0]\0"[..], "UTF-16"),
+            (b"\xfe\xff\0[\0]", "UTF-16"),
+            (b"\x1f\x8b\x08\0", "gunzip"),
+            (b"PK\x03\x04\x14", "zip file"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ] {
+            assert!(plain(text, 3).expect_err("refused").to_string().contains(what), "{what}");
         }
     }
 }

@@ -167,7 +167,7 @@ fn role(turn: usize, from: &str) -> Result<Role, RecordError> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::dataset::{Survey, for_each_row};
+    use crate::dataset::for_each_row;
     use std::ops::ControlFlow;
     use std::path::Path;
 
@@ -292,30 +292,5 @@ pub(super) mod tests {
         assert_eq!((found.id.as_deref(), found.image.as_deref()), (Some("12"), Some("a, b")));
         assert_eq!(names("{\"id\": \"x\", \"id\": \"y\"}").id.as_deref(), Some("x"));
         assert_eq!(names("17"), RowNames::default());
-    }
-
-    #[test]
-    fn a_survey_counts_what_is_peculiar() {
-        let mut survey = Survey::default();
-        let rows = [
-            r#"{"id": "a", "images": ["a.jpg", "b.jpg"], "source": "coco", "blip": "x"}"#,
-            r#"{"id": "a", "image": "a.jpg", "blip": "y", "score2": NaN}"#,
-            r#"{"image": 3, "blip": 1}"#,
-            "17",
-        ];
-        let images: Vec<Vec<String>> = rows.iter().map(|json| survey.add(&row(json))).collect();
-        assert_eq!(images, [vec!["a.jpg", "b.jpg"], vec!["a.jpg"], vec![], vec![]]);
-        let lines = survey.warnings();
-        assert_eq!(lines.len(), 4, "{lines:?}");
-        for (line, begin) in lines.iter().zip([
-            "rows with the id of an earlier row: 1;",
-            "rows without an id: 1;",
-            "NaN or Infinity",
-            "keys of",
-        ]) {
-            assert!(line.starts_with(begin), "{line}");
-        }
-        assert!(lines[3].ends_with("\"blip\" (rows: 3)"), "{}", lines[3]);
-        assert!(Survey::default().warnings().is_empty());
     }
 }

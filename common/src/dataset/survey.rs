@@ -80,3 +80,34 @@ fn hash(id: &str) -> u128 {
     let hash = files::sha256(id.as_bytes());
     u128::from_le_bytes(std::array::from_fn(|index| hash[index]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::record::tests::row;
+
+    #[test]
+    fn a_survey_counts_what_is_peculiar() {
+        let mut survey = Survey::default();
+        let rows = [
+            r#"{"id": "a", "images": ["a.jpg", "b.jpg"], "source": "coco", "blip": "x"}"#,
+            r#"{"id": "a", "image": "a.jpg", "blip": "y", "score2": NaN}"#,
+            r#"{"image": 3, "blip": 1}"#,
+            "17",
+        ];
+        let images: Vec<Vec<String>> = rows.iter().map(|json| survey.add(&row(json))).collect();
+        assert_eq!(images, [vec!["a.jpg", "b.jpg"], vec!["a.jpg"], vec![], vec![]]);
+        let lines = survey.warnings();
+        assert_eq!(lines.len(), 4, "{lines:?}");
+        for (line, begin) in lines.iter().zip([
+            "rows with the id of an earlier row: 1;",
+            "rows without an id: 1;",
+            "NaN or Infinity",
+            "keys of",
+        ]) {
+            assert!(line.starts_with(begin), "{line}");
+        }
+        assert!(lines[3].ends_with("\"blip\" (rows: 3)"), "{}", lines[3]);
+        assert!(Survey::default().warnings().is_empty());
+    }
+}

@@ -47,6 +47,7 @@ impl ZipFile {
         let bytes = file.metadata().map_err(Error::io(path))?.len();
         let mut buffer = vec![0; RECOMMENDED_BUFFER_SIZE];
         let archive = ZipArchive::from_file(file, &mut buffer).map_err(|error| damaged(error.to_string()))?;
+        refuse_split(&archive, path)?;
         let mut entries = HashMap::new();
         // Read to the directory's end, whatever the count says.
         let mut records = archive.entries(&mut buffer);
@@ -189,6 +190,24 @@ impl ZipFile {
         }
         Ok(Some(name_offset + u64::from(name_bytes) + u64::from(extra_bytes)))
     }
+}
+
+/// Of a zip file in several parts the last one has the directory and little else.
+fn refuse_split(archive: &ZipArchive<FileReader>, path: &Path) -> Result<()> {
+    let mut end = [0; 6];
+    archive.get_ref().read_exact_at(&mut end, archive.eocd_offset()).map_err(Error::io(path))?;
+    let part = u16::from_le_bytes([end[4], end[5]]);
+    // All ones refer to zip64's record.
+    if part == 0 || part == u16::MAX {
+        return Ok(());
+    }
+    let found = format!("part {} of a zip file in several parts", u32::from(part) + 1);
+    Err(Error::invalid(
+        path.display(),
+        found,
+        "a zip file in one part",
+        "join the parts: zip -s 0 FILE --out images.zip",
+    ))
 }
 
 /// A name as a file system resolves it: `./a//b` is `a/b`. `None` for one that leads out of the folder. Old programs on
