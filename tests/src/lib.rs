@@ -1,6 +1,7 @@
 //! What the integration tests share: where the reference material and the programs are, and how tensors are compared.
 
 pub mod browser;
+pub mod byte_model;
 pub mod runs;
 pub mod tiny;
 pub mod training;

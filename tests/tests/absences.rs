@@ -135,6 +135,19 @@ fn nothing_gives_up_on_what_a_user_controls() {
     forbid("no unwrap, no panic, nothing unfinished", &words, |_| false);
 }
 
+/// Its name is written once; who wants its rows asks that reader.
+#[test]
+fn only_common_dataset_reads_chat_json() {
+    let mut places = Vec::new();
+    for source in sources().iter().filter(|source| !source.path.starts_with("common/src/dataset/")) {
+        for (number, line) in &source.lines {
+            let named = literals(line).iter().any(|text| text == "chat.json");
+            places.extend(named.then(|| format!("  {}:{number}: {}", source.path, line.trim())));
+        }
+    }
+    assert!(places.is_empty(), "only common::dataset names chat.json's path, but:\n{}", places.join("\n"));
+}
+
 /// Names of tensors and of files are in `common/src/names.rs`; elsewhere they are its constants, or the model's own paths.
 #[test]
 fn hugging_face_keys_are_in_one_file() {

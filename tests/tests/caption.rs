@@ -159,3 +159,50 @@ fn a_dataset_a_zip_file_and_shards_give_the_same_captions() {
     }
     println!("{}", summary["metrics"]);
 }
+
+/// Rows as people write them: a number for an id, twice; no picture; several pictures; no id; one that cannot be read.
+#[test]
+fn every_row_of_a_dataset_has_its_line() {
+    let (dir, model) = (tempfile::tempdir().expect("a temporary folder"), model_dir("fixtures/tiny/train_none"));
+    let data = dir.path().join("data");
+    std::fs::create_dir_all(data.join("images")).expect("created");
+    for number in 0..2u8 {
+        let path = data.join(format!("images/{number}.bmp"));
+        std::fs::write(path, tests::byte_model::picture(number)).expect("written");
+    }
+    let turns =
+        |text: &str| serde_json::json!([{"from": "human", "value": text}, {"from": "gpt", "value": "A slope."}]);
+    let rows = serde_json::json!([
+        {"id": 7, "image": "0.bmp", "conversations": turns("<image>\nWhat?")},
+        {"id": 7, "image": "1.bmp", "conversations": turns("<image>\nWhat?")},
+        {"id": "text", "conversations": turns("Why?")},
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<image>Which? <image>"},
+                      {"role": "assistant", "content": "Both."}], "images": ["0.bmp", "1.bmp"]},
+        {"id": "film", "video": "a.mp4", "conversations": turns("<video>\nWhat?")},
+        {"id": "gone", "image": "gone.bmp", "conversations": turns("<image>\nWhat?")},
+    ]);
+    let write = |name: &str, value: &Value| std::fs::write(data.join(name), value.to_string()).expect("written");
+    write("chat.json", &rows);
+    write("references.json", &serde_json::json!([{"id": 7, "captions": ["A ramp."]}]));
+    let output = dir.path().join("captions.jsonl");
+    let args = ["caption", "--model", text(model.path()), "--data", text(&data), "--output", text(&output)];
+    let summary: Value =
+        serde_json::from_str(&infer_ok(&[&args[..], &["--max-new-tokens", "4"]].concat())).expect("JSON");
+    assert_eq!((summary["captioned"].as_u64(), summary["failed"].as_u64()), (Some(4), Some(2)));
+    let found: Vec<(String, String, Value)> = lines(&output)
+        .into_iter()
+        .map(|line| (line["id"].to_string(), line["image"].to_string(), line["references"].clone()))
+        .collect();
+    let expected = [
+        ("\"7\"", "\"0.bmp\"", serde_json::json!(["A ramp."])),
+        ("\"7\"", "\"1.bmp\"", serde_json::json!(["A ramp."])),
+        ("\"text\"", "\"\"", serde_json::json!(["A slope."])),
+        ("\"row 3\"", "\"0.bmp, 1.bmp\"", serde_json::json!(["Both."])),
+        ("\"row 4\"", "\"\"", Value::Null),
+        ("\"gone\"", "\"gone.bmp\"", serde_json::json!(["A slope."])),
+    ];
+    assert_eq!(found, expected.map(|(id, image, references)| (id.to_owned(), image.to_owned(), references)));
+    let errors: Vec<String> =
+        lines(&output).iter().map(|line| line["error"].as_str().unwrap_or_default().to_owned()).collect();
+    assert!(errors[4].contains("\"video\"") && errors[5].contains("the data folder"), "{errors:?}");
+}

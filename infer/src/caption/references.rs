@@ -3,13 +3,15 @@
 use super::source::Item;
 use crate::args::CaptionArgs;
 use anyhow::{Context, Result};
+use common::dataset;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use std::collections::HashMap;
 
 /// One image's references, found by id or by file name.
 #[derive(Debug, Deserialize)]
 struct Entry {
-    id: Option<String>,
+    id: Option<Box<RawValue>>,
     image: Option<String>,
     captions: Vec<String>,
 }
@@ -29,7 +31,9 @@ impl References {
         })?;
         let mut references = HashMap::new();
         for entry in entries {
-            for key in [entry.id, entry.image].into_iter().flatten() {
+            // As in chat.json, an id may be a number.
+            let id = entry.id.as_deref().and_then(dataset::id_text);
+            for key in [id, entry.image].into_iter().flatten() {
                 references.insert(key, entry.captions.clone());
             }
         }

@@ -2,8 +2,6 @@
 
 mod args;
 mod census;
-pub mod chat_json;
-mod conversation;
 pub mod index;
 pub mod ledger;
 mod pipeline;
@@ -19,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use common::Error;
 use common::chat::ChatProcessor;
 use common::config::LlavaConfig;
+use common::dataset::chat_file;
 use common::image_files::ImageSources;
 use common::image_processor::ImageProcessor;
 use common::shard::{PixelFormat, ShardMetadata};
@@ -34,8 +33,11 @@ pub fn run(args: &Args) -> Result<String> {
     args.validate()?;
     let model = Model::read(&args.model)?;
     let images = ImageSources::find(&args.data)?;
-    let chat_json = args.data.join("chat.json");
+    let chat_json = chat_file(&args.data);
     let input = Input::scan(&chat_json, &images, args.limit.unwrap_or(usize::MAX), args.workers())?;
+    for warning in &input.warnings {
+        eprintln!("warning: {}: {warning}", chat_json.display());
+    }
     let plan = Plan::new(args, input, images.describe(), model.facts(args.pixels));
     ensure!(plan.rows() > 0, "{}: no rows, expected a list of conversations", chat_json.display());
     plan.record(&args.output)?;
@@ -62,7 +64,7 @@ pub fn run(args: &Args) -> Result<String> {
     }
     lock.release()?;
     if args.part.of == 1 {
-        return index::join(&args.output, &plan);
+        return index::join(&args.output, &plan, args.max_rejected);
     }
     Ok(format!(
         "part {} is done: {rows} rows; when all parts are, run preprocess index {}",

@@ -2,9 +2,8 @@
 
 use super::args::Args;
 use super::census::{self, ImageFiles};
-use super::chat_json::for_each_row;
-use super::conversation::image_names;
 use anyhow::{Result, bail};
+use common::dataset::{Survey, for_each_row};
 use common::files::{self, HashingReader};
 use common::image_files::ImageSources;
 use common::shard::ShardMetadata;
@@ -68,6 +67,8 @@ pub struct Input {
     pub chat_json: ChatJson,
     /// The files in folders that its rows name.
     pub image_files: ImageFiles,
+    /// Peculiarities of the rows that its owner should know of, a line each.
+    pub warnings: Vec<String>,
 }
 
 impl Input {
@@ -76,10 +77,11 @@ impl Input {
     pub fn scan(path: &Path, images: &ImageSources, limit: usize, threads: usize) -> CommonResult<Self> {
         let mut reader = HashingReader::new(File::open(path).map_err(Error::io(path))?);
         let mut rows = 0;
+        let mut survey = Survey::default();
         let (image_files, read) = census::take(images, threads, |census| {
             for_each_row(path, &mut reader, |row| {
                 if row.number < limit {
-                    image_names(row.json.get()).into_iter().for_each(|name| census.name(name));
+                    survey.add(&row).into_iter().for_each(|name| census.name(name));
                 }
                 rows += 1;
                 ControlFlow::Continue(())
@@ -87,7 +89,7 @@ impl Input {
         });
         read?;
         let (sha256, bytes) = reader.finish();
-        Ok(Self { chat_json: ChatJson { sha256, bytes, rows }, image_files })
+        Ok(Self { chat_json: ChatJson { sha256, bytes, rows }, image_files, warnings: survey.warnings() })
     }
 }
 
