@@ -14,6 +14,12 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 /// Chat template.
 pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
+/// Folder of further templates, one file each.
+pub const CHAT_TEMPLATES_DIR: &str = "additional_chat_templates";
+/// Special tokens as transformers 4 stored them beside `tokenizer_config.json`.
+pub const SPECIAL_TOKENS_MAP_FILE: &str = "special_tokens_map.json";
+/// Added tokens of slow tokenizers: text to id.
+pub const ADDED_TOKENS_FILE: &str = "added_tokens.json";
 /// Chat template as some 4.x processors stored it.
 pub const CHAT_TEMPLATE_JSON_FILE: &str = "chat_template.json";
 /// Sampling defaults and the ids that end an answer.
@@ -55,8 +61,8 @@ pub const PROCESSOR_FILES: [&str; 11] = [
     GENERATION_CONFIG_FILE,
     PREPROCESSOR_CONFIG_FILE,
     PROCESSOR_CONFIG_FILE,
-    "special_tokens_map.json",
-    "added_tokens.json",
+    SPECIAL_TOKENS_MAP_FILE,
+    ADDED_TOKENS_FILE,
     "vocab.json",
     "merges.txt",
 ];

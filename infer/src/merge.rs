@@ -93,7 +93,8 @@ fn test_prompt(processors: &Processors) -> Result<Prompt> {
     };
     let codes = (0..3 * size * size).map(code).collect();
     let image = ProcessedImage { codes, width: size as u32, height: size as u32 };
-    processors.prompt(&single_question(common::chat::SYSTEM_PROMPT, "Describe the picture in detail.", 1), &[image])
+    let system = if processors.chat.takes_system() { common::chat::SYSTEM_PROMPT } else { "" };
+    processors.prompt(&single_question(system, "Describe the picture in detail.", 1), &[image])
 }
 
 fn compare(before: &[f32], after: &[f32], vocabulary: usize, output: &Path, dtype: String) -> MergeReport {

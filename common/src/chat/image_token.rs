@@ -3,6 +3,7 @@
 use super::{IMAGE_TOKEN, TextTokenizer};
 use crate::names;
 use serde_json::{Map, Value, json};
+use tokenizers::AddedToken;
 
 /// Tokenizer files that know `<image>`.
 pub struct WithImageToken {
@@ -16,14 +17,20 @@ pub struct WithImageToken {
 
 /// Adds `<image>` as a special token: under its own id if the vocabulary has it, under the next free one otherwise.
 ///
-/// `tokenizer_json` and `config` are the files' contents, `tokenizer` the same tokenizer loaded.
+/// `tokenizer_json` and `config` are the files' contents, `tokenizer` the same tokenizer loaded. Tokens that only the config
+/// adds are written into `tokenizer.json`, too, so that it is complete.
 pub fn add_image_token(tokenizer: &TextTokenizer, mut tokenizer_json: Value, mut config: Value) -> WithImageToken {
     let known = tokenizer.token_id(IMAGE_TOKEN);
     let id = known.unwrap_or_else(|| tokenizer.next_free_id());
     let is_image = |token: &Value| token[names::TOKEN_CONTENT] == IMAGE_TOKEN;
     let is_added = |tokens: &Value| tokens.as_array().is_some_and(|tokens| tokens.iter().any(is_image));
+    let of_config = tokenizer.tokens_of_config();
+    for (id, token) in of_config {
+        write_token(&mut tokenizer_json[names::ADDED_TOKENS], *id, token);
+    }
     if known.is_some() && is_added(&tokenizer_json[names::ADDED_TOKENS]) {
-        return WithImageToken { id, tokenizer: None, config };
+        let tokenizer = (!of_config.is_empty()).then_some(tokenizer_json);
+        return WithImageToken { id, tokenizer, config };
     }
     let mut token = json!({"id": id});
     extend(&mut token, attributes());
@@ -36,6 +43,24 @@ pub fn add_image_token(tokenizer: &TextTokenizer, mut tokenizer_json: Value, mut
     let list = if has_extra { names::EXTRA_SPECIAL_TOKENS } else { names::ADDITIONAL_SPECIAL_TOKENS };
     push(&mut config[list], json!(IMAGE_TOKEN));
     WithImageToken { id, tokenizer: Some(tokenizer_json), config }
+}
+
+/// Puts a token into `added_tokens`, in place of the one with its id.
+fn write_token(added_tokens: &mut Value, id: u32, token: &AddedToken) {
+    let entry = json!({
+        "id": id,
+        (names::TOKEN_CONTENT): token.content,
+        "single_word": token.single_word,
+        "lstrip": token.lstrip,
+        "rstrip": token.rstrip,
+        "normalized": token.normalized,
+        "special": token.special,
+    });
+    let tokens = added_tokens.as_array_mut();
+    match tokens.and_then(|tokens| tokens.iter_mut().find(|token| token["id"] == id)) {
+        Some(place) => *place = entry,
+        None => push(added_tokens, entry),
+    }
 }
 
 /// What `AddedToken` says of a special token.

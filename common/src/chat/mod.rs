@@ -1,18 +1,26 @@
 //! Text processor: the model's own tokenizer and chat template. Used by preprocess and infer alike.
 
+mod added_tokens;
+mod contents;
+mod contract;
+mod conversation;
 mod image_token;
+mod jinja;
 mod template;
+mod template_files;
 mod tokenizer;
 
 pub use image_token::{WithImageToken, add_image_token};
 pub use template::ChatTemplate;
 pub use tokenizer::{TextTokenizer, TokenizerConfig};
 
-use crate::{Error, IGNORE_INDEX, Result, json, names};
+use crate::{Error, Result, json, names};
+use contract::Contract;
+use conversation::Beginning;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::RwLock;
+use std::sync::{Arc, RwLock};
 
 /// The system prompt of every row unless told otherwise.
 pub const SYSTEM_PROMPT: &str = "You are a helpful assistant.";
@@ -63,7 +71,7 @@ pub struct TokenizedSample {
 pub struct ChatProcessor {
     /// Id of `<image>`.
     pub image_token_id: u32,
-    /// Ids that end an answer; the first is appended to supervised answers (`eos_token` of the tokenizer: `<|im_end|>`).
+    /// Ids that end an answer; the first is the one that the template ends turns with, and that answers are supervised to.
     pub eos_token_ids: Vec<u32>,
     /// SHA-256 of tokenizer.json.
     pub tokenizer_sha256: String,
@@ -71,22 +79,25 @@ pub struct ChatProcessor {
     pub chat_template_sha256: String,
     tokenizer: TextTokenizer,
     template: ChatTemplate,
-    beginnings: RwLock<Beginnings>,
+    contract: Contract,
+    /// Whether a text's ids depend on the text before it (a tokenizer that puts a space before every text).
+    tokens_depend_on_context: bool,
+    beginnings: RwLock<HashMap<Vec<Message>, Arc<Beginning>>>,
 }
 
-/// Ids of what the template renders before the first answer, by its messages: a dataset asks a few questions over and over.
-type Beginnings = HashMap<Vec<Message>, Vec<u32>>;
-
-/// Beginnings that are kept.
+/// Beginnings that are kept: a dataset asks a few questions over and over.
 const MAX_BEGINNINGS: usize = 1024;
 /// Longest message of a kept beginning, bytes.
 const MAX_KEPT_MESSAGE: usize = 4096;
 
 impl ChatProcessor {
-    /// Reads `tokenizer.json`, `tokenizer_config.json` and the chat template (`chat_template.jinja` or the config's key).
+    /// Reads the tokenizer, its added tokens and the chat template, and finds out by rendering what the template does.
+    ///
+    /// # Errors
+    /// A tokenizer without `<image>`; files that disagree; a template that cannot serve, with what it does.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let tokenizer = TextTokenizer::from_dir(dir)?;
         let config = TokenizerConfig::from_dir(dir)?;
+        let tokenizer = TextTokenizer::from_dir(dir)?;
         let template = ChatTemplate::from_dir(dir, &config)?;
         let image_token_id = tokenizer.token_id(IMAGE_TOKEN).ok_or_else(|| {
             Error::invalid(
@@ -96,20 +107,46 @@ impl ChatProcessor {
                 "make the model directory with `preprocess model`",
             )
         })?;
+        let mut eos_token_ids = eos_token_ids(dir, &tokenizer, &config)?;
+        let contract = Contract::find(&template, &tokenizer, &eos_token_ids).map_err(|error| of_dir(dir, error))?;
+        eos_token_ids.retain(|&id| id != contract.end_token_id);
+        eos_token_ids.insert(0, contract.end_token_id);
         Ok(Self {
             image_token_id,
-            eos_token_ids: eos_token_ids(dir, &tokenizer, &config)?,
+            eos_token_ids,
             tokenizer_sha256: tokenizer.sha256().to_string(),
             chat_template_sha256: template.sha256().to_string(),
+            tokens_depend_on_context: tokenizer.depends_on_context()?,
             tokenizer,
             template,
+            contract,
             beginnings: RwLock::default(),
         })
     }
 
+    /// Whether the template takes system messages.
+    pub fn takes_system(&self) -> bool {
+        self.contract.system_refusal.is_none()
+    }
+
+    /// The day that the template writes into every conversation, if it does: that of this process's start.
+    pub fn date(&self) -> Option<String> {
+        self.contract.is_dated.then(|| self.template.day())
+    }
+
+    /// Refuses a system prompt that the template cannot take; an empty one stands for none.
+    pub fn check_system(&self, system: &str) -> Result<()> {
+        if system.is_empty() { Ok(()) } else { self.contract.check_system() }
+    }
+
+    /// The largest id of the tokenizer, plus one.
+    pub fn vocabulary_size(&self) -> usize {
+        self.tokenizer.next_free_id() as usize
+    }
+
     /// The template over the messages.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.template.render(messages, add_generation_prompt)
+        self.template.render(self.contract.contents, messages, add_generation_prompt)
     }
 
     /// Ids of a text, special tokens recognised, nothing added.
@@ -124,8 +161,8 @@ impl ChatProcessor {
 
     /// Ids of system + messages (ending with a user message) + generation prompt.
     ///
-    /// [`SYSTEM_PROMPT`] is put first unless the messages begin with a system message. Earlier answers are encoded as in
-    /// training: on their own, with `eos` behind them.
+    /// [`SYSTEM_PROMPT`] is put first unless the messages begin with a system message (an empty one stands for none) or the
+    /// template takes none. Earlier answers are encoded as in training.
     pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
         if messages.last().is_none_or(|last| last.role != Role::User) {
             return Err(Error::invalid(
@@ -135,108 +172,64 @@ impl ChatProcessor {
                 "ask something",
             ));
         }
-        let mut conversation = Vec::with_capacity(messages.len() + 1);
-        if messages[0].role != Role::System {
-            conversation.push(Message { role: Role::System, content: SYSTEM_PROMPT.into() });
-        }
-        conversation.extend_from_slice(messages);
-        Ok(self.encode_segments(&conversation)?.into_iter().flat_map(|segment| segment.ids).collect())
+        let (system, turns) = match messages {
+            [first, turns @ ..] if first.role == Role::System => (first.content.as_str(), turns),
+            turns => (if self.takes_system() { SYSTEM_PROMPT } else { "" }, turns),
+        };
+        let mut conversation = self.system_message(system)?;
+        conversation.extend_from_slice(turns);
+        Ok(self.beginning(&conversation)?.ids())
     }
 
-    /// Prompt ids + answer ids + eos for every (question, answer), answers and their eos supervised.
+    /// Prompt ids + answer ids + end of turn for every (question, answer), answers and their ends supervised; `system` may be
+    /// empty.
     ///
     /// # Errors
     /// No turns, or a template that refuses the conversation.
     pub fn encode_sample(&self, system: &str, turns: &[(String, String)]) -> Result<TokenizedSample> {
-        if turns.is_empty() {
+        let Some(((question, answer), earlier)) = turns.split_last() else {
             return Err(Error::invalid("conversations", "no turns", "a question and its answer", "complete the row"));
-        }
-        let mut messages = vec![Message { role: Role::System, content: system.into() }];
-        for (question, answer) in turns {
+        };
+        let mut messages = self.system_message(system)?;
+        for (question, answer) in earlier {
             messages.push(Message { role: Role::User, content: question.clone() });
             messages.push(Message { role: Role::Assistant, content: answer.clone() });
         }
-        let mut sample = TokenizedSample { input_ids: Vec::new(), labels: Vec::new() };
-        for Segment { ids, supervised } in self.encode_segments(&messages)? {
-            let ids = ids.into_iter().map(|id| id as i32);
-            sample.labels.extend(ids.clone().map(|id| if supervised { id } else { IGNORE_INDEX }));
-            sample.input_ids.extend(ids);
-        }
-        Ok(sample)
+        messages.push(Message { role: Role::User, content: question.clone() });
+        self.finish(&self.kept_beginning(&messages)?, &messages, answer)
     }
 
-    /// Cuts a conversation into what the template says and what the assistant answers, each encoded on its own, so that
-    /// the ids of an answer never depend on the text around it.
-    fn encode_segments(&self, messages: &[Message]) -> Result<Vec<Segment>> {
-        let mut segments = Vec::new();
-        for (index, message) in messages.iter().enumerate() {
-            let answers = message.role == Role::Assistant;
-            if answers || index + 1 == messages.len() {
-                let prompt = &messages[..index + usize::from(!answers)];
-                segments.push(Segment { ids: self.encode_continuation(prompt)?, supervised: false });
-            }
-            if answers {
-                let mut ids = self.encode(&message.content)?;
-                ids.push(self.eos_token_ids[0]);
-                segments.push(Segment { ids, supervised: true });
-            }
-        }
-        Ok(segments)
+    fn system_message(&self, system: &str) -> Result<Vec<Message>> {
+        self.check_system(system)?;
+        let message = Message { role: Role::System, content: system.into() };
+        Ok(if system.is_empty() { Vec::new() } else { vec![message] })
     }
 
-    /// Ids of [`Self::continuation`]; those of a first question are remembered.
-    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        let encode = || self.encode(&self.continuation(messages)?);
+    /// The beginning of an answer; that of a first question is remembered.
+    fn kept_beginning(&self, messages: &[Message]) -> Result<Arc<Beginning>> {
         let is_kept = |message: &Message| message.role != Role::Assistant && message.content.len() <= MAX_KEPT_MESSAGE;
         if !messages.iter().all(is_kept) {
-            return encode();
+            return self.beginning_of_answer(messages).map(Arc::new);
         }
-        if let Some(ids) = self.beginnings.read().ok().and_then(|kept| kept.get(messages).cloned()) {
-            return Ok(ids);
+        if let Some(beginning) = self.beginnings.read().ok().and_then(|kept| kept.get(messages).cloned()) {
+            return Ok(beginning);
         }
-        let ids = encode()?;
+        let beginning = Arc::new(self.beginning_of_answer(messages)?);
         if let Some(mut kept) = self.beginnings.write().ok().filter(|kept| kept.len() < MAX_BEGINNINGS) {
-            kept.insert(messages.to_vec(), ids.clone());
+            kept.insert(messages.to_vec(), Arc::clone(&beginning));
         }
-        Ok(ids)
-    }
-
-    /// What the template renders after the last answer's eos, generation prompt included; everything when there is no answer.
-    ///
-    /// The last answer is rendered as a marker that occurs nowhere else, so that its end is found even in templates that
-    /// trim or rewrite answers.
-    fn continuation(&self, messages: &[Message]) -> Result<String> {
-        let Some(last) = messages.iter().rposition(|message| message.role == Role::Assistant) else {
-            return self.render(messages, true);
-        };
-        let marker = unused_marker(messages);
-        let mut marked = messages.to_vec();
-        marked[last].content = marker.clone();
-        let text = self.render(&marked, true)?;
-        let (_, rest) = text.rsplit_once(&marker).ok_or_else(|| {
-            Error::invalid(
-                "the chat template",
-                "an answer that it does not render",
-                "every message in the text",
-                "use a template that keeps the history, or rows of one turn",
-            )
-        })?;
-        let eos = self.decode(&self.eos_token_ids[..1], false)?;
-        Ok(rest.trim_start().strip_prefix(&eos).unwrap_or(rest).to_string())
+        Ok(beginning)
     }
 }
 
-struct Segment {
-    ids: Vec<u32>,
-    supervised: bool,
-}
-
-fn unused_marker(messages: &[Message]) -> String {
-    let mut marker = String::from("\u{f8ff}answer\u{f8ff}");
-    while messages.iter().any(|message| message.content.contains(&marker)) {
-        marker.push('\u{f8ff}');
+/// Puts the directory before an error's place.
+fn of_dir(dir: &Path, error: Error) -> Error {
+    match error {
+        Error::Invalid { place, found, expected, remedy } => {
+            Error::Invalid { place: format!("{}: {place}", dir.display()), found, expected, remedy }
+        }
+        error => error,
     }
-    marker
 }
 
 /// `eos_token` first, then the further ids of `generation_config.json`.
@@ -245,7 +238,7 @@ fn eos_token_ids(dir: &Path, tokenizer: &TextTokenizer, config: &TokenizerConfig
     let expected = "eos_token, a token of tokenizer.json";
     let mut ids = Vec::new();
     if let Some(text) = config.eos_token() {
-        ids.push(tokenizer.token_id(text).ok_or_else(|| {
+        ids.push(tokenizer.token_id(&text).ok_or_else(|| {
             Error::invalid(path.display(), format!("eos_token {text:?}"), expected, "correct the file")
         })?);
     }

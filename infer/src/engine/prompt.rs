@@ -99,11 +99,10 @@ impl Processors {
     }
 }
 
-/// A system prompt (unless empty) and one question; the pictures stand before it unless it says where.
+/// A system prompt (empty for none) and one question; the pictures stand before it unless it says where.
 pub fn single_question(system: &str, question: &str, images: usize) -> Vec<Message> {
-    let system = (!system.is_empty()).then(|| Message { role: Role::System, content: system.to_string() });
     let content = with_markers(question, images);
-    system.into_iter().chain([Message { role: Role::User, content }]).collect()
+    vec![Message { role: Role::System, content: system.to_string() }, Message { role: Role::User, content }]
 }
 
 fn with_markers(question: &str, images: usize) -> String {
@@ -122,7 +121,7 @@ mod tests {
         assert_eq!(with_markers("What?", 0), "What?");
         assert_eq!(with_markers("What?", 2), "<image>\n<image>\nWhat?");
         assert_eq!(with_markers("What?\n<image>", 1), "What?\n<image>");
-        assert_eq!(single_question("", "What?", 1).len(), 1);
+        assert_eq!(single_question("", "What?", 1)[0].content, "", "no system prompt, not the default one");
         assert_eq!(single_question("Be brief.", "What?", 1)[0].content, "Be brief.");
     }
 }

@@ -28,15 +28,22 @@ impl Processors {
         );
         let path = language_model.join(names::TOKENIZER_FILE);
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-        let tokenizer = TextTokenizer::from_bytes(&bytes, &path)?;
+        let tokenizer = TextTokenizer::from_dir(language_model)?;
         let config = TokenizerConfig::from_dir(language_model)?;
         let template = ChatTemplate::from_dir(language_model, &config)?;
         let config_json: Option<Value> = json::read_if_there(&language_model.join(names::TOKENIZER_CONFIG_FILE))?;
-        let tokens = add_image_token(&tokenizer, json::parse(&bytes, &path)?, config_json.unwrap_or_else(|| json!({})));
+        let mut config_json = config_json.unwrap_or_else(|| json!({}));
+        for (role, token) in config.special_tokens() {
+            // Older directories have some in files of their own, which the assembled one does without.
+            if config_json[&role].is_null() {
+                config_json[&role] = json!(token);
+            }
+        }
+        let tokens = add_image_token(&tokenizer, json::parse(&bytes, &path)?, config_json);
         Ok(Self {
             vision_tower: vision_tower.to_path_buf(),
             language_model: language_model.to_path_buf(),
-            pad_token_id: config.pad_token().and_then(|text| tokenizer.token_id(text)),
+            pad_token_id: config.pad_token().and_then(|text| tokenizer.token_id(&text)),
             tokens,
             template,
         })
@@ -63,9 +70,7 @@ impl Processors {
             json::write(&dir.join(names::TOKENIZER_FILE), tokenizer)?;
         }
         let mut tokenizer_config = self.tokens.config.clone();
-        if tokenizer_config[names::CHAT_TEMPLATE].is_null() {
-            tokenizer_config[names::CHAT_TEMPLATE] = json!(self.template.source());
-        }
+        tokenizer_config[names::CHAT_TEMPLATE] = json!(self.template.source());
         json::write(&dir.join(names::TOKENIZER_CONFIG_FILE), &tokenizer_config)?;
         files::write_atomically(&dir.join(names::CHAT_TEMPLATE_FILE), self.template.source().as_bytes())?;
         let preprocessor = self.vision_tower.join(names::PREPROCESSOR_CONFIG_FILE);

@@ -41,7 +41,7 @@ pub struct Args {
     /// Threads that decode and encode [default: the machine's cores]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
-    /// System prompt of rows that have none of their own
+    /// System prompt of rows that have none of their own; "" for none, which chat templates that refuse system messages need
     #[arg(long, value_name = "TEXT", default_value = SYSTEM_PROMPT)]
     pub system_prompt: String,
     /// Longest row in tokens, every image counted as the model's features; longer rows are rejected, never cut

@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 pub fn run(args: &Args) -> Result<String> {
     args.validate()?;
     let model = Model::read(&args.model)?;
+    model.chat.check_system(&args.system_prompt).context("--system-prompt")?;
     let images = ImageSources::find(&args.data)?;
     let chat_json = chat_file(&args.data);
     let input = Input::scan(&chat_json, &images, args.limit.unwrap_or(usize::MAX), args.workers())?;
@@ -47,6 +48,12 @@ pub fn run(args: &Args) -> Result<String> {
     let wanted = unfinished(&args.output, &plan, args.part)?;
     let rows = (0..plan.shards()).filter(|&shard| wanted[shard]).map(|shard| plan.rows_of_shard(shard)).sum();
     announce(&plan, args, rows);
+    if let Some(day) = model.chat.date() {
+        eprintln!(
+            "the chat template writes the date into every row: {day}; SOURCE_DATE_EPOCH (seconds) sets another, which \
+             going on with this run on another day needs"
+        );
+    }
     let mut progress = Progress::new("preprocess", rows);
     let processor =
         RowProcessor { chat: &model.chat, image_processor: &model.image_processor, images: &images, plan: &plan };
@@ -97,6 +104,14 @@ impl Model {
             "{}: the tokenizer's <image> is {token}, config.json says {index}; make them agree",
             dir.display()
         );
+        let (ids, rows) = (chat.vocabulary_size(), config.text.vocab_size);
+        ensure!(
+            ids <= rows,
+            "{}: the tokenizer has ids up to {}, the model's embedding has {rows} rows; take the tokenizer that the model \
+             was made with, or resize the embedding (resize_token_embeddings of transformers)",
+            dir.display(),
+            ids - 1
+        );
         Ok(Self { config, chat, image_processor })
     }
 
@@ -104,6 +119,7 @@ impl Model {
         ModelFacts {
             metadata: ShardMetadata::new(&self.chat, &self.image_processor, pixels),
             eos_token_ids: self.chat.eos_token_ids.clone(),
+            chat_date: self.chat.date(),
             image_seq_length: self.config.image_seq_length(),
             max_position_embeddings: self.config.text.max_position_embeddings,
         }

@@ -32,6 +32,9 @@ pub struct Plan {
     pub image_files: ImageFiles,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<u32>,
+    /// The day that the chat template writes into rows, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_date: Option<String>,
     /// The model's processors and the pixel format.
     pub metadata: ShardMetadata,
     /// Features that an image becomes.
@@ -102,6 +105,7 @@ impl Plan {
             images,
             image_files: input.image_files,
             eos_token_ids: model.eos_token_ids,
+            chat_date: model.chat_date,
             metadata: model.metadata,
             image_seq_length: model.image_seq_length,
             rows_per_shard: args.rows_per_shard,
@@ -183,6 +187,8 @@ pub struct ModelFacts {
     pub metadata: ShardMetadata,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<u32>,
+    /// The day that the chat template writes, if it does.
+    pub chat_date: Option<String>,
     /// Features that an image becomes.
     pub image_seq_length: usize,
     /// Longest position, tokens.

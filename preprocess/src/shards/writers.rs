@@ -266,6 +266,7 @@ mod tests {
             images: vec![],
             image_files: ImageFiles::default(),
             eos_token_ids: vec![],
+            chat_date: None,
             metadata,
             image_seq_length: 1,
             rows_per_shard: 1,
