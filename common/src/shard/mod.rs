@@ -24,6 +24,7 @@ mod encoder;
 mod entropy;
 mod file;
 mod index;
+mod lengths;
 mod metadata;
 mod pixels;
 mod reader;
@@ -33,6 +34,7 @@ mod writer;
 
 pub use encoder::{EncodedRowGroup, RowGroupEncoder, Sample, SampleImage};
 pub use index::{Counts, INDEX_FILE, ShardFile, ShardIndex};
+pub use lengths::RowLength;
 pub use metadata::{CodeTable, FORMAT_VERSION, ShardMetadata};
 pub use pixels::PixelFormat;
 pub use reader::ShardSet;
