@@ -50,7 +50,7 @@ impl Wanted {
 /// A repository that is not in the cache and cannot be downloaded, or that lacks files: with the files that are needed.
 pub fn resolve(name: &Path, wanted: Wanted) -> Result<PathBuf> {
     let id = match repository(name) {
-        Some(id) if !name.exists() => id,
+        Some(id) if is_repository(name) => id,
         _ => return Ok(name.to_path_buf()),
     };
     let cache = Cache::from_env();
@@ -72,6 +72,11 @@ pub fn resolve(name: &Path, wanted: Wanted) -> Result<PathBuf> {
     }
     download(id, wanted).map_err(|why| found(format!("no complete copy in the cache, and no download: {why}")))?;
     snapshot(&cache, id, wanted)
+}
+
+/// Whether a name stands for a repository: there is no such file or folder, and it looks like `owner/name`.
+pub fn is_repository(name: &Path) -> bool {
+    !name.exists() && repository(name).is_some()
 }
 
 /// `owner/name`, if a path looks like that and like nothing else.
@@ -149,7 +154,7 @@ fn download(id: &str, wanted: Wanted) -> Result<(), String> {
         _ => names::is_model_file(name) || (pickled && *name == names::PICKLED_WEIGHTS_FILE),
     };
     for name in listed.iter().filter(needed) {
-        eprintln!("{id}: {name}");
+        crate::tell!("{id}: {name}");
         repo.get(name).map_err(|error| format!("{name}: {error}"))?;
     }
     Ok(())

@@ -3,6 +3,7 @@
 use crate::args::GenerateArgs;
 use crate::engine::{Engine, Request, single_question};
 use anyhow::Result;
+use common::output::print;
 use serde::Serialize;
 use std::io::Write;
 use std::time::Instant;
@@ -37,8 +38,7 @@ pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<()> {
     };
     let mut show = |piece: &str| -> Result<()> {
         if !args.json {
-            out.write_all(piece.as_bytes())?;
-            out.flush()?;
+            out.write_all(piece.as_bytes()).and_then(|()| out.flush()).map_err(common::Error::io("stdout"))?;
         }
         Ok(())
     };
@@ -55,7 +55,7 @@ pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<()> {
     let decode_seconds = begin.elapsed().as_secs_f64() - first_token_seconds;
 
     if !args.json {
-        return Ok(writeln!(out)?);
+        return Ok(print(out, "")?);
     }
     let report = Report {
         text: &text,
@@ -66,5 +66,5 @@ pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<()> {
         decode_tokens_per_second: (sequence.new_ids().len() - 1) as f64 / decode_seconds.max(f64::MIN_POSITIVE),
         peak_rss_mb: common::memory::peak_rss_mb(),
     };
-    Ok(writeln!(out, "{}", serde_json::to_string(&report)?)?)
+    Ok(print(out, serde_json::to_string(&report)?)?)
 }

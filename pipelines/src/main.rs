@@ -4,7 +4,6 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use pipelines::programs::{Cargo, Programs};
 use pipelines::{quickstart, report, run};
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -32,7 +31,7 @@ fn main() -> ExitCode {
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            common::tell!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -44,8 +43,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Run(args) => run::run(&args, &programs()?)?,
         Command::Report(args) => report::run(&args)?,
     };
-    writeln!(std::io::stdout(), "{result}")?;
-    Ok(())
+    Ok(common::output::print(&mut std::io::stdout(), result)?)
 }
 
 /// The programs beside this one; `cargo run` builds them first.

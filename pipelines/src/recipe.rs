@@ -7,7 +7,7 @@
 use crate::programs::Programs;
 use crate::stage::Stage;
 use anyhow::{Context, Result, bail, ensure};
-use common::Error;
+use common::{Error, hub};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -60,10 +60,23 @@ struct Kind {
     subcommand: Option<&'static str>,
     /// Options that name files or folders that are read.
     reads: &'static [&'static str],
+    /// Those of them that may be names on Hugging Face instead.
+    hub: &'static [&'static str],
+    /// Options that are lists, and how a list is written.
+    lists: &'static [(&'static str, List)],
     /// The option that names what is written.
     writes: &'static str,
     /// The file of the output that shows whether it is there; `None`: the output itself.
     witness: Option<&'static str>,
+}
+
+/// How an option takes several values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum List {
+    /// In one word, with commas between.
+    Commas,
+    /// The option once for each: values may hold commas.
+    Repeated,
 }
 
 /// A folder of shards is known by this file: it holds the hashes of all others.
@@ -74,6 +87,8 @@ const MODEL: Kind = Kind {
     program: "preprocess",
     subcommand: Some("model"),
     reads: &["vision_tower", "language_model"],
+    hub: &["vision_tower", "language_model"],
+    lists: &[("vision_feature_layer", List::Commas)],
     writes: "output",
     witness: None,
 };
@@ -81,6 +96,8 @@ const SHARDS: Kind = Kind {
     program: "preprocess",
     subcommand: Some("shards"),
     reads: &["model", "data"],
+    hub: &[],
+    lists: &[],
     writes: "output",
     // Training may put a cache of vision features beside the shards.
     witness: Some(SHARD_INDEX),
@@ -89,6 +106,8 @@ const TRAIN: Kind = Kind {
     program: "train",
     subcommand: None,
     reads: &["model_name_or_path", "data_path", "deepspeed", "init_adapter"],
+    hub: &["model_name_or_path"],
+    lists: &[("lora_target_modules", List::Commas), ("report_to", List::Commas)],
     writes: "output_dir",
     witness: None,
 };
@@ -96,6 +115,8 @@ const CAPTION: Kind = Kind {
     program: "infer",
     subcommand: Some("caption"),
     reads: &["model", "adapter", "images", "data", "shards", "references"],
+    hub: &["model"],
+    lists: &[("stop", List::Repeated)],
     writes: "output",
     witness: None,
 };
@@ -125,25 +146,27 @@ impl Recipe {
     pub fn stages(&self, programs: &Programs) -> Result<Vec<Stage>> {
         let mut stages = Vec::new();
         if let Some(model) = &self.model {
-            stages.push(stage("model", "[model]", &MODEL, model, programs)?);
+            stages.push(stage("model", "[model]", &MODEL, model, programs, &stages)?);
         }
         if let Some(data) = &self.data {
-            stages.push(stage("shards", "[preprocess]", &SHARDS, &self.shard_options(data)?, programs)?);
+            stages.push(stage("shards", "[preprocess]", &SHARDS, &self.shard_options(data)?, programs, &stages)?);
         } else {
             ensure!(self.preprocess.is_empty(), "[preprocess] without [data]: expected [data] with dir and shards");
         }
         match &self.train {
-            Some(OneOrMore::One(train)) => stages.push(stage("train", "[train]", &TRAIN, train, programs)?),
+            Some(OneOrMore::One(train)) => {
+                stages.push(stage("train", "[train]", &TRAIN, train, programs, &stages)?);
+            }
             Some(OneOrMore::More(tables)) => {
                 for (index, train) in tables.iter().enumerate() {
                     let name = format!("train {} of {}", index + 1, tables.len());
-                    stages.push(stage(&name, "[[train]]", &TRAIN, train, programs)?);
+                    stages.push(stage(&name, "[[train]]", &TRAIN, train, programs, &stages)?);
                 }
             }
             None => {}
         }
         if let Some(infer) = &self.infer {
-            stages.push(stage("infer", "[infer]", &CAPTION, infer, programs)?);
+            stages.push(stage("infer", "[infer]", &CAPTION, infer, programs, &stages)?);
         }
         ensure!(!stages.is_empty(), "the recipe has no stages; expected [model], [data], [train] or [infer]");
         Ok(stages)
@@ -162,7 +185,14 @@ impl Recipe {
     }
 }
 
-fn stage(name: &str, table: &str, kind: &Kind, options: &Table, programs: &Programs) -> Result<Stage> {
+fn stage(
+    name: &str,
+    table: &str,
+    kind: &Kind,
+    options: &Table,
+    programs: &Programs,
+    earlier: &[Stage],
+) -> Result<Stage> {
     let known = programs.options(kind.program, kind.subcommand)?;
     let mut args: Vec<String> = kind.subcommand.into_iter().map(String::from).collect();
     for (key, value) in options {
@@ -171,11 +201,16 @@ fn stage(name: &str, table: &str, kind: &Kind, options: &Table, programs: &Progr
             let nearest = nearest(key, known.iter().map(String::as_str));
             bail!("{table} {key}: not an option of {command}; did you mean {nearest}? ({command} --help lists all)");
         }
-        args.push(format!("--{key}"));
-        args.push(plain(value).with_context(|| format!("{table} {key}"))?);
+        args.extend(words(kind, key, value).with_context(|| format!("{table} {key}"))?);
     }
     let output = path_option(options, kind.writes).with_context(|| format!("{table}: no {}", kind.writes))?;
+    // A model on Hugging Face is no file of this machine yet: its program takes it from the cache, or downloads it. The
+    // name stands in the command line. What an earlier stage writes is a folder, whatever its name looks like.
+    let is_on_hub = |key: &str, path: &Path| {
+        kind.hub.contains(&key) && hub::is_repository(path) && earlier.iter().all(|stage| stage.output != path)
+    };
     let inputs = kind.reads.iter().filter_map(|key| Some((key, path_option(options, key)?)));
+    let inputs = inputs.filter(|(key, path)| !is_on_hub(key, path));
     let inputs =
         inputs.map(|(key, path)| if SHARD_FOLDERS.contains(key) { path.join(SHARD_INDEX) } else { path }).collect();
     let witness = kind.witness.map_or_else(|| output.clone(), |file| output.join(file));
@@ -194,15 +229,34 @@ fn path_option(options: &Table, key: &str) -> Option<PathBuf> {
     options.get(key).and_then(Value::as_str).map(PathBuf::from)
 }
 
-/// A value as the command line takes it; lists with commas between.
+/// An option and its value as the command line takes them.
+fn words(kind: &Kind, key: &str, value: &Value) -> Result<Vec<String>> {
+    let list = kind.lists.iter().find(|(name, _)| *name == key).map(|(_, list)| *list);
+    let texts = match (value, list) {
+        (Value::Array(items), Some(List::Repeated)) => items.iter().map(plain).collect::<Result<Vec<_>>>()?,
+        (Value::Array(items), Some(List::Commas)) => {
+            vec![items.iter().map(plain).collect::<Result<Vec<_>>>()?.join(",")]
+        }
+        (Value::Array(_), None) => bail!("found a list, expected one value"),
+        (value, _) => vec![plain(value)?],
+    };
+    Ok(texts.into_iter().flat_map(|text| option(key, text)).collect())
+}
+
+/// A value that begins like an option is tied to its own.
+fn option(key: &str, text: String) -> Vec<String> {
+    if text.starts_with('-') { vec![format!("--{key}={text}")] } else { vec![format!("--{key}"), text] }
+}
+
+/// A value as the command line takes it; a table as JSON.
 fn plain(value: &Value) -> Result<String> {
     Ok(match value {
         Value::String(text) => text.clone(),
         Value::Integer(number) => number.to_string(),
         Value::Float(number) => number.to_string(),
         Value::Boolean(flag) => flag.to_string(),
-        Value::Array(items) => items.iter().map(plain).collect::<Result<Vec<_>>>()?.join(","),
-        Value::Datetime(_) | Value::Table(_) => bail!("found {value}, expected text, a number, true, false or a list"),
+        Value::Table(table) => serde_json::to_string(table)?,
+        Value::Array(_) | Value::Datetime(_) => bail!("found {value}, expected text, a number, true or false"),
     })
 }
 
@@ -243,10 +297,26 @@ mod tests {
 
     #[test]
     fn values_become_words() {
-        let table: Table = "a = 1e-3\nb = [\"q\", \"v\"]\nc = true\nd = 4\n".parse().expect("valid");
-        let words: Vec<String> = table.values().map(|value| plain(value).expect("plain")).collect();
-        assert_eq!(words, ["0.001", "q,v", "true", "4"]);
-        assert!(plain(&Value::Table(table)).is_err());
+        for (kind, text, expected) in [
+            (&TRAIN, "learning_rate = 1e-3", &["--learning_rate", "0.001"][..]),
+            (&TRAIN, "lora_target_modules = [\"q\", \"v\"]", &["--lora_target_modules", "q,v"]),
+            (&TRAIN, "bf16 = true", &["--bf16", "true"]),
+            (&TRAIN, "max_steps = -1", &["--max_steps=-1"]),
+            (&TRAIN, "lr_scheduler_kwargs = { num_cycles = 2 }", &["--lr_scheduler_kwargs", "{\"num_cycles\":2}"]),
+            (&CAPTION, "stop = [\"a, b\", \"e\"]", &["--stop", "a, b", "--stop", "e"]),
+            (&CAPTION, "stop = \"a\"", &["--stop", "a"]),
+            (&CAPTION, "stop = []", &[]),
+            (&CAPTION, "prompt = \"--what?\"", &["--prompt=--what?"]),
+        ] {
+            let table: Table = text.parse().expect("valid");
+            let (key, value) = table.iter().next().expect("a key");
+            assert_eq!(words(kind, key, value).expect("words"), expected, "{text}");
+        }
+        for text in ["prompt = [\"a\", \"b\"]", "limit = [1]", "stop = [[\"a\"]]", "seed = 1979-05-27"] {
+            let table: Table = text.parse().expect("valid");
+            let (key, value) = table.iter().next().expect("a key");
+            assert!(words(&CAPTION, key, value).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub struct Args {
 pub fn run(args: &Args, programs: &Programs) -> Result<String> {
     let recipe = Recipe::read(&args.recipe)?;
     let stages = recipe.stages(programs)?;
-    eprintln!("{}: {}", args.recipe.display(), recipe.purpose);
+    common::tell!("{}: {}", args.recipe.display(), recipe.purpose);
     if args.dry_run {
         return Ok(stages.iter().map(Stage::command_line).collect::<Vec<_>>().join("\n"));
     }

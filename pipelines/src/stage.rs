@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use common::{Error, json};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -68,7 +68,7 @@ impl Stage {
         // An unreadable record is as good as none: the stage runs again.
         let last: Option<Record> = json::read_if_there(&record_file).unwrap_or_default();
         if !force && last.is_some_and(|last| last == before && last.output != fingerprint::ABSENT) {
-            eprintln!("[{}] nothing has changed, skipped: {}", self.name, self.output.display());
+            common::tell!("[{}] nothing has changed, skipped: {}", self.name, self.output.display());
             return Ok(Outcome::Skipped);
         }
         remove(&record_file)?;
@@ -114,7 +114,7 @@ impl Stage {
 
     fn execute(&self, programs: &Programs) -> Result<()> {
         let command_line = self.command_line();
-        eprintln!("[{}] {command_line}", self.name);
+        common::tell!("[{}] {command_line}", self.name);
         let path = programs.path(&self.program);
         let mut child = Command::new(&path)
             .args(&self.args)
@@ -149,8 +149,7 @@ fn pass_on(source: Option<impl Read>) -> VecDeque<String> {
     let Some(source) = source else { return last };
     for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).trim_end().to_string();
-        // stderr that nobody reads any more is no reason to stop a run of days.
-        let _ = writeln!(std::io::stderr(), "  {line}");
+        common::tell!("  {line}");
         if last.len() == LAST_LINES {
             last.pop_front();
         }

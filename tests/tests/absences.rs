@@ -129,6 +129,13 @@ fn only_main_reads_arguments_prints_results_and_exits() {
     forbid("only main.rs reads arguments, prints results, exits", &words, |path| path.ends_with("/src/main.rs"));
 }
 
+/// These macros panic where stdout or stderr is closed or its disk is full; `common::output` has others.
+#[test]
+fn nothing_prints_in_a_way_that_panics() {
+    let words = ["println!(", "print!(", "eprintln!(", "eprint!("];
+    forbid("stdout and stderr are written by common::output", &words, |_| false);
+}
+
 #[test]
 fn nothing_gives_up_on_what_a_user_controls() {
     let words = [".unwrap()", "panic!(", "todo!(", "unimplemented!(", "dbg!(", ".unwrap_unchecked("];

@@ -176,3 +176,32 @@ fn without_a_network_the_files_to_provide_are_named() {
     let error = fail(&mut assemble(folder.path(), &hub.endpoint, "tiny-org/empty", "a/b", &output));
     assert!(error.contains("the repository has no preprocessor_config.json"), "{error}");
 }
+
+/// A recipe takes names as the command line does; its second run finds everything as it was, without asking anybody.
+#[test]
+fn recipes_take_names_too() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let hub = Hub::start(vec![
+        ("tiny-org/clip", shared("fixtures/tiny/clip")),
+        ("tiny-org/text-0.1", shared("fixtures/tiny/text")),
+    ]);
+    // What a stage writes is a folder, also where its name looks like a repository's.
+    let recipe = "purpose = \"names\"\n[model]\nvision_tower = \"tiny-org/clip\"\nlanguage_model = \"tiny-org/text-0.1\"\n\
+        output = \"models/llava\"\n[data]\ndir = \"{data}\"\nshards = \"shards\"\n[train]\n\
+        model_name_or_path = \"models/llava\"\ndata_path = \"shards\"\noutput_dir = \"runs/one\"\ntrain_type = \"projector\"\n\
+        max_steps = 1\noptim = \"adamw_torch\"\nlr_scheduler_kwargs = {}\n";
+    let data = shared("data/coco224_tiny");
+    let recipe = recipe.replace("{data}", data.to_str().expect("UTF-8"));
+    std::fs::write(folder.path().join("recipe.toml"), recipe).expect("written");
+    let run = |endpoint: &str| {
+        let mut command = Command::new(program("pipelines"));
+        command.args(["run", "recipe.toml"]).current_dir(folder.path()).env("HF_HOME", folder.path().join("home"));
+        command.env("HF_ENDPOINT", endpoint).env_remove("HF_HUB_OFFLINE");
+        String::from_utf8(succeed(&mut command).stdout).expect("UTF-8")
+    };
+    run(&hub.endpoint);
+    assert!(folder.path().join("runs/one/model.safetensors").exists());
+    assert!(hub.requests.load(Ordering::SeqCst) > 4);
+    let again = run("http://127.0.0.1:1");
+    assert_eq!(again.matches("unchanged").count(), 3, "{again}");
+}

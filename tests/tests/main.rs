@@ -28,6 +28,8 @@ mod mixed_precision;
 mod mixed_rows;
 mod moving_in;
 mod mpi;
+mod options;
+mod output;
 mod page;
 mod pixels;
 mod plan;

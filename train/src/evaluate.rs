@@ -49,6 +49,9 @@ impl Evaluation {
                 config.data_path.display()
             );
         }
+        if rank == 0 {
+            setup::check_lengths(config, &trainee.config, &shards)?;
+        }
         let plan = BatchPlan {
             rows: shards.len(),
             micro_batch_size: config.per_device_eval_batch_size,

@@ -1,15 +1,6 @@
 //! The trainer: shards and a model in, checkpoints out, data-parallel under ZeRO-2.
 
-/// Writes a line to stderr in one piece. `eprintln!` writes each of its arguments on its own, so that the lines of two ranks
-/// that share a terminal begin within one another.
-#[macro_export]
-macro_rules! tell {
-    ($($argument:tt)*) => {{
-        let line = format!($($argument)*) + "\n";
-        // Where stderr is closed, the work goes on.
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
-    }};
-}
+pub use common::tell;
 
 pub mod adamw;
 pub mod backward;
@@ -19,8 +10,10 @@ pub mod checkpoint;
 pub mod collective;
 pub mod config;
 pub mod deepspeed;
+pub mod domains;
 pub mod evaluate;
 pub mod gradient;
+pub mod interval;
 pub mod layout;
 pub mod loader;
 pub mod metrics;
@@ -39,5 +32,6 @@ pub mod tensorboard;
 pub mod trainability;
 pub mod trainable;
 pub mod trainer;
+pub mod trainer_options;
 pub mod watch;
 pub mod zero;

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use common::hub::{self, Wanted};
+use common::output::print;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ use train::recipe;
 use train::setup;
 use train::signals::{StopRequest, resume_command};
 use train::trainer::{self, Finished};
+use train::trainer_options;
 
 /// Train a LLaVA on shards that `preprocess shards` made, under ZeRO-2.
 #[derive(Parser)]
@@ -59,22 +61,39 @@ enum Done {
 
 fn main() -> ExitCode {
     let args = common::args::with_dashes(std::env::args_os());
-    let command = Cli::command().args_override_self(true).mut_subcommand("plan", |plan| plan.args_override_self(true));
-    let matches = match command.try_get_matches_from(&args) {
+    let is_plan = args.get(1).is_some_and(|word| word == "plan");
+    let translated = match trainer_options::translate(args.clone(), &flags(), if is_plan { PLAN_OPTIONS } else { &[] })
+    {
+        Ok(translated) => translated,
+        Err(error) => {
+            train::tell!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let matches = match command().try_get_matches_from(common::args::with_dashes(translated.words)) {
         Ok(matches) => matches,
-        Err(error) => return wrong_usage(&error),
+        Err(error) => return wrong_usage(&error, is_plan),
+    };
+    let tell_notes = || {
+        if launch::local_rank(0) == 0 {
+            translated.notes.iter().for_each(|note| train::tell!("{note}"));
+        }
     };
     let outcome = Cli::from_arg_matches(&matches).map_err(anyhow::Error::from).and_then(|cli| match cli.command {
         Some(Command::Plan(PlanCli { settings: Settings { recipe, config }, plan })) => {
+            tell_notes();
             let matches = matches.subcommand_matches("plan").context("the matches of plan")?;
             let stages = recipe::merge_stages(&config, matches, recipe.as_deref())?;
-            plan::run(&stages, &plan, recipe.as_deref()).map(|report| Done::Said(Some(report)))
+            let report = plan::run(&stages, &plan, recipe.as_deref())?;
+            print(&mut std::io::stdout(), report)?;
+            Ok(Done::Said(None))
         }
         None => {
             let Settings { recipe, config } = cli.settings;
             if let Some(code) = guard::stand_guard(&args)? {
                 return Ok(Done::StoodGuard(code));
             }
+            tell_notes();
             let mut config = recipe::resolve(config, &matches, recipe.as_deref())?;
             config.model_name_or_path = hub::resolve(&config.model_name_or_path, Wanted::Llava)?;
             run(&config, args).map(Done::Said)
@@ -83,7 +102,10 @@ fn main() -> ExitCode {
     match outcome {
         Ok(Done::StoodGuard(code)) => code,
         Ok(Done::Said(report)) => {
-            report.iter().for_each(|line| println!("{line}"));
+            // What was made is in files: stdout that takes no line does not make the run a failure.
+            if let Some(Err(error)) = report.map(|report| print(&mut std::io::stdout(), report)) {
+                train::tell!("warning: {error}");
+            }
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -93,21 +115,42 @@ fn main() -> ExitCode {
     }
 }
 
+/// Options of `train plan` that have the names of other programs' options.
+const PLAN_OPTIONS: &[&str] = &["vision_tower", "language_model"];
+
+/// The parser: the last of two equal options counts, and a number may be negative everywhere.
+fn command() -> clap::Command {
+    let lenient = |command: clap::Command| {
+        command
+            .args_override_self(true)
+            .mut_args(|arg| if arg.is_positional() { arg } else { arg.allow_negative_numbers(true) })
+    };
+    lenient(Cli::command()).after_long_help(trainer_options::help()).mut_subcommand("plan", lenient)
+}
+
+/// Options that are true or false.
+fn flags() -> Vec<String> {
+    let command = Cli::command();
+    let is_flag =
+        |arg: &&clap::Arg| arg.get_default_values().first().is_some_and(|value| value == "true" || value == "false");
+    command.get_arguments().filter(is_flag).map(|arg| arg.get_id().to_string()).collect()
+}
+
 /// clap's message; an unknown option names the nearest known one.
-fn wrong_usage(error: &clap::Error) -> ExitCode {
+fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
     let unknown = match (error.kind(), error.get(ContextKind::InvalidArg)) {
         (ErrorKind::UnknownArgument, Some(ContextValue::String(option))) => option,
         _ => error.exit(),
     };
     let command = Cli::command();
-    let plan = command.find_subcommand("plan").into_iter().flat_map(clap::Command::get_arguments);
+    let plan = command.find_subcommand("plan").filter(|_| is_plan).into_iter().flat_map(clap::Command::get_arguments);
     let known = command.get_arguments().chain(plan).filter_map(clap::Arg::get_long_and_visible_aliases).flatten();
     let name = unknown.trim_start_matches('-').split('=').next().unwrap_or_default();
-    let nearest = recipe::nearest(name, known).replace('-', "_");
-    train::tell!(
-        "error: unknown option --{}: did you mean --{nearest}? (train --help lists all)",
-        name.replace('-', "_")
-    );
+    let suggestion = match recipe::nearest(name, known) {
+        Some(nearest) => format!("did you mean --{}? (train --help lists all)", nearest.replace('-', "_")),
+        None => "train --help lists all options".to_string(),
+    };
+    train::tell!("error: unknown option --{}: {suggestion}", name.replace('-', "_"));
     ExitCode::from(2)
 }
 

@@ -112,6 +112,41 @@ pub fn shards(config: &Config, split: Split) -> Result<ShardSet> {
     Ok(shards)
 }
 
+/// Longest row that the run takes, tokens with images expanded.
+///
+/// # Errors
+/// A limit above what the model was made for.
+pub fn max_length(config: &Config, model: &LlavaConfig) -> Result<usize> {
+    let positions = model.text.max_position_embeddings;
+    if config.model_max_length > positions {
+        bail!(
+            "model_max_length: found {}, expected at most {positions} (the model's max_position_embeddings); give a smaller \
+             --model_max_length, or leave it out",
+            config.model_max_length
+        );
+    }
+    Ok(if config.model_max_length == 0 { positions } else { config.model_max_length })
+}
+
+/// Refuses to start with rows that are too long, which a run might come upon after days.
+///
+/// # Errors
+/// The longest row; a shard that cannot be read.
+pub fn check_lengths(config: &Config, model: &LlavaConfig, shards: &ShardSet) -> Result<()> {
+    let allowed = max_length(config, model)?;
+    let longest = shards.longest_row(model.image_token_index, model.image_seq_length())?;
+    match longest.filter(|longest| longest.tokens > allowed) {
+        None => Ok(()),
+        Some(longest) => bail!(
+            "{}: row {:?}: {} tokens with its images, more than the {allowed} allowed; give a larger --model_max_length, or \
+             run preprocess shards with --max-length",
+            config.data_path.display(),
+            longest.id,
+            longest.tokens
+        ),
+    }
+}
+
 /// Refuses to start when ranks were given different settings, data, models or programs: they would wait for each other at
 /// different places, or worse, not.
 ///

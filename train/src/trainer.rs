@@ -253,7 +253,9 @@ impl Trainer<'_> {
     }
 
     fn log(&mut self, log: &mut Log, watch: &mut Watch<'_>) -> Result<()> {
-        let due = self.state.global_step.is_multiple_of(self.config.logging_steps as u64);
+        let interval = self.config.logging_steps.in_run(self.state.max_steps);
+        let first = self.config.logging_first_step && self.state.global_step == 1;
+        let due = first || self.state.global_step.is_multiple_of(interval);
         let last = self.state.global_step == self.state.max_steps;
         if self.skipped_in_a_row > 0 || log.is_empty() || !(due || last) {
             return Ok(());

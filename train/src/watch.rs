@@ -91,7 +91,7 @@ impl<'a> Watch<'a> {
     pub fn evaluates_at(&self, state: &TrainerState) -> bool {
         match self.config.eval_strategy {
             Strategy::No => false,
-            Strategy::Steps => state.global_step.is_multiple_of(self.config.resolved_eval_steps() as u64),
+            Strategy::Steps => state.global_step.is_multiple_of(self.config.eval_interval().in_run(state.max_steps)),
             Strategy::Epoch => state.cursor.position == 0,
         }
     }

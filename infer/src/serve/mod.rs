@@ -63,7 +63,7 @@ pub fn run(args: &ServeArgs, listening: impl FnOnce(SocketAddr) -> Result<()>) -
     ensure!(limits.max_batch > 0 && limits.max_tokens > 0, "max-batch and max-tokens: expected at least 1");
     let api_key = api_key(args)?;
     if !args.host.is_loopback() && api_key.is_none() {
-        eprintln!("warning: {} can be reached from the network and no --api-key is set", args.host);
+        common::tell!("warning: {} can be reached from the network and no --api-key is set", args.host);
     }
     let engine = Engine::from_args(&args.model)?;
     let (jobs, waiting) = bounded(limits.max_queue);

@@ -136,7 +136,7 @@ fn announce(plan: &Plan, args: &Args, rows: usize) {
     let expected = |format: PixelFormat| progress::bytes(format.expected_bytes(side) * plan.rows() as u64);
     let others = PixelFormat::ALL.into_iter().filter(|&format| format != args.pixels);
     let others: Vec<String> = others.map(|format| format!("{format} {}", expected(format))).collect();
-    eprintln!(
+    common::tell!(
         "{} rows, {} of them to do in part {}; {} pixels: about {} in all expected ({})",
         plan.rows(),
         rows,

@@ -18,7 +18,9 @@ impl Trainer<'_> {
         }
         let due = match self.config.save_strategy {
             Strategy::No => false,
-            Strategy::Steps => self.state.global_step.is_multiple_of(self.config.save_steps as u64),
+            Strategy::Steps => {
+                self.state.global_step.is_multiple_of(self.config.save_steps.in_run(self.state.max_steps))
+            }
             Strategy::Epoch => self.state.cursor.position == 0,
         };
         let saves = due && self.skipped_in_a_row == 0;

@@ -19,6 +19,7 @@ use crate::watch::Watch;
 use crate::zero::{Memory, Partitions};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
+use common::config::LlavaConfig;
 use common::device::computes_in_bf16;
 use common::shard::{ShardSet, Split};
 use std::sync::Arc;
@@ -38,6 +39,7 @@ pub fn run(
     let shards = Arc::new(setup::shards(config, Split::Train)?);
     setup::agree(config, &shards.fingerprint(), &mut communicator)?;
     if rank == 0 {
+        setup::check_lengths(config, &LlavaConfig::read(&config.model_name_or_path)?, &shards)?;
         std::fs::create_dir_all(&config.output_dir).with_context(|| config.output_dir.display().to_string())?;
         checkpoint::tidy(&config.output_dir)?;
         common::json::write(&config.output_dir.join(checkpoint::RUN_CONFIG), config)?;
@@ -50,6 +52,7 @@ pub fn run(
     };
     let found = resume::find_together(config, &mut communicator)?;
     let state = state(config, found.as_ref(), &plan, &shards.fingerprint(), rank)?;
+    let schedule = Schedule::new(config, state.max_steps)?;
     let (trainee, layout, partitions) = load(config, found.as_ref(), device, (rank, world_size))?;
     let kept_features = setup::kept_features(config, &trainee, &layout, &shards)?;
     let loader = loader(config, &trainee, shards, plan, &state, rank)?;
@@ -71,7 +74,7 @@ pub fn run(
         kept_features,
         saver: Saver::new(config),
         plan,
-        schedule: Schedule::new(config, state.max_steps),
+        schedule,
         state,
         skipped_in_a_row: 0,
         stop_request: stop_request.clone(),
@@ -118,8 +121,8 @@ fn state(
             max_steps,
             num_train_epochs: config.num_train_epochs,
             train_batch_size: config.per_device_train_batch_size,
-            logging_steps: config.logging_steps,
-            save_steps: config.save_steps,
+            logging_steps: config.logging_steps.in_run(max_steps) as usize,
+            save_steps: config.save_steps.in_run(max_steps) as usize,
             is_world_process_zero,
             data_fingerprint: data_fingerprint.to_string(),
             world_size,
@@ -143,10 +146,6 @@ fn loader(
     state: &TrainerState,
     rank: usize,
 ) -> Result<Loader> {
-    let max_length = match config.model_max_length {
-        0 => trainee.config.text.max_position_embeddings,
-        limit => limit,
-    };
     let source = Source {
         shards,
         config: Arc::new(trainee.config.clone()),
@@ -154,7 +153,7 @@ fn loader(
         shuffle: config.shuffle,
         seed: config.seed,
         rank,
-        max_length,
+        max_length: setup::max_length(config, &trainee.config)?,
     };
     Loader::start(source, state.cursor, config.dataloader_num_workers, config.dataloader_prefetch_factor)
 }
