@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod device;
 pub mod error;
+pub mod fields;
 pub mod files;
 pub mod hub;
 pub mod image_files;
