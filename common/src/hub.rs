@@ -38,6 +38,13 @@ impl Wanted {
         }
     }
 
+    /// Files that are not there. The image processor's settings may also be in `processor_config.json`, where transformers 5
+    /// writes them.
+    fn lacking(self, has: impl Fn(&str) -> bool) -> Vec<&'static str> {
+        let stands_in = |file: &str| file == names::PREPROCESSOR_CONFIG_FILE && has(names::PROCESSOR_CONFIG_FILE);
+        self.files().iter().copied().filter(|file| !has(file) && !stands_in(file)).collect()
+    }
+
     fn has_weights(self) -> bool {
         self != Self::Config
     }
@@ -94,7 +101,7 @@ fn repository(name: &Path) -> Option<&str> {
 fn missing(cache: &Cache, id: &str, wanted: Wanted) -> Vec<String> {
     let repo = cache.repo(Repo::model(id.to_string()));
     let mut missing: Vec<String> =
-        wanted.files().iter().filter(|file| repo.get(file).is_none()).map(|file| file.to_string()).collect();
+        wanted.lacking(|file| repo.get(file).is_some()).into_iter().map(String::from).collect();
     let is_whole = [names::WEIGHTS_FILE, names::PICKLED_WEIGHTS_FILE].iter().any(|file| repo.get(file).is_some());
     if wanted.has_weights() && !is_whole {
         match repo.get(names::WEIGHTS_INDEX_FILE).and_then(|index| parts(&index).ok()) {
@@ -135,8 +142,7 @@ fn download(id: &str, wanted: Wanted) -> Result<(), String> {
     let api = ApiBuilder::from_env().with_progress(std::io::stderr().is_terminal()).with_retries(3).build();
     let repo = api.map_err(text)?.model(id.to_string());
     let listed: Vec<String> = repo.info().map_err(text)?.siblings.into_iter().map(|file| file.rfilename).collect();
-    let lacks: Vec<&str> =
-        wanted.files().iter().copied().filter(|file| !listed.iter().any(|listed| listed == file)).collect();
+    let lacks = wanted.lacking(|file| listed.iter().any(|listed| listed == file));
     if !lacks.is_empty() {
         return Err(format!("the repository has no {}", lacks.join(", ")));
     }

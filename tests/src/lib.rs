@@ -1,5 +1,6 @@
 //! What the integration tests share: where the reference material and the programs are, and how tensors are compared.
 
+pub mod adapters;
 pub mod browser;
 pub mod byte_model;
 pub mod runs;

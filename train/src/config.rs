@@ -182,7 +182,7 @@ pub struct Config {
     /// `true`: go on from the newest valid checkpoint of `output_dir`; or a checkpoint's folder.
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub resume_from_checkpoint: Option<String>,
-    /// PEFT adapter directory to go on from (`use_lora`); its rank and targets are taken from it.
+    /// PEFT adapter directory to go on from (`use_lora`); its rank, targets and modules to save are taken from it.
     #[arg(long)]
     pub init_adapter: Option<PathBuf>,
     /// LoRA rank.
@@ -354,6 +354,7 @@ impl Config {
             lora_dropout: self.lora_dropout,
             target_modules: self.lora_target_modules.clone(),
             lora_vision: self.lora_vision,
+            modules: None,
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::collective::background::Communicator;
 use crate::config::{CacheVisionFeatures, Config, TrainType};
 use crate::layout::Layout;
-use crate::trainable;
+use crate::trainable::{self, Choice};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use common::adapter;
@@ -17,7 +17,7 @@ use common::model::lora::{self, LoraConfig};
 use common::names::Block;
 use common::shard::{ShardSet, Split};
 use common::vision_cache::{CachedAs, VisionFeatureCache};
-use common::{files, names};
+use common::{Error, files, names};
 use std::path::Path;
 
 /// A model with its trained parts chosen. A clone shares the values.
@@ -29,6 +29,13 @@ pub struct Trainee {
     pub model: Llava,
     /// The adapter's settings, with `use_lora`.
     pub lora: Option<LoraConfig>,
+}
+
+impl Trainee {
+    /// What decides about which of its parameters are trained.
+    pub fn choice(&self, config: &Config) -> Choice<'_> {
+        Choice::new(config.train_type, self.lora.as_ref())
+    }
 }
 
 /// Opens a rank's device, in the number format that the run computes in.
@@ -58,6 +65,7 @@ pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> R
     let lora = match (config.train_type, checkpoint.or(config.init_adapter.as_deref())) {
         (TrainType::UseLora, Some(dir)) => {
             let mut lora = adapter::load_adapter(&mut model, dir, device)?;
+            require_trainable(&lora, dir)?;
             lora.lora_dropout = config.lora_dropout;
             Some(lora)
         }
@@ -69,8 +77,21 @@ pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> R
         }
         _ => None,
     };
-    let model = trainable::select(model, config.train_type, &llava_config);
+    let model = trainable::select(model, Choice::new(config.train_type, lora.as_ref()), &llava_config);
     Ok(Trainee { config: llava_config, model, lora })
+}
+
+/// Refuses to go on from an adapter that `infer` can use and training cannot.
+///
+/// # Errors
+/// What it has that is not implemented in training.
+pub fn require_trainable(lora: &LoraConfig, dir: &Path) -> Result<()> {
+    if let Some(reason) = lora.modules.as_ref().and_then(|modules| modules.untrainable) {
+        let expected = "an adapter whose parts can all be trained here";
+        let remedy = "merge it into its model with infer merge, and train a new adapter on that";
+        return Err(Error::invalid(dir.display(), reason, expected, remedy).into());
+    }
+    Ok(())
 }
 
 /// Opens the file of kept vision features beside the shards, if features are to be kept.

@@ -48,7 +48,7 @@ impl<'a> Watch<'a> {
             if config.report_to == ReportTo::Tensorboard {
                 watch.events = Some(EventFile::create(&config.output_dir, state.global_step)?);
             }
-            let trainability = Trainability::of(&trainee.model, config.train_type, &trainee.config);
+            let trainability = Trainability::of(&trainee.model, trainee.choice(config), &trainee.config);
             trainability.write(&config.output_dir)?;
             trainability.warning().iter().for_each(|warning| crate::tell!("warning: {warning}"));
             watch.trainability = Some(trainability);
@@ -179,7 +179,7 @@ impl<'a> Watch<'a> {
     pub fn finish(&mut self, trainee: &Trainee) -> Result<()> {
         self.flush()?;
         match &self.trainability {
-            Some(trainability) => trainability.check_frozen(&trainee.model, &trainee.config),
+            Some(trainability) => trainability.check_frozen(&trainee.model),
             None => Ok(()),
         }
     }

@@ -14,10 +14,9 @@ pub use image_token::{WithImageToken, add_image_token};
 pub use template::ChatTemplate;
 pub use tokenizer::{TextTokenizer, TokenizerConfig};
 
-use crate::{Error, Result, json, names};
+use crate::{Error, Result, names};
 use contract::Contract;
 use conversation::Beginning;
-use serde::Deserialize;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
@@ -232,7 +231,7 @@ fn of_dir(dir: &Path, error: Error) -> Error {
     }
 }
 
-/// `eos_token` first, then the further ids of `generation_config.json`.
+/// `eos_token` first, then the further ids of `generation_config.json` or `config.json`.
 fn eos_token_ids(dir: &Path, tokenizer: &TextTokenizer, config: &TokenizerConfig) -> Result<Vec<u32>> {
     let path = dir.join(names::TOKENIZER_CONFIG_FILE);
     let expected = "eos_token, a token of tokenizer.json";
@@ -242,9 +241,7 @@ fn eos_token_ids(dir: &Path, tokenizer: &TextTokenizer, config: &TokenizerConfig
             Error::invalid(path.display(), format!("eos_token {text:?}"), expected, "correct the file")
         })?);
     }
-    let generation: GenerationConfig =
-        json::read_if_there(&dir.join(names::GENERATION_CONFIG_FILE))?.unwrap_or_default();
-    for id in generation.eos_token_id.map_or_else(Vec::new, OneOrMany::into_vec) {
+    for id in crate::config::eos_token_ids(dir)? {
         if !ids.contains(&id) {
             ids.push(id);
         }
@@ -253,25 +250,4 @@ fn eos_token_ids(dir: &Path, tokenizer: &TextTokenizer, config: &TokenizerConfig
         return Err(Error::invalid(path.display(), "no eos_token", expected, "add it"));
     }
     Ok(ids)
-}
-
-#[derive(Default, Deserialize)]
-struct GenerationConfig {
-    eos_token_id: Option<OneOrMany>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-impl OneOrMany {
-    fn into_vec(self) -> Vec<u32> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
-        }
-    }
 }

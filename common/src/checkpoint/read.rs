@@ -96,15 +96,19 @@ impl TensorFiles {
         }
     }
 
-    /// `pytorch_model.bin`; errors name it, not the temporary file.
     fn open_pickled(dir: &Path) -> Result<Self> {
         let path = dir.join(names::PICKLED_WEIGHTS_FILE);
-        if !path.exists() {
-            return Err(no_weights(dir));
-        }
-        let rewritten = pickled::rewrite(&path)?;
+        if path.exists() { Self::open_pickled_file(&path) } else { Err(no_weights(dir)) }
+    }
+
+    /// One pickled file (`pytorch_model.bin`, `adapter_model.bin`); errors name it, not the temporary file.
+    ///
+    /// # Errors
+    /// As [`TensorFiles::open`].
+    pub fn open_pickled_file(path: &Path) -> Result<Self> {
+        let rewritten = pickled::rewrite(path)?;
         let mut opened = Self::open_files(&[rewritten.path()])?;
-        opened.files.iter_mut().for_each(|file| file.path.clone_from(&path));
+        opened.files.iter_mut().for_each(|file| file.path = path.to_path_buf());
         opened.rewritten = Some(rewritten);
         Ok(opened)
     }

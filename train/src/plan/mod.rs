@@ -82,7 +82,7 @@ impl Plan {
         };
         let lora = match config.init_adapter.as_deref().and_then(output_of) {
             Some(stage) => stage.lora.clone(),
-            None => model::lora(config)?,
+            None => model::lora(config, &model)?,
         };
         let data = Data::describe(config, args, recipe, &model)?;
         let batches = BatchPlan {

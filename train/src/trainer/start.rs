@@ -94,7 +94,7 @@ fn load(
     (rank, world_size): (usize, usize),
 ) -> Result<(Trainee, Arc<Layout>, Partitions)> {
     let mut trainee = setup::trainee(config, found.map(|found| found.dir.as_path()), device)?;
-    let layout = trainable::layout(&trainee.model, config.train_type, &trainee.config, rank, world_size);
+    let layout = trainable::layout(&trainee.model, trainee.choice(config), &trainee.config, rank, world_size);
     let mut partitions = Partitions::new(&layout, config.accumulate);
     if let Some(found) = found {
         resume::restore(found, &mut trainee.model, &layout, &mut partitions)?;
@@ -191,6 +191,19 @@ fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &Traine
         crate::tell!("computing in bf16; master weights, moments and accumulated gradients in f32");
     }
     if let Some(lora) = &trainee.lora {
-        crate::tell!("LoRA r {}, alpha {}, on {}", lora.r, lora.lora_alpha, lora.target_modules.join(", "));
+        let on = match &lora.modules {
+            None => lora.target_modules.join(", "),
+            Some(modules) => format!("{} layers, as in the adapter that it goes on from", modules.lora.len()),
+        };
+        crate::tell!("LoRA r {}, alpha {}, on {on}", lora.r, lora.lora_alpha);
+    }
+    let dropouts = [
+        ("vision_config", trainee.config.vision.attention_dropout),
+        ("text_config", trainee.config.text.attention_dropout),
+    ];
+    for (part, dropout) in dropouts.into_iter().filter(|(_, dropout)| *dropout > 0.0) {
+        crate::tell!(
+            "warning: config.json: {part}: attention_dropout {dropout} is kept in the file and not applied in training"
+        );
     }
 }
