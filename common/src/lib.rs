@@ -9,6 +9,7 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod fingerprint;
 pub mod hub;
 pub mod image_files;
 pub mod image_processor;

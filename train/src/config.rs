@@ -1,5 +1,6 @@
 //! Every setting of a run: one struct is the command line, the recipe's `[train]` table and the record kept with the run.
 
+use crate::order::Cursor;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, ValueEnum};
 use common::device::DeviceKind;
@@ -32,8 +33,21 @@ pub enum Strategy {
     No,
     /// Every so many optimizer steps.
     Steps,
-    /// At the end of every epoch.
+    /// At the end of every epoch, and of the part of an epoch that a run ends with.
     Epoch,
+}
+
+impl Strategy {
+    /// Whether it is time, where transformers' Trainer acts: `ends` says that no step follows, which ends an epoch, too, whether
+    /// it is complete or not, and counts as one of the steps.
+    pub fn is_due(self, global_step: u64, every: u64, cursor: Cursor, ends: bool) -> bool {
+        let due = match self {
+            Self::No => return false,
+            Self::Steps => global_step.is_multiple_of(every),
+            Self::Epoch => cursor.position == 0,
+        };
+        global_step > 0 && (due || ends)
+    }
 }
 
 /// How losses of micro-batches become one loss.
@@ -105,6 +119,17 @@ pub enum ReportTo {
     None,
     /// TensorBoard event files beside it.
     Tensorboard,
+}
+
+/// How a run begins, as `resume_from_checkpoint` says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// Anew.
+    No,
+    /// From the newest valid checkpoint of the run in `output_dir`.
+    Newest,
+    /// From a checkpoint's folder.
+    From(PathBuf),
 }
 
 /// Settings of `train`. Each option's `under_score` spelling works too, on the command line and in a recipe's `[train]`.
@@ -227,7 +252,7 @@ pub struct Config {
     /// Steps between lines of `metrics.jsonl`.
     #[arg(long, default_value_t = 10)]
     pub logging_steps: usize,
-    /// When checkpoints are written.
+    /// When checkpoints are written. With `steps` and `epoch` the last step is saved, too.
     #[arg(long, value_enum, default_value_t = Strategy::Steps)]
     pub save_strategy: Strategy,
     /// Steps between checkpoints.
@@ -236,7 +261,7 @@ pub struct Config {
     /// Checkpoints kept, the newest ones (and the best, with `load_best_model_at_end`); 0: all.
     #[arg(long, default_value_t = 0)]
     pub save_total_limit: usize,
-    /// When the validation rows are evaluated.
+    /// When the validation rows are evaluated. With `steps` and `epoch` also after the last step.
     #[arg(long, visible_alias = "evaluation-strategy", value_enum, default_value_t = Strategy::No)]
     #[serde(alias = "evaluation_strategy")]
     pub eval_strategy: Strategy,
@@ -258,9 +283,19 @@ pub struct Config {
     /// File of the metrics; default `output_dir/metrics.jsonl`.
     #[arg(long)]
     pub metrics: Option<PathBuf>,
-    /// `true`: go on from the newest valid checkpoint of `output_dir`; or a checkpoint's folder.
+    /// `true`: go on from the newest valid checkpoint of the run in `output_dir` (a folder without a run: begin one); or a
+    /// checkpoint's folder. What defines the trained function (model, data, train_type, LoRA settings, seed, shuffle,
+    /// loss_normalization) must be that of the run.
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub resume_from_checkpoint: Option<String>,
+    /// Begin a new run in an `output_dir` that holds another one, and replace its output, metrics and captions. Its checkpoints
+    /// stay and are not used. Without effect together with `resume_from_checkpoint true`.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub overwrite_output_dir: bool,
+    /// Resume with another number of rows a step than the run has. Without it, accumulation is changed so that the rows stay.
+    /// With it, epochs end at the same rows and the schedule goes on by the fraction done.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub allow_global_batch_change: bool,
     /// PEFT adapter directory to go on from (`use_lora`); its rank and targets are taken from it.
     #[arg(long)]
     pub init_adapter: Option<PathBuf>,
@@ -404,6 +439,18 @@ impl Config {
             return Err(Error::invalid(place, found, "an evaluation whenever a checkpoint is written", remedy));
         }
         Ok(())
+    }
+
+    /// How the run begins.
+    pub fn resume(&self) -> Resume {
+        match self.resume_from_checkpoint.as_deref() {
+            None | Some("") => Resume::No,
+            Some(text) => match parse_bool(text) {
+                Ok(true) => Resume::Newest,
+                Ok(false) => Resume::No,
+                Err(_) => Resume::From(PathBuf::from(text)),
+            },
+        }
     }
 
     /// Steps between evaluations.

@@ -13,6 +13,7 @@ macro_rules! tell {
 
 pub mod adamw;
 pub mod backward;
+pub mod batch;
 pub mod buffers;
 pub mod captions;
 pub mod checkpoint;
@@ -20,6 +21,7 @@ pub mod collective;
 pub mod config;
 pub mod deepspeed;
 pub mod evaluate;
+pub mod exact;
 pub mod gradient;
 pub mod layout;
 pub mod loader;
@@ -31,10 +33,12 @@ pub mod plan;
 pub mod progress;
 pub mod recipe;
 pub mod resume;
+pub mod run;
 pub mod saving;
 pub mod schedule;
 pub mod setup;
 pub mod signals;
+pub mod state;
 pub mod tensorboard;
 pub mod trainability;
 pub mod trainable;

@@ -1,7 +1,33 @@
 //! Learning rate of every step, as transformers' schedules compute it.
 
 use crate::config::{Config, ScheduleType};
+use crate::exact;
+use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
+
+/// Where a run's steps began to have another number of rows than at its start: from there to its end, the schedule goes on by
+/// the fraction done.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScheduleBase {
+    /// Finished optimizer updates then.
+    pub global_step: u64,
+    /// The schedule's step then: the updates that the run would have made with the batch it was started with.
+    #[serde(with = "exact")]
+    pub position: f64,
+    /// Updates of the whole run.
+    pub last_step: u64,
+    /// Steps of the schedule.
+    pub schedule_steps: u64,
+}
+
+impl ScheduleBase {
+    /// The schedule's step after `finished_steps` updates of the run.
+    pub fn position(&self, finished_steps: u64) -> f64 {
+        let steps = self.last_step.saturating_sub(self.global_step).max(1) as f64;
+        let done = finished_steps.saturating_sub(self.global_step) as f64;
+        self.position + done * (self.schedule_steps as f64 - self.position).max(0.0) / steps
+    }
+}
 
 /// A schedule with its numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +39,7 @@ pub struct Schedule {
     num_cycles: usize,
     power: f64,
     lr_end: f64,
+    base: Option<ScheduleBase>,
 }
 
 impl Schedule {
@@ -26,7 +53,13 @@ impl Schedule {
             num_cycles: config.lr_num_cycles,
             power: config.lr_power,
             lr_end: config.lr_end,
+            base: None,
         }
+    }
+
+    /// The same schedule for a run whose steps have another length from `base` on.
+    pub fn on_from(self, base: Option<ScheduleBase>) -> Self {
+        Self { base, ..self }
     }
 
     /// Learning rate of the update after `finished_steps` updates (the first update has 0 finished ones).
@@ -34,7 +67,8 @@ impl Schedule {
     /// # Source
     /// transformers `optimization.py`; the order of operations is kept, so that the values are equal to the last bit.
     pub fn learning_rate(&self, finished_steps: u64) -> f64 {
-        self.learning_rate * self.factor(finished_steps as f64)
+        let position = self.base.map_or(finished_steps as f64, |base| base.position(finished_steps));
+        self.learning_rate * self.factor(position)
     }
 
     fn factor(&self, step: f64) -> f64 {
@@ -73,7 +107,28 @@ mod tests {
     use super::*;
 
     fn schedule(kind: ScheduleType) -> Schedule {
-        Schedule { kind, learning_rate: 2e-3, warmup_steps: 2, max_steps: 8, num_cycles: 2, power: 2.0, lr_end: 1e-7 }
+        let (learning_rate, lr_end) = (2e-3, 1e-7);
+        Schedule { kind, learning_rate, warmup_steps: 2, max_steps: 8, num_cycles: 2, power: 2.0, lr_end, base: None }
+    }
+
+    #[test]
+    fn steps_of_another_length_go_on_by_the_fraction_done() {
+        let rate = |step, schedule: &Schedule| schedule.learning_rate(step);
+        let whole = schedule(ScheduleType::Cosine);
+        let base = |last_step| ScheduleBase { global_step: 4, position: 4.0, last_step, schedule_steps: 8 };
+        // Twice the rows: two steps for the last four. Half the rows: eight steps.
+        let (longer, shorter) = (whole.clone().on_from(Some(base(6))), whole.clone().on_from(Some(base(12))));
+        for (found, expected) in [
+            (rate(4, &longer), rate(4, &whole)),
+            (rate(5, &longer), rate(6, &whole)),
+            (rate(6, &longer), rate(8, &whole)),
+            (rate(4, &shorter), rate(4, &whole)),
+            (rate(6, &shorter), rate(5, &whole)),
+            (rate(12, &shorter), rate(8, &whole)),
+            (rate(3, &whole.clone().on_from(None)), rate(3, &whole)),
+        ] {
+            assert_eq!(found, expected);
+        }
     }
 
     /// Values printed by transformers 5.24's `get_scheduler` with the same numbers.
