@@ -11,6 +11,7 @@ pub mod device;
 pub mod error;
 pub mod fields;
 pub mod files;
+pub mod fingerprint;
 pub mod hub;
 pub mod image_files;
 pub mod image_processor;

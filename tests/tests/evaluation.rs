@@ -89,7 +89,7 @@ fn the_best_model_is_kept_and_loaded_and_the_run_stops_when_it_gets_worse() {
     let state = json_file(&output.join("trainer_state.json"));
     assert_eq!((state["best_metric"].as_f64(), state["best_global_step"].as_u64()), (Some(best), Some(best_step)));
     let checkpoint = output.join(format!("checkpoint-{best_step}"));
-    assert_eq!(state["best_model_checkpoint"].as_str(), checkpoint.to_str());
+    assert_eq!(state["best_model_checkpoint"], Value::from(format!("checkpoint-{best_step}")));
     // The limit of one checkpoint leaves the newest and the best.
     assert!(checkpoint.is_dir() && output.join(format!("checkpoint-{last}")).is_dir());
     let weights = |dir: &Path| std::fs::read(dir.join("model.safetensors")).expect("weights");

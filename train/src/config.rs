@@ -1,6 +1,5 @@
 //! Every setting of a run: one struct is the command line, the recipe's `[train]` table and the record kept with the run.
 
-use clap::builder::{OsStringValueParser, TypedValueParser};
 mod choices;
 
 pub use choices::{Accumulate, CacheVisionFeatures, LossNormalization, ReportTo, ScheduleType, Strategy, TrainType};
@@ -9,11 +8,23 @@ use crate::domains;
 use crate::interval::Interval;
 use crate::schedule::{DeepspeedSchedule, SchedulerKwargs};
 use clap::ArgAction;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use common::device::DeviceKind;
 use common::model::lora::LoraConfig;
 use common::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::path::PathBuf;
+
+/// How a run begins, as `resume_from_checkpoint` says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// Anew.
+    No,
+    /// From the newest valid checkpoint of the run in `output_dir`.
+    Newest,
+    /// From a checkpoint's folder.
+    From(PathBuf),
+}
 
 /// Settings of `train`. Each option's `under_score` spelling works too, on the command line and in a recipe's `[train]`.
 #[derive(Clone, Debug, PartialEq, clap::Args, Serialize, Deserialize)]
@@ -147,7 +158,7 @@ pub struct Config {
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
     #[serde(default)]
     pub logging_first_step: bool,
-    /// When checkpoints are written.
+    /// When checkpoints are written. With `steps` and `epoch` the last step is saved, too.
     #[arg(long, value_enum, default_value_t = Strategy::Steps)]
     pub save_strategy: Strategy,
     /// Steps between checkpoints; below 1: that fraction of all steps.
@@ -157,7 +168,7 @@ pub struct Config {
     #[arg(long, default_value = "0", value_parser = parse_limit)]
     #[serde(deserialize_with = "limit")]
     pub save_total_limit: usize,
-    /// When the validation rows are evaluated.
+    /// When the validation rows are evaluated. With `steps` and `epoch` also after the last step.
     #[arg(long, visible_alias = "evaluation-strategy", value_enum, default_value_t = Strategy::No)]
     #[serde(alias = "evaluation_strategy")]
     pub eval_strategy: Strategy,
@@ -179,9 +190,19 @@ pub struct Config {
     /// File of the metrics; default `output_dir/metrics.jsonl`.
     #[arg(long)]
     pub metrics: Option<PathBuf>,
-    /// `true`: go on from the newest valid checkpoint of `output_dir`; or a checkpoint's folder.
+    /// `true`: go on from the newest valid checkpoint of the run in `output_dir` (a folder without a run: begin one); or a
+    /// checkpoint's folder. What defines the trained function (model, data, train_type, LoRA settings, seed, shuffle,
+    /// loss_normalization) must be that of the run.
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub resume_from_checkpoint: Option<String>,
+    /// Begin a new run in an `output_dir` that holds another one, and replace its output, metrics and captions. Its checkpoints
+    /// stay and are not used. Without effect together with `resume_from_checkpoint true`.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub overwrite_output_dir: bool,
+    /// Resume with another number of rows a step than the run has. Without it, accumulation is changed so that the rows stay.
+    /// With it, epochs end at the same rows and the schedule goes on by the fraction done.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub allow_global_batch_change: bool,
     /// PEFT adapter directory to go on from (`use_lora`); its rank, targets and modules to save are taken from it.
     #[arg(long)]
     pub init_adapter: Option<PathBuf>,
@@ -331,6 +352,18 @@ impl Config {
             return Err(Error::invalid(place, found, "an evaluation whenever a checkpoint is written", remedy));
         }
         Ok(())
+    }
+
+    /// How the run begins.
+    pub fn resume(&self) -> Resume {
+        match self.resume_from_checkpoint.as_deref() {
+            None | Some("") => Resume::No,
+            Some(text) => match parse_bool(text) {
+                Ok(true) => Resume::Newest,
+                Ok(false) => Resume::No,
+                Err(_) => Resume::From(PathBuf::from(text)),
+            },
+        }
     }
 
     /// Time between evaluations.

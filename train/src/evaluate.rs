@@ -57,6 +57,7 @@ impl Evaluation {
             micro_batch_size: config.per_device_eval_batch_size,
             accumulation: 1,
             world_size,
+            end: None,
         };
         let samples = if rank == 0 && config.eval_captions > 0 {
             let chat = ChatProcessor::from_dir(&config.model_name_or_path)?;

@@ -7,8 +7,34 @@ pub use deepspeed::{DeepspeedKind, DeepspeedSchedule, WarmupType};
 pub use kwargs::{Curve, SchedulerKwargs};
 
 use crate::config::{Config, ScheduleType};
+use crate::exact;
 use common::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
+
+/// Where a run's steps began to have another number of rows than at its start: from there to its end, the schedule goes on by
+/// the fraction done.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScheduleBase {
+    /// Finished optimizer updates then.
+    pub global_step: u64,
+    /// The schedule's step then: the updates that the run would have made with the batch it was started with.
+    #[serde(with = "exact")]
+    pub position: f64,
+    /// Updates of the whole run.
+    pub last_step: u64,
+    /// Steps of the schedule.
+    pub schedule_steps: u64,
+}
+
+impl ScheduleBase {
+    /// The schedule's step after `finished_steps` updates of the run.
+    pub fn position(&self, finished_steps: u64) -> f64 {
+        let steps = self.last_step.saturating_sub(self.global_step).max(1) as f64;
+        let done = finished_steps.saturating_sub(self.global_step) as f64;
+        self.position + done * (self.schedule_steps as f64 - self.position).max(0.0) / steps
+    }
+}
 
 /// A schedule with its numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +48,7 @@ pub struct Schedule {
     power: f64,
     lr_end: f64,
     kwargs: SchedulerKwargs,
+    base: Option<ScheduleBase>,
 }
 
 impl Schedule {
@@ -47,7 +74,13 @@ impl Schedule {
             power: kwargs.power.unwrap_or(config.lr_power),
             lr_end: kwargs.lr_end.unwrap_or(config.lr_end),
             kwargs,
+            base: None,
         })
+    }
+
+    /// The same schedule for a run whose steps have another length from `base` on.
+    pub fn on_from(self, base: Option<ScheduleBase>) -> Self {
+        Self { base, ..self }
     }
 
     /// Learning rate of the update after `finished_steps` updates (the first update has 0 finished ones).
@@ -55,11 +88,10 @@ impl Schedule {
     /// # Source
     /// transformers `optimization.py`; the order of operations is kept, so that the values are equal to the last bit.
     pub fn learning_rate(&self, finished_steps: u64) -> f64 {
+        let position = self.base.map_or(finished_steps as f64, |base| base.position(finished_steps));
         match &self.deepspeed {
-            Some(schedule) => {
-                schedule.learning_rate(self.learning_rate, self.warmup_steps, self.max_steps, finished_steps)
-            }
-            None => self.learning_rate * self.factor(finished_steps as f64),
+            Some(schedule) => schedule.learning_rate(self.learning_rate, self.warmup_steps, self.max_steps, position),
+            None => self.learning_rate * self.factor(position),
         }
     }
 

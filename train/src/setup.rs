@@ -17,7 +17,7 @@ use common::model::lora::{self, LoraConfig};
 use common::names::Block;
 use common::shard::{ShardSet, Split};
 use common::vision_cache::{CachedAs, VisionFeatureCache};
-use common::{Error, files, names};
+use common::{Error, files, fingerprint, names};
 use std::path::Path;
 
 /// A model with its trained parts chosen. A clone shares the values.
@@ -181,7 +181,7 @@ pub fn agree(config: &Config, data_fingerprint: &str, communicator: &mut Communi
     require_same(communicator, "settings", settings, "give every rank the same recipe and the same flags")?;
     let data = files::sha256(data_fingerprint.as_bytes());
     require_same(communicator, "data", data, "copy the same shards to every machine, or share the folder")?;
-    let model = model_identity(&config.model_name_or_path)?;
+    let model = files::sha256(fingerprint::of_weights(&config.model_name_or_path)?.as_bytes());
     require_same(communicator, "model", model, "copy the same model to every machine, or share the folder")?;
     // Threads of one process run the same code.
     if crate::collective::launch::launched_processes() > 1 {
@@ -199,19 +199,4 @@ fn require_same(communicator: &mut Communicator, what: &'static str, own: [u8; 3
         bail!("ranks disagree: the {what} of ranks {others:?} differ from those of rank 0; {remedy}");
     }
     Ok(())
-}
-
-/// The configuration, and names and sizes of the weights: enough to notice another model, quick for a large one.
-fn model_identity(dir: &Path) -> Result<[u8; 32]> {
-    let mut described = std::fs::read(dir.join(names::CONFIG_FILE)).with_context(|| dir.display().to_string())?;
-    let mut weights = Vec::new();
-    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())?.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".safetensors") {
-            weights.push(format!("{name} {}\n", entry.metadata()?.len()));
-        }
-    }
-    weights.sort();
-    described.extend(weights.concat().into_bytes());
-    Ok(files::sha256(&described))
 }

@@ -1,19 +1,20 @@
 //! What accompanies the training loop and is no part of a step: log lines, event files, progress, evaluation.
 
 use crate::captions::SampleCaption;
-use crate::checkpoint::{self, TrainerState};
+use crate::checkpoint;
 use crate::collective::background::Communicator;
 use crate::config::{Config, ReportTo, Strategy};
 use crate::evaluate::{Evaluated, Evaluation};
 use crate::metrics::{EvalMetrics, LogEntry, MetricsFile, StepMetrics};
 use crate::progress::{Progress, Shown};
+use crate::run::folder::{CAPTIONS, metrics_file};
 use crate::setup::Trainee;
+use crate::state::TrainerState;
 use crate::tensorboard::EventFile;
 use crate::trainability::Trainability;
 use anyhow::{Context, Result};
 use common::files;
 use serde::Serialize;
-use std::path::Path;
 
 /// One rank's companion of the loop. Only rank 0 writes and shows anything.
 pub struct Watch<'a> {
@@ -43,8 +44,7 @@ impl<'a> Watch<'a> {
         };
         let mut watch = Self { config, metrics: None, events: None, progress: None, evaluation, trainability: None };
         if rank == 0 {
-            let path = config.metrics.clone().unwrap_or_else(|| config.output_dir.join("metrics.jsonl"));
-            watch.metrics = Some(MetricsFile::open(&path, state.global_step)?);
+            watch.metrics = Some(MetricsFile::open(&metrics_file(config), state.global_step)?);
             if config.report_to == ReportTo::Tensorboard {
                 watch.events = Some(EventFile::create(&config.output_dir, state.global_step)?);
             }
@@ -87,16 +87,15 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
-    /// Whether it is time to evaluate.
-    pub fn evaluates_at(&self, state: &TrainerState) -> bool {
-        match self.config.eval_strategy {
-            Strategy::No => false,
-            Strategy::Steps => state.global_step.is_multiple_of(self.config.eval_interval().in_run(state.max_steps)),
-            Strategy::Epoch => state.cursor.position == 0,
-        }
+    /// Whether it is time to evaluate, where transformers' Trainer does: `ends` says that no step follows. A step is evaluated
+    /// once: after one that was skipped, the model is what it was.
+    pub fn evaluates_at(&self, state: &TrainerState, ends: bool) -> bool {
+        let steps = self.config.eval_interval().in_run(state.max_steps);
+        let due = self.config.eval_strategy.is_due(state.global_step, steps, state.run.cursor, ends);
+        due && !state.is_evaluated()
     }
 
-    /// Evaluates. Returns whether the run has gone on without a better loss for long enough.
+    /// Evaluates, and counts evaluations without a lower loss.
     ///
     /// # Errors
     /// Rows that cannot be read, files that cannot be written, a rank that failed.
@@ -105,28 +104,27 @@ impl<'a> Watch<'a> {
         trainee: &Trainee,
         state: &mut TrainerState,
         communicator: &mut Communicator,
-    ) -> Result<bool> {
-        let Some(evaluation) = &self.evaluation else { return Ok(false) };
+    ) -> Result<()> {
+        let Some(evaluation) = &self.evaluation else { return Ok(()) };
         let Evaluated { metrics, captions } =
             evaluation.run(trainee, state.global_step, state.epoch, communicator).context("evaluation")?;
         self.report(&metrics, &captions)?;
         if state.best_metric.is_none_or(|best| metrics.eval_loss < best) && metrics.eval_loss.is_finite() {
             state.best_metric = Some(metrics.eval_loss);
             state.best_global_step = Some(state.global_step);
-            state.evaluations_without_improvement = 0;
+            state.run.evaluations_without_improvement = 0;
         } else {
-            state.evaluations_without_improvement += 1;
+            state.run.evaluations_without_improvement += 1;
         }
         state.log_history.push(LogEntry::Evaluation(metrics));
         let patience = self.config.early_stopping_patience;
-        let enough = patience > 0 && state.evaluations_without_improvement >= patience;
-        if enough {
+        if patience > 0 && state.run.evaluations_without_improvement >= patience {
             self.say(&format!(
                 "stopping early at step {}: no lower evaluation loss in {patience} evaluations",
                 state.global_step
             ));
         }
-        Ok(enough)
+        Ok(())
     }
 
     /// A line of the metrics. A disk that is full for a while loses none and stops nothing.
@@ -155,7 +153,7 @@ impl<'a> Watch<'a> {
         self.append(metrics.step, metrics);
         if !captions.is_empty() {
             let lines = captions.iter().map(|caption| Ok(serde_json::to_string(caption)? + "\n"));
-            let path = self.config.output_dir.join(format!("captions-{}.jsonl", metrics.step));
+            let path = self.config.output_dir.join(format!("{CAPTIONS}{}.jsonl", metrics.step));
             files::write_atomically(&path, lines.collect::<Result<String>>()?.as_bytes())?;
         }
         if let Some(events) = &mut self.events {
@@ -193,16 +191,14 @@ impl<'a> Watch<'a> {
 }
 
 /// Before a checkpoint is written: if this step was evaluated, and better than every checkpoint so far, the new one is the
-/// best.
-pub fn note_best_checkpoint(state: &mut TrainerState, output_dir: &Path) {
-    let of_this_step = state.log_history.iter().rev().find_map(|entry| match entry {
-        LogEntry::Evaluation(metrics) if metrics.step == state.global_step => Some(metrics.eval_loss),
-        _ => None,
-    });
-    let Some(loss) = of_this_step.filter(|loss| loss.is_finite()) else { return };
-    if state.best_checkpoint_metric.is_none_or(|best| loss < best) {
-        state.best_checkpoint_metric = Some(loss);
-        state.best_model_checkpoint = Some(checkpoint::dir_of(output_dir, state.global_step).display().to_string());
+/// best. For readers of the state; what is published and kept follows from the checkpoints that are there.
+pub fn note_best_checkpoint(state: &mut TrainerState) {
+    let of_this_step = state.losses().filter(|(step, _)| *step == state.global_step).last();
+    let Some((_, loss)) = of_this_step.filter(|(_, loss)| loss.is_finite()) else { return };
+    if state.run.best_checkpoint_metric.is_none_or(|best| loss < best) {
+        state.run.best_checkpoint_metric = Some(loss);
+        // Relative to `output_dir`: the folder may be moved.
+        state.best_model_checkpoint = Some(format!("{}{}", checkpoint::PREFIX, state.global_step));
     }
 }
 

@@ -1,5 +1,6 @@
 //! Options that are one of a few names.
 
+use crate::order::Cursor;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
@@ -28,8 +29,21 @@ pub enum Strategy {
     No,
     /// Every so many optimizer steps.
     Steps,
-    /// At the end of every epoch.
+    /// At the end of every epoch, and of the part of an epoch that a run ends with.
     Epoch,
+}
+
+impl Strategy {
+    /// Whether it is time, where transformers' Trainer acts: `ends` says that no step follows, which ends an epoch, too, whether
+    /// it is complete or not, and counts as one of the steps.
+    pub fn is_due(self, global_step: u64, every: u64, cursor: Cursor, ends: bool) -> bool {
+        let due = match self {
+            Self::No => return false,
+            Self::Steps => global_step.is_multiple_of(every),
+            Self::Epoch => cursor.position == 0,
+        };
+        global_step > 0 && (due || ends)
+    }
 }
 
 /// How losses of micro-batches become one loss.

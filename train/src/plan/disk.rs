@@ -48,8 +48,9 @@ impl Disk {
         let optimizer = trained * F32 * if rounded { 3 } else { 2 };
         let written = match config.save_strategy {
             Strategy::No => 0,
-            Strategy::Steps => max_steps / config.save_steps.in_run(max_steps),
-            Strategy::Epoch => max_steps / steps_per_epoch.max(1),
+            // The last step is saved, too.
+            Strategy::Steps => max_steps.div_ceil(config.save_steps.in_run(max_steps)),
+            Strategy::Epoch => max_steps.div_ceil(steps_per_epoch.max(1)),
         };
         let kept = match config.save_total_limit as u64 {
             0 => written,

@@ -90,6 +90,7 @@ impl Plan {
             micro_batch_size: config.per_device_train_batch_size,
             accumulation: config.gradient_accumulation_steps,
             world_size: config.nproc,
+            end: None,
         };
         let parts = parameters(&model, config.train_type, lora.as_ref());
         let max_steps = batches.max_steps(config.max_steps, config.num_train_epochs);

@@ -51,9 +51,9 @@ impl DeepspeedSchedule {
     /// # Differs
     /// DeepSpeed's engine steps the schedule after the optimizer and begins one step before the first, so that it uses the
     /// first rate twice and logs the rates that are given here.
-    pub fn learning_rate(&self, highest: f64, warmup_steps: u64, max_steps: u64, finished_steps: u64) -> f64 {
+    pub fn learning_rate(&self, highest: f64, warmup_steps: u64, max_steps: u64, finished_steps: f64) -> f64 {
         let warmup = warmup_steps.max(2) as f64;
-        let (step, total) = (finished_steps as f64, max_steps as f64);
+        let (step, total) = (finished_steps, max_steps as f64);
         let risen = match self.warmup_type {
             WarmupType::Log => (1.0 / warmup.ln()) * (step + 1.0).ln(),
             WarmupType::Linear => step / warmup,

@@ -164,3 +164,23 @@ fn a_file_for_another_number_of_steps_is_refused() {
     let error = Schedule::new(&config, 99).expect_err("refused").to_string();
     assert!(error.contains("total_num_steps: found 100, expected 99"), "{error}");
 }
+
+#[test]
+fn steps_of_another_length_go_on_by_the_fraction_done() {
+    let rate = |step, schedule: &Schedule| schedule.learning_rate(step);
+    let whole = Schedule::new(&config(ScheduleType::Cosine, ""), 8).expect("a schedule");
+    let base = |last_step| ScheduleBase { global_step: 4, position: 4.0, last_step, schedule_steps: 8 };
+    // Twice the rows: two steps for the last four. Half the rows: eight steps.
+    let (longer, shorter) = (whole.clone().on_from(Some(base(6))), whole.clone().on_from(Some(base(12))));
+    for (found, expected) in [
+        (rate(4, &longer), rate(4, &whole)),
+        (rate(5, &longer), rate(6, &whole)),
+        (rate(6, &longer), rate(8, &whole)),
+        (rate(4, &shorter), rate(4, &whole)),
+        (rate(6, &shorter), rate(5, &whole)),
+        (rate(12, &shorter), rate(8, &whole)),
+        (rate(3, &whole.clone().on_from(None)), rate(3, &whole)),
+    ] {
+        assert_eq!(found, expected);
+    }
+}
