@@ -18,6 +18,7 @@ pub mod memory;
 pub mod model;
 pub mod names;
 pub mod ops;
+pub mod pulse;
 pub mod shard;
 pub mod vision_cache;
 
