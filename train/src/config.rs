@@ -145,9 +145,6 @@ pub struct Config {
     /// Folder of the run: checkpoints, metrics and the final model or adapter.
     #[arg(long, default_value = "", hide_default_value = true, value_parser = any_path())]
     pub output_dir: PathBuf,
-    /// Begin anew in an `output_dir` that another run has used: what it left there is replaced.
-    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
-    pub overwrite_output_dir: bool,
     /// Which parts are trained.
     #[arg(long, value_enum, default_value_t = TrainType::UseLora)]
     pub train_type: TrainType,

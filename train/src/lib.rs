@@ -25,6 +25,7 @@ pub mod exact;
 pub mod gradient;
 pub mod layout;
 pub mod loader;
+pub mod log_file;
 pub mod metrics;
 pub mod order;
 pub mod parameters;
