@@ -4,8 +4,9 @@
 //! `preprocess shards --help`, `train --help` and `infer caption --help` are the list of keys, and a recipe's stage can be
 //! repeated by hand from the command line that the runner prints.
 
+use crate::fingerprint::Part;
 use crate::programs::Programs;
-use crate::stage::Stage;
+use crate::stage::{Anew, Stage};
 use anyhow::{Context, Result, bail, ensure};
 use common::Error;
 use serde::Deserialize;
@@ -62,20 +63,37 @@ struct Kind {
     reads: &'static [&'static str],
     /// The option that names what is written.
     writes: &'static str,
-    /// The file of the output that shows whether it is there; `None`: the output itself.
-    witness: Option<&'static str>,
+    /// The part of the output that shows whether it is finished and there.
+    witness: Witness,
+    /// How what is there is replaced, and the option that goes on with it: given by the runner, as the stage stands.
+    anew: Anew,
+    goes_on: Option<&'static str>,
+}
+
+enum Witness {
+    /// The whole output.
+    Whole,
+    /// A file of it.
+    File(&'static str),
+    /// The files of a model or adapter in it.
+    Model,
 }
 
 /// A folder of shards is known by this file: it holds the hashes of all others.
 const SHARD_INDEX: &str = common::shard::INDEX_FILE;
 /// Options that name a folder of shards.
 const SHARD_FOLDERS: [&str; 2] = ["data_path", "shards"];
+/// Options that name a folder of a model or an adapter, which may be the folder of a run.
+const MODEL_FOLDERS: [&str; 6] =
+    ["vision_tower", "language_model", "model", "adapter", "model_name_or_path", "init_adapter"];
 const MODEL: Kind = Kind {
     program: "preprocess",
     subcommand: Some("model"),
     reads: &["vision_tower", "language_model"],
     writes: "output",
-    witness: None,
+    witness: Witness::Model,
+    anew: Anew::OwnWay,
+    goes_on: None,
 };
 const SHARDS: Kind = Kind {
     program: "preprocess",
@@ -83,21 +101,27 @@ const SHARDS: Kind = Kind {
     reads: &["model", "data"],
     writes: "output",
     // Training may put a cache of vision features beside the shards.
-    witness: Some(SHARD_INDEX),
+    witness: Witness::File(SHARD_INDEX),
+    anew: Anew::OwnWay,
+    goes_on: None,
 };
 const TRAIN: Kind = Kind {
     program: "train",
     subcommand: None,
     reads: &["model_name_or_path", "data_path", "deepspeed", "init_adapter"],
     writes: "output_dir",
-    witness: None,
+    witness: Witness::Model,
+    anew: Anew::Option("overwrite_output_dir"),
+    goes_on: Some("resume_from_checkpoint"),
 };
 const CAPTION: Kind = Kind {
     program: "infer",
     subcommand: Some("caption"),
     reads: &["model", "adapter", "images", "data", "shards", "references"],
     writes: "output",
-    witness: None,
+    witness: Witness::Whole,
+    anew: Anew::Removed,
+    goes_on: None,
 };
 
 impl Recipe {
@@ -165,20 +189,33 @@ impl Recipe {
 fn stage(name: &str, table: &str, kind: &Kind, options: &Table, programs: &Programs) -> Result<Stage> {
     let known = programs.options(kind.program, kind.subcommand)?;
     let mut args: Vec<String> = kind.subcommand.into_iter().map(String::from).collect();
+    let (mut may_replace, mut goes_on) = (false, kind.goes_on);
     for (key, value) in options {
         let command = [kind.program].into_iter().chain(kind.subcommand).collect::<Vec<_>>().join(" ");
         if !known.contains(key) {
             let nearest = nearest(key, known.iter().map(String::as_str));
             bail!("{table} {key}: not an option of {command}; did you mean {nearest}? ({command} --help lists all)");
         }
-        args.push(format!("--{key}"));
-        args.push(plain(value).with_context(|| format!("{table} {key}"))?);
+        let value = plain(value).with_context(|| format!("{table} {key}"))?;
+        match flag(&value) {
+            Some(flag) if matches!(kind.anew, Anew::Option(name) if name == key) => may_replace = flag,
+            // Whether it goes on is decided by how the stage stands; only a certain checkpoint is an option like any other.
+            Some(_) if kind.goes_on == Some(key.as_str()) => {}
+            _ => {
+                if kind.goes_on == Some(key.as_str()) {
+                    goes_on = None;
+                }
+                args.extend([format!("--{key}"), value]);
+            }
+        }
     }
     let output = path_option(options, kind.writes).with_context(|| format!("{table}: no {}", kind.writes))?;
-    let inputs = kind.reads.iter().filter_map(|key| Some((key, path_option(options, key)?)));
-    let inputs =
-        inputs.map(|(key, path)| if SHARD_FOLDERS.contains(key) { path.join(SHARD_INDEX) } else { path }).collect();
-    let witness = kind.witness.map_or_else(|| output.clone(), |file| output.join(file));
+    let inputs = kind.reads.iter().filter_map(|&key| Some(input(key, path_option(options, key)?))).collect();
+    let witness = match kind.witness {
+        Witness::Whole => (output.clone(), Part::Whole),
+        Witness::File(name) => (output.join(name), Part::Whole),
+        Witness::Model => (output.clone(), Part::Model),
+    };
     Ok(Stage {
         name: name.to_string(),
         program: kind.program.to_string(),
@@ -186,8 +223,29 @@ fn stage(name: &str, table: &str, kind: &Kind, options: &Table, programs: &Progr
         inputs,
         output,
         witness,
+        anew: kind.anew,
+        goes_on,
+        may_replace,
         disposable: false,
     })
+}
+
+/// What of a file or folder that an option names shows whether it has changed.
+fn input(key: &str, path: PathBuf) -> (PathBuf, Part) {
+    match key {
+        _ if SHARD_FOLDERS.contains(&key) => (path.join(SHARD_INDEX), Part::Whole),
+        _ if MODEL_FOLDERS.contains(&key) => (path, Part::Model),
+        _ => (path, Part::Whole),
+    }
+}
+
+/// `true` or `false`, as the programs read it.
+fn flag(value: &str) -> Option<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "y" | "t" => Some(true),
+        "false" | "0" | "no" | "n" | "f" => Some(false),
+        _ => None,
+    }
 }
 
 fn path_option(options: &Table, key: &str) -> Option<PathBuf> {

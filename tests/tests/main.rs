@@ -9,6 +9,7 @@ mod chat;
 mod checkpoint;
 mod config;
 mod dataset;
+mod deadlines;
 mod edge;
 mod evaluation;
 mod export;
@@ -31,6 +32,7 @@ mod pixels;
 mod plan;
 mod preprocess_restart;
 mod quickstart;
+mod recipes;
 mod resume;
 mod run_best;
 mod run_folder;
@@ -43,6 +45,7 @@ mod stopping;
 mod train_cost;
 mod train_parity;
 mod two_stage;
+mod unwritable;
 mod zero2;
 
 mod skeleton {
