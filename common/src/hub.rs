@@ -2,11 +2,12 @@
 //!
 //! `HF_HOME` says where the cache is, `HF_ENDPOINT` which server is asked, `HF_HUB_OFFLINE=1` that none is.
 
-use crate::{Error, Result, names};
+use crate::{Error, Result, files, names};
 use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
@@ -132,15 +133,19 @@ fn parts(index: &Path) -> Result<BTreeSet<String>> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let index: Index = crate::json::read(index)?;
-    Ok(index.weight_map.into_values().collect())
+    let parts: BTreeSet<String> = crate::json::read::<Index>(index)?.weight_map.into_values().collect();
+    for part in &parts {
+        files::in_folder(Path::new(""), part, index.display())?;
+    }
+    Ok(parts)
 }
 
 /// Downloads what a repository has of a model directory's files.
 fn download(id: &str, wanted: Wanted) -> Result<(), String> {
     let text = |error: hf_hub::api::sync::ApiError| error.to_string();
     let api = ApiBuilder::from_env().with_progress(std::io::stderr().is_terminal()).with_retries(3).build();
-    let repo = api.map_err(text)?.model(id.to_string());
+    let api = api.map_err(text)?;
+    let repo = api.model(id.to_string());
     let listed: Vec<String> = repo.info().map_err(text)?.siblings.into_iter().map(|file| file.rfilename).collect();
     let lacks = wanted.lacking(|file| listed.iter().any(|listed| listed == file));
     if !lacks.is_empty() {
@@ -161,7 +166,16 @@ fn download(id: &str, wanted: Wanted) -> Result<(), String> {
     };
     for name in listed.iter().filter(needed) {
         crate::tell!("{id}: {name}");
-        repo.get(name).map_err(|error| format!("{name}: {error}"))?;
+        // Both become names of files in the cache.
+        let file = api.metadata(&repo.url(name)).map_err(|error| format!("{name}: {error}"))?;
+        for (header, value) in [("etag", file.etag()), ("x-repo-commit", file.commit_hash())] {
+            if !names::is_plain(value) {
+                return Err(format!("{name}: the server's {header} is {value:?}, expected a name without a path"));
+            }
+        }
+        let path = repo.get(name).map_err(|error| format!("{name}: {error}"))?;
+        // From here on the cache says that it has the file: after a power cut, too.
+        File::open(&path).and_then(|file| file.sync_all()).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(())
 }

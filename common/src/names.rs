@@ -71,9 +71,15 @@ pub const PROCESSOR_FILES: [&str; 11] = [
     "merges.txt",
 ];
 
+/// Whether a name that somebody else has made up (a server, an index) is the name of a file in a folder itself: with no other
+/// part of a path in it, so that nothing outside the folder can be meant.
+pub fn is_plain(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\\', '\0'])
+}
+
 /// A file that belongs to a model directory and to nothing else.
 pub fn is_model_file(name: &str) -> bool {
-    let is_part = name.starts_with("model-") && name.ends_with(".safetensors");
+    let is_part = is_plain(name) && name.starts_with("model-") && name.ends_with(".safetensors");
     is_part || [CONFIG_FILE, WEIGHTS_FILE, WEIGHTS_INDEX_FILE].contains(&name) || PROCESSOR_FILES.contains(&name)
 }
 
@@ -276,6 +282,24 @@ mod tests {
         }
         assert_eq!(canonical("text_model.final_layer_norm.bias"), None);
         assert_eq!(canonical("logit_scale"), None);
+    }
+
+    #[test]
+    fn a_model_directory_has_files_of_its_own_and_no_paths() {
+        for (name, is_one) in [
+            ("config.json", true),
+            ("model.safetensors", true),
+            ("model-00001-of-00002.safetensors", true),
+            ("merges.txt", true),
+            ("model-/../../x.safetensors", false),
+            ("model-../x.safetensors", false),
+            ("model-\\..\\x.safetensors", false),
+            ("../config.json", false),
+            ("onnx/config.json", false),
+            ("model-card.md", false),
+        ] {
+            assert_eq!(is_model_file(name), is_one, "{name}");
+        }
     }
 
     #[test]

@@ -157,9 +157,13 @@ pub struct CaptionArgs {
     /// Which rows of the shards.
     #[arg(long, value_enum, default_value_t = SplitArg::Train)]
     pub split: SplitArg,
-    /// JSONL file to write: one line a picture, in order. An existing one is continued.
+    /// JSONL file to write: one line a picture, in order. An existing one is continued if it was made by the same model (its
+    /// contents, not its name), pictures and settings, which FILE.jsonl.settings.json records, and refused otherwise.
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: PathBuf,
+    /// Begin anew where the output file is there already.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub overwrite: bool,
     /// Pictures decoded together.
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub batch_size: usize,

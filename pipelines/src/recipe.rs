@@ -4,8 +4,9 @@
 //! `preprocess shards --help`, `train --help` and `infer caption --help` are the list of keys, and a recipe's stage can be
 //! repeated by hand from the command line that the runner prints.
 
+use crate::fingerprint::Part;
 use crate::programs::Programs;
-use crate::stage::Stage;
+use crate::stage::{Anew, Stage};
 use anyhow::{Context, Result, bail, ensure};
 use common::{Error, hub};
 use serde::Deserialize;
@@ -66,8 +67,20 @@ struct Kind {
     lists: &'static [(&'static str, List)],
     /// The option that names what is written.
     writes: &'static str,
-    /// The file of the output that shows whether it is there; `None`: the output itself.
-    witness: Option<&'static str>,
+    /// The part of the output that shows whether it is finished and there.
+    witness: Witness,
+    /// How what is there is replaced, and the option that goes on with it: given by the runner, as the stage stands.
+    anew: Anew,
+    goes_on: Option<&'static str>,
+}
+
+enum Witness {
+    /// The whole output.
+    Whole,
+    /// A file of it.
+    File(&'static str),
+    /// The files of a model or adapter in it.
+    Model,
 }
 
 /// How an option takes several values.
@@ -83,6 +96,9 @@ enum List {
 const SHARD_INDEX: &str = common::shard::INDEX_FILE;
 /// Options that name a folder of shards.
 const SHARD_FOLDERS: [&str; 2] = ["data_path", "shards"];
+/// Options that name a folder of a model or an adapter, which may be the folder of a run.
+const MODEL_FOLDERS: [&str; 6] =
+    ["vision_tower", "language_model", "model", "adapter", "model_name_or_path", "init_adapter"];
 const MODEL: Kind = Kind {
     program: "preprocess",
     subcommand: Some("model"),
@@ -90,7 +106,9 @@ const MODEL: Kind = Kind {
     hub: &["vision_tower", "language_model"],
     lists: &[("vision_feature_layer", List::Commas)],
     writes: "output",
-    witness: None,
+    witness: Witness::Model,
+    anew: Anew::OwnWay,
+    goes_on: None,
 };
 const SHARDS: Kind = Kind {
     program: "preprocess",
@@ -100,7 +118,9 @@ const SHARDS: Kind = Kind {
     lists: &[],
     writes: "output",
     // Training may put a cache of vision features beside the shards.
-    witness: Some(SHARD_INDEX),
+    witness: Witness::File(SHARD_INDEX),
+    anew: Anew::OwnWay,
+    goes_on: None,
 };
 const TRAIN: Kind = Kind {
     program: "train",
@@ -109,7 +129,9 @@ const TRAIN: Kind = Kind {
     hub: &["model_name_or_path"],
     lists: &[("lora_target_modules", List::Commas), ("report_to", List::Commas)],
     writes: "output_dir",
-    witness: None,
+    witness: Witness::Model,
+    anew: Anew::Option("overwrite_output_dir"),
+    goes_on: Some("resume_from_checkpoint"),
 };
 const CAPTION: Kind = Kind {
     program: "infer",
@@ -118,7 +140,9 @@ const CAPTION: Kind = Kind {
     hub: &["model"],
     lists: &[("stop", List::Repeated)],
     writes: "output",
-    witness: None,
+    witness: Witness::Whole,
+    anew: Anew::Removed,
+    goes_on: None,
 };
 
 impl Recipe {
@@ -195,13 +219,25 @@ fn stage(
 ) -> Result<Stage> {
     let known = programs.options(kind.program, kind.subcommand)?;
     let mut args: Vec<String> = kind.subcommand.into_iter().map(String::from).collect();
+    let (mut may_replace, mut goes_on) = (false, kind.goes_on);
     for (key, value) in options {
         let command = [kind.program].into_iter().chain(kind.subcommand).collect::<Vec<_>>().join(" ");
         if !known.contains(key) {
             let nearest = nearest(key, known.iter().map(String::as_str));
             bail!("{table} {key}: not an option of {command}; did you mean {nearest}? ({command} --help lists all)");
         }
-        args.extend(words(kind, key, value).with_context(|| format!("{table} {key}"))?);
+        let word = plain(value).ok();
+        match word.as_deref().and_then(flag) {
+            Some(flag) if matches!(kind.anew, Anew::Option(name) if name == key) => may_replace = flag,
+            // Whether it goes on is decided by how the stage stands; only a certain checkpoint is an option like any other.
+            Some(_) if kind.goes_on == Some(key.as_str()) => {}
+            _ => {
+                if kind.goes_on == Some(key.as_str()) {
+                    goes_on = None;
+                }
+                args.extend(words(kind, key, value).with_context(|| format!("{table} {key}"))?);
+            }
+        }
     }
     let output = path_option(options, kind.writes).with_context(|| format!("{table}: no {}", kind.writes))?;
     // A model on Hugging Face is no file of this machine yet: its program takes it from the cache, or downloads it. The
@@ -209,11 +245,13 @@ fn stage(
     let is_on_hub = |key: &str, path: &Path| {
         kind.hub.contains(&key) && hub::is_repository(path) && earlier.iter().all(|stage| stage.output != path)
     };
-    let inputs = kind.reads.iter().filter_map(|key| Some((key, path_option(options, key)?)));
-    let inputs = inputs.filter(|(key, path)| !is_on_hub(key, path));
-    let inputs =
-        inputs.map(|(key, path)| if SHARD_FOLDERS.contains(key) { path.join(SHARD_INDEX) } else { path }).collect();
-    let witness = kind.witness.map_or_else(|| output.clone(), |file| output.join(file));
+    let inputs = kind.reads.iter().filter_map(|&key| Some((key, path_option(options, key)?)));
+    let inputs = inputs.filter(|(key, path)| !is_on_hub(key, path)).map(|(key, path)| input(key, path)).collect();
+    let witness = match kind.witness {
+        Witness::Whole => (output.clone(), Part::Whole),
+        Witness::File(name) => (output.join(name), Part::Whole),
+        Witness::Model => (output.clone(), Part::Model),
+    };
     Ok(Stage {
         name: name.to_string(),
         program: kind.program.to_string(),
@@ -221,8 +259,29 @@ fn stage(
         inputs,
         output,
         witness,
+        anew: kind.anew,
+        goes_on,
+        may_replace,
         disposable: false,
     })
+}
+
+/// What of a file or folder that an option names shows whether it has changed.
+fn input(key: &str, path: PathBuf) -> (PathBuf, Part) {
+    match key {
+        _ if SHARD_FOLDERS.contains(&key) => (path.join(SHARD_INDEX), Part::Whole),
+        _ if MODEL_FOLDERS.contains(&key) => (path, Part::Model),
+        _ => (path, Part::Whole),
+    }
+}
+
+/// `true` or `false`, as the programs read it.
+fn flag(value: &str) -> Option<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "y" | "t" => Some(true),
+        "false" | "0" | "no" | "n" | "f" => Some(false),
+        _ => None,
+    }
 }
 
 fn path_option(options: &Table, key: &str) -> Option<PathBuf> {

@@ -136,6 +136,13 @@ fn nothing_prints_in_a_way_that_panics() {
     forbid("stdout and stderr are written by common::output", &words, |_| false);
 }
 
+/// There, what gets a name is on disk first.
+#[test]
+fn only_common_files_gives_files_their_names() {
+    let words = ["fs::rename(", "fs::copy(", "hard_link(", ".persist(", ".persist_noclobber("];
+    forbid("only common::files renames, links and copies", &words, |path| path.starts_with("common/src/files"));
+}
+
 #[test]
 fn nothing_gives_up_on_what_a_user_controls() {
     let words = [".unwrap()", "panic!(", "todo!(", "unimplemented!(", "dbg!(", ".unwrap_unchecked("];

@@ -9,6 +9,7 @@ mod chat;
 mod checkpoint;
 mod config;
 mod dataset;
+mod deadlines;
 mod edge;
 mod evaluation;
 mod export;
@@ -37,6 +38,7 @@ mod plan;
 mod preprocess_restart;
 mod published_files;
 mod quickstart;
+mod recipes;
 mod records;
 mod rejects;
 mod resume;
@@ -52,6 +54,7 @@ mod train_adapters;
 mod train_cost;
 mod train_parity;
 mod two_stage;
+mod unwritable;
 mod zero2;
 
 mod skeleton {

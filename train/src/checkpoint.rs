@@ -254,11 +254,10 @@ fn add_hash(hashes: &mut Hashes, path: &Path) -> Result<()> {
 /// What the operating system refuses.
 pub fn publish(temporary: &Path, dir: &Path, manifest: &Manifest) -> Result<()> {
     json::write(&temporary.join(MANIFEST), manifest)?;
-    files::sync_dir(temporary)?;
     let replaced = hidden(dir, REPLACED);
     if dir.exists() {
         let _ = std::fs::remove_dir_all(&replaced);
-        std::fs::rename(dir, &replaced).with_context(|| dir.display().to_string())?;
+        files::rename(dir, &replaced)?;
     }
     files::publish(temporary, dir)?;
     let _ = std::fs::remove_dir_all(&replaced);
@@ -286,7 +285,7 @@ pub fn tidy(output_dir: &Path) -> Result<()> {
         let context = || path.display().to_string();
         match name.rsplit_once('.') {
             Some((name, REPLACED)) if !output_dir.join(name).exists() => {
-                std::fs::rename(&path, output_dir.join(name)).with_context(context)?;
+                files::rename(&path, &output_dir.join(name))?;
             }
             Some((_, WRITING | REPLACED)) => std::fs::remove_dir_all(&path).with_context(context)?,
             _ => {}
@@ -309,9 +308,7 @@ pub fn copy_weights(checkpoint: &Path, dir: &Path) -> Result<()> {
         let entry = entry?;
         let name = entry.file_name();
         if name.to_str().is_some_and(|name| names::is_model_file(name) || names::is_adapter_file(name)) {
-            let temporary = dir.join(format!(".{}.copy", name.to_string_lossy()));
-            std::fs::copy(entry.path(), &temporary).with_context(|| temporary.display().to_string())?;
-            files::publish(&temporary, &dir.join(&name))?;
+            files::copy_atomically(&entry.path(), &dir.join(&name))?;
         }
     }
     Ok(())
@@ -363,7 +360,7 @@ pub fn prune(output_dir: &Path, record: &RunRecord, limit: usize, newest: u64, b
     for dir in found[..surplus].iter().filter(|dir| best != Some(dir)) {
         // Out of sight first: a kill in between must not leave a half-deleted one under the name of a whole one.
         let hidden = hidden(dir, WRITING);
-        std::fs::rename(dir, &hidden).with_context(|| dir.display().to_string())?;
+        files::rename(dir, &hidden)?;
         std::fs::remove_dir_all(&hidden).with_context(|| hidden.display().to_string())?;
     }
     Ok(())

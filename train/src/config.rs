@@ -123,8 +123,9 @@ pub struct Config {
     /// Recompute each block in the backward pass instead of keeping its activations.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
     pub gradient_checkpointing: bool,
-    /// Compute the features of a frozen vision tower once for each row and keep them, 2 bytes a value, in a file beside the
-    /// shards that later epochs and runs use: f16 or bf16.
+    /// Compute the features of a frozen vision tower once for each image and keep them, 2 bytes a value, in a file beside the
+    /// shards that later epochs and runs use: f16 or bf16. The run says how large it gets, and does not start where it would
+    /// not fit.
     #[arg(long, value_enum, default_value_t = CacheVisionFeatures::No, num_args = 0..=1, default_missing_value = "f16")]
     pub cache_vision_features: CacheVisionFeatures,
     /// Longest row, tokens with images expanded; longer rows are an error before training. 0: the model's own limit.
@@ -221,7 +222,8 @@ pub struct Config {
     /// LoRA on the vision tower's q, k, v as well.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
     pub lora_vision: bool,
-    /// Longest time a collective operation may take before the run is ended, seconds.
+    /// Longest time that a rank may wait for another one without any progress of it before the run is ended, seconds.
+    /// A rank that loads, hashes, evaluates or saves makes progress.
     #[arg(long, default_value_t = 600)]
     pub collective_timeout_seconds: u64,
     /// Where to compute: `cpu`, or `cuda:N` (rank r of a machine on GPU N + r; needs a build with `--features cuda`).

@@ -18,6 +18,7 @@ pub mod gradient;
 pub mod interval;
 pub mod layout;
 pub mod loader;
+pub mod log_file;
 pub mod metrics;
 pub mod order;
 pub mod parameters;

@@ -14,13 +14,13 @@ use train::config::Config;
 use train::plan::{self, PlanArgs};
 use train::recipe;
 use train::setup;
-use train::signals::{StopRequest, resume_command};
+use train::signals::{STOPPED, StopRequest, resume_command};
 use train::trainer::{self, Finished};
 use train::trainer_options;
 
 /// Train a LLaVA on shards that `preprocess shards` made, under ZeRO-2.
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(version, args_conflicts_with_subcommands = true, after_help = EXIT_CODES)]
 struct Cli {
     #[command(flatten)]
     settings: Settings,
@@ -51,10 +51,16 @@ struct PlanCli {
     plan: PlanArgs,
 }
 
+const EXIT_CODES: &str = "Exit codes: 0 trained to the end, 1 failed, 2 wrong usage, 75 stopped by SIGINT or SIGTERM and saved \
+                          in a checkpoint (EX_TEMPFAIL: the printed command, with --resume_from_checkpoint true, goes on). A second signal \
+                          ends the program at once, without a checkpoint: 130 or 143.";
+
 /// What a process did.
 enum Done {
     /// Its work, and what there is to say of it.
     Said(Option<String>),
+    /// It was asked to stop, has saved, and says how to go on.
+    Stopped(String),
     /// It waited for the rank that is its child.
     StoodGuard(ExitCode),
 }
@@ -96,7 +102,7 @@ fn main() -> ExitCode {
             tell_notes();
             let mut config = recipe::resolve(config, &matches, recipe.as_deref())?;
             config.model_name_or_path = hub::resolve(&config.model_name_or_path, Wanted::Llava)?;
-            run(&config, args).map(Done::Said)
+            run(&config, args)
         }
     });
     match outcome {
@@ -107,6 +113,10 @@ fn main() -> ExitCode {
                 train::tell!("warning: {error}");
             }
             ExitCode::SUCCESS
+        }
+        Ok(Done::Stopped(report)) => {
+            println!("{report}");
+            ExitCode::from(STOPPED)
         }
         Err(error) => {
             train::tell!("error: {error:#}");
@@ -154,24 +164,26 @@ fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn run(config: &Config, args: Vec<OsString>) -> Result<Option<String>> {
+fn run(config: &Config, args: Vec<OsString>) -> Result<Done> {
     let stop_request = StopRequest::listen().context("listening to SIGINT and SIGTERM")?;
     let timeout = Duration::from_secs(config.collective_timeout_seconds);
     let Finished { state, stopped_in } = launch::run_ranks(config.nproc, timeout, |rank| {
         let device = setup::device(config, launch::local_rank(rank.rank()))?;
         trainer::run(config, rank, &device, &stop_request)
     })?;
+    // The launcher gets the exit code from rank 0: it might end the others, and rank 0 before it has spoken, as soon as one of
+    // them ends with another code than 0.
     if !state.is_world_process_zero {
-        return Ok(None);
+        return Ok(Done::Said(None));
     }
     let (step, max_steps) = (state.global_step, state.max_steps);
     let loss = state.log_history.iter().rev().find_map(|entry| entry.loss()).unwrap_or(f64::NAN);
-    Ok(Some(match stopped_in {
-        None => format!("{step} steps, last loss {loss:.4}, in {}", config.output_dir.display()),
-        Some(checkpoint) => format!(
+    Ok(match stopped_in {
+        None => Done::Said(Some(format!("{step} steps, last loss {loss:.4}, in {}", config.output_dir.display()))),
+        Some(checkpoint) => Done::Stopped(format!(
             "stopped as asked at step {step} of {max_steps}, saved in {}; go on with\n{}",
             checkpoint.display(),
             resume_command(args, launch::launched_processes())
-        ),
-    }))
+        )),
+    })
 }

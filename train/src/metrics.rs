@@ -1,11 +1,10 @@
 //! `metrics.jsonl`: a line per logged step.
 
 use crate::exact;
-use anyhow::{Context, Result};
+use crate::log_file::LogFile;
+use anyhow::Result;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::Path;
 
 /// One line. Rates and times are those of the steps since the line before, loss and waiting too.
@@ -130,19 +129,12 @@ impl LogEntry {
 }
 
 /// Appends lines. What cannot be written (a full disk) is kept and written with the next line.
-pub struct MetricsFile {
-    file: File,
-    /// Bytes of whole lines in the file.
-    len: u64,
-    unwritten: String,
-}
+pub struct MetricsFile(LogFile);
 
 impl MetricsFile {
-    /// Opens the file; on resuming, lines after `step` (of a run that got further than its last checkpoint) are dropped.
-    ///
-    /// # Errors
-    /// What the operating system refuses.
-    pub fn open(path: &Path, step: u64) -> Result<Self> {
+    /// The file's lines up to `step`, to be continued: later ones (of a run that got further than its last checkpoint) are
+    /// dropped.
+    pub fn open(path: &Path, step: u64) -> Self {
         let kept: String = match std::fs::read_to_string(path) {
             Ok(text) if step > 0 => text
                 .lines()
@@ -151,9 +143,7 @@ impl MetricsFile {
                 .collect(),
             _ => String::new(),
         };
-        common::files::write_atomically(path, kept.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(path).with_context(|| path.display().to_string())?;
-        Ok(Self { file, len: kept.len() as u64, unwritten: String::new() })
+        Self(LogFile::new(path.to_path_buf(), kept.into_bytes()))
     }
 
     /// Adds a line.
@@ -161,8 +151,7 @@ impl MetricsFile {
     /// # Errors
     /// What the operating system refuses; the line is tried again with the next one.
     pub fn append(&mut self, metrics: &impl Serialize) -> Result<()> {
-        self.unwritten += &(serde_json::to_string(metrics)? + "\n");
-        self.flush()
+        self.0.append((serde_json::to_string(metrics)? + "\n").as_bytes())
     }
 
     /// Writes lines that could not be written before.
@@ -170,14 +159,7 @@ impl MetricsFile {
     /// # Errors
     /// What the operating system refuses.
     pub fn flush(&mut self) -> Result<()> {
-        if let Err(error) = self.file.write_all(self.unwritten.as_bytes()) {
-            // No half line stays behind.
-            self.file.set_len(self.len)?;
-            return Err(error).context("metrics file");
-        }
-        self.len += self.unwritten.len() as u64;
-        self.unwritten.clear();
-        Ok(())
+        self.0.flush()
     }
 }
 

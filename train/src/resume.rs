@@ -4,7 +4,7 @@ mod restore;
 
 pub use restore::restore;
 
-use crate::checkpoint::{self, Manifest, PREFIX, TRAINER_STATE};
+use crate::checkpoint::{self, MANIFEST, Manifest, PREFIX, TRAINER_STATE};
 use crate::collective::background::Communicator;
 use crate::config::{Config, Resume};
 use crate::run::folder::{Remains, checkpoints_of};
@@ -12,6 +12,7 @@ use crate::run::function::Function;
 use crate::run::{RUN_RECORD, RunRecord};
 use crate::state::TrainerState;
 use anyhow::{Context, Result, bail};
+use common::pulse::Pulse;
 use common::{Error, files, json};
 use std::path::{Path, PathBuf};
 
@@ -231,9 +232,10 @@ fn validate(dir: &Path) -> common::Result<(Found, Manifest)> {
     let remedy = "the checkpoint is damaged: an older one is used if there is one";
     let manifest = Manifest::read(dir)?;
     for (name, expected) in &manifest.files {
-        let found = files::sha256_of_file(&dir.join(name))?;
+        let path = files::in_folder(dir, name, dir.join(MANIFEST).display())?;
+        let found = files::sha256_of_file(&path)?;
         if found != *expected {
-            return Err(Error::invalid(dir.join(name).display(), format!("SHA-256 {found}"), expected, remedy));
+            return Err(Error::invalid(path.display(), format!("SHA-256 {found}"), expected, remedy));
         }
     }
     let state = json::read(&dir.join(TRAINER_STATE))?;
@@ -255,12 +257,16 @@ pub fn begin_together(
     data_fingerprint: &str,
     communicator: &mut Communicator,
 ) -> Result<(Option<Beginning>, Option<Found>)> {
-    if communicator.rank() != 0 {
+    let (rank, global_batch_size) = (communicator.rank(), config.global_batch_size(communicator.world_size()));
+    // The others wait while it hashes whole checkpoints.
+    let look = || match rank {
+        0 => Beginning::of(config, &Function::of(config, data_fingerprint)?, global_batch_size).map(Some),
+        _ => Ok(None),
+    };
+    let Some(mut beginning) = communicator.attend("checkpoint to resume", &Pulse::default(), look)?? else {
         let [place] = communicator.all_reduce("checkpoint to resume", [0.0])?;
         return Ok((None, found_by_rank_0(config, place)?));
-    }
-    let function = Function::of(config, data_fingerprint)?;
-    let mut beginning = Beginning::of(config, &function, config.global_batch_size(communicator.world_size()))?;
+    };
     let found = beginning.found.take();
     let place = match (&found, config.resume()) {
         (None, _) => NONE,

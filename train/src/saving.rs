@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::run::RunRecord;
 use anyhow::{Result, anyhow};
 use common::files;
+use common::pulse::Pulse;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -20,6 +21,8 @@ pub struct Saver {
     record: Option<Arc<RunRecord>>,
     writing: Option<Writing>,
     publishing: Option<JoinHandle<()>>,
+    /// Whether the threads that write and publish go on.
+    pulse: Pulse,
     /// Time that training stood still for checkpoints since [`Self::take_stalled`].
     stalled: Duration,
 }
@@ -39,7 +42,8 @@ impl Saver {
     /// For the checkpoints of a run.
     pub fn new(config: &Config, record: Option<Arc<RunRecord>>) -> Self {
         let (output_dir, limit) = (config.output_dir.clone(), config.save_total_limit);
-        Self { output_dir, limit, record, writing: None, publishing: None, stalled: Duration::ZERO }
+        let (pulse, stalled) = (Pulse::default(), Duration::ZERO);
+        Self { output_dir, limit, record, writing: None, publishing: None, pulse, stalled }
     }
 
     /// Begins a checkpoint; every rank does at the same step. One that is still being written is waited for.
@@ -52,7 +56,8 @@ impl Saver {
         let dir = self.output_dir.join(format!("{PREFIX}{global_step}"));
         let (temporary, losses) = (checkpoint::hidden(&dir, WRITING), snapshot.state.losses().collect());
         let thread = std::thread::Builder::new().name(format!("rank {} saving", communicator.rank()));
-        let thread = thread.spawn(move || snapshot.write(&temporary))?;
+        let pulse = self.pulse.clone();
+        let thread = thread.spawn(move || pulse.during(|| snapshot.write(&temporary)))?;
         let stalled = since.elapsed();
         self.stalled += stalled;
         self.writing = Some(Writing { dir, global_step, losses, started: since, stalled, thread });
@@ -79,7 +84,12 @@ impl Saver {
         let Writing { dir, global_step, losses, started, stalled, thread } = writing;
         let since = Instant::now();
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let written = thread.join().unwrap_or_else(|_| Err(anyhow!("the thread that writes it panicked")));
+        let publishing = self.publishing.take();
+        let join = || {
+            publishing.into_iter().for_each(join_publishing);
+            thread.join().unwrap_or_else(|_| Err(anyhow!("the thread that writes it panicked")))
+        };
+        let written = communicator.attend("checkpoint", &self.pulse, join)?;
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
         let own_file = checkpoint::optimizer_file(rank, world_size);
         // Zeros say that this rank has failed.
@@ -91,7 +101,6 @@ impl Saver {
         let hashes = communicator.all_gather_hash("checkpoint", hash.unwrap_or_default())?;
         self.stalled += since.elapsed();
         let Some(record) = self.record.clone() else { return Ok(()) };
-        self.finish_publishing();
         let temporary = checkpoint::hidden(&dir, WRITING);
         let failed: Vec<usize> = (0..world_size).filter(|&rank| hashes[rank] == [0; 32]).collect();
         let (Ok(mut files), true) = (written, failed.is_empty()) else {
@@ -116,17 +125,27 @@ impl Saver {
                 }
             }
         };
-        self.publishing = Some(std::thread::Builder::new().name("publishing".to_string()).spawn(publish)?);
+        let pulse = self.pulse.clone();
+        let thread = std::thread::Builder::new().name("publishing".to_string());
+        self.publishing = Some(thread.spawn(move || pulse.during(publish))?);
         Ok(())
     }
 
-    /// Waits until the last checkpoint has its name.
-    pub fn finish_publishing(&mut self) {
-        if let Some(thread) = self.publishing.take()
-            && thread.join().is_err()
-        {
-            crate::tell!("warning: the thread that publishes checkpoints panicked");
-        }
+    /// As [`Self::conclude`], and waits until the checkpoint has its name.
+    ///
+    /// # Errors
+    /// A rank that failed or did not come.
+    pub fn finish(&mut self, communicator: &mut Communicator) -> Result<()> {
+        self.conclude(communicator)?;
+        let publishing = self.publishing.take();
+        communicator.attend("last checkpoint", &self.pulse, || publishing.into_iter().for_each(join_publishing))?;
+        Ok(())
+    }
+}
+
+fn join_publishing(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        crate::tell!("warning: the thread that publishes checkpoints panicked");
     }
 }
 

@@ -16,7 +16,7 @@ use common::model::Llava;
 use common::model::lora::{self, LoraConfig};
 use common::names::Block;
 use common::shard::{ShardSet, Split};
-use common::vision_cache::{CachedAs, VisionFeatureCache};
+use common::vision_cache::{CachedAs, CachedRows, VisionFeatureCache};
 use common::{Error, files, fingerprint, names};
 use std::path::Path;
 
@@ -97,26 +97,48 @@ pub fn require_trainable(lora: &LoraConfig, dir: &Path) -> Result<()> {
 /// Opens the file of kept vision features beside the shards, if features are to be kept.
 ///
 /// # Errors
-/// A tower that is trained, and a file that cannot be made or used.
+/// A tower that is trained, and a file that cannot be made or used, or would not fit on its file system.
 pub fn kept_features(
     config: &Config,
     trainee: &Trainee,
     layout: &Layout,
     shards: &ShardSet,
 ) -> Result<Option<VisionFeatureCache>> {
-    let format = match config.cache_vision_features {
-        CacheVisionFeatures::No => return Ok(None),
-        CacheVisionFeatures::F16 => CachedAs::F16,
-        CacheVisionFeatures::Bf16 => CachedAs::Bf16,
-    };
+    let Some(format) = cached_as(config.cache_vision_features) else { return Ok(None) };
     // An adapter to go on from may train the tower too.
     let layers = (0..trainee.config.computed_vision_layers()).map(Block::VisionLayer);
     if layers.chain([Block::VisionEmbeddings]).any(|block| layout.block(block).is_some()) {
         return Err(Config::no_cache_of_a_trained_tower().into());
     }
-    let (model, fingerprint) = (&trainee.model, shards.fingerprint());
-    let kept = VisionFeatureCache::open(&config.data_path, model, &trainee.config, &fingerprint, shards.len(), format)?;
-    Ok(Some(kept))
+    let (images_per_row, fingerprint) = (shards.images_per_row()?, shards.fingerprint());
+    let images = images_per_row.iter().map(|&images| images as usize).sum();
+    let gigabytes = VisionFeatureCache::bytes_of(images, &trainee.config, format) as f64 / 1e9;
+    if layout.rank == 0 {
+        let dir = config.data_path.display();
+        crate::tell!("vision features of {images} images are kept in {dir}: {gigabytes:.1} GB when all are there");
+    }
+    let rows = CachedRows {
+        dir: &config.data_path,
+        fingerprint: &fingerprint,
+        images_per_row: &images_per_row,
+        free_bytes: free_bytes(&config.data_path),
+    };
+    Ok(Some(VisionFeatureCache::open(rows, &trainee.model, &trainee.config, format)?))
+}
+
+/// The number format of kept features, if any are kept.
+pub fn cached_as(setting: CacheVisionFeatures) -> Option<CachedAs> {
+    match setting {
+        CacheVisionFeatures::No => None,
+        CacheVisionFeatures::F16 => Some(CachedAs::F16),
+        CacheVisionFeatures::Bf16 => Some(CachedAs::Bf16),
+    }
+}
+
+/// What a folder's file system has left for this user.
+fn free_bytes(dir: &Path) -> Option<u64> {
+    let about = rustix::fs::statvfs(dir).ok()?;
+    Some(about.f_bavail * about.f_frsize)
 }
 
 /// Opens a split of the shards after checking that they were made for this model.

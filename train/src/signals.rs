@@ -8,6 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// Exit code of a run that was asked to stop and has saved a checkpoint to go on from: `EX_TEMPFAIL` of sysexits.h. 0 is kept
+/// for runs that came to their end.
+pub const STOPPED: u8 = 75;
+
 /// What comes sooner after the first signal is that signal once more: a terminal, a launcher and the rank's guard may each
 /// deliver it.
 const ECHO: Duration = Duration::from_secs(1);

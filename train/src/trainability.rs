@@ -11,6 +11,7 @@ use common::config::LlavaConfig;
 use common::files::{hex, sha256, sha256_hex};
 use common::model::Llava;
 use common::model::named::{NamedVisitor, visit_named};
+use common::pulse::Pulse;
 use common::{json, names};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -154,7 +155,12 @@ fn frozen(model: &Llava, trained: &[ManifestTensor]) -> Frozen {
     let trained = trained.iter().map(|tensor| tensor.name.as_str()).collect();
     let mut collector = Collector { trained, found: Vec::new() };
     visit_named(model, &mut collector);
-    let line = |(name, _, hash): &(String, usize, Hash)| format!("{name} {}\n", hex(&hash()));
+    let pulse = Pulse::of_this_thread();
+    let line = |(name, _, hash): &(String, usize, Hash)| {
+        let line = format!("{name} {}\n", hex(&hash()));
+        pulse.mark();
+        line
+    };
     let lines: Vec<String> = collector.found.par_iter().map(line).collect();
     Frozen {
         tensors: lines.len(),

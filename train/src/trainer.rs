@@ -78,7 +78,8 @@ impl Trainer<'_> {
             self.advance(next, &report);
             watch.step(&self.shown(&report));
             log.add(report, loader.waited);
-            self.log(&mut log, &mut watch)?;
+            self.log(&mut log, &mut watch);
+            watch.features(self.kept_features.as_ref());
             self.evaluate_if_due(&mut log, &mut watch)?;
             self.save_if_due(&sums)?;
             if sums.stop_requests > 0.0 && !self.is_at_end() {
@@ -264,15 +265,15 @@ impl Trainer<'_> {
         }
     }
 
-    fn log(&mut self, log: &mut Log, watch: &mut Watch<'_>) -> Result<()> {
+    fn log(&mut self, log: &mut Log, watch: &mut Watch<'_>) {
         let interval = self.config.logging_steps.in_run(self.state.max_steps);
         let first = self.config.logging_first_step && self.state.global_step == 1;
         let due = first || self.state.global_step.is_multiple_of(interval);
         if self.skipped_in_a_row > 0 || log.is_empty() || !(due || self.is_at_end()) {
-            return Ok(());
+            return;
         }
         let metrics = log.take(&self.state, self.saver.take_stalled());
-        watch.log(&mut self.state, metrics)
+        watch.log(&mut self.state, metrics);
     }
 
     fn evaluate_if_due(&mut self, log: &mut Log, watch: &mut Watch<'_>) -> Result<()> {

@@ -14,7 +14,9 @@ use crate::tensorboard::EventFile;
 use crate::trainability::Trainability;
 use anyhow::{Context, Result};
 use common::files;
+use common::vision_cache::VisionFeatureCache;
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// One rank's companion of the loop. Only rank 0 writes and shows anything.
 pub struct Watch<'a> {
@@ -24,13 +26,26 @@ pub struct Watch<'a> {
     progress: Option<Progress>,
     evaluation: Option<Evaluation>,
     trainability: Option<Trainability>,
+    /// What could not be written the last time: a disk that is full for a while stops nothing.
+    unwritten: BTreeSet<&'static str>,
 }
+
+/// The log.
+const METRICS: &str = "the metrics file";
+/// The event files of TensorBoard.
+const EVENTS: &str = "the event file";
+/// What an evaluation's sample captions are written to.
+const SAMPLE_CAPTIONS: &str = "the file of sample captions";
+/// What is trained.
+const TRAINABLE: &str = "the list of what is trained";
+/// The features of the frozen tower.
+const FEATURES: &str = "the file of vision features";
 
 impl<'a> Watch<'a> {
     /// Opens what the settings ask for, and writes the manifest of what is trained.
     ///
     /// # Errors
-    /// Files that cannot be written; no validation rows where an evaluation is asked for.
+    /// No validation rows where an evaluation is asked for.
     pub fn start(
         config: &'a Config,
         trainee: &Trainee,
@@ -42,17 +57,26 @@ impl<'a> Watch<'a> {
             Strategy::No => None,
             Strategy::Steps | Strategy::Epoch => Some(Evaluation::open(config, trainee, rank, world_size)?),
         };
-        let mut watch = Self { config, metrics: None, events: None, progress: None, evaluation, trainability: None };
+        let mut watch = Self {
+            config,
+            metrics: None,
+            events: None,
+            progress: None,
+            evaluation,
+            trainability: None,
+            unwritten: BTreeSet::new(),
+        };
         if rank == 0 {
-            watch.metrics = Some(MetricsFile::open(&metrics_file(config), state.global_step)?);
+            watch.progress = Some(Progress::new(state.global_step, state.max_steps));
+            watch.metrics = Some(MetricsFile::open(&metrics_file(config), state.global_step));
             if config.report_to == ReportTo::Tensorboard {
-                watch.events = Some(EventFile::create(&config.output_dir, state.global_step)?);
+                watch.events = Some(EventFile::new(&config.output_dir, state.global_step));
             }
             let trainability = Trainability::of(&trainee.model, trainee.choice(config), &trainee.config);
-            trainability.write(&config.output_dir)?;
+            watch.tolerate(TRAINABLE, trainability.write(&config.output_dir).map_err(Into::into));
             trainability.warning().iter().for_each(|warning| crate::tell!("warning: {warning}"));
             watch.trainability = Some(trainability);
-            watch.progress = Some(Progress::new(state.global_step, state.max_steps));
+            watch.flush();
         }
         Ok(watch)
     }
@@ -65,11 +89,8 @@ impl<'a> Watch<'a> {
     }
 
     /// A line of the log is due.
-    ///
-    /// # Errors
-    /// Files that cannot be written.
-    pub fn log(&mut self, state: &mut TrainerState, metrics: StepMetrics) -> Result<()> {
-        self.append(metrics.step, &metrics);
+    pub fn log(&mut self, state: &mut TrainerState, metrics: StepMetrics) {
+        self.append(&metrics);
         if let Some(events) = &mut self.events {
             let values = [
                 ("train/loss", metrics.loss),
@@ -81,10 +102,10 @@ impl<'a> Watch<'a> {
                 ("train/data_wait_seconds", metrics.data_wait_seconds),
                 ("train/peak_rss_mb", metrics.peak_rss_mb),
             ];
-            events.scalars(metrics.step, &values)?;
+            let written = events.scalars(metrics.step, &values);
+            self.tolerate(EVENTS, written);
         }
         state.log_history.push(LogEntry::Steps(metrics));
-        Ok(())
     }
 
     /// Whether it is time to evaluate, where transformers' Trainer does: `ends` says that no step follows. A step is evaluated
@@ -98,7 +119,7 @@ impl<'a> Watch<'a> {
     /// Evaluates, and counts evaluations without a lower loss.
     ///
     /// # Errors
-    /// Rows that cannot be read, files that cannot be written, a rank that failed.
+    /// Rows that cannot be read, a rank that failed.
     pub fn evaluate(
         &mut self,
         trainee: &Trainee,
@@ -108,7 +129,7 @@ impl<'a> Watch<'a> {
         let Some(evaluation) = &self.evaluation else { return Ok(()) };
         let Evaluated { metrics, captions } =
             evaluation.run(trainee, state.global_step, state.epoch, communicator).context("evaluation")?;
-        self.report(&metrics, &captions)?;
+        self.report(&metrics, &captions);
         if state.best_metric.is_none_or(|best| metrics.eval_loss < best) && metrics.eval_loss.is_finite() {
             state.best_metric = Some(metrics.eval_loss);
             state.best_global_step = Some(state.global_step);
@@ -127,22 +148,45 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
-    /// A line of the metrics. A disk that is full for a while loses none and stops nothing.
-    fn append(&mut self, step: u64, metrics: &impl Serialize) {
-        if let Some(Err(error)) = self.metrics.as_mut().map(|file| file.append(metrics)) {
-            self.say(&format!("warning: step {step}: {error:#}; the line is kept for the next time"));
+    fn append(&mut self, metrics: &impl Serialize) {
+        if let Some(file) = &mut self.metrics {
+            let written = file.append(metrics);
+            self.tolerate(METRICS, written);
         }
     }
 
-    /// Writes lines that could not be written before.
-    ///
-    /// # Errors
-    /// What the operating system refuses.
-    pub fn flush(&mut self) -> Result<()> {
-        self.metrics.as_mut().map_or(Ok(()), MetricsFile::flush)
+    /// Writes lines and events that could not be written before.
+    pub fn flush(&mut self) {
+        if let Some(written) = self.metrics.as_mut().map(MetricsFile::flush) {
+            self.tolerate(METRICS, written);
+        }
+        if let Some(written) = self.events.as_mut().map(EventFile::flush) {
+            self.tolerate(EVENTS, written);
+        }
     }
 
-    fn report(&mut self, metrics: &EvalMetrics, captions: &[SampleCaption]) -> Result<()> {
+    /// A run of days does not end because something beside the model cannot be written: a warning when it begins, a line when
+    /// it is over.
+    fn tolerate(&mut self, what: &'static str, written: Result<()>) {
+        match written {
+            Ok(()) if self.unwritten.remove(what) => self.say(&format!("{what} can be written again")),
+            Err(error) if self.unwritten.insert(what) => {
+                self.say(&format!("warning: {what} cannot be written: {error:#}; training goes on"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Says once that the file of vision features cannot be read or written, if so.
+    pub fn features(&mut self, kept: Option<&VisionFeatureCache>) {
+        if let Some(trouble) = kept.and_then(VisionFeatureCache::trouble)
+            && self.unwritten.insert(FEATURES)
+        {
+            crate::tell!("warning: {FEATURES} is of no use: {trouble}; features are computed, and training goes on");
+        }
+    }
+
+    fn report(&mut self, metrics: &EvalMetrics, captions: &[SampleCaption]) {
         self.say(&format!(
             "step {}  eval_loss {:.4} over {} rows in {:.1} s",
             metrics.step, metrics.eval_loss, metrics.eval_samples, metrics.eval_runtime
@@ -150,11 +194,15 @@ impl<'a> Watch<'a> {
         if let Some(progress) = &mut self.progress {
             progress.pause();
         }
-        self.append(metrics.step, metrics);
+        self.append(metrics);
         if !captions.is_empty() {
-            let lines = captions.iter().map(|caption| Ok(serde_json::to_string(caption)? + "\n"));
             let path = self.config.output_dir.join(format!("{CAPTIONS}{}.jsonl", metrics.step));
-            files::write_atomically(&path, lines.collect::<Result<String>>()?.as_bytes())?;
+            let lines = captions.iter().map(|caption| Ok(serde_json::to_string(caption)? + "\n"));
+            let lines = lines.collect::<Result<String>>();
+            self.tolerate(
+                SAMPLE_CAPTIONS,
+                lines.and_then(|lines| Ok(files::write_atomically(&path, lines.as_bytes())?)),
+            );
         }
         if let Some(events) = &mut self.events {
             let values = [
@@ -162,20 +210,20 @@ impl<'a> Watch<'a> {
                 ("eval/runtime", metrics.eval_runtime),
                 ("eval/samples_per_second", metrics.eval_samples_per_second),
             ];
-            events.scalars(metrics.step, &values)?;
+            let mut written = events.scalars(metrics.step, &values);
             if !captions.is_empty() {
-                events.text(metrics.step, "eval/captions", &markdown(captions))?;
+                written = events.text(metrics.step, "eval/captions", &markdown(captions));
             }
+            self.tolerate(EVENTS, written);
         }
-        Ok(())
     }
 
     /// The run is over: what was to stay frozen must be what it was.
     ///
     /// # Errors
-    /// It has changed; lines of the metrics that could not be written.
+    /// It has changed.
     pub fn finish(&mut self, trainee: &Trainee) -> Result<()> {
-        self.flush()?;
+        self.flush();
         match &self.trainability {
             Some(trainability) => trainability.check_frozen(&trainee.model),
             None => Ok(()),

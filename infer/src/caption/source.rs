@@ -1,5 +1,6 @@
 //! Where pictures come from: a folder, a dataset with chat.json, shards.
 
+use super::journal::Line;
 use crate::args::CaptionArgs;
 use crate::engine::{Processors, Prompt, single_question};
 use crate::score::ensure_same_processors;
@@ -67,6 +68,26 @@ impl Source {
             Self::Dataset { records, .. } => records.len(),
             Self::Shards(shards) => shards.len(),
         }
+    }
+
+    /// Refuses lines that are of other pictures than those in their places: files were added before them, or removed.
+    ///
+    /// # Errors
+    /// The first such line.
+    pub fn check(&self, lines: &[Line], output: &Path) -> Result<()> {
+        let Self::Folder { files, .. } = self else { return Ok(()) };
+        for (number, (line, file)) in lines.iter().zip(files).enumerate() {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            ensure!(
+                line.image == name,
+                "{}: line {} is of {}, where the folder now has {name}; give another --output, or --overwrite true to begin \
+                 anew",
+                output.display(),
+                number + 1,
+                line.image
+            );
+        }
+        Ok(())
     }
 
     /// Picture `index` with its question.

@@ -138,10 +138,13 @@ impl ShardLedger {
         };
         let ledger: Self = serde_json::from_slice(&text)
             .with_context(|| format!("{}: not a shard's ledger; delete it and run again", path.display()))?;
-        let whole = |file: &ShardFile| {
-            std::fs::metadata(output.join(&file.file)).is_ok_and(|metadata| metadata.len() == file.bytes)
-        };
-        Ok(ledger.files.iter().all(whole).then_some(ledger))
+        for file in &ledger.files {
+            let shard = file.path(output, &path)?;
+            if !std::fs::metadata(shard).is_ok_and(|metadata| metadata.len() == file.bytes) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(ledger))
     }
 
     /// Writes it; the shard is finished from here on.

@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> Result<String> {
     let chat_json = chat_file(&args.data);
     let input = Input::scan(&chat_json, &images, args.limit.unwrap_or(usize::MAX), args.workers())?;
     for warning in &input.warnings {
-        eprintln!("warning: {}: {warning}", chat_json.display());
+        common::tell!("warning: {}: {warning}", chat_json.display());
     }
     let plan = Plan::new(args, input, images.describe(), model.facts(args.pixels));
     ensure!(plan.rows() > 0, "{}: no rows, expected a list of conversations", chat_json.display());
@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<String> {
     let rows = (0..plan.shards()).filter(|&shard| wanted[shard]).map(|shard| plan.rows_of_shard(shard)).sum();
     announce(&plan, args, rows);
     if let Some(day) = model.chat.date() {
-        eprintln!(
+        common::tell!(
             "the chat template writes the date into every row: {day}; SOURCE_DATE_EPOCH (seconds) sets another, which \
              going on with this run on another day needs"
         );

@@ -192,7 +192,7 @@ impl OpenShard {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::shards::census::ImageFiles;
     use crate::shards::ledger::LEDGER_DIR;
@@ -246,7 +246,8 @@ mod tests {
         }
     }
 
-    fn one_row_a_shard() -> Plan {
+    /// Three rows, a shard each.
+    pub fn one_row_a_shard() -> Plan {
         let metadata = ShardMetadata {
             format_version: FORMAT_VERSION,
             tokenizer_sha256: String::new(),

@@ -3,7 +3,9 @@
 use super::data::Data;
 use super::parameters::PartCount;
 use crate::config::{Config, Strategy, TrainType};
+use crate::setup;
 use common::config::{LlavaConfig, WeightDtype};
+use common::vision_cache::VisionFeatureCache;
 
 /// Tokenizer, processors, states, manifest: a few megabytes whatever the model.
 const SMALL_FILES: u64 = 8_000_000;
@@ -20,6 +22,8 @@ pub struct Disk {
     pub checkpoints: u64,
     /// Shards.
     pub shards: u64,
+    /// Features of the vision tower that are kept beside them, when all are there.
+    pub vision_features: u64,
 }
 
 impl Disk {
@@ -57,7 +61,10 @@ impl Disk {
             // The oldest goes only when the newest is whole, and the best one stays.
             limit => written.min(limit + 1 + u64::from(config.load_best_model_at_end)),
         };
-        Self { weights, optimizer, checkpoints: kept, shards: data.shard_bytes }
+        let images = (data.rows as f64 * data.images_per_row).round() as usize;
+        let vision_features = setup::cached_as(config.cache_vision_features)
+            .map_or(0, |format| VisionFeatureCache::bytes_of(images, model, format));
+        Self { weights, optimizer, checkpoints: kept, shards: data.shard_bytes, vision_features }
     }
 
     /// One checkpoint.

@@ -8,6 +8,7 @@ use crate::zero::Partitions;
 use anyhow::{Result, bail};
 use common::checkpoint::TensorFiles;
 use common::model::Llava;
+use common::pulse;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub fn restore(found: &Found, model: &mut Llava, layout: &Layout, partitions: &m
         let (first, second) =
             (Arc::make_mut(&mut partitions.exp_avg[index]), Arc::make_mut(&mut partitions.exp_avg_sq[index]));
         for param in &block.params {
+            pulse::mark();
             for (range, start) in block.owned_ranges(param, layout.rank) {
                 let part = start..start + range.len();
                 let of_first = shards.copy(EXP_AVG, &param.name, range.start, &mut first[part.clone()]);
@@ -34,6 +36,7 @@ pub fn restore(found: &Found, model: &mut Llava, layout: &Layout, partitions: &m
         }
     }
     parameters::edit(model, layout, None, |_, slot, values| {
+        pulse::mark();
         shards.copy(MASTER, &slot.name, 0, values);
     });
     Ok(())

@@ -3,10 +3,15 @@
 use super::report::StepSums;
 use super::{Finished, Trainer};
 use crate::checkpoint::{self, Manifest, Snapshot};
+use crate::config::Config;
 use crate::run::clock;
 use crate::run::{FinalOutput, RunRecord};
+use crate::setup::Trainee;
+use crate::state::TrainerState;
 use crate::watch::{self, Watch};
 use anyhow::{Context, Result, bail};
+use common::pulse::Pulse;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -40,7 +45,7 @@ impl Trainer<'_> {
             self.save()?;
         }
         let saved = self.is_saved()?;
-        watch.flush()?;
+        watch.flush();
         self.communicator.finish()?;
         let dir = checkpoint::dir_of(&self.config.output_dir, self.state.global_step);
         if self.layout.rank == 0 && !saved {
@@ -51,8 +56,7 @@ impl Trainer<'_> {
 
     /// Whether this step has a checkpoint of this run under its name; waits for one that is being written. The same on all ranks.
     fn is_saved(&mut self) -> Result<bool> {
-        self.saver.conclude(&mut self.communicator)?;
-        self.saver.finish_publishing();
+        self.saver.finish(&mut self.communicator)?;
         let dir = checkpoint::dir_of(&self.config.output_dir, self.state.global_step);
         let is_there = |record: &Arc<RunRecord>| Manifest::read(&dir).is_ok_and(|manifest| manifest.is_of(record));
         let is_saved = self.record.as_ref().is_some_and(is_there);
@@ -62,49 +66,58 @@ impl Trainer<'_> {
 
     /// The final model or adapter into `output_dir` itself: the last one, or the best one if that is asked for.
     pub(super) fn finish(mut self, mut watch: Watch<'_>) -> Result<Finished> {
-        self.saver.conclude(&mut self.communicator)?;
-        self.saver.finish_publishing();
+        self.saver.finish(&mut self.communicator)?;
         self.settle()?;
-        watch.finish(&self.trainee)?;
-        if let Some(record) = self.record.clone() {
-            let output_dir = &self.config.output_dir;
-            let weights_of_step = match self.best(&record, &watch) {
-                Some((best, step)) => checkpoint::copy_weights(&best, output_dir).map(|()| step),
-                None => {
-                    checkpoint::save_weights(self.config, self.trainee, output_dir).map(|()| self.state.global_step)
-                }
-            };
-            let weights_of_step =
-                weights_of_step.context("the final model is not saved; checkpoints are as they were")?;
-            common::json::write(&output_dir.join(checkpoint::TRAINER_STATE), &self.state)?;
-            let (global_step, finished_at) = (self.state.global_step, clock::now());
-            let finished = Some(FinalOutput { global_step, weights_of_step, finished_at });
-            RunRecord { finished, ..RunRecord::clone(&record) }.write(output_dir)?;
-        }
-        self.communicator.all_reduce("final model", [0.0])?;
-        self.communicator.finish()?;
-        Ok(Finished { state: self.state, stopped_in: None })
-    }
-
-    /// The checkpoint with the lowest evaluation loss and its step, if its weights are asked for. Says which one it is, and when
-    /// there is none or a better one is gone.
-    fn best(&self, record: &RunRecord, watch: &Watch<'_>) -> Option<(std::path::PathBuf, u64)> {
-        if !self.config.load_best_model_at_end {
-            return None;
-        }
-        let lowest = self.state.best_metric.zip(self.state.best_global_step);
-        let found = checkpoint::best(&self.config.output_dir, record, self.state.losses());
-        let found = found.and_then(|(dir, loss)| Some((checkpoint::step_of(&dir)?, dir, loss)));
-        let Some((step, dir, loss)) = found else {
-            watch.say("warning: load_best_model_at_end: no checkpoint with a finite evaluation loss: the last model is put out");
-            return None;
+        let Self { config, record, trainee, state, .. } = self;
+        // The others wait while rank 0 hashes what was frozen, and writes.
+        let save = || {
+            watch.finish(&trainee)?;
+            record.map_or(Ok(()), |record| put_out(config, &record, trainee, &state, &watch))
         };
-        if let Some((metric, best_step)) = lowest.filter(|(metric, _)| *metric < loss) {
-            watch.say(&format!(
-                "warning: the lowest evaluation loss, {metric:.4} at step {best_step}, has no checkpoint"
-            ));
-        }
-        watch.say(&format!("the model with the lowest evaluation loss ({loss:.4}) is that of {}", dir.display()));
-        Some((dir, step))
+        self.communicator.attend("final model", &Pulse::default(), save)??;
+        self.communicator.finish()?;
+        Ok(Finished { state, stopped_in: None })
     }
+}
+
+/// The output of a run in its folder, and that it is finished.
+fn put_out(
+    config: &Config,
+    record: &RunRecord,
+    trainee: Trainee,
+    state: &TrainerState,
+    watch: &Watch<'_>,
+) -> Result<()> {
+    let output_dir = &config.output_dir;
+    let weights_of_step = match best(config, record, state, watch) {
+        Some((best, step)) => checkpoint::copy_weights(&best, output_dir).map(|()| step),
+        None => checkpoint::save_weights(config, trainee, output_dir).map(|()| state.global_step),
+    };
+    let weights_of_step = weights_of_step.context("the final model is not saved; checkpoints are as they were")?;
+    common::json::write(&output_dir.join(checkpoint::TRAINER_STATE), state)?;
+    let (global_step, finished_at) = (state.global_step, clock::now());
+    let finished = Some(FinalOutput { global_step, weights_of_step, finished_at });
+    RunRecord { finished, ..record.clone() }.write(output_dir)
+}
+
+/// The checkpoint with the lowest evaluation loss and its step, if its weights are asked for. Says which one it is, and when
+/// there is none or a better one is gone.
+fn best(config: &Config, record: &RunRecord, state: &TrainerState, watch: &Watch<'_>) -> Option<(PathBuf, u64)> {
+    if !config.load_best_model_at_end {
+        return None;
+    }
+    let lowest = state.best_metric.zip(state.best_global_step);
+    let found = checkpoint::best(&config.output_dir, record, state.losses());
+    let found = found.and_then(|(dir, loss)| Some((checkpoint::step_of(&dir)?, dir, loss)));
+    let Some((step, dir, loss)) = found else {
+        watch.say(
+            "warning: load_best_model_at_end: no checkpoint with a finite evaluation loss: the last model is put out",
+        );
+        return None;
+    };
+    if let Some((metric, best_step)) = lowest.filter(|(metric, _)| *metric < loss) {
+        watch.say(&format!("warning: the lowest evaluation loss, {metric:.4} at step {best_step}, has no checkpoint"));
+    }
+    watch.say(&format!("the model with the lowest evaluation loss ({loss:.4}) is that of {}", dir.display()));
+    Some((dir, step))
 }

@@ -26,6 +26,7 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use common::config::LlavaConfig;
 use common::device::computes_in_bf16;
+use common::pulse::Pulse;
 use common::shard::{ShardSet, Split};
 use std::sync::Arc;
 
@@ -64,8 +65,12 @@ pub fn run(
         ..found_state.map(|state| state.run.clone()).unwrap_or_default()
     };
     let mut state = state(config, found_state, max_steps, run, rank);
-    let (trainee, layout, partitions) = load(config, found.as_ref(), device, (rank, world_size))?;
-    let kept_features = setup::kept_features(config, &trainee, &layout, &shards)?;
+    let loaded = communicator.attend("model", &Pulse::default(), || -> Result<_> {
+        let (trainee, layout, partitions) = load(config, found.as_ref(), device, (rank, world_size))?;
+        let kept_features = setup::kept_features(config, &trainee, &layout, &shards)?;
+        Ok((trainee, layout, partitions, kept_features))
+    });
+    let (trainee, layout, partitions, kept_features) = loaded??;
     let loader = loader(config, &trainee, shards, plan, &state, rank)?;
     // Going on from the folder's own checkpoint of this step, it has one.
     let own = checkpoint::dir_of(&config.output_dir, state.global_step);
@@ -77,12 +82,9 @@ pub fn run(
     if rank == 0 {
         describe(&trainee, &layout, &plan, &state);
         describe_memory(config, &trainee, &layout);
-        if let Some(kept) = &kept_features {
-            let gigabytes = kept.full_bytes() as f64 / 1e9;
-            crate::tell!("vision features are kept in {} ({gigabytes:.1} GB when full)", kept.path().display());
-        }
     }
-    let watch = Watch::start(config, &trainee, &state, rank, world_size)?;
+    let start = || Watch::start(config, &trainee, &state, rank, world_size);
+    let watch = communicator.attend("frozen weights", &Pulse::default(), start)??;
     let trainer = Trainer {
         config,
         communicator,
