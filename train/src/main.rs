@@ -115,7 +115,9 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Done::Stopped(report)) => {
-            println!("{report}");
+            if let Err(error) = print(&mut std::io::stdout(), report) {
+                train::tell!("warning: {error}");
+            }
             ExitCode::from(STOPPED)
         }
         Err(error) => {

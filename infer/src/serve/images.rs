@@ -16,19 +16,47 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The bytes of one picture file. Blocks while a remote one is fetched.
+/// The picture files of a request. Blocks while remote ones are fetched, which together may have as many bytes as a body.
 ///
 /// # Errors
 /// 400 for a data URI or an address without a picture, 403 for a remote one where none is allowed.
-pub fn read(url: &ImageUrl, limits: &Limits) -> Result<Vec<u8>, ApiError> {
+pub fn read_all(urls: Vec<ImageUrl>, limits: &Limits) -> Result<Vec<Vec<u8>>, ApiError> {
+    let mut remote_bytes = limits.max_body_bytes;
+    let mut files = Vec::with_capacity(urls.len());
+    for url in urls {
+        let file = read(&url, limits, remote_bytes)?;
+        if matches!(url, ImageUrl::Remote(_)) {
+            remote_bytes -= file.len().min(remote_bytes);
+        }
+        files.push(file);
+    }
+    Ok(files)
+}
+
+fn read(url: &ImageUrl, limits: &Limits, remote_bytes: usize) -> Result<Vec<u8>, ApiError> {
     match url {
         ImageUrl::Data(uri) => decode_data_uri(uri),
-        ImageUrl::Remote(url) if limits.allow_remote_images => remote::fetch(url, limits.max_body_bytes),
+        ImageUrl::Remote(url) if limits.allow_remote_images => remote::fetch(url, remote_bytes),
         ImageUrl::Remote(_) => {
             let message = "remote picture addresses are not allowed here; send the picture as a data: URI";
             Err(ApiError::refused(StatusCode::FORBIDDEN, "remote_image_refused", message))
         }
     }
+}
+
+/// What decoding takes at most for a pixel: samples (four of 16 bits) and what a decoder holds beside them, bytes.
+const BYTES_PER_PIXEL: usize = 12;
+
+/// Memory that decoding the largest of these files takes, bytes; as for the largest picture where none is declared.
+pub fn scratch_bytes(files: &[Vec<u8>], max_pixels: u64) -> usize {
+    let pixels = files.iter().map(|file| match declared_size(file) {
+        // Larger ones are refused before they are decoded.
+        Some((width, height)) => {
+            Some(u64::from(width) * u64::from(height)).filter(|&pixels| pixels <= max_pixels).unwrap_or(0)
+        }
+        None => max_pixels,
+    });
+    usize::try_from(pixels.max().unwrap_or(0)).unwrap_or(usize::MAX).saturating_mul(BYTES_PER_PIXEL)
 }
 
 /// Decodes and processes a picture file; its declared size is looked at before memory is taken for its pixels.
