@@ -55,7 +55,8 @@ fn greedy(model: &Llava, config: &LlavaConfig, rows: Vec<Row>, max_new_tokens: u
             outputs[row].push(argmax(logits));
         }
         running.retain(|&row| {
-            outputs[row].len() < max_new_tokens && outputs[row].last().copied() != config.text.eos_token_id
+            outputs[row].len() < max_new_tokens
+                && !outputs[row].last().is_some_and(|id| config.text.eos_token_id.contains(id))
         });
         if running.is_empty() {
             return outputs;

@@ -49,6 +49,7 @@ mod tests {
             chat_template_sha256: String::new(),
             image_processor_sha256: String::new(),
             pixels: PixelFormat::Predicted,
+            image_decoder: String::new(),
             shortest_edge: 14,
             crop_size: 14,
             image_mean: [0.5; 3],
