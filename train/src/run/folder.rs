@@ -56,7 +56,12 @@ impl Remains {
             is_of_a_run: record.is_some() || names.iter().any(|name| leavings.contains(&name.as_str())),
             record,
             checkpoints: checkpoint::list(dir),
-            weights: names.iter().find(is_weights).map(|name| dir.join(name)),
+            // Weights say more than the configuration beside them.
+            weights: names
+                .iter()
+                .filter(is_weights)
+                .max_by_key(|name| !name.ends_with(".json"))
+                .map(|name| dir.join(name)),
             metrics: has_lines.then_some(metrics),
         })
     }
