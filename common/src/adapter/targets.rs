@@ -158,10 +158,10 @@ fn holds_component(path: &str, name: &str) -> bool {
     })
 }
 
-/// Python's `re.fullmatch`.
+/// Python's `re.fullmatch`: Perl's syntax has the same operators, but for the spelling of named groups.
 fn whole(text: &str, place: &str) -> Result<Regex> {
-    let pattern = format!(r"\A(?:{text})\z");
-    Regex::with_options(&pattern, RegexOptions::REGEX_OPTION_NONE, Syntax::python()).map_err(|error| {
+    let pattern = format!(r"\A(?:{})\z", text.replace("(?P<", "(?<"));
+    Regex::with_options(&pattern, RegexOptions::REGEX_OPTION_NONE, Syntax::perl_ng()).map_err(|error| {
         let found = format!("{text:?} ({})", error.description());
         Error::invalid(place, found, "a regular expression of Python or a list of names", "correct the file")
     })
@@ -211,6 +211,7 @@ mod tests {
                 json!({"target_modules": r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn).*?(?:k_proj|v_proj|q_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|attn)\.(?:(?:k_proj|q_proj)))"}),
                 [true, false, false, false],
             ),
+            (json!({"target_modules": r"(?P<part>.*)\.(?P<projection>q_proj|linear_1)\Z"}), [true, true, true, false]),
             (json!({"target_modules": ["q_proj"], "exclude_modules": ".*vision_tower.*"}), [true, false, false, false]),
             (
                 json!({"target_modules": ["q_proj"], "exclude_modules": ["language_model.layers.2.self_attn.q_proj"]}),
