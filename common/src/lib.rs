@@ -17,6 +17,7 @@ pub mod memory;
 pub mod model;
 pub mod names;
 pub mod ops;
+pub mod processor_fit;
 pub mod shard;
 pub mod vision_cache;
 

@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod runs;
+pub mod small;
 pub mod tiny;
 pub mod training;
 

@@ -1,6 +1,7 @@
 //! Text processor: the model's own tokenizer and chat template. Used by preprocess and infer alike.
 
 mod image_token;
+mod quote;
 mod template;
 mod tokenizer;
 
@@ -9,6 +10,7 @@ pub use template::ChatTemplate;
 pub use tokenizer::{TextTokenizer, TokenizerConfig};
 
 use crate::{Error, IGNORE_INDEX, Result, json, names};
+use quote::Quoter;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::path::Path;
@@ -71,6 +73,7 @@ pub struct ChatProcessor {
     pub chat_template_sha256: String,
     tokenizer: TextTokenizer,
     template: ChatTemplate,
+    quoter: Quoter,
     beginnings: RwLock<Beginnings>,
 }
 
@@ -101,6 +104,7 @@ impl ChatProcessor {
             eos_token_ids: eos_token_ids(dir, &tokenizer, &config)?,
             tokenizer_sha256: tokenizer.sha256().to_string(),
             chat_template_sha256: template.sha256().to_string(),
+            quoter: Quoter::new(tokenizer.inner()),
             tokenizer,
             template,
             beginnings: RwLock::default(),
@@ -112,9 +116,17 @@ impl ChatProcessor {
         self.template.render(messages, add_generation_prompt)
     }
 
-    /// Ids of a text, special tokens recognised, nothing added.
+    /// Ids of a text, special tokens recognised outside of [`Self::quote`]'s quotes, nothing added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if Quoter::has_quotes(text) {
+            return self.quoter.encode(self.tokenizer.inner(), text);
+        }
         self.tokenizer.encode(text)
+    }
+
+    /// A text of a message in which special tokens (and `<image>`) are text: [`Self::encode`] makes characters of them.
+    pub fn quote(&self, text: &str) -> String {
+        self.quoter.quote(text)
     }
 
     /// Text of ids.
@@ -122,25 +134,25 @@ impl ChatProcessor {
         self.tokenizer.decode(ids, skip_special_tokens)
     }
 
-    /// Ids of system + messages (ending with a user message) + generation prompt.
+    /// Ids of system + messages + generation prompt, whichever role the last message has.
     ///
     /// [`SYSTEM_PROMPT`] is put first unless the messages begin with a system message. Earlier answers are encoded as in
     /// training: on their own, with `eos` behind them.
     pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        if messages.last().is_none_or(|last| last.role != Role::User) {
-            return Err(Error::invalid(
-                "the conversation",
-                messages.last().map_or("no message", |last| last.role.as_str()),
-                "a user message at the end",
-                "ask something",
-            ));
+        if messages.is_empty() {
+            return Err(Error::invalid("the conversation", "no message", "at least one message", "ask something"));
         }
         let mut conversation = Vec::with_capacity(messages.len() + 1);
         if messages[0].role != Role::System {
             conversation.push(Message { role: Role::System, content: SYSTEM_PROMPT.into() });
         }
         conversation.extend_from_slice(messages);
-        Ok(self.encode_segments(&conversation)?.into_iter().flat_map(|segment| segment.ids).collect())
+        let mut ids: Vec<u32> =
+            self.encode_segments(&conversation)?.into_iter().flat_map(|segment| segment.ids).collect();
+        if conversation.last().is_some_and(|last| last.role == Role::Assistant) {
+            ids.extend(self.encode_continuation(&conversation)?);
+        }
+        Ok(ids)
     }
 
     /// Prompt ids + answer ids + eos for every (question, answer), answers and their eos supervised.

@@ -81,6 +81,11 @@ impl TextTokenizer {
         Ok(Self { tokenizer, sha256: files::sha256_hex(bytes) })
     }
 
+    /// The library's tokenizer.
+    pub(super) fn inner(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// Lower-case hex SHA-256 of the file.
     pub fn sha256(&self) -> &str {
         &self.sha256

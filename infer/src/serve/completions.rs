@@ -1,7 +1,7 @@
 //! `/v1/chat/completions`: from the body to the answer, whole or as server-sent events.
 
 use super::App;
-use super::chat_request::ChatRequest;
+use super::chat_request::{ChatRequest, ImagePart};
 use super::chat_response::{ResponseHead, usage};
 use super::error::ApiError;
 use super::images;
@@ -13,6 +13,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use common::chat::Message;
 use crossbeam::channel::TrySendError;
 use futures_core::Stream;
 use serde_json::{Value, json};
@@ -98,16 +99,26 @@ async fn read_body(headers: &HeaderMap, body: Body, max_bytes: usize) -> Result<
 /// Pictures and text become the model's input, on threads that may block. Only decoding takes a core: a remote server
 /// that is slow to send a picture holds nobody else.
 async fn prepare(app: &Arc<App>, request: &ChatRequest) -> Result<Prompt, ApiError> {
-    let (urls, limits) = (request.images.clone(), app.limits.clone());
-    let files =
-        blocking(move || urls.iter().map(|url| images::read(url, &limits)).collect::<Result<Vec<_>, _>>()).await?;
+    let (pictures, limits) = (request.images.clone(), app.limits.clone());
+    let files = blocking(move || {
+        let read = |image: ImagePart| match images::read(&image.source, &limits) {
+            Ok(file) => Ok((file, image.place)),
+            Err(error) => Err(error.about(&image.place)),
+        };
+        pictures.into_iter().map(read).collect::<Result<Vec<_>, _>>()
+    })
+    .await?;
     let decoding = app.decoding.clone().acquire_owned().await;
     let (app, messages) = (app.clone(), request.messages.clone());
     blocking(move || {
         let _decoding = decoding;
         let processors = &app.processors;
-        let process = |file: &Vec<u8>| images::process(file, &processors.images, app.limits.max_pixels);
+        let process = |(file, place): &(Vec<u8>, String)| {
+            images::process(file, &processors.images, app.limits.max_pixels).map_err(|error| error.about(place))
+        };
         let images = files.iter().map(process).collect::<Result<Vec<_>, _>>()?;
+        let messages: Vec<Message> =
+            messages.iter().map(|message| processors.message(message.role, &message.parts)).collect();
         let prompt = processors.prompt(&messages, &images);
         let prompt = prompt.map_err(|error| ApiError::invalid("messages", format!("{error:#}")))?;
         let (tokens, context) = (prompt.input_ids.len(), processors.config.text.max_position_embeddings);

@@ -7,6 +7,7 @@ pub mod args;
 mod chat_request;
 mod chat_response;
 mod completions;
+mod data_uri;
 mod error;
 mod guard;
 mod images;
@@ -14,6 +15,7 @@ mod mailbox;
 mod metrics;
 mod remote;
 mod scheduler;
+mod unknown_path;
 
 use crate::engine::{Engine, Processors};
 use anyhow::{Context, Result, ensure};
@@ -148,10 +150,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/", get(page))
         .route("/health", get(health))
         .merge(keyed)
-        .fallback(|| async { ApiError::refused(StatusCode::NOT_FOUND, "not_found", "no such address") })
-        .method_not_allowed_fallback(|| async {
-            ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this address takes another method")
-        })
+        .fallback(unknown_path::not_found)
+        .method_not_allowed_fallback(unknown_path::method_not_allowed)
         .layer(middleware::from_fn_with_state(app.clone(), guard::require_host))
         .with_state(app)
 }
