@@ -21,6 +21,7 @@ pub mod model;
 pub mod names;
 pub mod ops;
 pub mod output;
+pub mod processor_fit;
 pub mod pulse;
 pub mod shard;
 pub mod vision_cache;

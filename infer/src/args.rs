@@ -131,10 +131,11 @@ pub struct GenerateArgs {
     /// Picture to ask about; several are asked about together, in this order.
     #[arg(long, value_name = "FILE")]
     pub image: Vec<PathBuf>,
-    /// The question. `<image>` says where a picture stands; without it the pictures stand before the question.
+    /// The question. `<image>` says where a picture stands; without it the pictures stand before the question. Other special
+    /// tokens in it are text.
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,
-    /// System prompt; empty for none.
+    /// System prompt; "" is an empty one, as in `preprocess shards --system-prompt ""`.
     #[arg(long, default_value = common::chat::SYSTEM_PROMPT, value_name = "TEXT")]
     pub system_prompt: String,
     /// How the answer is generated.
@@ -167,10 +168,10 @@ pub struct CaptionArgs {
     /// Pictures decoded together.
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub batch_size: usize,
-    /// Question for pictures of a folder (datasets and shards bring their own).
+    /// Question for pictures of a folder (datasets and shards bring their own); `<image>` says where the picture stands.
     #[arg(long, default_value = "Give a brief description of the image.", value_name = "TEXT")]
     pub prompt: String,
-    /// System prompt; empty for none (shards bring their own).
+    /// System prompt; "" is an empty one (shards bring their own).
     #[arg(long, default_value = common::chat::SYSTEM_PROMPT, value_name = "TEXT")]
     pub system_prompt: String,
     /// JSON list of {"id" or "image", "captions": […]} to compare with (default: references.json of --data, if there is one).

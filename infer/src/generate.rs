@@ -28,7 +28,9 @@ pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<()> {
     let sampling = args.sampling.sampling()?;
     let engine = Engine::from_args(&args.model)?;
     let images = args.image.iter().map(|path| engine.processors.read_image(path)).collect::<Result<Vec<_>>>()?;
-    let messages = single_question(&args.system_prompt, &args.prompt, images.len());
+    let (system, question) =
+        (engine.processors.chat.quote(&args.system_prompt), engine.processors.typed_question(&args.prompt));
+    let messages = single_question(&system, &question, images.len());
     let request = Request {
         prompt: engine.processors.prompt(&messages, &images)?,
         sampling,

@@ -17,7 +17,7 @@ use common::model::lora::{self, LoraConfig};
 use common::names::Block;
 use common::shard::{ShardSet, Split};
 use common::vision_cache::{CachedAs, CachedRows, VisionFeatureCache};
-use common::{Error, files, fingerprint, names};
+use common::{Error, files, fingerprint, names, processor_fit};
 use std::path::Path;
 
 /// A model with its trained parts chosen. A clone shares the values.
@@ -148,7 +148,9 @@ fn free_bytes(dir: &Path) -> Option<u64> {
 pub fn shards(config: &Config, split: Split) -> Result<ShardSet> {
     let shards = ShardSet::open(&config.data_path, split)?;
     let chat = ChatProcessor::from_dir(&config.model_name_or_path)?;
-    shards.metadata().check(&chat, &ImageProcessor::from_dir(&config.model_name_or_path)?)?;
+    let (model, images) = (&config.model_name_or_path, ImageProcessor::from_dir(&config.model_name_or_path)?);
+    processor_fit::check(model, &LlavaConfig::read(model)?, &chat, &images)?;
+    shards.metadata().check(&chat, &images)?;
     if shards.len() == 0 && split == Split::Train {
         bail!("{}: no rows to train on; see its rejected.jsonl", config.data_path.display());
     }

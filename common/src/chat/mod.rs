@@ -6,6 +6,7 @@ mod contract;
 mod conversation;
 mod image_token;
 mod jinja;
+mod quote;
 mod template;
 mod template_files;
 mod tokenizer;
@@ -17,6 +18,7 @@ pub use tokenizer::{TextTokenizer, TokenizerConfig};
 use crate::{Error, Result, names};
 use contract::Contract;
 use conversation::Beginning;
+use quote::Quoter;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
@@ -82,6 +84,7 @@ pub struct ChatProcessor {
     /// Whether a text's ids depend on the text before it (a tokenizer that puts a space before every text).
     tokens_depend_on_context: bool,
     beginnings: RwLock<HashMap<Vec<Message>, Arc<Beginning>>>,
+    quoter: Quoter,
 }
 
 /// Beginnings that are kept: a dataset asks a few questions over and over.
@@ -116,6 +119,7 @@ impl ChatProcessor {
             tokenizer_sha256: tokenizer.sha256().to_string(),
             chat_template_sha256: template.sha256().to_string(),
             tokens_depend_on_context: tokenizer.depends_on_context()?,
+            quoter: Quoter::new(tokenizer.inner()),
             tokenizer,
             template,
             contract,
@@ -148,9 +152,17 @@ impl ChatProcessor {
         self.template.render(self.contract.contents, messages, add_generation_prompt)
     }
 
-    /// Ids of a text, special tokens recognised, nothing added.
+    /// Ids of a text, special tokens recognised outside of [`Self::quote`]'s quotes, nothing added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if Quoter::has_quotes(text) {
+            return self.quoter.encode(self.tokenizer.inner(), text);
+        }
         self.tokenizer.encode(text)
+    }
+
+    /// A text of a message in which special tokens (and `<image>`) are text: [`Self::encode`] makes characters of them.
+    pub fn quote(&self, text: &str) -> String {
+        self.quoter.quote(text)
     }
 
     /// Text of ids.
@@ -158,18 +170,13 @@ impl ChatProcessor {
         self.tokenizer.decode(ids, skip_special_tokens)
     }
 
-    /// Ids of system + messages (ending with a user message) + generation prompt.
+    /// Ids of system + messages + generation prompt, whichever role the last message has.
     ///
     /// [`SYSTEM_PROMPT`] is put first unless the messages begin with a system message (an empty one stands for none) or the
     /// template takes none. Earlier answers are encoded as in training.
     pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        if messages.last().is_none_or(|last| last.role != Role::User) {
-            return Err(Error::invalid(
-                "the conversation",
-                messages.last().map_or("no message", |last| last.role.as_str()),
-                "a user message at the end",
-                "ask something",
-            ));
+        if messages.is_empty() {
+            return Err(Error::invalid("the conversation", "no message", "at least one message", "ask something"));
         }
         let (system, turns) = match messages {
             [first, turns @ ..] if first.role == Role::System => (first.content.as_str(), turns),
@@ -198,10 +205,11 @@ impl ChatProcessor {
         self.finish(&self.kept_beginning(&messages)?, &messages, answer)
     }
 
+    /// An empty system prompt is no message; but a message without text where the template would write a prompt of its own.
     fn system_message(&self, system: &str) -> Result<Vec<Message>> {
         self.check_system(system)?;
         let message = Message { role: Role::System, content: system.into() };
-        Ok(if system.is_empty() { Vec::new() } else { vec![message] })
+        Ok(if system.is_empty() && !self.contract.has_default_system { Vec::new() } else { vec![message] })
     }
 
     /// The beginning of an answer; that of a first question is remembered.

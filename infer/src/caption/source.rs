@@ -44,11 +44,13 @@ impl Source {
     /// # Errors
     /// A missing folder, a malformed chat.json (with line and column), shards of another model.
     pub fn open(args: &CaptionArgs, processors: &Processors) -> Result<Self> {
-        let system = args.system_prompt.clone();
+        let system = processors.chat.quote(&args.system_prompt);
         match (&args.source.images, &args.source.data, &args.source.shards) {
-            (Some(dir), None, None) => {
-                Ok(Self::Folder { files: picture_files(dir)?, question: args.prompt.clone(), system })
-            }
+            (Some(dir), None, None) => Ok(Self::Folder {
+                files: picture_files(dir)?,
+                question: processors.typed_question(&args.prompt),
+                system,
+            }),
             (None, Some(dir), None) => {
                 Ok(Self::Dataset { files: ImageSources::find(dir)?, records: dataset::read_all(dir)?, system })
             }

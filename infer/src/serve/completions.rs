@@ -2,10 +2,10 @@
 
 use super::App;
 use super::body;
-use super::chat_request::{ChatRequest, ImageUrl};
+use super::chat_request::{ChatMessage, ChatRequest, ImagePart};
 use super::chat_response::{ResponseHead, usage};
 use super::error::ApiError;
-use super::images;
+use super::images::{self, PictureFile};
 use super::mailbox::{Outcome, mailbox};
 use super::memory::Reservation;
 use super::metrics::Counted;
@@ -99,8 +99,8 @@ async fn receive(
 /// that is slow to send a picture holds nobody else.
 async fn prepare(
     app: &Arc<App>,
-    messages: Vec<Message>,
-    images: Vec<ImageUrl>,
+    messages: Vec<ChatMessage>,
+    images: Vec<ImagePart>,
     memory: Reservation,
 ) -> Result<(Prompt, Reservation), ApiError> {
     let limits = app.limits.clone();
@@ -108,6 +108,8 @@ async fn prepare(
     let fetched = tokio::task::spawn_blocking(move || Ok((images::read_all(images, &limits)?, memory))).await;
     let (files, mut memory) = fetched.map_err(|_| unprocessed())??;
     let context = app.processors.config.text.max_position_embeddings;
+    let messages: Vec<Message> =
+        messages.iter().map(|message| app.processors.message(message.role, &message.parts)).collect();
     let text = messages.iter().map(|message| message.content.len()).sum::<usize>();
     if text / BYTES_PER_TOKEN >= context {
         let message =
@@ -127,9 +129,12 @@ async fn prepare(
     .await
 }
 
-fn prompt_of(app: &App, messages: &[Message], files: &[Vec<u8>]) -> Result<Prompt, ApiError> {
+fn prompt_of(app: &App, messages: &[Message], files: &[PictureFile]) -> Result<Prompt, ApiError> {
     let processors = &app.processors;
-    let process = |file: &Vec<u8>| images::process(file, &processors.images, app.limits.max_pixels);
+    let process = |file: &PictureFile| {
+        let processed = images::process(&file.bytes, &processors.images, app.limits.max_pixels);
+        processed.map_err(|error| error.about(&file.place))
+    };
     let images = files.iter().map(process).collect::<Result<Vec<_>, _>>()?;
     let prompt = processors.prompt(messages, &images);
     let prompt = prompt.map_err(|error| ApiError::invalid("messages", format!("{error:#}")))?;

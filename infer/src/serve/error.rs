@@ -35,6 +35,11 @@ impl ApiError {
         Self { param, ..Self::new(StatusCode::BAD_REQUEST, "invalid_value", message) }
     }
 
+    /// The same, about the field `param`.
+    pub fn about(self, param: &str) -> Self {
+        Self { param: Some(param.to_string()), ..self }
+    }
+
     /// Another refusal.
     pub fn refused(status: StatusCode, code: &'static str, message: impl ToString) -> Self {
         Self::new(status, code, message)

@@ -22,7 +22,10 @@ pub struct BeyondLimit;
 pub async fn require_key(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let Some(key) = &app.api_key else { return next.run(request).await };
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    // Names of schemes have no case (RFC 9110).
+    let given =
+        given.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let given = given.map_or("", |(_, key)| key);
     if same(given.trim().as_bytes(), key.as_bytes()) {
         return next.run(request).await;
     }

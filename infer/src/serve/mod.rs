@@ -10,6 +10,7 @@ mod chat_response;
 mod completions;
 mod connections;
 mod cors;
+mod data_uri;
 mod error;
 mod guard;
 mod images;
@@ -22,6 +23,7 @@ mod remote;
 mod scheduler;
 mod server;
 mod stream;
+mod unknown_path;
 
 use crate::engine::{Engine, Processors};
 use anyhow::{Context, Result, ensure};
@@ -225,10 +227,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/", get(page::page))
         .route(guard::HEALTH, get(health))
         .merge(keyed)
-        .fallback(|| async { ApiError::refused(StatusCode::NOT_FOUND, "not_found", "no such address") })
-        .method_not_allowed_fallback(|| async {
-            ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this address takes another method")
-        })
+        .fallback(unknown_path::not_found)
+        .method_not_allowed_fallback(unknown_path::method_not_allowed)
         // From the innermost to the outermost.
         .layer(from_fn_with_state(app.clone(), guard::require_host))
         .layer(from_fn_with_state(app.clone(), guard::require_room))

@@ -20,6 +20,7 @@ use common::config::LlavaConfig;
 use common::dataset::chat_file;
 use common::image_files::ImageSources;
 use common::image_processor::ImageProcessor;
+use common::processor_fit;
 use common::shard::{PixelFormat, ShardMetadata};
 use ledger::ShardLedger;
 use pipeline::Job;
@@ -92,26 +93,7 @@ impl Model {
         let config = LlavaConfig::read(dir)?;
         let chat = ChatProcessor::from_dir(dir)?;
         let image_processor = ImageProcessor::from_dir(dir)?;
-        let (crop, side) = (image_processor.crop_size, config.vision.image_size);
-        ensure!(
-            crop == side,
-            "{}: preprocessor_config.json crops to {crop} pixels, config.json expects {side}; make them agree",
-            dir.display()
-        );
-        let (token, index) = (chat.image_token_id, config.image_token_index);
-        ensure!(
-            token == index,
-            "{}: the tokenizer's <image> is {token}, config.json says {index}; make them agree",
-            dir.display()
-        );
-        let (ids, rows) = (chat.vocabulary_size(), config.text.vocab_size);
-        ensure!(
-            ids <= rows,
-            "{}: the tokenizer has ids up to {}, the model's embedding has {rows} rows; take the tokenizer that the model \
-             was made with, or resize the embedding (resize_token_embeddings of transformers)",
-            dir.display(),
-            ids - 1
-        );
+        processor_fit::check(dir, &config, &chat, &image_processor)?;
         Ok(Self { config, chat, image_processor })
     }
 
