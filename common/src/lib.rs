@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod device;
 pub mod error;
+pub mod exact;
 pub mod files;
 pub mod fingerprint;
 pub mod hub;

@@ -48,7 +48,7 @@ fn a_used_folder_is_left_as_it_is() {
     // Another run's metrics, named by an option.
     let metrics = no_checkpoint.join("metrics.jsonl").display().to_string();
     let elsewhere = folder.path().join("elsewhere");
-    let older = run.join("checkpoint-2").display().to_string();
+    let (older, run_text) = (run.join("checkpoint-2").display().to_string(), run.display().to_string());
     let (model, resume) = (shared("fixtures/tiny/llava"), ["--resume_from_checkpoint", "true"]);
     let foreign = folder.path().join("foreign");
     succeed(Command::new("cp").arg("-r").arg(&model).arg(&foreign));
@@ -82,6 +82,8 @@ fn a_used_folder_is_left_as_it_is() {
         ("a model that is no output", &foreign, &["--overwrite_output_dir"], "no output of train"),
         ("the base model's folder", &foreign, &["--model_name_or_path", &foreign_text], "--model_name_or_path"),
         ("the shards' folder", &shards, &["--overwrite_output_dir"], "--data_path"),
+        ("a checkpoint's folder", &run.join("checkpoint-2"), &["--overwrite_output_dir"], "a checkpoint's folder"),
+        ("resume by the run's folder", &run, &["--resume_from_checkpoint", &run_text], "no manifest.json"),
     ] {
         let before = [&run, &no_checkpoint, &foreign, &shards].map(|dir| files(dir));
         let words = [&["--train_type", "none", "--max_steps", "6"][..], more].concat();
@@ -110,7 +112,7 @@ fn a_run_that_replaces_another_never_uses_its_checkpoints() {
     let begun = [&more[..], &["--max_steps", "4"]].concat();
     succeed(&mut train(&shards, &alone, &begun));
     let said = stderr(&mut train(&shards, &output, &[&begun[..], &["--overwrite_output_dir", "true"]].concat()));
-    assert!(said.contains("3 checkpoints of other runs stay"), "{said}");
+    assert!(said.contains("of other runs stay in the folder and are not used: 3"), "{said}");
     assert!(!output.join("adapter_model.safetensors").exists(), "the older run's output");
     assert_eq!(json_lines(&output.join("metrics.jsonl")).len(), 6, "four steps and two evaluations");
     let events = std::fs::read_dir(&output).expect("readable").flatten();

@@ -21,7 +21,6 @@ pub mod collective;
 pub mod config;
 pub mod deepspeed;
 pub mod evaluate;
-pub mod exact;
 pub mod gradient;
 pub mod layout;
 pub mod loader;

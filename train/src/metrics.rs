@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: a line per logged step.
 
-use crate::exact;
 use anyhow::{Context, Result};
+use common::exact;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 use std::fs::{File, OpenOptions};

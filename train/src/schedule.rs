@@ -1,7 +1,7 @@
 //! Learning rate of every step, as transformers' schedules compute it.
 
 use crate::config::{Config, ScheduleType};
-use crate::exact;
+use common::exact;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
