@@ -9,6 +9,7 @@ pub mod config;
 pub mod dataset;
 pub mod device;
 pub mod error;
+pub mod exact;
 pub mod fields;
 pub mod files;
 pub mod fingerprint;

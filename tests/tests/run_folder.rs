@@ -48,7 +48,7 @@ fn a_used_folder_is_left_as_it_is() {
     // Another run's metrics, named by an option.
     let metrics = no_checkpoint.join("metrics.jsonl").display().to_string();
     let elsewhere = folder.path().join("elsewhere");
-    let older = run.join("checkpoint-2").display().to_string();
+    let (older, run_text) = (run.join("checkpoint-2").display().to_string(), run.display().to_string());
     let (model, resume) = (shared("fixtures/tiny/llava"), ["--resume_from_checkpoint", "true"]);
     let foreign = folder.path().join("foreign");
     succeed(Command::new("cp").arg("-r").arg(&model).arg(&foreign));
@@ -82,6 +82,8 @@ fn a_used_folder_is_left_as_it_is() {
         ("a model that is no output", &foreign, &["--overwrite_output_dir"], "no output of train"),
         ("the base model's folder", &foreign, &["--model_name_or_path", &foreign_text], "--model_name_or_path"),
         ("the shards' folder", &shards, &["--overwrite_output_dir"], "--data_path"),
+        ("a checkpoint's folder", &run.join("checkpoint-2"), &["--overwrite_output_dir"], "a checkpoint's folder"),
+        ("resume by the run's folder", &run, &["--resume_from_checkpoint", &run_text], "no manifest.json"),
     ] {
         let before = [&run, &no_checkpoint, &foreign, &shards].map(|dir| files(dir));
         let words = [&["--train_type", "none", "--max_steps", "6"][..], more].concat();
@@ -110,7 +112,7 @@ fn a_run_that_replaces_another_never_uses_its_checkpoints() {
     let begun = [&more[..], &["--max_steps", "4"]].concat();
     succeed(&mut train(&shards, &alone, &begun));
     let said = stderr(&mut train(&shards, &output, &[&begun[..], &["--overwrite_output_dir", "true"]].concat()));
-    assert!(said.contains("3 checkpoints of other runs stay"), "{said}");
+    assert!(said.contains("of other runs stay in the folder and are not used: 3"), "{said}");
     assert!(!output.join("adapter_model.safetensors").exists(), "the older run's output");
     assert_eq!(json_lines(&output.join("metrics.jsonl")).len(), 6, "four steps and two evaluations");
     let events = std::fs::read_dir(&output).expect("readable").flatten();
@@ -145,22 +147,24 @@ fn two_runs_at_once_in_a_folder_are_one() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let shards = shards_with_validation(folder.path());
     let output = folder.path().join("run");
-    let steps = ["--train_type", "none", "--max_steps", "600"];
+    let steps = ["--train_type", "none", "--max_steps", "200"];
     let mut first = train(&shards, &output, &steps);
     let mut first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
     let begin = Instant::now();
     while !output.join("run.json").exists() {
         assert!(begin.elapsed() < Duration::from_secs(60), "the run does not start");
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(2));
     }
+    // It stands still meanwhile, so that it cannot end before the others have begun.
+    let signal = |name: &str| succeed(Command::new("kill").args(["-s", name, &first.id().to_string()]));
+    signal("STOP");
     for more in [&["--overwrite_output_dir"][..], &["--resume_from_checkpoint"]] {
         let error = fail(&mut train(&shards, &output, &[&steps[..], more].concat()));
-        let running = first.try_wait().expect("a status").is_none();
-        assert!(running, "the first run must be longer for this test");
         assert!(error.contains(&format!("process {} on ", first.id())), "{error}");
     }
+    signal("CONT");
     assert!(first.wait().expect("ended").success());
     let steps: Vec<u64> =
         json_lines(&output.join("metrics.jsonl")).iter().filter_map(|line| line["step"].as_u64()).collect();
-    assert_eq!(steps, (1..=600).collect::<Vec<_>>());
+    assert_eq!(steps, (1..=200).collect::<Vec<_>>());
 }

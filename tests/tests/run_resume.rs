@@ -178,7 +178,7 @@ fn a_run_without_a_checkpoint_yet_begins_and_says_so() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let shards = shards_with_validation(folder.path());
     let (whole, output) = (folder.path().join("whole"), folder.path().join("killed"));
-    let words = [&["--train_type", "none", "--max_steps", "40"][..], &RESUME].concat();
+    let words = [&["--train_type", "none", "--max_steps", "200"][..], &RESUME].concat();
     let said = stderr(&mut train(&shards, &whole, &words));
     assert!(said.contains("no run in ") && said.contains("starting at step 1"), "{said}");
     let mut killed = train(&shards, &output, &words);
@@ -188,12 +188,12 @@ fn a_run_without_a_checkpoint_yet_begins_and_says_so() {
     }
     killed.kill().expect("killed");
     assert!(!killed.wait().expect("ended").success(), "the run must be longer for this test");
-    let error = fail(&mut train(&shards, &output, &["--train_type", "none", "--max_steps", "40"]));
+    let error = fail(&mut train(&shards, &output, &["--train_type", "none", "--max_steps", "200"]));
     assert!(error.contains("already used") && error.contains("metrics.jsonl"), "{error}");
     let error = fail(&mut train(&shards, &output, &[&words[..], &["--seed", "3"]].concat()));
     assert!(error.contains("seed is 42 there, 3 is given"), "{error}");
     let said = stderr(&mut train(&shards, &output, &words));
     assert!(said.contains("no checkpoint of run ") && said.contains("starting at step 1"), "{said}");
     assert!(final_weights(&output) == final_weights(&whole));
-    assert_eq!(json_lines(&output.join("metrics.jsonl")).len(), 40);
+    assert_eq!(json_lines(&output.join("metrics.jsonl")).len(), 200);
 }

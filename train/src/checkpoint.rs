@@ -220,6 +220,12 @@ impl Manifest {
     /// None, or an unreadable one; one of a version that gave runs no id.
     pub fn read(dir: &Path) -> common::Result<Self> {
         let path = dir.join(MANIFEST);
+        if !path.exists() {
+            let found = format!("no {MANIFEST}");
+            let expected = "the folder of a whole checkpoint, as train writes it (runs/name/checkpoint-500)";
+            let remedy = "give one, or --resume_from_checkpoint true for the newest in --output_dir";
+            return Err(Error::invalid(dir.display(), found, expected, remedy));
+        }
         let manifest: serde_json::Value = json::read(&path)?;
         if manifest.get("run_id").is_none() {
             let remedy = "checkpoints of older versions cannot be resumed: begin a new run in another --output_dir";

@@ -13,7 +13,6 @@ pub mod config;
 pub mod deepspeed;
 pub mod domains;
 pub mod evaluate;
-pub mod exact;
 pub mod gradient;
 pub mod interval;
 pub mod layout;

@@ -1,8 +1,8 @@
 //! `metrics.jsonl`: a line per logged step.
 
-use crate::exact;
 use crate::log_file::LogFile;
 use anyhow::Result;
+use common::exact;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 use std::path::Path;

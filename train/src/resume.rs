@@ -74,7 +74,7 @@ fn start(config: &Config, remains: &Remains, new: RunRecord) -> Result<Beginning
 }
 
 fn others(count: usize) -> Option<String> {
-    (count > 0).then(|| format!("{count} checkpoints of other runs stay in the folder: they are not used"))
+    (count > 0).then(|| format!("checkpoints of other runs stay in the folder and are not used: {count}"))
 }
 
 /// `resume_from_checkpoint true`: the newest valid checkpoint of the folder's run.

@@ -7,8 +7,7 @@ pub use deepspeed::{DeepspeedKind, DeepspeedSchedule, WarmupType};
 pub use kwargs::{Curve, SchedulerKwargs};
 
 use crate::config::{Config, ScheduleType};
-use crate::exact;
-use common::{Error, Result};
+use common::{Error, Result, exact};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 

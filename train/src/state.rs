@@ -1,9 +1,9 @@
 //! Where a run stands: `trainer_state.json`, which transformers' `TrainerState.load_from_json` reads too.
 
-use crate::exact;
 use crate::metrics::LogEntry;
 use crate::order::Cursor;
 use crate::schedule::ScheduleBase;
+use common::exact;
 use serde::{Deserialize, Serialize};
 
 /// transformers' `TrainerState` fields. Ours are where its callbacks keep theirs: it refuses names that it does not know.

@@ -7,7 +7,7 @@ use common::dataset::{Survey, for_each_row};
 use common::files::{self, HashingReader};
 use common::image_files::ImageSources;
 use common::shard::ShardMetadata;
-use common::{Error, Result as CommonResult};
+use common::{Error, Result as CommonResult, exact};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::ffi::OsString;
@@ -50,6 +50,7 @@ pub struct Plan {
     /// `--max-length`, tokens.
     pub max_length: usize,
     /// `--validation-fraction`.
+    #[serde(with = "exact")]
     pub validation_fraction: f64,
     /// `--limit`.
     pub limit: Option<usize>,

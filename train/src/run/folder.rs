@@ -129,9 +129,12 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The run's output must not be where its input is.
+/// The run's output must not be where its input is, and not in a checkpoint.
 fn refuse_inputs(config: &Config) -> Result<()> {
     let Ok(output) = config.output_dir.canonicalize() else { return Ok(()) };
+    if output.join(checkpoint::MANIFEST).exists() {
+        bail!("--output_dir {}: a checkpoint's folder; give the run's own, or another", config.output_dir.display());
+    }
     let inputs = [
         ("model_name_or_path", Some(&config.model_name_or_path)),
         ("data_path", Some(&config.data_path)),
