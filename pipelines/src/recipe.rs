@@ -210,7 +210,9 @@ fn stage(
         kind.hub.contains(&key) && hub::is_repository(path) && earlier.iter().all(|stage| stage.output != path)
     };
     let inputs = kind.reads.iter().filter_map(|key| Some((key, path_option(options, key)?)));
-    let inputs = inputs.filter(|(key, path)| !is_on_hub(key, path));
+    // DeepSpeed's settings may be written out in place of a file's name.
+    let is_text = |path: &Path| path.as_os_str().as_encoded_bytes().starts_with(b"{");
+    let inputs = inputs.filter(|(key, path)| !is_on_hub(key, path) && !is_text(path));
     let inputs =
         inputs.map(|(key, path)| if SHARD_FOLDERS.contains(key) { path.join(SHARD_INDEX) } else { path }).collect();
     let witness = kind.witness.map_or_else(|| output.clone(), |file| output.join(file));
