@@ -246,7 +246,10 @@ fn stage(
         kind.hub.contains(&key) && hub::is_repository(path) && earlier.iter().all(|stage| stage.output != path)
     };
     let inputs = kind.reads.iter().filter_map(|&key| Some((key, path_option(options, key)?)));
-    let inputs = inputs.filter(|(key, path)| !is_on_hub(key, path)).map(|(key, path)| input(key, path)).collect();
+    // DeepSpeed's settings may be written out in place of a file's name.
+    let is_text = |path: &Path| path.as_os_str().as_encoded_bytes().starts_with(b"{");
+    let inputs = inputs.filter(|(key, path)| !is_on_hub(key, path) && !is_text(path));
+    let inputs = inputs.map(|(key, path)| input(key, path)).collect();
     let witness = match kind.witness {
         Witness::Whole => (output.clone(), Part::Whole),
         Witness::File(name) => (output.join(name), Part::Whole),

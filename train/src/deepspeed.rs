@@ -3,6 +3,7 @@
 mod keys;
 mod scheduler;
 
+use crate::collective::launch;
 use crate::recipe::Given;
 use common::{Error, Result};
 use serde_json::Value;
@@ -27,6 +28,9 @@ pub fn overlay(source: &str, given: &mut Given, ranks: u64) -> Result<()> {
         if let Some(value) = file.value(pointer) {
             file.set(given, pointer, option, file.typed(pointer, option, value)?)?;
         }
+    }
+    if file.json.get("gradient_clipping").is_none_or(Value::is_null) && launch::local_rank(0) == 0 {
+        crate::tell!("{name}: no gradient_clipping: --max_grad_norm holds (DeepSpeed would not clip)");
     }
     file.overlay_betas(given)?;
     scheduler::overlay(&file, given)?;

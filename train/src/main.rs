@@ -152,6 +152,13 @@ fn flags() -> Vec<String> {
 fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
     let unknown = match (error.kind(), error.get(ContextKind::InvalidArg)) {
         (ErrorKind::UnknownArgument, Some(ContextValue::String(option))) => option,
+        (ErrorKind::ValueValidation, Some(ContextValue::String(option))) if is_about_whole_numbers(error) => {
+            let option = option.split(' ').next().unwrap_or_default().replace('-', "_").replacen("__", "--", 1);
+            let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
+            let low = if option == "--max_steps" { "" } else { ", at least 0" };
+            train::tell!("error: {option}: found {value}, expected a whole number{low}");
+            return ExitCode::from(2);
+        }
         _ => error.exit(),
     };
     let command = Cli::command();
@@ -164,6 +171,10 @@ fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
     };
     train::tell!("error: unknown option --{}: {suggestion}", name.replace('-', "_"));
     ExitCode::from(2)
+}
+
+fn is_about_whole_numbers(error: &clap::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<std::num::ParseIntError>())
 }
 
 fn run(config: &Config, args: Vec<OsString>) -> Result<Done> {

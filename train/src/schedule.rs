@@ -10,6 +10,7 @@ use crate::config::{Config, ScheduleType};
 use common::{Error, Result, exact};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
+use std::path::Path;
 
 /// Where a run's steps began to have another number of rows than at its start: from there to its end, the schedule goes on by
 /// the fraction done.
@@ -58,7 +59,8 @@ impl Schedule {
     pub fn new(config: &Config, max_steps: u64) -> Result<Self> {
         let of_file = config.deepspeed_scheduler.as_ref().and_then(|schedule| schedule.total_num_steps);
         if let Some(steps) = of_file.filter(|&steps| steps != max_steps) {
-            let place = "deepspeed: scheduler.params.total_num_steps";
+            let file = config.deepspeed.as_deref().unwrap_or(Path::new("deepspeed")).display();
+            let place = format!("{file}: scheduler.params.total_num_steps");
             let expected = format!("{max_steps}, the steps of this run, or auto");
             return Err(Error::invalid(place, steps, expected, "write auto"));
         }
