@@ -1,6 +1,7 @@
 //! What the integration tests share: where the reference material and the programs are, and how tensors are compared.
 
 pub mod browser;
+pub mod chat_models;
 pub mod runs;
 pub mod tiny;
 pub mod training;
