@@ -3,6 +3,7 @@
 pub mod adapters;
 pub mod browser;
 pub mod byte_model;
+pub mod chat_models;
 pub mod runs;
 pub mod small;
 pub mod tiny;

@@ -6,6 +6,7 @@ mod assemble;
 mod caption;
 mod caption_metrics;
 mod chat;
+mod chat_templates;
 mod checkpoint;
 mod config;
 mod dataset;

@@ -41,7 +41,7 @@ impl TokenizerConfig {
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let fields: Option<Map<String, Value>> = json::read_if_there(&dir.join(names::TOKENIZER_CONFIG_FILE))?;
         let mut config = Self::from_fields(fields.unwrap_or_default());
-        if config.fields.contains_key(names::ADDED_TOKENS_DECODER) {
+        if config.decoder().is_some() {
             return Ok(config);
         }
         let older: Option<Map<String, Value>> = json::read_if_there(&dir.join(names::SPECIAL_TOKENS_MAP_FILE))?;
@@ -61,6 +61,11 @@ impl TokenizerConfig {
 
     pub(super) fn from_fields(fields: Map<String, Value>) -> Self {
         Self { chat_template: fields.get(names::CHAT_TEMPLATE).cloned(), fields, added_tokens: BTreeMap::new() }
+    }
+
+    /// `added_tokens_decoder`; null, as some writers leave it, is none.
+    fn decoder(&self) -> Option<&Value> {
+        self.fields.get(names::ADDED_TOKENS_DECODER).filter(|decoder| !decoder.is_null())
     }
 
     /// Text of the token that ends a text, and, in most chat models, an answer.
@@ -173,7 +178,7 @@ pub fn add(tokenizer: &mut Tokenizer, config: &TokenizerConfig, dir: &Path) -> R
 /// `added_tokens_decoder`, or `added_tokens.json` as far as `tokenizer.json` has not those ids; by id.
 fn tokens_with_ids(tokenizer: &Tokenizer, config: &TokenizerConfig, dir: &Path) -> Result<Vec<(u32, AddedToken)>> {
     let mut tokens = Vec::new();
-    match config.fields.get(names::ADDED_TOKENS_DECODER) {
+    match config.decoder() {
         Some(decoder) => {
             for (id, value) in decoder.as_object().ok_or_else(|| malformed(dir, decoder))? {
                 let id = id.parse().map_err(|_| malformed(dir, &Value::from(id.as_str())))?;

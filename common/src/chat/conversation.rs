@@ -147,6 +147,12 @@ impl ChatProcessor {
             rest = after;
         }
         texts.push(rest.to_string());
+        let unchanged = places.iter().map(|&place| messages[place].content.clone()).collect();
+        let pieces = Pieces { texts, answers: unchanged };
+        if pieces.text() == text {
+            return Ok(pieces);
+        }
+        // Many templates trim.
         let mut answers = Vec::new();
         for &place in &places {
             // Alone among markers, an answer's place is known whatever it says.
@@ -157,7 +163,7 @@ impl ChatProcessor {
             let written = one.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
             answers.push(written.ok_or_else(|| rewritten("an earlier answer"))?.to_string());
         }
-        let pieces = Pieces { texts, answers };
+        let pieces = Pieces { answers, ..pieces };
         if pieces.text() != text { Err(rewritten("earlier answers")) } else { Ok(pieces) }
     }
 }

@@ -35,7 +35,7 @@ pub fn add_image_token(tokenizer: &TextTokenizer, mut tokenizer_json: Value, mut
     let mut token = json!({"id": id});
     extend(&mut token, attributes());
     push(&mut tokenizer_json[names::ADDED_TOKENS], token);
-    if let Some(decoder) = config[names::ADDED_TOKENS_DECODER].as_object_mut() {
+    if let Some(decoder) = config.get_mut(names::ADDED_TOKENS_DECODER).and_then(Value::as_object_mut) {
         decoder.insert(id.to_string(), Value::Object(attributes()));
     }
     // 5.x keeps a list under the first key; older versions know only the second, and 5.x still reads it.

@@ -147,6 +147,16 @@ impl ChatProcessor {
         self.tokenizer.next_free_id() as usize
     }
 
+    /// The template's text.
+    pub fn template_source(&self) -> &str {
+        self.template.source()
+    }
+
+    /// Tokens that files beside `tokenizer.json` add or change: id, text, whether special.
+    pub fn tokens_of_config(&self) -> impl Iterator<Item = (u32, &str, bool)> {
+        self.tokenizer.tokens_of_config().iter().map(|(id, token)| (*id, token.content.as_str(), token.special))
+    }
+
     /// The template over the messages.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.template.render(self.contract.contents, messages, add_generation_prompt)

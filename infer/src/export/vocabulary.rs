@@ -66,7 +66,11 @@ pub fn metadata(dir: &Path, config: &TextConfig) -> Result<Vec<(String, Value)>>
         .added_tokens
         .into_iter()
         .map(|token| (token.id, token.content, if token.special { CONTROL } else { USER_DEFINED }));
-    for (id, text, kind) in normal.chain(added) {
+    let chat = ChatProcessor::from_dir(dir)?;
+    let of_config = chat
+        .tokens_of_config()
+        .map(|(id, text, special)| (id as usize, text.to_string(), if special { CONTROL } else { USER_DEFINED }));
+    for (id, text, kind) in normal.chain(added).chain(of_config) {
         let place = tokens.get_mut(id).with_context(|| {
             format!("{}: token {text:?} has id {id}, the model has {} rows", path.display(), config.vocab_size)
         })?;
@@ -78,7 +82,6 @@ pub fn metadata(dir: &Path, config: &TextConfig) -> Result<Vec<(String, Value)>>
         // A space inside a token is written as the byte-level alphabet writes it, so one space separates.
         Merge::Pair([left, right]) => format!("{left} {right}"),
     });
-    let chat = ChatProcessor::from_dir(dir)?;
     let mut metadata = vec![
         entry("tokenizer.ggml.model", Value::Text("gpt2".into())),
         entry("tokenizer.ggml.pre", Value::Text(pre_tokenizer.into())),
@@ -89,7 +92,7 @@ pub fn metadata(dir: &Path, config: &TextConfig) -> Result<Vec<(String, Value)>>
     metadata.extend(chat.eos_token_ids.first().map(|&id| number("tokenizer.ggml.eos_token_id", id as usize)));
     metadata.extend(config.bos_token_id.map(|id| number("tokenizer.ggml.bos_token_id", id as usize)));
     metadata.push(entry("tokenizer.ggml.add_bos_token", Value::Bool(false)));
-    metadata.push(entry("tokenizer.chat_template", Value::Text(template(dir)?)));
+    metadata.push(entry("tokenizer.chat_template", Value::Text(chat.template_source().into())));
     Ok(metadata)
 }
 
@@ -125,19 +128,4 @@ fn pre_tokenizer(found: Option<&Json>, path: &Path) -> common::Result<&'static s
             "llama.cpp would split texts otherwise; keep the safetensors",
         )),
     }
-}
-
-/// The chat template's text.
-fn template(dir: &Path) -> Result<String> {
-    #[derive(Deserialize)]
-    struct Config {
-        chat_template: Option<String>,
-    }
-    let path = dir.join(names::CHAT_TEMPLATE_FILE);
-    if path.exists() {
-        return Ok(std::fs::read_to_string(&path).map_err(Error::io(&path))?);
-    }
-    let path = dir.join(names::TOKENIZER_CONFIG_FILE);
-    let config: Config = json_files::read(&path)?;
-    config.chat_template.with_context(|| format!("{}: no {}", path.display(), names::CHAT_TEMPLATE))
 }
