@@ -5,14 +5,14 @@ use super::body;
 use super::chat_request::{ChatMessage, ChatRequest, ImagePart};
 use super::chat_response::{ResponseHead, usage};
 use super::error::ApiError;
-use super::images::{self, PictureFile};
+use super::images::{self, ImageFile};
 use super::mailbox::{Outcome, mailbox};
 use super::memory::Reservation;
 use super::metrics::Counted;
 use super::queue::Refused;
 use super::scheduler::Job;
 use super::stream::{self, Answer, EventState};
-use crate::engine::{Prompt, Request};
+use crate::engine::{Part, Prompt, Request};
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
@@ -108,9 +108,7 @@ async fn prepare(
     let fetched = tokio::task::spawn_blocking(move || Ok((images::read_all(images, &limits)?, memory))).await;
     let (files, mut memory) = fetched.map_err(|_| unprocessed())??;
     let context = app.processors.config.text.max_position_embeddings;
-    let messages: Vec<Message> =
-        messages.iter().map(|message| app.processors.message(message.role, &message.parts)).collect();
-    let text = messages.iter().map(|message| message.content.len()).sum::<usize>();
+    let text = text_bytes(&messages);
     if text / BYTES_PER_TOKEN >= context {
         let message =
             format!("the conversation has {text} bytes of text, the model takes {context} tokens with the answer");
@@ -129,14 +127,16 @@ async fn prepare(
     .await
 }
 
-fn prompt_of(app: &App, messages: &[Message], files: &[PictureFile]) -> Result<Prompt, ApiError> {
+fn prompt_of(app: &App, messages: &[ChatMessage], files: &[ImageFile]) -> Result<Prompt, ApiError> {
     let processors = &app.processors;
-    let process = |file: &PictureFile| {
-        let processed = images::process(&file.bytes, &processors.images, app.limits.max_pixels);
-        processed.map_err(|error| error.about(&file.place))
+    let process = |file: &ImageFile| {
+        let image = images::process(&file.bytes, &processors.images, app.limits.max_pixels);
+        image.map_err(|error| error.about(&file.place))
     };
     let images = files.iter().map(process).collect::<Result<Vec<_>, _>>()?;
-    let prompt = processors.prompt(messages, &images);
+    let messages: Vec<Message> =
+        messages.iter().map(|message| processors.message(message.role, &message.parts)).collect();
+    let prompt = processors.prompt(&messages, &images);
     let prompt = prompt.map_err(|error| ApiError::invalid("messages", format!("{error:#}")))?;
     let (tokens, context) = (prompt.input_ids.len(), processors.config.text.max_position_embeddings);
     if tokens >= context {
@@ -145,6 +145,11 @@ fn prompt_of(app: &App, messages: &[Message], files: &[PictureFile]) -> Result<P
         )));
     }
     Ok(prompt)
+}
+
+fn text_bytes(messages: &[ChatMessage]) -> usize {
+    let parts = messages.iter().flat_map(|message| &message.parts);
+    parts.map(|part| if let Part::Text(text) = part { text.len() } else { 0 }).sum()
 }
 
 fn too_long(message: String) -> ApiError {

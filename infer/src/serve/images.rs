@@ -8,19 +8,20 @@ use super::remote;
 use axum::http::StatusCode;
 use common::image_processor::{ImageError, ImageProcessor, ProcessedImage, declared_size};
 
-/// A picture file of a request.
-pub struct PictureFile {
-    /// Its bytes.
+/// A picture file and the field that names it.
+pub struct ImageFile {
+    /// As it came.
     pub bytes: Vec<u8>,
-    /// The field that names it.
+    /// `messages[0].content[1].image_url.url`
     pub place: String,
 }
 
-/// The picture files of a request. Blocks while remote ones are fetched, which together may have as many bytes as a body.
+/// The picture files of a request with the fields that name them. Blocks while remote ones are fetched, which together may
+/// have as many bytes as a body.
 ///
 /// # Errors
 /// 400 for a data URI or an address without a picture, 403 for a remote one where none is allowed.
-pub fn read_all(images: Vec<ImagePart>, limits: &Limits) -> Result<Vec<PictureFile>, ApiError> {
+pub fn read_all(images: Vec<ImagePart>, limits: &Limits) -> Result<Vec<ImageFile>, ApiError> {
     let mut remote_bytes = limits.max_body_bytes;
     let mut files = Vec::with_capacity(images.len());
     for ImagePart { source, place } in images {
@@ -28,7 +29,7 @@ pub fn read_all(images: Vec<ImagePart>, limits: &Limits) -> Result<Vec<PictureFi
         if matches!(source, ImageUrl::Remote(_)) {
             remote_bytes -= bytes.len().min(remote_bytes);
         }
-        files.push(PictureFile { bytes, place });
+        files.push(ImageFile { bytes, place });
     }
     Ok(files)
 }
@@ -49,7 +50,7 @@ fn read(url: &ImageUrl, limits: &Limits, remote_bytes: usize) -> Result<Vec<u8>,
 const BYTES_PER_PIXEL: usize = 12;
 
 /// Memory that decoding the largest of these files takes, bytes; as for the largest picture where none is declared.
-pub fn scratch_bytes(files: &[PictureFile], max_pixels: u64) -> usize {
+pub fn scratch_bytes(files: &[ImageFile], max_pixels: u64) -> usize {
     let pixels = files.iter().map(|file| match declared_size(&file.bytes) {
         // Larger ones are refused before they are decoded.
         Some((width, height)) => {
