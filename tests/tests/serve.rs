@@ -13,7 +13,8 @@ use tests::{program, python, python_script, shared, to_base64};
 
 /// A running server on a free port, with the tiny fixture model.
 pub struct Server {
-    child: Child,
+    /// The process.
+    pub child: Child,
     /// Where it listens.
     pub address: SocketAddr,
     _model: Option<tempfile::TempDir>,
@@ -22,16 +23,24 @@ pub struct Server {
 impl Server {
     /// Starts with these options and waits until it listens.
     pub fn start(args: &[&str]) -> Self {
-        let model = model_dir("fixtures/tiny/train_none");
-        let mut server = Self::of(model.path(), args);
-        server._model = Some(model);
-        server
+        Self::start_with(model_dir("fixtures/tiny/train_none"), Command::new(program("infer")), args)
     }
 
     /// The same with another model.
     pub fn of(model: &Path, args: &[&str]) -> Self {
+        Self::spawn(model, Command::new(program("infer")), args)
+    }
+
+    /// The same with a model folder of its own and a command that starts `infer`.
+    pub fn start_with(model: tempfile::TempDir, infer: Command, args: &[&str]) -> Self {
+        let mut server = Self::spawn(model.path(), infer, args);
+        server._model = Some(model);
+        server
+    }
+
+    fn spawn(model: &Path, mut infer: Command, args: &[&str]) -> Self {
         let name = if args.contains(&"--served-model-name") { &[][..] } else { &["--served-model-name", "tiny"] };
-        let mut child = Command::new(program("infer"))
+        let mut child = infer
             .args(["serve", "--port", "0"])
             .args(name)
             .arg("--model")
@@ -49,7 +58,7 @@ impl Server {
     }
 
     /// Sends raw bytes, returns all that comes back before the connection closes.
-    fn raw(&self, request: &[u8]) -> String {
+    pub fn raw(&self, request: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address).expect("connected");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
         // The server may refuse and close before everything is sent.
@@ -69,7 +78,8 @@ impl Server {
         split(&self.raw(&[head.as_bytes(), body].concat()))
     }
 
-    fn chat(&self, body: &Value) -> (u16, Value) {
+    /// Status and answer of a conversation.
+    pub fn chat(&self, body: &Value) -> (u16, Value) {
         let (status, _, text) = self.send("POST", CHAT, JSON, body.to_string().as_bytes());
         (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{status} {text}: {error}")))
     }
@@ -95,11 +105,13 @@ impl Drop for Server {
     }
 }
 
-const CHAT: &str = "/v1/chat/completions";
-const JSON: &str = "Content-Type: application/json\r\n";
+/// Where conversations are answered.
+pub const CHAT: &str = "/v1/chat/completions";
+/// The header that a conversation needs.
+pub const JSON: &str = "Content-Type: application/json\r\n";
 
 /// Status, headers, body; chunks joined.
-fn split(answer: &str) -> (u16, String, String) {
+pub fn split(answer: &str) -> (u16, String, String) {
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
     if !head.to_lowercase().contains("transfer-encoding: chunked") {
