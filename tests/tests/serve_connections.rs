@@ -9,13 +9,26 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tests::{program, to_base64};
 
-/// The tiny model with a context of 60,000 tokens, so that answers can take minutes.
+/// The tiny model with a context of 60,000 tokens and without an end: its answers can take minutes.
 pub fn patient_model() -> tempfile::TempDir {
     let model = model_dir("fixtures/tiny/train_none");
     let path = model.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("a config")).expect("JSON");
     config["text_config"]["max_position_embeddings"] = json!(60_000);
     std::fs::write(&path, config.to_string()).expect("written");
+    // With a row of zeros an end's logit is 0, and others are above.
+    let path = model.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).expect("weights");
+    let header = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"))).expect("a length");
+    let tensors: Value = serde_json::from_slice(&bytes[8..8 + header]).expect("a header");
+    let head = &tensors["language_model.lm_head.weight"];
+    let begin = 8 + header + head["data_offsets"][0].as_u64().expect("an offset") as usize;
+    let row = 4 * head["shape"][1].as_u64().expect("a width") as usize;
+    for id in ["bos_token_id", "eos_token_id"] {
+        let id = config["text_config"][id].as_u64().expect("an id") as usize;
+        bytes[begin + id * row..][..row].fill(0);
+    }
+    std::fs::write(&path, bytes).expect("written");
     model
 }
 

@@ -127,6 +127,8 @@ pub struct Connections {
 struct Open {
     by_number: BTreeMap<u64, Arc<Connection>>,
     accepted: u64,
+    /// Sockets, those included that are about to be closed.
+    sockets: usize,
 }
 
 /// The place of an open connection; dropped with it.
@@ -162,9 +164,15 @@ impl Connections {
         let beyond_limit = open.by_number.len() >= self.limit;
         let number = open.accepted;
         open.accepted += 1;
+        open.sockets += 1;
         let connection = Arc::new(Connection::new());
         open.by_number.insert(number, connection.clone());
         Some(Place { connection, beyond_limit, number, all: self.clone() })
+    }
+
+    /// Whether connections come faster than those are closed that make place for them.
+    pub fn crowded(&self) -> bool {
+        self.lock().sockets >= self.limit + 2 * SPARE
     }
 
     /// Closes the connection that has been without a request for longest.
@@ -210,7 +218,9 @@ impl Open {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.all.lock().by_number.remove(&self.number);
+        let mut open = self.all.lock();
+        open.by_number.remove(&self.number);
+        open.sockets -= 1;
     }
 }
 
@@ -295,6 +305,7 @@ mod tests {
         let all = connections(2, Duration::from_secs(60));
         let places: Vec<Place> = (0..2 + SPARE).map(|_| all.admit().unwrap()).collect();
         assert_eq!(all.count(), 2, "idle ones make place");
+        assert!(!all.crowded(), "{SPARE} more sockets are to be closed");
         drop(places);
         let mut places = Vec::new();
         let mut busy = Vec::new();

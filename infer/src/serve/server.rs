@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::time::{interval, sleep, timeout};
 
 /// Descriptors for all but connections: the model's files, the runtime, a GPU's driver.
-const OTHER_DESCRIPTORS: usize = 64;
+const OTHER_DESCRIPTORS: usize = 48;
 /// Connections by default, where the descriptors suffice.
 const DEFAULT_CONNECTIONS: usize = 1024;
 /// Least connections with which a server is of use.
@@ -40,7 +40,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// Too few descriptors for `wanted`, or for any use.
 pub fn connection_limit(wanted: Option<usize>, fetches: usize) -> Result<usize> {
-    let others = OTHER_DESCRIPTORS + fetches + SPARE;
+    let others = OTHER_DESCRIPTORS + fetches + 2 * SPARE;
     let descriptors = descriptors(wanted.unwrap_or(DEFAULT_CONNECTIONS).saturating_add(others));
     let most = descriptors.saturating_sub(others);
     let least = wanted.unwrap_or(LEAST_CONNECTIONS);
@@ -118,6 +118,9 @@ async fn until(condition: impl Fn() -> bool) {
 
 async fn accept(app: Arc<App>, listener: TcpListener, router: Router, draining: watch::Receiver<bool>) {
     loop {
+        while app.connections.crowded() {
+            sleep(Duration::from_millis(1)).await;
+        }
         match listener.accept().await {
             Ok((stream, _)) => {
                 // Without a place the socket is closed at once: every connection has a request in progress.
@@ -167,7 +170,7 @@ async fn connection(
     });
     // Headers and idle connections have their time from `Connections`, which can also end them earlier.
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.max_buf_size(BUFFER_BYTES).header_read_timeout(None);
+    http.max_buf_size(BUFFER_BYTES).max_header_size(BUFFER_BYTES).header_read_timeout(None);
     let mut serving = pin!(http.serve_connection(TokioIo::new(watched), service));
     loop {
         tokio::select! {
