@@ -107,3 +107,17 @@ fn a_second_signal_ends_the_program_at_once() {
     assert_eq!(code, Some(130));
     assert!(second.elapsed() < Duration::from_secs(2));
 }
+
+/// The launcher passes on rank 0's code, which is that of a run that goes on; rank 0 has spoken before.
+#[test]
+fn a_stopped_job_of_processes_ends_with_the_same_code() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let split = tests::training::Split { ranks: 2, micro_batch: 2, accumulation: 1 };
+    let more = ["--max_steps", "100000", "--logging_steps", "1000"];
+    let Some(mut job) = tests::training::mpi(folder.path(), "projector", split, &more) else { return };
+    let child = started(&mut job);
+    signal(&child, "TERM");
+    let (code, text) = ended(child);
+    assert_eq!(code, Some(75), "{text}");
+    assert!(text.contains("stopped as asked at step ") && text.contains("mpirun -np 2 "), "{text}");
+}

@@ -114,7 +114,7 @@ fn vision_features_that_would_not_fit_are_refused_before_the_first_step() {
         train(shards, output, &more)
     };
     let log = text(&succeed(&mut run(&shards, &folder.path().join("fits"))).stderr);
-    assert!(log.contains("vision features of 24 images are kept in") && log.contains("GB when all are there"), "{log}");
+    assert!(log.contains("vision features of 24 images are kept in") && log.contains("kB when all are there"), "{log}");
     for file in std::fs::read_dir(&shards).expect("readable").flatten().map(|entry| entry.path()) {
         if file.to_string_lossy().contains("vision_features-") {
             std::fs::remove_file(file).expect("removed");

@@ -3,6 +3,7 @@
 use crate::collective::background::Communicator;
 use crate::config::{CacheVisionFeatures, Config, TrainType};
 use crate::layout::Layout;
+use crate::plan;
 use crate::trainable::{self, Choice};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
@@ -112,10 +113,10 @@ pub fn kept_features(
     }
     let (images_per_row, fingerprint) = (shards.images_per_row()?, shards.fingerprint());
     let images = images_per_row.iter().map(|&images| images as usize).sum();
-    let gigabytes = VisionFeatureCache::bytes_of(images, &trainee.config, format) as f64 / 1e9;
+    let size = plan::size(VisionFeatureCache::bytes_of(images, &trainee.config, format) as f64);
     if layout.rank == 0 {
         let dir = config.data_path.display();
-        crate::tell!("vision features of {images} images are kept in {dir}: {gigabytes:.1} GB when all are there");
+        crate::tell!("vision features of {images} images are kept in {dir}: {size} when all are there");
     }
     let rows = CachedRows {
         dir: &config.data_path,

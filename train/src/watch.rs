@@ -3,6 +3,7 @@
 use crate::captions::SampleCaption;
 use crate::checkpoint;
 use crate::collective::background::Communicator;
+use crate::collective::launch::launched_processes;
 use crate::config::{Config, ReportTo, Strategy};
 use crate::evaluate::{Evaluated, Evaluation};
 use crate::metrics::{EvalMetrics, LogEntry, MetricsFile, StepMetrics};
@@ -179,7 +180,9 @@ impl<'a> Watch<'a> {
 
     /// Says once that the file of vision features cannot be read or written, if so.
     pub fn features(&mut self, kept: Option<&VisionFeatureCache>) {
-        if let Some(trouble) = kept.and_then(VisionFeatureCache::trouble)
+        // Ranks that are threads share the file; processes may be on other machines.
+        let speaks = self.progress.is_some() || launched_processes() > 1;
+        if let Some(trouble) = kept.and_then(VisionFeatureCache::trouble).filter(|_| speaks)
             && self.unwritten.insert(FEATURES)
         {
             crate::tell!("warning: {FEATURES} is of no use: {trouble}; features are computed, and training goes on");

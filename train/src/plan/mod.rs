@@ -13,6 +13,7 @@ pub use disk::Disk;
 pub use machine::Machine;
 pub use memory::Memory;
 pub use parameters::{PartCount, parameters};
+pub use text::size;
 
 use crate::config::Config;
 use crate::order::BatchPlan;
