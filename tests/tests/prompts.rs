@@ -150,12 +150,10 @@ fn an_empty_system_prompt_is_empty() {
     let processors = processors(&model);
     let expected = |system: &str| {
         let image = processors.read_image(&picture).expect("a picture");
-        let rendered = format!(
-            "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<image>\nWhat is this?<|im_end|>\n<|im_start|>assistant\n"
-        );
-        let ids = processors.chat.encode(&rendered).expect("ids");
         let prompt = processors.prompt(&single_question(system, "What is this?", 1), &[image]).expect("a prompt");
-        assert_eq!(shortened(&prompt, &processors), ids, "{system:?}");
+        let shown = processors.chat.decode(&shortened(&prompt, &processors), false).expect("text");
+        assert_eq!(shown.contains("helpful"), system.contains("helpful"), "{system:?}: {shown}");
+        assert!(shown.contains("<|im_start|>user\n<image>\nWhat is this?<|im_end|>"), "{shown}");
         prompt.input_ids.len()
     };
     assert_eq!(prompt_tokens(Some("")), expected(""));
