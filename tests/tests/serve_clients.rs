@@ -55,7 +55,7 @@ fn requests_of_eight_clients() {
     assert_eq!(clients.len(), 8);
 }
 
-/// Every spelling of a picture's data gives the same prompt; parts in another order give as many tokens.
+/// Every spelling of a picture's data gives the same prompt; system messages are joined; answers and system messages may be last.
 #[test]
 fn pictures_and_system_messages_in_many_spellings() {
     let small = Small::make();

@@ -89,7 +89,7 @@ impl Processors {
         let markers = ids.iter().filter(|&&id| id == image_token).count();
         ensure!(
             markers == images,
-            "the prompt has {markers} {IMAGE_TOKEN} marker(s) and {images} picture(s); give one marker for each picture, or none at all"
+            "the prompt has {markers} {IMAGE_TOKEN} markers and {images} pictures; give one marker a picture, or none at all"
         );
         let rows = self.config.text.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {

@@ -74,7 +74,7 @@ fn message(body: Value, place: &str, images: &mut Vec<ImagePart>) -> Result<Chat
     };
     refuse_the_rest(fields, MESSAGE)?;
     let pictures = images.len() - before;
-    Ok(ChatMessage { role, parts: at_written_places(parts, pictures) })
+    Ok(ChatMessage { role, parts: in_their_places(parts, pictures) })
 }
 
 fn role(fields: &mut Fields) -> Result<Role, ApiError> {
@@ -150,13 +150,23 @@ fn image_url(value: Value, path: &str) -> Result<ImagePart, ApiError> {
     Ok(ImagePart { source, place })
 }
 
-/// Pictures stand where their parts do, unless the message's texts have `<image>` alone on a line for each of them: then they
-/// stand there. Any other `<image>` is text.
-fn at_written_places(parts: Vec<Part>, pictures: usize) -> Vec<Part> {
+/// Places of a message's pictures: where their parts stand, with two exceptions.
+/// - Texts that have `<image>` alone on a line for each picture say where they stand. Any other `<image>` is text.
+/// - Pictures that follow all of the text stand before it, as `infer generate` puts them: most clients send the question
+///   first, and most models have learned from rows with the picture first.
+fn in_their_places(parts: Vec<Part>, pictures: usize) -> Vec<Part> {
     let is_marker = |line: &&str| line.trim() == IMAGE_TOKEN;
     let markers = |part: &Part| if let Part::Text(text) = part { text.lines().filter(is_marker).count() } else { 0 };
-    if pictures == 0 || parts.iter().map(markers).sum::<usize>() != pictures {
+    if pictures == 0 {
         return parts;
+    }
+    if parts.iter().map(markers).sum::<usize>() != pictures {
+        return match parts.iter().position(|part| *part == Part::Image) {
+            Some(first) if parts[first..].iter().all(|part| *part == Part::Image) => {
+                [&parts[first..], &parts[..first]].concat()
+            }
+            _ => parts,
+        };
     }
     let mut placed = Vec::new();
     for part in parts {

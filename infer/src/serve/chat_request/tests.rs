@@ -42,8 +42,11 @@ fn conversations() {
     let (user, answer) = (json!({"role": "user", "content": "Q"}), json!({"role": "assistant", "content": "A"}));
     let system = |role: &str, content: Value| json!({"role": role, "content": content});
     for (messages, expected) in [
-        // Parts keep their order.
-        (json!([{"role": "user", "content": [text("What?"), picture()]}]), "user:What?|#"),
+        // Parts keep their order; only pictures after all of the text stand before it.
+        (json!([{"role": "user", "content": [text("What?"), picture()]}]), "user:#|What?"),
+        (json!([{"role": "user", "content": [text("A"), text("B"), picture(), picture()]}]), "user:#|#|A|B"),
+        (json!([{"role": "user", "content": [text("A:"), picture(), text("B:"), picture()]}]), "user:A:|#|B:|#"),
+        (json!([{"role": "user", "content": [text("A\n<image>"), picture()]}]), "user:A|#"),
         (json!([{"role": "user", "content": [picture(), text("What?")]}]), "user:#|What?"),
         (
             json!([{"role": "user", "content": [text("A:"), picture(), text("B:"), picture(), text("Same?")]}]),
@@ -51,7 +54,7 @@ fn conversations() {
         ),
         (json!([{"role": "user", "content": [text(""), picture(), text("")]}]), "user:#"),
         (json!([{"role": "user", "content": []}]), "user:"),
-        (json!([{"role": "user", "content": ["Who?", picture()]}]), "user:Who?|#"),
+        (json!([{"role": "user", "content": ["Who?", picture()]}]), "user:#|Who?"),
         (json!([{"role": "user", "content": [{"type": "image_url", "image_url": "data:,x"}]}]), "user:#"),
         // `<image>` alone on a line, once for each picture, says where they stand; any other is text.
         (
