@@ -137,7 +137,9 @@ fn command() -> clap::Command {
             .args_override_self(true)
             .mut_args(|arg| if arg.is_positional() { arg } else { arg.allow_negative_numbers(true) })
     };
-    lenient(Cli::command()).after_long_help(trainer_options::help()).mut_subcommand("plan", lenient)
+    let command = lenient(Cli::command());
+    let end = command.get_after_help().map(|end| format!("\n{end}\n")).unwrap_or_default();
+    command.after_long_help(trainer_options::help() + &end).mut_subcommand("plan", lenient)
 }
 
 /// Options that are true or false.

@@ -229,6 +229,12 @@ pub fn translate(words: impl IntoIterator<Item = OsString>, flags: &[String], ke
             continue;
         };
         let name = name.replace('-', "_");
+        // Without a value it asks for this program's version; with one it is the conversation's, of LLaVA's scripts.
+        let asks_for_version = name == "version" && value.is_none() && !words.peek().is_some_and(|next| is_value(next));
+        if asks_for_version {
+            translated.words.push(word);
+            continue;
+        }
         match answer(&name).filter(|_| !kept.contains(&name.as_str())) {
             None => translated.words.push(negated(&name, flags).filter(|_| value.is_none()).unwrap_or(word)),
             Some(SameAs(ours)) => {
@@ -322,6 +328,15 @@ mod tests {
         assert_eq!(left, words(expected));
         let told: Vec<&str> = notes.iter().filter_map(|note| note.split_whitespace().next()).collect();
         assert_eq!(told, ["tf32", "label_names"]);
+    }
+
+    #[test]
+    fn the_programs_own_version_can_be_asked_for() {
+        let own = ["train --version", "train -V", "train --help", "train plan --help"];
+        for line in own {
+            assert_eq!(translated(line).expect(line), Translated { words: words(line), notes: Vec::new() });
+        }
+        assert!(translated("train --version v1").is_err() && translated("train --version=plain").is_err());
     }
 
     #[test]

@@ -99,7 +99,7 @@ fn what_is_not_done_is_refused_by_key() {
             "zero_quantized_gradients",
         ),
         (
-            r#"{"zero_optimization": {"stage": 2, "reduce_bucket": 1}}"#.into(),
+            r#"{"zero_optimization": {"stage": 2, "reduce_buket_size": 1}}"#.into(),
             vec![],
             "did you mean reduce_bucket_size",
         ),
