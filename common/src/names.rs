@@ -88,6 +88,13 @@ pub fn is_adapter_file(name: &str) -> bool {
     [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE].contains(&name)
 }
 
+/// A file of a folder that decides what its model or adapter computes: configuration, tokenizer, processor, and weights in any
+/// format that is read. Logs, states and settings of a run are none.
+pub fn is_part_of_model(name: &str) -> bool {
+    let is_weights = !name.starts_with('.') && (name.ends_with(".safetensors") || name.ends_with(".bin"));
+    is_plain(name) && (is_weights || is_model_file(name) || is_adapter_file(name))
+}
+
 /// `model-00001-of-00003.safetensors`; `number` counts from 1.
 pub fn weights_part(number: usize, parts: usize) -> String {
     format!("model-{number:05}-of-{parts:05}.safetensors")
@@ -299,6 +306,26 @@ mod tests {
             ("model-card.md", false),
         ] {
             assert_eq!(is_model_file(name), is_one, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_a_model_is_made_of_is_known_by_its_name() {
+        for (name, is_one) in [
+            ("config.json", true),
+            ("model-00001-of-00002.safetensors", true),
+            ("pytorch_model.bin", true),
+            ("adapter_model.bin", true),
+            ("non_lora_trainables.bin", true),
+            ("adapter_config.json", true),
+            ("chat_template.jinja", true),
+            (".model.safetensors.tmp", false),
+            ("trainer_state.json", false),
+            ("run.json", false),
+            ("metrics.jsonl", false),
+            ("README.md", false),
+        ] {
+            assert_eq!(is_part_of_model(name), is_one, "{name}");
         }
     }
 

@@ -50,7 +50,8 @@ pub fn of(path: &Path, part: Part) -> Result<String> {
 fn list(root: &Path, folder: &Path, part: Part, lines: &mut Vec<String>) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();
-        if part == Part::Model && !is_of_model(&path) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if part == Part::Model && !names::is_part_of_model(&name) {
             continue;
         }
         let about = path.metadata().map_err(Error::io(&path))?;
@@ -61,11 +62,6 @@ fn list(root: &Path, folder: &Path, part: Part, lines: &mut Vec<String>) -> Resu
         }
     }
     Ok(())
-}
-
-fn is_of_model(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    names::is_model_file(&name) || names::is_adapter_file(&name) || name == names::PICKLED_WEIGHTS_FILE
 }
 
 fn line(name: &Path, about: &Metadata) -> String {

@@ -107,11 +107,10 @@ impl Record {
         }
         let (options, before) = (options(&self.args), options(&last.args));
         for name in options.keys().chain(before.keys().filter(|name| !options.contains_key(*name))) {
-            let value =
-                |options: &BTreeMap<&str, &str>| options.get(name).map_or("not given".into(), |v| v.to_string());
-            let (was, is) = (value(&before), value(&options));
-            if was != is {
-                differences.push(format!("{name} {was} → {is}"));
+            let value = |of: &BTreeMap<&str, Vec<&str>>| of.get(name).map_or("not given".into(), |all| all.join(", "));
+            if options.get(name) != before.get(name) {
+                let label = if name.is_empty() { "command" } else { name };
+                differences.push(format!("{label} {} → {}", value(&before), value(&options)));
             }
         }
         let inputs = self.inputs.iter().filter(|(path, now)| last.inputs.get(*path).is_some_and(|was| was != *now));
@@ -123,15 +122,17 @@ impl Record {
     }
 }
 
-/// `--name value` of a command line that [`crate::recipe`] has made; words before the first option have the name "".
-fn options(args: &[String]) -> BTreeMap<&str, &str> {
-    let mut options = BTreeMap::new();
-    let mut words = args.iter();
+/// The values of every option of a command line that [`crate::recipe`] has made: `--name value` or `--name=value`, some of
+/// them several times. Words that belong to no option have the name "".
+fn options(args: &[String]) -> BTreeMap<&str, Vec<&str>> {
+    let mut options: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut words = args.iter().map(String::as_str);
     while let Some(word) = words.next() {
-        match word.strip_prefix("--") {
-            Some(name) => options.insert(name, words.next().map_or("", String::as_str)),
-            None => options.insert("", word),
+        let (name, value) = match word.strip_prefix("--") {
+            Some(option) => option.split_once('=').unwrap_or_else(|| (option, words.next().unwrap_or_default())),
+            None => ("", word),
         };
+        options.entry(name).or_default().push(value);
     }
     options
 }
@@ -178,6 +179,30 @@ mod tests {
         for (last, output, expected) in table {
             assert_eq!(now.standing(last.as_ref(), output, false), expected, "{last:?}, {output}");
         }
+    }
+
+    /// Options as recipes write them: tied to their value, given several times, in any order of the table.
+    #[test]
+    fn every_value_of_an_option_counts() {
+        for (before, now, expected) in [
+            (
+                &["caption", "--stop", "a", "--stop", "b"][..],
+                &["caption", "--stop", "c", "--stop", "b"][..],
+                "stop a, b → c, b",
+            ),
+            (&["--max_steps=-1", "--seed", "1"], &["--max_steps=-1", "--seed", "2"], "seed 1 → 2"),
+            (&["--max_steps=-1"], &["--max_steps", "5"], "max_steps -1 → 5"),
+            (&["--prompt=--what?"], &["--prompt=--who?"], "prompt --what? → --who?"),
+            (&["--stop", "a"], &[], "stop a → not given"),
+            (&["shards", "--seed", "1"], &["model", "--seed", "1"], "command shards → model"),
+        ] {
+            let last = record(before, "m").finished("weights".into());
+            let standing = record(now, "m").standing(Some(&last), "weights", false);
+            assert_eq!(standing, Standing::Changed(expected.into()), "{before:?}, {now:?}");
+        }
+        let last = record(&["--a", "1", "--b=2"], "m").finished("weights".into());
+        let standing = record(&["--b", "2", "--a", "1"], "m").standing(Some(&last), "weights", false);
+        assert_eq!(standing, Standing::Done, "the same, written otherwise");
     }
 
     #[test]

@@ -62,8 +62,7 @@ fn model_sha256(dir: &Path) -> Result<String> {
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
         let path = entry.map_err(Error::io(dir))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_part = names::is_model_file(&name) || names::is_adapter_file(&name);
-        if is_part || name == names::PICKLED_WEIGHTS_FILE {
+        if names::is_part_of_model(&name) {
             lines.push(format!("{name} {}", files::tree_sha256_of_file(&path)?));
         }
     }
