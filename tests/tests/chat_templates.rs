@@ -302,10 +302,12 @@ fn a_row_that_a_template_would_garble_is_refused() {
 fn tokens_beside_the_tokenizer_get_transformers_ids() {
     let text = "At <loc1><loc2> <seg>.</s><|im_end|>";
     let bracket = json!({"content": "<loc1>", "single_word": false, "lstrip": true, "rstrip": false, "normalized": false, "special": true});
+    let mut typed = bracket.clone();
+    typed["__type"] = json!("AddedToken");
     // What the files say, and the ids of the text that are no bytes.
     let table: [(Value, &[(&str, Value)], &[u32]); 7] = [
         (json!({"extra_special_tokens": ["<image>", "<loc1>", "<loc2>"]}), &[], &[258, 259, 256]),
-        (json!({"additional_special_tokens": ["<image>", bracket]}), &[], &[258, 256]),
+        (json!({"additional_special_tokens": ["<image>", typed]}), &[], &[258, 256]),
         (
             json!({"extra_special_tokens": {"image_token": "<image>", "seg_token": "<seg>"}, "pad_token": "</s>"}),
             &[],
@@ -474,4 +476,15 @@ fn preprocess_refuses_a_template_before_the_first_row() {
     let dated = format!("{{{{ strftime_now('%d %b %Y') }}}}{CHATML}");
     let (code, stderr, _) = run(&dated, &[]);
     assert!(code == Some(0) && stderr.contains("SOURCE_DATE_EPOCH"), "{code:?} {stderr}");
+}
+
+#[test]
+fn more_ids_than_rows_are_refused() {
+    let mut config = chatml_config();
+    config["extra_special_tokens"].as_array_mut().expect("a list").push(json!("<loc>"));
+    let folder = directory(&config, CHATML);
+    let chat = ChatProcessor::from_dir(folder.path()).expect("it loads");
+    assert!(chat.check_rows(261).is_ok(), "256 bytes and 5 tokens");
+    let error = chat.check_rows(260).expect_err("refused").to_string();
+    assert!(error.contains("ids up to 260") && error.contains("below 260"), "{error}");
 }

@@ -139,9 +139,18 @@ impl ChatProcessor {
         if system.is_empty() { Ok(()) } else { self.contract.check_system() }
     }
 
-    /// The largest id of the tokenizer, plus one.
-    pub fn vocabulary_size(&self) -> usize {
-        self.tokenizer.next_free_id() as usize
+    /// Refuses a tokenizer with more ids than the model's embedding has rows.
+    pub fn check_rows(&self, rows: usize) -> Result<()> {
+        let ids = self.tokenizer.next_free_id() as usize;
+        if ids <= rows {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            "the tokenizer",
+            format!("ids up to {}", ids - 1),
+            format!("ids below {rows}, the rows of the model's embedding"),
+            "take the tokenizer that the model was made with, or resize its embedding (resize_token_embeddings of transformers)",
+        ))
     }
 
     /// The template's text.

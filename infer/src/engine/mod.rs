@@ -69,6 +69,7 @@ impl Engine {
         let chat = ChatProcessor::from_dir(model).context("reading the tokenizer")?;
         let images = ImageProcessor::from_dir(model).context("reading the image processor")?;
         let (config, mut llava) = load_model(model, load_as, &device).context("loading the model")?;
+        chat.check_rows(config.text.vocab_size).with_context(|| model.display().to_string())?;
         if let Some(adapter) = adapter {
             common::adapter::load_adapter(&mut llava, adapter, &device).context("loading the adapter")?;
         }

@@ -102,14 +102,7 @@ impl Model {
             "{}: the tokenizer's <image> is {token}, config.json says {index}; make them agree",
             dir.display()
         );
-        let (ids, rows) = (chat.vocabulary_size(), config.text.vocab_size);
-        ensure!(
-            ids <= rows,
-            "{}: the tokenizer has ids up to {}, the model's embedding has {rows} rows; take the tokenizer that the model \
-             was made with, or resize the embedding (resize_token_embeddings of transformers)",
-            dir.display(),
-            ids - 1
-        );
+        chat.check_rows(config.text.vocab_size).with_context(|| dir.display().to_string())?;
         Ok(Self { config, chat, image_processor })
     }
 
