@@ -1,15 +1,18 @@
 //! The library's error type: every message says where, what was found, what was expected and what to do.
 
+use std::fmt::{Display, Formatter};
 use std::path::{Path, PathBuf};
 
 /// Result of everything fallible in `common`.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong with files, formats and values that a user controls.
-#[derive(Debug, thiserror::Error)]
+///
+/// The message is whole: [`std::error::Error::source`] gives nothing, so that programs that print a chain of causes do not
+/// print the system's reason twice.
+#[derive(Debug)]
 pub enum Error {
     /// The operating system refused: the path and its reason.
-    #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -17,7 +20,6 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Something readable was not what it has to be.
-    #[error("{place}: found {found}, expected {expected}; {remedy}")]
     Invalid {
         /// File, row, tensor or option.
         place: String,
@@ -29,6 +31,19 @@ pub enum Error {
         remedy: String,
     },
 }
+
+impl Display for Error {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Io { path, source } => write!(f, "{}: {source}", path.display()),
+            Self::Invalid { place, found, expected, remedy } => {
+                write!(f, "{place}: found {found}, expected {expected}; {remedy}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
 
 impl Error {
     /// Wraps an I/O error with its path.

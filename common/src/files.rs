@@ -1,24 +1,52 @@
-//! Nothing is written in place: temporary name, fsync, rename, fsync of the folder.
+//! Nothing is written in place: temporary name, fsync, rename, fsync of the folder. The only code that renames, links or
+//! copies files.
 
-use crate::{Error, Result};
+mod publish;
+
+pub use publish::{copy_atomically, create_once, in_folder, publish, rename, sync_dir};
+
+use crate::{Error, Result, pulse};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Bytes read at a time when a file is hashed.
 const CHUNK: usize = 1 << 20;
 /// Bytes written at a time: few enough to be still in the cache when the system copies them.
 const WRITE_CHUNK: usize = 128 << 10;
+/// Bytes after which a file that is being written is put on disk as far as it is: the rest that [`AtomicFile::commit`] waits
+/// for takes seconds, not many minutes without a mark of progress.
+const SYNC_EVERY: u64 = 1 << 30;
 
 /// A file that appears under its name whole, or not at all.
 ///
 /// The temporary name is a function of the final one, so that what a killed process left behind is overwritten by the
-/// next attempt and never piles up. One writer per path at a time.
+/// next attempt and never piles up. One writer per path at a time. Dropped before [`Self::commit`], it leaves nothing: what
+/// could not be written to a full disk must not keep it full.
 pub struct AtomicFile {
     writer: BufWriter<File>,
-    temporary: PathBuf,
+    temporary: Temporary,
     path: PathBuf,
+    /// Bytes since the file was last put on disk.
+    unsynced: u64,
+}
+
+/// A temporary file, which is removed unless it has got its final name.
+struct Temporary {
+    path: PathBuf,
+    is_published: bool,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.is_published {
+            // Best effort: the error that led here is the one to report.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl AtomicFile {
@@ -26,16 +54,21 @@ impl AtomicFile {
     pub fn create(path: &Path) -> Result<Self> {
         let temporary = temporary_name(path)?;
         let file = File::create(&temporary).map_err(Error::io(&temporary))?;
-        Ok(Self { writer: BufWriter::with_capacity(WRITE_CHUNK, file), temporary, path: path.to_path_buf() })
+        let temporary = Temporary { path: temporary, is_published: false };
+        let writer = BufWriter::with_capacity(WRITE_CHUNK, file);
+        Ok(Self { writer, temporary, path: path.to_path_buf(), unsynced: 0 })
     }
 
     /// Puts the finished file on disk and under its name.
     pub fn commit(self) -> Result<()> {
-        let Self { writer, temporary, path } = self;
-        let file = writer.into_inner().map_err(|error| Error::io(&temporary)(error.into_error()))?;
-        file.sync_all().map_err(Error::io(&temporary))?;
+        let Self { writer, mut temporary, path, .. } = self;
+        let file = writer.into_inner().map_err(|error| Error::io(&temporary.path)(error.into_error()))?;
+        file.sync_all().map_err(Error::io(&temporary.path))?;
         drop(file);
-        publish(&temporary, &path)
+        pulse::mark();
+        rename(&temporary.path, &path)?;
+        temporary.is_published = true;
+        Ok(())
     }
 
     /// The name that the file will have.
@@ -46,7 +79,15 @@ impl AtomicFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.writer.write(bytes)
+        let written = self.writer.write(bytes)?;
+        pulse::mark();
+        self.unsynced += written as u64;
+        if self.unsynced >= SYNC_EVERY {
+            self.writer.flush()?;
+            self.writer.get_ref().sync_data()?;
+            self.unsynced = 0;
+        }
+        Ok(written)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
@@ -121,23 +162,39 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
-/// fsyncs a folder, so that renames in it survive a power cut.
-pub fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|folder| folder.sync_all()).map_err(Error::io(dir))
-}
-
-/// Renames a finished folder or file into place and fsyncs the parent.
-pub fn publish(temporary: &Path, path: &Path) -> Result<()> {
-    std::fs::rename(temporary, path).map_err(Error::io(path))?;
-    sync_dir(parent(path))
-}
-
 /// Lower-case hex SHA-256 of a file, read in chunks.
 pub fn sha256_of_file(path: &Path) -> Result<String> {
     let mut reader = HashingReader::new(File::open(path).map_err(Error::io(path))?);
     let mut buffer = vec![0; CHUNK];
-    while reader.read(&mut buffer).map_err(Error::io(path))? > 0 {}
+    while reader.read(&mut buffer).map_err(Error::io(path))? > 0 {
+        pulse::mark();
+    }
     Ok(reader.finish().0)
+}
+
+/// Bytes that are hashed by one thread in [`tree_sha256_of_file`].
+const LEAF: u64 = 64 << 20;
+
+/// Lower-case hex SHA-256 over the SHA-256 of each 64 MiB of a file, which all cores hash side by side: identifies weights in
+/// the time of reading them. Not the SHA-256 of the file.
+pub fn tree_sha256_of_file(path: &Path) -> Result<String> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    let bytes = file.metadata().map_err(Error::io(path))?.len();
+    let leaf = |number: u64| -> std::io::Result<[u8; 32]> {
+        let (mut digest, mut buffer) = (Sha256::new(), vec![0; CHUNK]);
+        let end = ((number + 1) * LEAF).min(bytes);
+        let mut at = number * LEAF;
+        while at < end {
+            let chunk = &mut buffer[..CHUNK.min((end - at) as usize)];
+            file.read_exact_at(chunk, at)?;
+            digest.update(&*chunk);
+            at += chunk.len() as u64;
+        }
+        Ok(digest.finalize().into())
+    };
+    let leaves: Vec<[u8; 32]> =
+        (0..bytes.div_ceil(LEAF)).into_par_iter().map(leaf).collect::<std::io::Result<_>>().map_err(Error::io(path))?;
+    Ok(sha256_hex(&[&bytes.to_le_bytes()[..], leaves.as_flattened()].concat()))
 }
 
 /// SHA-256 of bytes.
@@ -164,13 +221,6 @@ pub fn from_hex(text: &str) -> Option<Vec<u8>> {
     rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
 /// `dir/name` → `dir/.name.tmp`: hidden, and on the same file system.
 fn temporary_name(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
@@ -193,7 +243,10 @@ mod tests {
         write_atomically(&path, b"old").expect("written");
         let mut half = AtomicFile::create(&path).expect("created");
         half.write_all(b"half").expect("written");
-        drop(half); // as if killed: never committed
+        assert!(dir.path().join(".state.json.tmp").exists());
+        drop(half);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 1, "nothing half is left on a full disk");
+        std::fs::write(dir.path().join(".state.json.tmp"), "as a killed process leaves it").expect("written");
         assert_eq!(std::fs::read(&path).expect("read"), b"old");
         write_atomically(&path, b"new").expect("written");
         assert_eq!(std::fs::read(&path).expect("read"), b"new");
@@ -218,5 +271,25 @@ mod tests {
         assert_eq!(sha256_hex(b"abc"), sha256);
         assert_eq!(hex(&from_hex(&sha256).expect("hex")), sha256);
         assert!(from_hex("0").is_none() && from_hex("0g").is_none());
+    }
+
+    #[test]
+    fn a_tree_hash_sees_every_byte_and_the_length() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("weights");
+        let file = File::create(&path).expect("created");
+        file.set_len(2 * LEAF + 5).expect("a hole");
+        let first = tree_sha256_of_file(&path).expect("read");
+        let mut found = vec![first];
+        for at in [0, LEAF - 1, LEAF, 2 * LEAF + 4] {
+            file.write_all_at(&[1], at).expect("written");
+            found.push(tree_sha256_of_file(&path).expect("read"));
+            file.write_all_at(&[0], at).expect("written");
+        }
+        file.set_len(2 * LEAF + 4).expect("shorter");
+        found.push(tree_sha256_of_file(&path).expect("read"));
+        found.sort_unstable();
+        found.dedup();
+        assert_eq!(found.len(), 6);
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! `HF_HOME` says where the cache is, `HF_ENDPOINT` which server is asked, `HF_HUB_OFFLINE=1` that none is.
 
-use crate::{Error, Result, names};
+use crate::{Error, Result, files, names};
 use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,13 @@ impl Wanted {
         }
     }
 
+    /// Files that are not there. The image processor's settings may also be in `processor_config.json`, where transformers 5
+    /// writes them.
+    fn lacking(self, has: impl Fn(&str) -> bool) -> Vec<&'static str> {
+        let stands_in = |file: &str| file == names::PREPROCESSOR_CONFIG_FILE && has(names::PROCESSOR_CONFIG_FILE);
+        self.files().iter().copied().filter(|file| !has(file) && !stands_in(file)).collect()
+    }
+
     fn has_weights(self) -> bool {
         self != Self::Config
     }
@@ -50,7 +58,7 @@ impl Wanted {
 /// A repository that is not in the cache and cannot be downloaded, or that lacks files: with the files that are needed.
 pub fn resolve(name: &Path, wanted: Wanted) -> Result<PathBuf> {
     let id = match repository(name) {
-        Some(id) if !name.exists() => id,
+        Some(id) if is_repository(name) => id,
         _ => return Ok(name.to_path_buf()),
     };
     let cache = Cache::from_env();
@@ -74,6 +82,11 @@ pub fn resolve(name: &Path, wanted: Wanted) -> Result<PathBuf> {
     snapshot(&cache, id, wanted)
 }
 
+/// Whether a name stands for a repository: there is no such file or folder, and it looks like `owner/name`.
+pub fn is_repository(name: &Path) -> bool {
+    !name.exists() && repository(name).is_some()
+}
+
 /// `owner/name`, if a path looks like that and like nothing else.
 fn repository(name: &Path) -> Option<&str> {
     let id = name.to_str()?;
@@ -89,7 +102,7 @@ fn repository(name: &Path) -> Option<&str> {
 fn missing(cache: &Cache, id: &str, wanted: Wanted) -> Vec<String> {
     let repo = cache.repo(Repo::model(id.to_string()));
     let mut missing: Vec<String> =
-        wanted.files().iter().filter(|file| repo.get(file).is_none()).map(|file| file.to_string()).collect();
+        wanted.lacking(|file| repo.get(file).is_some()).into_iter().map(String::from).collect();
     let is_whole = [names::WEIGHTS_FILE, names::PICKLED_WEIGHTS_FILE].iter().any(|file| repo.get(file).is_some());
     if wanted.has_weights() && !is_whole {
         match repo.get(names::WEIGHTS_INDEX_FILE).and_then(|index| parts(&index).ok()) {
@@ -120,18 +133,21 @@ fn parts(index: &Path) -> Result<BTreeSet<String>> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let index: Index = crate::json::read(index)?;
-    Ok(index.weight_map.into_values().collect())
+    let parts: BTreeSet<String> = crate::json::read::<Index>(index)?.weight_map.into_values().collect();
+    for part in &parts {
+        files::in_folder(Path::new(""), part, index.display())?;
+    }
+    Ok(parts)
 }
 
 /// Downloads what a repository has of a model directory's files.
 fn download(id: &str, wanted: Wanted) -> Result<(), String> {
     let text = |error: hf_hub::api::sync::ApiError| error.to_string();
     let api = ApiBuilder::from_env().with_progress(std::io::stderr().is_terminal()).with_retries(3).build();
-    let repo = api.map_err(text)?.model(id.to_string());
+    let api = api.map_err(text)?;
+    let repo = api.model(id.to_string());
     let listed: Vec<String> = repo.info().map_err(text)?.siblings.into_iter().map(|file| file.rfilename).collect();
-    let lacks: Vec<&str> =
-        wanted.files().iter().copied().filter(|file| !listed.iter().any(|listed| listed == file)).collect();
+    let lacks = wanted.lacking(|file| listed.iter().any(|listed| listed == file));
     if !lacks.is_empty() {
         return Err(format!("the repository has no {}", lacks.join(", ")));
     }
@@ -149,8 +165,17 @@ fn download(id: &str, wanted: Wanted) -> Result<(), String> {
         _ => names::is_model_file(name) || (pickled && *name == names::PICKLED_WEIGHTS_FILE),
     };
     for name in listed.iter().filter(needed) {
-        eprintln!("{id}: {name}");
-        repo.get(name).map_err(|error| format!("{name}: {error}"))?;
+        crate::tell!("{id}: {name}");
+        // Both become names of files in the cache.
+        let file = api.metadata(&repo.url(name)).map_err(|error| format!("{name}: {error}"))?;
+        for (header, value) in [("etag", file.etag()), ("x-repo-commit", file.commit_hash())] {
+            if !names::is_plain(value) {
+                return Err(format!("{name}: the server's {header} is {value:?}, expected a name without a path"));
+            }
+        }
+        let path = repo.get(name).map_err(|error| format!("{name}: {error}"))?;
+        // From here on the cache says that it has the file: after a power cut, too.
+        File::open(&path).and_then(|file| file.sync_all()).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(())
 }

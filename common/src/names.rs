@@ -32,6 +32,10 @@ pub const PROCESSOR_CONFIG_FILE: &str = "processor_config.json";
 pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
 /// LoRA weights.
 pub const ADAPTER_WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// LoRA weights as PEFT pickled them before version 0.6.
+pub const PICKLED_ADAPTER_WEIGHTS_FILE: &str = "adapter_model.bin";
+/// Weights that LLaVA's original training code saves beside an adapter: the projector.
+pub const NON_LORA_WEIGHTS_FILE: &str = "non_lora_trainables.bin";
 
 /// `tokenizer.json`: tokens beside the vocabulary.
 pub const ADDED_TOKENS: &str = "added_tokens";
@@ -67,9 +71,15 @@ pub const PROCESSOR_FILES: [&str; 11] = [
     "merges.txt",
 ];
 
+/// Whether a name that somebody else has made up (a server, an index) is the name of a file in a folder itself: with no other
+/// part of a path in it, so that nothing outside the folder can be meant.
+pub fn is_plain(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\\', '\0'])
+}
+
 /// A file that belongs to a model directory and to nothing else.
 pub fn is_model_file(name: &str) -> bool {
-    let is_part = name.starts_with("model-") && name.ends_with(".safetensors");
+    let is_part = is_plain(name) && name.starts_with("model-") && name.ends_with(".safetensors");
     is_part || [CONFIG_FILE, WEIGHTS_FILE, WEIGHTS_INDEX_FILE].contains(&name) || PROCESSOR_FILES.contains(&name)
 }
 
@@ -130,9 +140,22 @@ pub fn is_stored_buffer(name: &str) -> bool {
     name.ends_with("embeddings.position_ids") || name.ends_with("rotary_emb.inv_freq")
 }
 
+/// Ends of the names of a layer's two LoRA matrices.
+const LORA_ENDS: [&str; 2] = [".lora_A.weight", ".lora_B.weight"];
+
 /// A LoRA matrix, by the module path.
 pub fn is_lora(name: &str) -> bool {
-    name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight")
+    lora_layer(name).is_some()
+}
+
+/// The layer of a LoRA matrix.
+pub fn lora_layer(name: &str) -> Option<&str> {
+    LORA_ENDS.iter().find_map(|end| name.strip_suffix(end))
+}
+
+/// The names of a layer's LoRA matrices, A first.
+pub fn lora_matrices(layer: &str) -> [String; 2] {
+    LORA_ENDS.map(|end| format!("{layer}{end}"))
 }
 
 /// Parts of a CLIPModel that a LLaVA has no use for: the text tower, the projections into the joint space.
@@ -194,20 +217,36 @@ const ADAPTER_PREFIX: &str = "base_model.model.";
 /// PEFT's two spellings of an adapter's tensor with a published path
 /// (`language_model.model.layers.0.self_attn.q_proj.lora_A.weight`): transformers 4 first, transformers 5 second.
 pub fn adapter_spellings(published: &str) -> [String; 2] {
-    let new = match (published.strip_prefix(TEXT_MODEL), published.strip_prefix(VISION_MODEL)) {
-        (Some(rest), _) => format!("language_model{rest}"),
-        (_, Some(rest)) => format!("vision_tower{rest}"),
-        _ => published.to_string(),
-    };
-    [format!("{ADAPTER_PREFIX}{published}"), format!("{ADAPTER_PREFIX}model.{new}")]
+    let [old, _, new] = module_spellings(published);
+    [old, new].map(|path| format!("{ADAPTER_PREFIX}{path}"))
 }
+
+/// Number of [`module_spellings`].
+pub const SPELLINGS_OF_MODULES: usize = 3;
+
+/// The path of a module or tensor with a published path, as modules are named in a LLaVA of transformers up to 4.51, of 4.52 to
+/// 4.57, and of 5: what PEFT compares `target_modules` and `modules_to_save` with.
+pub fn module_spellings(published: &str) -> [String; SPELLINGS_OF_MODULES] {
+    let tower = published.strip_prefix(VISION_MODEL);
+    let new = |in_tower: &str| match (published.strip_prefix(TEXT_MODEL), tower, published.strip_prefix(HEAD)) {
+        (Some(rest), ..) => format!("model.language_model{rest}"),
+        (_, Some(rest), _) => format!("model.{in_tower}{rest}"),
+        (.., Some(rest)) => format!("lm_head{rest}"),
+        _ => format!("model.{published}"),
+    };
+    [published.to_string(), new(VISION_MODEL), new("vision_tower")]
+}
+
+/// The module of the output weights, which is there with tied weights, too.
+pub const HEAD: &str = "language_model.lm_head";
+/// What PEFT puts into the names of weights that have LoRA beside them.
+const BASE_LAYER: &str = ".base_layer.";
 
 /// The published path of an adapter's tensor in either spelling, PEFT's own wrappers taken off.
 pub fn canonical_adapter(name: &str) -> Option<String> {
     let inner = name.strip_prefix(ADAPTER_PREFIX)?;
-    canonical(
-        &inner.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".").replace(".default.", "."),
-    )
+    let wrappers = [".modules_to_save.default.", ".modules_to_save.", ".default.", BASE_LAYER];
+    canonical(&wrappers.iter().fold(inner.to_string(), |name, wrapper| name.replace(wrapper, ".")))
 }
 
 #[cfg(test)]
@@ -246,17 +285,39 @@ mod tests {
     }
 
     #[test]
+    fn a_model_directory_has_files_of_its_own_and_no_paths() {
+        for (name, is_one) in [
+            ("config.json", true),
+            ("model.safetensors", true),
+            ("model-00001-of-00002.safetensors", true),
+            ("merges.txt", true),
+            ("model-/../../x.safetensors", false),
+            ("model-../x.safetensors", false),
+            ("model-\\..\\x.safetensors", false),
+            ("../config.json", false),
+            ("onnx/config.json", false),
+            ("model-card.md", false),
+        ] {
+            assert_eq!(is_model_file(name), is_one, "{name}");
+        }
+    }
+
+    #[test]
     fn adapters_are_read_in_both_spellings() {
         let paths = [
             "language_model.model.layers.3.self_attn.q_proj.lora_A.weight",
             "vision_tower.vision_model.encoder.layers.1.self_attn.q_proj.lora_B.weight",
             "multi_modal_projector.linear_1.weight",
+            LM_HEAD,
+            EMBED_TOKENS,
         ];
         for path in paths {
             for spelling in adapter_spellings(path) {
                 assert_eq!(canonical_adapter(&spelling).as_deref(), Some(path), "{spelling}");
             }
         }
+        assert_eq!(adapter_spellings(LM_HEAD)[1], "base_model.model.lm_head.weight");
+        assert_eq!(canonical_adapter("base_model.model.lm_head.base_layer.weight").as_deref(), Some(LM_HEAD));
         let older = "base_model.model.multi_modal_projector.modules_to_save.default.linear_1.weight";
         assert_eq!(canonical_adapter(older).as_deref(), Some("multi_modal_projector.linear_1.weight"));
     }

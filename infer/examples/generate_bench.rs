@@ -105,15 +105,15 @@ fn request(prompt: Prompt, max_new_tokens: usize) -> Request {
 }
 
 fn prompts(engine: &Engine, args: &Args) -> Result<Vec<Prompt>> {
-    let path = args.data.join("chat.json");
-    let rows: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let records = common::dataset::read_all(&args.data)?;
+    let rows: Vec<_> = records.into_iter().map(|record| Ok(record?)).collect::<Result<_>>()?;
     let count = args.batch * (args.rows + 1);
     rows.iter()
         .cycle()
         .take(count)
         .map(|row| {
-            let image = row["image"].as_str().context("image")?;
-            let question = row["conversations"][0]["value"].as_str().context("a question")?;
+            let (question, images, _) = row.first_question().context("a question")?;
+            let image = images.first().context("an image")?;
             let image = engine.processors.read_image(&args.data.join("images").join(image))?;
             let messages = single_question(common::chat::SYSTEM_PROMPT, question, 1);
             engine.processors.prompt(&messages, &[image])

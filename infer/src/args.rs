@@ -131,10 +131,11 @@ pub struct GenerateArgs {
     /// Picture to ask about; several are asked about together, in this order.
     #[arg(long, value_name = "FILE")]
     pub image: Vec<PathBuf>,
-    /// The question. `<image>` says where a picture stands; without it the pictures stand before the question.
+    /// The question. `<image>` says where a picture stands; without it the pictures stand before the question. Other special
+    /// tokens in it are text.
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,
-    /// System prompt; empty for none.
+    /// System prompt; "" is an empty one, as in `preprocess shards --system-prompt ""`.
     #[arg(long, default_value = common::chat::SYSTEM_PROMPT, value_name = "TEXT")]
     pub system_prompt: String,
     /// How the answer is generated.
@@ -157,16 +158,20 @@ pub struct CaptionArgs {
     /// Which rows of the shards.
     #[arg(long, value_enum, default_value_t = SplitArg::Train)]
     pub split: SplitArg,
-    /// JSONL file to write: one line a picture, in order. An existing one is continued.
+    /// JSONL file to write: one line a picture, in order. An existing one is continued if it was made by the same model (its
+    /// contents, not its name), pictures and settings, which FILE.jsonl.settings.json records, and refused otherwise.
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: PathBuf,
+    /// Begin anew where the output file is there already.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub overwrite: bool,
     /// Pictures decoded together.
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub batch_size: usize,
-    /// Question for pictures of a folder (datasets and shards bring their own).
+    /// Question for pictures of a folder (datasets and shards bring their own); `<image>` says where the picture stands.
     #[arg(long, default_value = "Give a brief description of the image.", value_name = "TEXT")]
     pub prompt: String,
-    /// System prompt; empty for none (shards bring their own).
+    /// System prompt; "" is an empty one (shards bring their own).
     #[arg(long, default_value = common::chat::SYSTEM_PROMPT, value_name = "TEXT")]
     pub system_prompt: String,
     /// JSON list of {"id" or "image", "captions": […]} to compare with (default: references.json of --data, if there is one).
@@ -187,7 +192,7 @@ pub struct CaptionSource {
     /// Folder of pictures, in the order of their names.
     #[arg(long, value_name = "DIR")]
     pub images: Option<PathBuf>,
-    /// Dataset with chat.json and images/ (CC3M-595K layout).
+    /// Dataset with chat.json and images, read as `preprocess shards` reads it; a row that cannot be used gets a line with its error.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Shards written by `preprocess shards`.

@@ -3,6 +3,7 @@
 use crate::args::GenerateArgs;
 use crate::engine::{Engine, Request, single_question};
 use anyhow::Result;
+use common::output::print;
 use serde::Serialize;
 use std::io::Write;
 use std::time::Instant;
@@ -27,7 +28,9 @@ pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<()> {
     let sampling = args.sampling.sampling()?;
     let engine = Engine::from_args(&args.model)?;
     let images = args.image.iter().map(|path| engine.processors.read_image(path)).collect::<Result<Vec<_>>>()?;
-    let messages = single_question(&args.system_prompt, &args.prompt, images.len());
+    let (system, question) =
+        (engine.processors.chat.quote(&args.system_prompt), engine.processors.typed_question(&args.prompt));
+    let messages = single_question(&system, &question, images.len());
     let request = Request {
         prompt: engine.processors.prompt(&messages, &images)?,
         sampling,
@@ -37,8 +40,7 @@ pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<()> {
     };
     let mut show = |piece: &str| -> Result<()> {
         if !args.json {
-            out.write_all(piece.as_bytes())?;
-            out.flush()?;
+            out.write_all(piece.as_bytes()).and_then(|()| out.flush()).map_err(common::Error::io("stdout"))?;
         }
         Ok(())
     };
@@ -55,7 +57,7 @@ pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<()> {
     let decode_seconds = begin.elapsed().as_secs_f64() - first_token_seconds;
 
     if !args.json {
-        return Ok(writeln!(out)?);
+        return Ok(print(out, "")?);
     }
     let report = Report {
         text: &text,
@@ -66,5 +68,5 @@ pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<()> {
         decode_tokens_per_second: (sequence.new_ids().len() - 1) as f64 / decode_seconds.max(f64::MIN_POSITIVE),
         peak_rss_mb: common::memory::peak_rss_mb(),
     };
-    Ok(writeln!(out, "{}", serde_json::to_string(&report)?)?)
+    Ok(print(out, serde_json::to_string(&report)?)?)
 }

@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use clap::Parser;
+use common::output;
 use infer::args::{Cli, Command};
 use infer::{caption, export, generate, merge, score, serve};
-use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     match run(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            common::tell!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -31,6 +31,5 @@ fn run(command: &Command) -> Result<()> {
 
 /// A closed pipe (`infer … | head`) is the reader's choice and an error like any other, not a panic.
 fn print(text: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{text}")?;
-    Ok(())
+    Ok(output::print(&mut std::io::stdout(), text)?)
 }

@@ -8,6 +8,8 @@ use common::device::DeviceKind;
 use common::hub::{self, Wanted};
 use common::image_processor::ProcessedImage;
 use serde::Serialize;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Last positions of the test question that are compared: enough to see a wrong merge, few enough for a large vocabulary.
@@ -73,11 +75,15 @@ fn ensure_free(output: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Beside the output, so that a rename puts it in place.
+/// Beside the output, so that a rename puts it in place; readable for whom the umask lets.
 fn temporary_sibling(output: &Path) -> Result<tempfile::TempDir> {
     let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(common::Error::io(parent))?;
-    Ok(tempfile::Builder::new().prefix(".merge-").tempdir_in(parent).map_err(common::Error::io(parent))?)
+    Ok(tempfile::Builder::new()
+        .prefix(".merge-")
+        .permissions(Permissions::from_mode(0o777))
+        .tempdir_in(parent)
+        .map_err(common::Error::io(parent))?)
 }
 
 /// A question about a picture of smooth colours: passes through every part of the model.

@@ -1,7 +1,7 @@
 //! Progress on stderr: a bar with rate and remaining time on a terminal, one line every few seconds otherwise.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// Between two lines when stderr is not a terminal.
@@ -54,7 +54,6 @@ impl Progress {
         let rate = (done - self.already_done) as f64 / self.begin.elapsed().as_secs_f64().max(1e-9);
         let left = total.saturating_sub(done) as f64 / rate.max(1e-9);
         let left = if rate > 0.0 { format!(", {left:.0} s left") } else { String::new() };
-        // Progress is a courtesy: a closed stderr does not stop the work.
-        let _ = writeln!(std::io::stderr(), "{done}/{total} {}, {rate:.2}/s{left}", self.what);
+        common::tell!("{done}/{total} {}, {rate:.2}/s{left}", self.what);
     }
 }

@@ -3,11 +3,12 @@
 use crate::args::ScoreArgs;
 use crate::engine::{Engine, Processors};
 use crate::progress::Progress;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use common::batch::PackedBatch;
+use common::files::AtomicFile;
 use common::shard::{Row, ShardSet};
 use serde::Serialize;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::Path;
 
 /// Loss of one row.
@@ -69,9 +70,7 @@ pub(crate) fn ensure_same_processors(processors: &Processors, shards: &ShardSet,
 
 /// The lines appear under their name when all are there.
 fn write_scores(output: &Path, rows: usize, score: impl Fn(usize) -> Result<RowScore>) -> Result<TotalScore> {
-    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::NamedTempFile::new_in(folder).map_err(common::Error::io(folder))?;
-    let mut writer = BufWriter::new(temporary);
+    let mut file = AtomicFile::create(output)?;
     let mut total = TotalScore::default();
     let mut progress = Progress::new(rows, 0, "rows");
     for index in 0..rows {
@@ -79,14 +78,12 @@ fn write_scores(output: &Path, rows: usize, score: impl Fn(usize) -> Result<RowS
         total.rows += 1;
         total.loss_sum += row.loss_sum;
         total.tokens += row.tokens;
-        serde_json::to_writer(&mut writer, &row)?;
-        writer.write_all(b"\n").map_err(common::Error::io(output))?;
+        serde_json::to_writer(&mut file, &row)?;
+        file.write_all(b"\n").map_err(common::Error::io(output))?;
         progress.advance();
     }
     progress.finish();
-    let temporary = writer.into_inner().context("writing the scores")?;
-    temporary.as_file().sync_all().map_err(common::Error::io(output))?;
-    temporary.persist(output).map_err(|error| common::Error::io(output)(error.error))?;
+    file.commit()?;
     total.loss = total.loss_sum / total.tokens.max(1) as f64;
     total.perplexity = total.loss.exp();
     Ok(total)

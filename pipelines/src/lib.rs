@@ -6,6 +6,8 @@ pub mod fingerprint;
 pub mod programs;
 pub mod quickstart;
 pub mod recipe;
+pub mod record;
 pub mod report;
 pub mod run;
+pub mod signals;
 pub mod stage;

@@ -3,18 +3,21 @@
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use pipelines::programs::{Cargo, Programs};
+use pipelines::signals::{Signals, Stopped};
 use pipelines::{quickstart, report, run};
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Run preprocess, train and infer one after the other as a recipe says, skipping what has not changed.
 #[derive(Parser)]
-#[command(name = "pipelines", version)]
+#[command(name = "pipelines", version, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by SIGINT, SIGTERM or SIGHUP while train ran, which \
+                          has saved where it was (the same command goes on); 129, 130 or 143 when another program was stopped so.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -31,21 +34,26 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(common::args::with_dashes(std::env::args_os()));
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => match error.downcast_ref::<Stopped>() {
+            Some(stopped) => {
+                common::tell!("{stopped}");
+                ExitCode::from(stopped.code)
+            }
+            None => {
+                common::tell!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
 fn execute(command: Command) -> Result<()> {
     let result = match command {
-        Command::Quickstart(args) => quickstart::run(&args, &programs()?)?,
-        Command::Run(args) => run::run(&args, &programs()?)?,
+        Command::Quickstart(args) => quickstart::run(&args, &programs()?, &Signals::listen()?)?,
+        Command::Run(args) => run::run(&args, &programs()?, &Signals::listen()?)?,
         Command::Report(args) => report::run(&args)?,
     };
-    writeln!(std::io::stdout(), "{result}")?;
-    Ok(())
+    Ok(common::output::print(&mut std::io::stdout(), result)?)
 }
 
 /// The programs beside this one; `cargo run` builds them first.

@@ -4,10 +4,11 @@
 //! `preprocess shards --help`, `train --help` and `infer caption --help` are the list of keys, and a recipe's stage can be
 //! repeated by hand from the command line that the runner prints.
 
+use crate::fingerprint::Part;
 use crate::programs::Programs;
-use crate::stage::Stage;
+use crate::stage::{Anew, Stage};
 use anyhow::{Context, Result, bail, ensure};
-use common::Error;
+use common::{Error, hub};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -60,44 +61,88 @@ struct Kind {
     subcommand: Option<&'static str>,
     /// Options that name files or folders that are read.
     reads: &'static [&'static str],
+    /// Those of them that may be names on Hugging Face instead.
+    hub: &'static [&'static str],
+    /// Options that are lists, and how a list is written.
+    lists: &'static [(&'static str, List)],
     /// The option that names what is written.
     writes: &'static str,
-    /// The file of the output that shows whether it is there; `None`: the output itself.
-    witness: Option<&'static str>,
+    /// The part of the output that shows whether it is finished and there.
+    witness: Witness,
+    /// How what is there is replaced, and the option that goes on with it: given by the runner, as the stage stands.
+    anew: Anew,
+    goes_on: Option<&'static str>,
+}
+
+enum Witness {
+    /// The whole output.
+    Whole,
+    /// A file of it.
+    File(&'static str),
+    /// The files of a model or adapter in it.
+    Model,
+}
+
+/// How an option takes several values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum List {
+    /// In one word, with commas between.
+    Commas,
+    /// The option once for each: values may hold commas.
+    Repeated,
 }
 
 /// A folder of shards is known by this file: it holds the hashes of all others.
 const SHARD_INDEX: &str = common::shard::INDEX_FILE;
 /// Options that name a folder of shards.
 const SHARD_FOLDERS: [&str; 2] = ["data_path", "shards"];
+/// Options that name a folder of a model or an adapter, which may be the folder of a run.
+const MODEL_FOLDERS: [&str; 6] =
+    ["vision_tower", "language_model", "model", "adapter", "model_name_or_path", "init_adapter"];
 const MODEL: Kind = Kind {
     program: "preprocess",
     subcommand: Some("model"),
     reads: &["vision_tower", "language_model"],
+    hub: &["vision_tower", "language_model"],
+    lists: &[("vision_feature_layer", List::Commas)],
     writes: "output",
-    witness: None,
+    witness: Witness::Model,
+    anew: Anew::OwnWay,
+    goes_on: None,
 };
 const SHARDS: Kind = Kind {
     program: "preprocess",
     subcommand: Some("shards"),
     reads: &["model", "data"],
+    hub: &[],
+    lists: &[],
     writes: "output",
     // Training may put a cache of vision features beside the shards.
-    witness: Some(SHARD_INDEX),
+    witness: Witness::File(SHARD_INDEX),
+    anew: Anew::OwnWay,
+    goes_on: None,
 };
 const TRAIN: Kind = Kind {
     program: "train",
     subcommand: None,
     reads: &["model_name_or_path", "data_path", "deepspeed", "init_adapter"],
+    hub: &["model_name_or_path"],
+    lists: &[("lora_target_modules", List::Commas), ("report_to", List::Commas)],
     writes: "output_dir",
-    witness: None,
+    witness: Witness::Model,
+    anew: Anew::Option("overwrite_output_dir"),
+    goes_on: Some("resume_from_checkpoint"),
 };
 const CAPTION: Kind = Kind {
     program: "infer",
     subcommand: Some("caption"),
     reads: &["model", "adapter", "images", "data", "shards", "references"],
+    hub: &["model"],
+    lists: &[("stop", List::Repeated)],
     writes: "output",
-    witness: None,
+    witness: Witness::Whole,
+    anew: Anew::Removed,
+    goes_on: None,
 };
 
 impl Recipe {
@@ -125,25 +170,27 @@ impl Recipe {
     pub fn stages(&self, programs: &Programs) -> Result<Vec<Stage>> {
         let mut stages = Vec::new();
         if let Some(model) = &self.model {
-            stages.push(stage("model", "[model]", &MODEL, model, programs)?);
+            stages.push(stage("model", "[model]", &MODEL, model, programs, &stages)?);
         }
         if let Some(data) = &self.data {
-            stages.push(stage("shards", "[preprocess]", &SHARDS, &self.shard_options(data)?, programs)?);
+            stages.push(stage("shards", "[preprocess]", &SHARDS, &self.shard_options(data)?, programs, &stages)?);
         } else {
             ensure!(self.preprocess.is_empty(), "[preprocess] without [data]: expected [data] with dir and shards");
         }
         match &self.train {
-            Some(OneOrMore::One(train)) => stages.push(stage("train", "[train]", &TRAIN, train, programs)?),
+            Some(OneOrMore::One(train)) => {
+                stages.push(stage("train", "[train]", &TRAIN, train, programs, &stages)?);
+            }
             Some(OneOrMore::More(tables)) => {
                 for (index, train) in tables.iter().enumerate() {
                     let name = format!("train {} of {}", index + 1, tables.len());
-                    stages.push(stage(&name, "[[train]]", &TRAIN, train, programs)?);
+                    stages.push(stage(&name, "[[train]]", &TRAIN, train, programs, &stages)?);
                 }
             }
             None => {}
         }
         if let Some(infer) = &self.infer {
-            stages.push(stage("infer", "[infer]", &CAPTION, infer, programs)?);
+            stages.push(stage("infer", "[infer]", &CAPTION, infer, programs, &stages)?);
         }
         ensure!(!stages.is_empty(), "the recipe has no stages; expected [model], [data], [train] or [infer]");
         Ok(stages)
@@ -162,23 +209,52 @@ impl Recipe {
     }
 }
 
-fn stage(name: &str, table: &str, kind: &Kind, options: &Table, programs: &Programs) -> Result<Stage> {
+fn stage(
+    name: &str,
+    table: &str,
+    kind: &Kind,
+    options: &Table,
+    programs: &Programs,
+    earlier: &[Stage],
+) -> Result<Stage> {
     let known = programs.options(kind.program, kind.subcommand)?;
     let mut args: Vec<String> = kind.subcommand.into_iter().map(String::from).collect();
+    let (mut may_replace, mut goes_on) = (false, kind.goes_on);
     for (key, value) in options {
         let command = [kind.program].into_iter().chain(kind.subcommand).collect::<Vec<_>>().join(" ");
         if !known.contains(key) {
             let nearest = nearest(key, known.iter().map(String::as_str));
             bail!("{table} {key}: not an option of {command}; did you mean {nearest}? ({command} --help lists all)");
         }
-        args.push(format!("--{key}"));
-        args.push(plain(value).with_context(|| format!("{table} {key}"))?);
+        let word = plain(value).ok();
+        match word.as_deref().and_then(flag) {
+            Some(flag) if matches!(kind.anew, Anew::Option(name) if name == key) => may_replace = flag,
+            // Whether it goes on is decided by how the stage stands; only a certain checkpoint is an option like any other.
+            Some(_) if kind.goes_on == Some(key.as_str()) => {}
+            _ => {
+                if kind.goes_on == Some(key.as_str()) {
+                    goes_on = None;
+                }
+                args.extend(words(kind, key, value).with_context(|| format!("{table} {key}"))?);
+            }
+        }
     }
     let output = path_option(options, kind.writes).with_context(|| format!("{table}: no {}", kind.writes))?;
-    let inputs = kind.reads.iter().filter_map(|key| Some((key, path_option(options, key)?)));
-    let inputs =
-        inputs.map(|(key, path)| if SHARD_FOLDERS.contains(key) { path.join(SHARD_INDEX) } else { path }).collect();
-    let witness = kind.witness.map_or_else(|| output.clone(), |file| output.join(file));
+    // A model on Hugging Face is no file of this machine yet: its program takes it from the cache, or downloads it. The
+    // name stands in the command line. What an earlier stage writes is a folder, whatever its name looks like.
+    let is_on_hub = |key: &str, path: &Path| {
+        kind.hub.contains(&key) && hub::is_repository(path) && earlier.iter().all(|stage| stage.output != path)
+    };
+    let inputs = kind.reads.iter().filter_map(|&key| Some((key, path_option(options, key)?)));
+    // DeepSpeed's settings may be written out in place of a file's name.
+    let is_text = |path: &Path| path.as_os_str().as_encoded_bytes().starts_with(b"{");
+    let inputs = inputs.filter(|(key, path)| !is_on_hub(key, path) && !is_text(path));
+    let inputs = inputs.map(|(key, path)| input(key, path)).collect();
+    let witness = match kind.witness {
+        Witness::Whole => (output.clone(), Part::Whole),
+        Witness::File(name) => (output.join(name), Part::Whole),
+        Witness::Model => (output.clone(), Part::Model),
+    };
     Ok(Stage {
         name: name.to_string(),
         program: kind.program.to_string(),
@@ -186,23 +262,63 @@ fn stage(name: &str, table: &str, kind: &Kind, options: &Table, programs: &Progr
         inputs,
         output,
         witness,
+        anew: kind.anew,
+        goes_on,
+        may_replace,
         disposable: false,
     })
+}
+
+/// What of a file or folder that an option names shows whether it has changed.
+fn input(key: &str, path: PathBuf) -> (PathBuf, Part) {
+    match key {
+        _ if SHARD_FOLDERS.contains(&key) => (path.join(SHARD_INDEX), Part::Whole),
+        _ if MODEL_FOLDERS.contains(&key) => (path, Part::Model),
+        _ => (path, Part::Whole),
+    }
+}
+
+/// `true` or `false`, as the programs read it.
+fn flag(value: &str) -> Option<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "y" | "t" => Some(true),
+        "false" | "0" | "no" | "n" | "f" => Some(false),
+        _ => None,
+    }
 }
 
 fn path_option(options: &Table, key: &str) -> Option<PathBuf> {
     options.get(key).and_then(Value::as_str).map(PathBuf::from)
 }
 
-/// A value as the command line takes it; lists with commas between.
+/// An option and its value as the command line takes them.
+fn words(kind: &Kind, key: &str, value: &Value) -> Result<Vec<String>> {
+    let list = kind.lists.iter().find(|(name, _)| *name == key).map(|(_, list)| *list);
+    let texts = match (value, list) {
+        (Value::Array(items), Some(List::Repeated)) => items.iter().map(plain).collect::<Result<Vec<_>>>()?,
+        (Value::Array(items), Some(List::Commas)) => {
+            vec![items.iter().map(plain).collect::<Result<Vec<_>>>()?.join(",")]
+        }
+        (Value::Array(_), None) => bail!("found a list, expected one value"),
+        (value, _) => vec![plain(value)?],
+    };
+    Ok(texts.into_iter().flat_map(|text| option(key, text)).collect())
+}
+
+/// A value that begins like an option is tied to its own.
+fn option(key: &str, text: String) -> Vec<String> {
+    if text.starts_with('-') { vec![format!("--{key}={text}")] } else { vec![format!("--{key}"), text] }
+}
+
+/// A value as the command line takes it; a table as JSON.
 fn plain(value: &Value) -> Result<String> {
     Ok(match value {
         Value::String(text) => text.clone(),
         Value::Integer(number) => number.to_string(),
         Value::Float(number) => number.to_string(),
         Value::Boolean(flag) => flag.to_string(),
-        Value::Array(items) => items.iter().map(plain).collect::<Result<Vec<_>>>()?.join(","),
-        Value::Datetime(_) | Value::Table(_) => bail!("found {value}, expected text, a number, true, false or a list"),
+        Value::Table(table) => serde_json::to_string(table)?,
+        Value::Array(_) | Value::Datetime(_) => bail!("found {value}, expected text, a number, true or false"),
     })
 }
 
@@ -243,10 +359,26 @@ mod tests {
 
     #[test]
     fn values_become_words() {
-        let table: Table = "a = 1e-3\nb = [\"q\", \"v\"]\nc = true\nd = 4\n".parse().expect("valid");
-        let words: Vec<String> = table.values().map(|value| plain(value).expect("plain")).collect();
-        assert_eq!(words, ["0.001", "q,v", "true", "4"]);
-        assert!(plain(&Value::Table(table)).is_err());
+        for (kind, text, expected) in [
+            (&TRAIN, "learning_rate = 1e-3", &["--learning_rate", "0.001"][..]),
+            (&TRAIN, "lora_target_modules = [\"q\", \"v\"]", &["--lora_target_modules", "q,v"]),
+            (&TRAIN, "bf16 = true", &["--bf16", "true"]),
+            (&TRAIN, "max_steps = -1", &["--max_steps=-1"]),
+            (&TRAIN, "lr_scheduler_kwargs = { num_cycles = 2 }", &["--lr_scheduler_kwargs", "{\"num_cycles\":2}"]),
+            (&CAPTION, "stop = [\"a, b\", \"e\"]", &["--stop", "a, b", "--stop", "e"]),
+            (&CAPTION, "stop = \"a\"", &["--stop", "a"]),
+            (&CAPTION, "stop = []", &[]),
+            (&CAPTION, "prompt = \"--what?\"", &["--prompt=--what?"]),
+        ] {
+            let table: Table = text.parse().expect("valid");
+            let (key, value) = table.iter().next().expect("a key");
+            assert_eq!(words(kind, key, value).expect("words"), expected, "{text}");
+        }
+        for text in ["prompt = [\"a\", \"b\"]", "limit = [1]", "stop = [[\"a\"]]", "seed = 1979-05-27"] {
+            let table: Table = text.parse().expect("valid");
+            let (key, value) = table.iter().next().expect("a key");
+            assert!(words(&CAPTION, key, value).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::programs::Programs;
 use crate::recipe::Recipe;
+use crate::signals::{Signals, Stopped};
 use crate::stage::{Outcome, Stage};
 use anyhow::{Result, ensure};
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ pub struct Args {
     /// Recipe file (pipelines/recipes holds the ones for the real job). Its paths are relative to the working directory
     #[arg(value_name = "RECIPE.toml")]
     pub recipe: PathBuf,
-    /// Run every stage, also those of which nothing has changed
+    /// Make everything anew, also where nothing has changed: what stages have made before is replaced
     #[arg(long)]
     pub force: bool,
     /// Print the stages' command lines and run nothing
@@ -23,26 +24,30 @@ pub struct Args {
 /// Runs the stages. The text is the result for stdout.
 ///
 /// # Errors
-/// A recipe that cannot be used, or the first stage that fails.
-pub fn run(args: &Args, programs: &Programs) -> Result<String> {
+/// A recipe that cannot be used, or the first stage that fails; [`Stopped`].
+pub fn run(args: &Args, programs: &Programs, signals: &Signals) -> Result<String> {
     let recipe = Recipe::read(&args.recipe)?;
     let stages = recipe.stages(programs)?;
-    eprintln!("{}: {}", args.recipe.display(), recipe.purpose);
+    common::tell!("{}: {}", args.recipe.display(), recipe.purpose);
     if args.dry_run {
         return Ok(stages.iter().map(Stage::command_line).collect::<Vec<_>>().join("\n"));
     }
-    run_stages(&stages, programs, args.force)
+    run_stages(&stages, programs, signals, args.force)
 }
 
 /// Runs stages in their order; returns one line for each.
 ///
 /// # Errors
-/// The first stage that fails.
-pub fn run_stages(stages: &[Stage], programs: &Programs, force: bool) -> Result<String> {
+/// The first stage that fails; [`Stopped`].
+pub fn run_stages(stages: &[Stage], programs: &Programs, signals: &Signals, force: bool) -> Result<String> {
     ensure!(!stages.is_empty(), "no stages");
     let mut lines = Vec::with_capacity(stages.len());
     for stage in stages {
-        let outcome = match stage.run(programs, force)? {
+        if let Some(signal) = signals.received() {
+            let message = format!("stopped as asked before stage {}; the same command goes on", stage.name);
+            return Err(Stopped { message, code: 128 + signal as u8 }.into());
+        }
+        let outcome = match stage.run(programs, signals, force)? {
             Outcome::Skipped => "unchanged".to_string(),
             Outcome::Ran(time) => format!("{:.1} s", time.as_secs_f64()),
         };

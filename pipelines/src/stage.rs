@@ -1,11 +1,13 @@
-//! A stage is one run of a program. It is skipped while its program, options, inputs and outputs are as they were.
+//! A stage is one run of a program. It is skipped while its options, inputs and output are as they were.
 
-use crate::fingerprint;
+use crate::fingerprint::{self, Part};
 use crate::programs::Programs;
+use crate::record::{Before, Record, Standing};
+use crate::signals::{STOPPED, Signals, Stopped};
 use anyhow::{Context, Result, bail};
 use common::{Error, json};
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,25 +25,22 @@ pub struct Stage {
     pub program: String,
     /// The command line behind the program.
     pub args: Vec<String>,
-    /// Files and folders that are read.
-    pub inputs: Vec<PathBuf>,
+    /// Files and folders that are read, and what of them counts.
+    pub inputs: Vec<(PathBuf, Part)>,
     /// What is written: a file or a folder. The stage's record lies beside it, as `<output>.stage.json`.
     pub output: PathBuf,
-    /// The part of the output that shows whether it is still there: the output itself, or a file in it where other programs
-    /// put files into the same folder.
-    pub witness: PathBuf,
+    /// The part of the output that shows whether it is finished and still there: the output itself, or a file in it where other
+    /// programs put files into the same folder.
+    pub witness: (PathBuf, Part),
+    /// How an output that is there is replaced.
+    pub anew: Anew,
+    /// The option with which the program goes on from the checkpoints of an unfinished output, if it needs one.
+    pub goes_on: Option<&'static str>,
+    /// The recipe itself says that an output of unknown origin may be replaced.
+    pub may_replace: bool,
     /// The output is cheap: it is made again also when the program was only rebuilt, and an old one is removed first.
-    /// Otherwise the program's version counts, and the program decides what to do with an output that is there.
+    /// Otherwise the program decides what to do with an output that is there.
     pub disposable: bool,
-}
-
-/// What a finished stage was made from, and what it made.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Record {
-    version: String,
-    args: Vec<String>,
-    inputs: BTreeMap<PathBuf, String>,
-    output: String,
 }
 
 /// How a stage ended.
@@ -53,76 +52,178 @@ pub enum Outcome {
     Ran(Duration),
 }
 
+/// How an output that is there is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anew {
+    /// By the program, which needs an option for it.
+    Option(&'static str),
+    /// It is removed before the program starts.
+    Removed,
+    /// By the program, which compares it with what it is to make.
+    OwnWay,
+}
+
+/// What becomes of an output that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// It is replaced.
+    Anew,
+    /// The program is told to go on from its checkpoints.
+    GoOn,
+    /// The program is told nothing.
+    AsItIs,
+}
+
 impl Stage {
-    /// Runs the program unless nothing has changed since it last succeeded. `force` runs it in any case.
+    /// Runs the program unless nothing has changed since it last succeeded. `force` makes everything anew in any case.
     ///
     /// # Errors
-    /// A missing input, or a program that fails: with its command line and the last lines of its output.
-    pub fn run(&self, programs: &Programs, force: bool) -> Result<Outcome> {
-        let mut version = programs.version(&self.program)?;
-        if self.disposable {
-            version = format!("{version} {}", fingerprint::of(&programs.path(&self.program))?);
-        }
-        let before = self.record(version)?;
-        let record_file = self.record_file();
-        // An unreadable record is as good as none: the stage runs again.
-        let last: Option<Record> = json::read_if_there(&record_file).unwrap_or_default();
-        if !force && last.is_some_and(|last| last == before && last.output != fingerprint::ABSENT) {
-            eprintln!("[{}] nothing has changed, skipped: {}", self.name, self.output.display());
+    /// A missing input, a program that fails (with its command line and the last lines of its output), one that is still at
+    /// work on the output; [`Stopped`].
+    pub fn run(&self, programs: &Programs, signals: &Signals, force: bool) -> Result<Outcome> {
+        let lock = self.lock()?;
+        let (record, record_file) = (self.record(programs)?, self.beside("", ".stage.json"));
+        let output = self.fingerprint()?;
+        let last = Record::read(&record_file);
+        let standing = record.standing(last.as_ref(), &output, self.disposable);
+        if !force && standing == Standing::Done {
+            common::tell!("[{}] nothing has changed, skipped: {}", self.name, self.output.display());
             return Ok(Outcome::Skipped);
         }
-        remove(&record_file)?;
-        if self.disposable {
+        let how = self.how(&standing, last.as_ref(), force);
+        if self.disposable || how == How::Anew && self.anew == Anew::Removed {
             remove(&self.output)?;
         }
-        if let Some(folder) = self.output.parent() {
-            std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        }
+        let before = match (how, &last) {
+            (How::GoOn, Some(last)) => last.before().clone(),
+            _ => Before { run_id: self.run_id(), may_go: how == How::Anew },
+        };
+        let record = record.instead_of(before);
+        record.write(&record_file)?;
         let started = Instant::now();
-        self.execute(programs)?;
-        let output = fingerprint::of(&self.witness)?;
-        if output == fingerprint::ABSENT {
-            bail!("stage {}: {} succeeded without writing {}", self.name, self.program, self.witness.display());
+        self.execute(programs, signals, &self.options_for(how), lock)?;
+        let output = self.fingerprint()?;
+        if !fingerprint::is_there(&output) {
+            bail!("stage {}: {} succeeded without writing {}", self.name, self.program, self.witness.0.display());
         }
-        json::write(&record_file, &Record { output, ..before })?;
+        record.finished(output).write(&record_file)?;
         Ok(Outcome::Ran(started.elapsed()))
     }
 
-    fn record(&self, version: String) -> Result<Record> {
+    /// What the program is to do with an output that is there: an unfinished one of the same options and inputs goes on,
+    /// another one that a stage has made is replaced, and one of unknown origin is the program's own matter.
+    fn how(&self, standing: &Standing, last: Option<&Record>, force: bool) -> How {
+        match standing {
+            _ if self.disposable => How::AsItIs,
+            _ if force => How::Anew,
+            Standing::Changed(what) => {
+                if self.anew != Anew::OwnWay && self.output.exists() {
+                    common::tell!("[{}] changed: {what}; made anew: {} is replaced", self.name, self.output.display());
+                }
+                How::Anew
+            }
+            Standing::Unfinished if self.goes_on.is_some() => {
+                let (run, before) = (self.run_id(), last.map(Record::before).cloned().unwrap_or_default());
+                // Stopped before the run in its place was gone, it would go on with that one.
+                if run.is_some() && run != before.run_id {
+                    common::tell!("[{}] unfinished, with the same options and inputs: it goes on", self.name);
+                    How::GoOn
+                } else if before.may_go || self.may_replace {
+                    How::Anew
+                } else {
+                    How::AsItIs
+                }
+            }
+            Standing::Unfinished => How::AsItIs,
+            Standing::Done | Standing::Foreign | Standing::Unknown if self.may_replace => How::Anew,
+            Standing::Done | Standing::Foreign | Standing::Unknown => How::AsItIs,
+        }
+    }
+
+    fn options_for(&self, how: How) -> Vec<String> {
+        let option = match (how, self.anew) {
+            (How::Anew, Anew::Option(name)) => Some(name),
+            (How::GoOn, _) => self.goes_on,
+            _ => None,
+        };
+        option.into_iter().flat_map(|name| [format!("--{name}"), "true".to_string()]).collect()
+    }
+
+    /// The id of the training run that the output is.
+    fn run_id(&self) -> Option<String> {
+        const RUN_RECORD: &str = "run.json";
+        let record: serde_json::Value = json::read_if_there(&self.output.join(RUN_RECORD)).ok()??;
+        record.get("run_id")?.as_str().map(str::to_string)
+    }
+
+    fn fingerprint(&self) -> Result<String> {
+        fingerprint::of(&self.witness.0, self.witness.1)
+    }
+
+    fn record(&self, programs: &Programs) -> Result<Record> {
+        let mut version = programs.version(&self.program)?;
+        if self.disposable {
+            version = format!("{version} {}", fingerprint::of(&programs.path(&self.program), Part::Whole)?);
+        }
         let mut inputs = BTreeMap::new();
-        for path in &self.inputs {
-            let found = fingerprint::of(path)?;
+        for (path, part) in &self.inputs {
+            let found = fingerprint::of(path, *part)?;
             if found == fingerprint::ABSENT {
                 bail!("stage {}: {}: no such file or folder; the stage reads it", self.name, path.display());
             }
             inputs.insert(path.clone(), found);
         }
-        Ok(Record { version, args: self.args.clone(), inputs, output: fingerprint::of(&self.witness)? })
+        Ok(Record::begun(version, self.args.clone(), inputs))
     }
 
-    fn record_file(&self) -> PathBuf {
-        let mut name = self.output.as_os_str().to_os_string();
-        name.push(".stage.json");
-        PathBuf::from(name)
+    /// A file beside the output, named after it.
+    fn beside(&self, before: &str, after: &str) -> PathBuf {
+        let name = self.output.file_name().unwrap_or_default().to_string_lossy();
+        self.output.with_file_name(format!("{before}{name}{after}"))
+    }
+
+    /// Nobody else makes this output now. The program inherits the lock, so that it holds for as long as the program runs, also
+    /// when this one is killed.
+    fn lock(&self) -> Result<File> {
+        let path = self.beside(".", ".stage.lock");
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        }
+        let mut options = OpenOptions::new();
+        let mut lock =
+            options.read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io(&path))?;
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+            let holder = std::fs::read_to_string(&path).unwrap_or_default();
+            bail!(
+                "stage {}: {} is being made by {}; wait for it, or stop it (kill -TERM) and run again",
+                self.name,
+                self.output.display(),
+                holder.trim()
+            );
+        }
+        // Where the file system has no locks, the programs' own checks have to do; a full disk costs the holder's name.
+        let _ = lock
+            .set_len(0)
+            .and_then(|()| writeln!(lock, "a run that process {} of pipelines has started", std::process::id()));
+        Ok(lock)
     }
 
     /// The command line, to be pasted into a shell.
     pub fn command_line(&self) -> String {
-        let words = std::iter::once(self.program.as_str()).chain(self.args.iter().map(String::as_str));
-        words.map(quoted).collect::<Vec<_>>().join(" ")
+        words(&self.program, self.args.iter())
     }
 
-    fn execute(&self, programs: &Programs) -> Result<()> {
-        let command_line = self.command_line();
-        eprintln!("[{}] {command_line}", self.name);
+    fn execute(&self, programs: &Programs, signals: &Signals, more: &[String], lock: File) -> Result<()> {
+        let command_line = words(self.program.as_str(), self.args.iter().chain(more));
+        common::tell!("[{}] {command_line}", self.name);
         let path = programs.path(&self.program);
-        let mut child = Command::new(&path)
-            .args(&self.args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("stage {}: {}: not started", self.name, path.display()))?;
+        let mut command = Command::new(&path);
+        command.args(&self.args).args(more).stdin(lock).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let started = signals.start(&mut command);
+        // This program's own copies of the lock.
+        drop(command);
+        let started = started.with_context(|| format!("stage {}: {}: not started", self.name, path.display()))?;
+        let Some(mut child) = started else { return Err(self.stopped(signals, None)) };
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let (said, complained) = std::thread::scope(|scope| {
             let said = scope.spawn(|| pass_on(stdout));
@@ -130,17 +231,37 @@ impl Stage {
             (said.join().unwrap_or_default(), complained.join().unwrap_or_default())
         });
         let status = child.wait().with_context(|| format!("stage {}: waiting for {}", self.name, self.program))?;
-        if !status.success() {
-            let lines = if complained.is_empty() { said } else { complained };
-            bail!(
-                "stage {}: {} ended with {status}\n  {command_line}\n  its last lines:\n{}",
-                self.name,
-                self.program,
-                lines.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
-            );
+        signals.ended();
+        if status.success() {
+            return Ok(());
         }
-        Ok(())
+        if signals.received().is_some() || status.code() == Some(i32::from(STOPPED)) {
+            return Err(self.stopped(signals, status.code()));
+        }
+        let lines = if complained.is_empty() { said } else { complained };
+        bail!(
+            "stage {}: {} ended with {status}\n  {command_line}\n  its last lines:\n{}",
+            self.name,
+            self.program,
+            lines.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+        );
     }
+
+    fn stopped(&self, signals: &Signals, code: Option<i32>) -> anyhow::Error {
+        let saved = code == Some(i32::from(STOPPED));
+        let how = if saved { "has saved where it was" } else { "was ended" };
+        let signal = signals.received().map_or(0, |signal| signal as u8);
+        Stopped {
+            message: format!("stopped as asked: stage {} {how}; the same command goes on", self.name),
+            code: if saved { STOPPED } else { 128 + signal },
+        }
+        .into()
+    }
+}
+
+/// A command line, to be pasted into a shell.
+fn words<'a>(program: &'a str, args: impl Iterator<Item = &'a String>) -> String {
+    std::iter::once(program).chain(args.map(String::as_str)).map(quoted).collect::<Vec<_>>().join(" ")
 }
 
 /// Copies a program's output to stderr line by line; the last lines are returned.
@@ -149,8 +270,7 @@ fn pass_on(source: Option<impl Read>) -> VecDeque<String> {
     let Some(source) = source else { return last };
     for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).trim_end().to_string();
-        // stderr that nobody reads any more is no reason to stop a run of days.
-        let _ = writeln!(std::io::stderr(), "  {line}");
+        common::tell!("  {line}");
         if last.len() == LAST_LINES {
             last.pop_front();
         }

@@ -14,29 +14,29 @@ fn main() -> anyhow::Result<()> {
     let repeat: usize = rest.first().map_or(Ok(5), |repeat| repeat.parse())?;
     let (chat, processor) = (ChatProcessor::from_dir(model.as_ref())?, ImageProcessor::from_dir(model.as_ref())?);
     let metadata = ShardMetadata::new(&chat, &processor, PixelFormat::Predicted);
-    let text = std::fs::read(Path::new(data).join("chat.json"))?;
-    let rows: Vec<serde_json::Value> = serde_json::from_slice(&text)?;
+    let records = common::dataset::read_all(data.as_ref())?;
+    let rows: Vec<_> = records.into_iter().map(|record| Ok(record?)).collect::<anyhow::Result<_>>()?;
     let mut stages = BTreeMap::new();
     let mut samples = Vec::new();
     for _ in 0..repeat {
         let mut encoder = RowGroupEncoder::new(&metadata)?;
         for row in &rows {
-            let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-            let turn = |turn: usize| row["conversations"][turn]["value"].as_str().unwrap_or_default().to_owned();
+            let conversation = row.clone().conversation()?;
+            let name = conversation.images.first().context("a row with an image")?;
             let mut timed = Stages { stages: &mut stages, last: cpu_seconds()? };
-            let bytes = std::fs::read(Path::new(data).join("images").join(text("image")))?;
+            let bytes = std::fs::read(Path::new(data).join("images").join(name))?;
             timed.ends("1 read file")?;
             decode(&bytes, &mut samples).context("an image")?;
             timed.ends("2 decode")?;
             let image = processor.process(&bytes).context("an image")?;
             timed.ends("3 decode again, resize")?;
-            let tokens = chat.encode_sample(common::chat::SYSTEM_PROMPT, &[(turn(0), turn(1))])?;
+            let tokens = chat.encode_sample(common::chat::SYSTEM_PROMPT, &conversation.turns)?;
             timed.ends("4 tokens")?;
             let sha256 = files::sha256_hex(&bytes);
             timed.ends("5 hash of the file")?;
             let (width, height) = (image.width, image.height);
-            let image = SampleImage { name: text("image"), sha256, width, height, payload: image.codes };
-            encoder.push(&Sample { id: text("id"), tokens, images: vec![image] })?;
+            let image = SampleImage { name: name.clone(), sha256, width, height, payload: image.codes };
+            encoder.push(&Sample { id: row.id.clone(), tokens, images: vec![image] })?;
             timed.ends("6 predict, compress")?;
         }
         let mut timed = Stages { stages: &mut stages, last: cpu_seconds()? };

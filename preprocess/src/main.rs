@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use common::output::print;
 use preprocess::{inspect, model, shards, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -30,13 +31,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(common::args::with_dashes(std::env::args_os()));
-    match run(cli.command) {
-        Ok(report) => {
-            println!("{report}");
-            ExitCode::SUCCESS
-        }
+    let done = run(cli.command).and_then(|report| Ok(print(&mut std::io::stdout(), report)?));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            common::tell!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -5,7 +5,7 @@ use crate::shards::ledger::{REJECTED_FILE, Rejected};
 use anyhow::{Result, bail};
 use common::shard::{Row, RowText, ShardIndex, ShardSet, Split};
 use common::{Error, IGNORE_INDEX, files};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -139,11 +139,10 @@ pub fn read_rejected(path: &Path) -> Result<Vec<Rejected>> {
 
 /// Texts in order on this thread, pixels on the workers.
 fn check_rows(set: &ShardSet, split: Split, workers: usize, problems: &mut Problems) -> Result<()> {
-    let mut ids = HashSet::new();
     let mut rows = 0;
     for text in set.texts() {
         match text {
-            Ok(text) => check_text(&text, split, &mut ids, problems),
+            Ok(text) => check_text(&text, split, problems),
             Err(error) => {
                 problems.add(error);
                 return Ok(());
@@ -183,11 +182,8 @@ fn check_rows(set: &ShardSet, split: Split, workers: usize, problems: &mut Probl
     Ok(())
 }
 
-fn check_text(text: &RowText, split: Split, ids: &mut HashSet<String>, problems: &mut Problems) {
+fn check_text(text: &RowText, split: Split, problems: &mut Problems) {
     let place = || format!("{split:?} row with id {:?}", text.id);
-    if !ids.insert(text.id.clone()) {
-        problems.add(format!("{}: an earlier row has the same id", place()));
-    }
     for image in &text.images {
         if image.width == 0 || image.height == 0 {
             problems.add(format!("{}: {} is {}×{} pixels", place(), image.name, image.width, image.height));

@@ -43,6 +43,17 @@ assert stopped.choices[0].message.content == text.split(stop)[0] and stopped.cho
 pieces = create(model="tiny", messages=messages, max_tokens=24, stop=["never", stop], stream=True)
 assert "".join(chunk.choices[0].delta.content or "" for chunk in pieces) == text.split(stop)[0]
 
+# Messages as the client returns and dumps them; system and developer messages; pictures between texts.
+for earlier in (whole.choices[0].message, whole.choices[0].message.model_dump()):
+    assert create(model="tiny", messages=messages + [earlier, {"role": "user", "content": "Are you sure?"}], max_tokens=4).usage
+developers = [{"role": "system", "content": "You are a"}, {"role": "developer", "content": "helpful assistant."}]
+assert create(model="tiny", messages=developers + messages[1:], max_tokens=4, reasoning_effort="none", modalities=["text"], top_logprobs=0,
+              extra_body={"min_p": 0, "top_k": -1, "chat_template_kwargs": {}}).usage
+part, say = {"type": "image_url", "image_url": {"url": url}}, lambda words: {"type": "text", "text": words}
+between = create(model="tiny", messages=[{"role": "user", "content": [say("This:"), part, say("What is it?")]}], max_tokens=24)
+marked = create(model="tiny", messages=[{"role": "user", "content": [say("This:\n<image>\nWhat is it?"), part]}], max_tokens=24)
+assert between.choices[0].message.content == marked.choices[0].message.content and between.usage == marked.usage
+
 # Several turns, drawn: the seed decides.
 messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "Are you sure?"}]
 drawn = [create(model="tiny", messages=messages, max_completion_tokens=16, temperature=1, top_p=0.9, seed=seed).choices[0].message.content
@@ -70,8 +81,8 @@ for arguments, kind, param in [
     (dict(model="tiny", messages=messages, n=2), openai.BadRequestError, "n"),
     (dict(model="tiny", messages=messages, temperature=9), openai.BadRequestError, "temperature"),
     (dict(model="tiny", messages=messages, stop=["a"] * 5), openai.BadRequestError, "stop"),
-    (dict(model="tiny", messages=picture("data:image/png;base64,aGVsbG8=")), openai.BadRequestError, "messages"),
-    (dict(model="tiny", messages=picture("http://example.com/a.png")), openai.PermissionDeniedError, None),
+    (dict(model="tiny", messages=picture("data:image/png;base64,aGVsbG8=")), openai.BadRequestError, "messages[0].content[0].image_url.url"),
+    (dict(model="tiny", messages=picture("http://example.com/a.png")), openai.PermissionDeniedError, "messages[0].content[0].image_url.url"),
     (dict(model="tiny", messages=messages, response_format={"type": "json_object"}), openai.BadRequestError, "response_format"),
 ]:
     for stream in (False, True):
@@ -82,6 +93,14 @@ for arguments, kind, param in [
         else:
             raise AssertionError(f"no {kind.__name__} for {arguments}")
     print(kind.__name__, param)
+for call in (lambda: client.responses.create(model="tiny", input="Hi"), lambda: client.completions.create(model="tiny", prompt="Hi"),
+             lambda: client.embeddings.create(model="tiny", input="Hi")):
+    try:
+        call()
+    except openai.NotFoundError as error:
+        assert "/v1/chat/completions" in error.message, error.message
+    else:
+        raise AssertionError("an address that is not served was answered")
 try:
     openai.OpenAI(base_url=base_url, api_key="wrong", max_retries=0).models.list()
 except openai.AuthenticationError as error:

@@ -188,6 +188,15 @@ def bmps():
     files["top-down.bmp"] = bmp_of(32, 0, wide, signed_height=-4)
     colours = bytes(random.Random(3).randrange(256) for _ in range(4 * 256))
     files["rle8.bmp"] = bmp_of(8, 1, b"\x08\x05\0\0" + b"\0\x08abcdefgh\0\0" + b"\x03\x07\x05\x09\0\0" + b"\x08\x01\0\1", palette=colours)
+    # Skipped pixels, rows that end early, runs across the edge, odd literal counts, colour 0 that is not black.
+    skips = b"\x03\x07\0\0" + b"\0\x02\x02\x01\x02\x09\0\0" + b"\0\x03abc\0\x09\x05\0\0"
+    files["rle8-skips.bmp"] = bmp_of(8, 1, skips + b"\0\1", palette=colours)
+    files["rle8-whole.bmp"] = bmp_of(8, 1, skips + b"\x08\x01", palette=colours)
+    files["rle8-few-colours.bmp"] = bmp_of(8, 1, b"\x08\x05\0\0" * 4, palette=colours[:4 * 200])
+    files["rle4.bmp"] = bmp_of(4, 2, b"\x08\x5A\0\0" + b"\0\x05\x12\x34\x50\0\x03\x67\0\0" + b"\x0B\x21\0\0" + b"\x08\x01\0\1", palette=colours[:64])
+    files["rle8-top-down.bmp"] = bmp_of(8, 1, b"\x08\x05\0\0\x08\x07\0\0\x08\x02\0\0\x08\x01", palette=colours, signed_height=-4)
+    files["rle-cut.bmp"] = files["rle4.bmp"][:-9]
+    files["short-palette.bmp"] = bmp_of(8, 0, words[:32], palette=colours[:4 * 60])
     files["4.bmp"] = bmp_of(4, 0, words[:16], palette=colours[:64])
     files["cut.bmp"] = files["RGB.bmp"][:-500]
 
@@ -203,6 +212,60 @@ def tiffs():
     save("group4.tiff", photo.convert("1"), format="TIFF", compression="group4")
     save("pages.tiff", photo, format="TIFF", save_all=True, append_images=[photo.rotate(180)])
     files["cut.tiff"] = files["rgb-tiff_lzw.tiff"][:-300]
+    for orientation in range(10):
+        save(f"orientation-{orientation}.tiff", photo, format="TIFF", tiffinfo={274: orientation})
+    save("orientation-gray-lzw.tiff", photo.convert("L"), format="TIFF", compression="tiff_lzw", tiffinfo={274: 7})
+    save("orientation-jpeg.tiff", photo, format="TIFF", compression="jpeg", tiffinfo={274: 8})
+    save("orientation-xmp.tiff", photo, format="TIFF", tiffinfo={700: b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'})
+    save("gray-jpeg.tiff", photo.convert("L"), format="TIFF", compression="jpeg")
+    save("cmyk-jpeg.tiff", photo.convert("CMYK"), format="TIFF", compression="jpeg")
+    save("ycbcr-jpeg.tiff", photo.convert("YCbCr"), format="TIFF", compression="jpeg", quality=60)
+    save("strips-jpeg.tiff", photo.resize((90, 80)), format="TIFF", compression="jpeg", strip_size=90 * 3 * 16)
+    save("strips-ycbcr-jpeg.tiff", photo.resize((90, 83)).convert("YCbCr"), format="TIFF", compression="jpeg", strip_size=90 * 3 * 32)
+    wide = np.asarray(rgba.resize((31, 23)), np.uint16)
+    for order in "<>":
+        name = {"<": "little", ">": "big"}[order]
+        def words(values):
+            return (values * 257 + 91 * np.arange(31)[None, :, None]).astype(order + "u2")
+        for extra in (None, 0, 1, 2, 999):
+            files[f"rgb4-{extra}-{name}.tiff"] = tiff_of(order, 2, wide.astype(np.uint8), extra)
+            files[f"rgb4-16-{extra}-{name}.tiff"] = tiff_of(order, 2, words(wide), extra)
+        files[f"rgb5-{name}.tiff"] = tiff_of(order, 2, wide[:, :, [0, 1, 2, 3, 0]].astype(np.uint8), 2)
+        files[f"premultiplied-{name}.tiff"] = tiff_of(order, 2, (wide * [1, 1, 1, 0] * wide[:, :, 3:] // 255 + wide * [0, 0, 0, 1]).astype(np.uint8), 1)
+        for photometric in (0, 1):
+            files[f"gray16-{photometric}-{name}.tiff"] = tiff_of(order, photometric, (wide[:, :, :1] * 2 + 1).astype(order + "u2"))
+            files[f"gray8-{photometric}-{name}.tiff"] = tiff_of(order, photometric, wide[:, :, :1].astype(np.uint8))
+            files[f"gray8-extra-{photometric}-{name}.tiff"] = tiff_of(order, photometric, wide[:, :, [0, 3]].astype(np.uint8), 2)
+            files[f"gray8-reversed-{photometric}-{name}.tiff"] = tiff_of(order, photometric, wide[:, :, :1].astype(np.uint8), fill_order=2)
+        files[f"rgb-reversed-{name}.tiff"] = tiff_of(order, 2, wide[:, :, :3].astype(np.uint8), fill_order=2)
+        files[f"cmyk4-{name}.tiff"] = tiff_of(order, 5, wide.astype(np.uint8))
+        files[f"cmyk4-16-{name}.tiff"] = tiff_of(order, 5, words(wide))
+        files[f"cmyk5-{name}.tiff"] = tiff_of(order, 5, wide[:, :, [0, 1, 2, 3, 0]].astype(np.uint8), 0)
+
+
+def tiff_of(order, photometric, samples, extra=None, fill_order=None):
+    """An uncompressed TIFF of one strip, written by hand: samples [height, width, channels] in the file's byte order."""
+    height, width, channels = samples.shape
+    bits = 8 * samples.dtype.itemsize
+    tags = {256: width, 257: height, 258: [bits] * channels, 259: 1, 262: photometric, 273: 8, 277: channels, 278: height, 279: samples.nbytes}
+    if extra is not None:
+        tags[338] = [extra] + [0] * (channels - (5 if photometric == 5 else 4 if photometric == 2 else 2))
+    if fill_order:
+        tags[266] = fill_order
+    entries, outside = b"", b""
+    end = 8 + samples.nbytes + samples.nbytes % 2
+    after = end + 2 + 12 * len(tags) + 4
+    for tag, value in sorted(tags.items()):
+        values = value if isinstance(value, list) else [value]
+        kind = 4 if tag in (273, 279) else 3
+        packed = struct.pack(f"{order}{len(values)}{'HI'[kind == 4]}", *values)
+        if len(packed) > 4:
+            outside += packed
+            packed = struct.pack(order + "I", after + len(outside) - len(packed))
+        entries += struct.pack(order + "HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    start = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", 42, end)
+    data = samples.tobytes() + b"\0" * (samples.nbytes % 2)
+    return start + data + struct.pack(order + "H", len(tags)) + entries + b"\0\0\0\0" + outside
 
 
 for make in (jpegs, pngs, gifs, webps, bmps, tiffs):

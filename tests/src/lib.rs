@@ -1,8 +1,11 @@
 //! What the integration tests share: where the reference material and the programs are, and how tensors are compared.
 
+pub mod adapters;
 pub mod browser;
+pub mod byte_model;
 pub mod chat_models;
 pub mod runs;
+pub mod small;
 pub mod tiny;
 pub mod training;
 

@@ -129,10 +129,37 @@ fn only_main_reads_arguments_prints_results_and_exits() {
     forbid("only main.rs reads arguments, prints results, exits", &words, |path| path.ends_with("/src/main.rs"));
 }
 
+/// These macros panic where stdout or stderr is closed or its disk is full; `common::output` has others.
+#[test]
+fn nothing_prints_in_a_way_that_panics() {
+    let words = ["println!(", "print!(", "eprintln!(", "eprint!("];
+    forbid("stdout and stderr are written by common::output", &words, |_| false);
+}
+
+/// There, what gets a name is on disk first.
+#[test]
+fn only_common_files_gives_files_their_names() {
+    let words = ["fs::rename(", "fs::copy(", "hard_link(", ".persist(", ".persist_noclobber("];
+    forbid("only common::files renames, links and copies", &words, |path| path.starts_with("common/src/files"));
+}
+
 #[test]
 fn nothing_gives_up_on_what_a_user_controls() {
     let words = [".unwrap()", "panic!(", "todo!(", "unimplemented!(", "dbg!(", ".unwrap_unchecked("];
     forbid("no unwrap, no panic, nothing unfinished", &words, |_| false);
+}
+
+/// Its name is written once; who wants its rows asks that reader.
+#[test]
+fn only_common_dataset_reads_chat_json() {
+    let mut places = Vec::new();
+    for source in sources().iter().filter(|source| !source.path.starts_with("common/src/dataset/")) {
+        for (number, line) in &source.lines {
+            let named = literals(line).iter().any(|text| text == "chat.json");
+            places.extend(named.then(|| format!("  {}:{number}: {}", source.path, line.trim())));
+        }
+    }
+    assert!(places.is_empty(), "only common::dataset names chat.json's path, but:\n{}", places.join("\n"));
 }
 
 /// Names of tensors and of files are in `common/src/names.rs`; elsewhere they are its constants, or the model's own paths.

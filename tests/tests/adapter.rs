@@ -59,8 +59,14 @@ fn an_adapter_is_written_under_both_spellings_with_the_same_bits() {
     let mut model = tiny::model("llava", &device::cpu());
     let config = load_adapter(&mut model, &shared(FIXTURE), &device::cpu()).expect("loads");
     let projections = ["q_proj", "k_proj", "v_proj", "o_proj"].map(String::from).to_vec();
-    let expected =
-        LoraConfig { r: 8, lora_alpha: 16.0, lora_dropout: 0.0, target_modules: projections, lora_vision: false };
+    let expected = LoraConfig {
+        r: 8,
+        lora_alpha: 16.0,
+        lora_dropout: 0.0,
+        target_modules: projections,
+        lora_vision: false,
+        modules: None,
+    };
     assert_eq!(config, expected);
 
     let folder = tempfile::tempdir().expect("a folder");
@@ -72,7 +78,7 @@ fn an_adapter_is_written_under_both_spellings_with_the_same_bits() {
         assert!(written[name] == *tensor && written[&old] == *tensor, "{name} and {old}");
         assert_ne!(name, &old);
     }
-    assert_eq!(read_config(folder.path()).expect("read back"), config);
+    assert_eq!(read_config(folder.path(), &tiny::config()).expect("read back"), config);
 }
 
 #[test]
@@ -102,6 +108,7 @@ fn a_list_of_targets_and_an_absent_projector_are_read() {
     tensors.retain(|name, _| name.contains("lora_") && !name.contains("o_proj"));
     let mut config = config_json();
     config["target_modules"] = json!(["q_proj", "v_proj", "k_proj"]);
+    config["modules_to_save"] = Value::Null;
     config["lora_alpha"] = json!(8.5);
     let folder = folder(&config, &tensors);
     let mut model = tiny::model("llava", &device::cpu());
@@ -146,9 +153,15 @@ fn misfits_are_named() {
     let mut other_rank = config_json();
     other_rank["r"] = json!(4);
     assert!(error(folder(&other_rank, &fixture).path()).contains("shape"));
-    assert!(error(Path::new("/nonexistent")).contains("adapter_model.safetensors"));
+    assert!(error(Path::new("/nonexistent")).contains("adapter_config.json"));
     let unchanged = tiny::model("llava", &device::cpu());
     assert!(
-        save_adapter(&unchanged, &read_config(&shared(FIXTURE)).expect("read"), "base", Path::new("/tmp")).is_err()
+        save_adapter(
+            &unchanged,
+            &read_config(&shared(FIXTURE), &tiny::config()).expect("read"),
+            "base",
+            Path::new("/tmp")
+        )
+        .is_err()
     );
 }

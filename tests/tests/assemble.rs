@@ -195,6 +195,34 @@ fn pickled_weights_are_read_bit_for_bit() {
     assert!(damaged.contains("pytorch_model.bin") && damaged.contains("download it again"), "{damaged}");
 }
 
+/// transformers 5 writes the image processor's settings into `processor_config.json` alone.
+#[test]
+fn a_tower_with_its_image_processor_in_processor_config_json_gives_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clip = folder.path().join("clip");
+    std::fs::create_dir(&clip).expect("made");
+    copy(&shared("fixtures/tiny/clip"), &clip);
+    let own = clip.join("preprocessor_config.json");
+    let settings: serde_json::Value = serde_json::from_slice(&std::fs::read(&own).expect("read")).expect("JSON");
+    let nested = serde_json::json!({"processor_class": "CLIPProcessor", "image_processor": settings});
+    std::fs::write(clip.join("processor_config.json"), nested.to_string()).expect("written");
+    std::fs::remove_file(&own).expect("removed");
+    let (output, usual) = (folder.path().join("llava"), folder.path().join("usual"));
+    let assembled = assemble(&clip, &shared("fixtures/tiny/text"), &output, &[]);
+    assert!(assembled.status.success(), "{}", String::from_utf8_lossy(&assembled.stderr));
+    assemble_tiny(&usual, &[]);
+    for file in ["preprocessor_config.json", "processor_config.json"] {
+        let json = |dir: &Path| -> serde_json::Value {
+            serde_json::from_slice(&std::fs::read(dir.join(file)).expect("read")).expect("JSON")
+        };
+        assert_eq!(json(&output), json(&usual), "{file}");
+    }
+    let other = nested.to_string().replace("CLIPImageProcessor", "SiglipImageProcessor");
+    std::fs::write(clip.join("processor_config.json"), other).expect("written");
+    let error = failure(assemble(&clip, &shared("fixtures/tiny/text"), &folder.path().join("siglip"), &[]));
+    assert!(error.contains("SiglipImageProcessor"), "{error}");
+}
+
 #[test]
 fn what_is_missing_or_foreign_is_named() {
     let folder = tempfile::tempdir().expect("a folder");

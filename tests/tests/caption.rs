@@ -159,3 +159,142 @@ fn a_dataset_a_zip_file_and_shards_give_the_same_captions() {
     }
     println!("{}", summary["metrics"]);
 }
+
+/// Rows as people write them: a number for an id, twice; no picture; several pictures; no id; one that cannot be read.
+#[test]
+fn every_row_of_a_dataset_has_its_line() {
+    let (dir, model) = (tempfile::tempdir().expect("a temporary folder"), model_dir("fixtures/tiny/train_none"));
+    let data = dir.path().join("data");
+    std::fs::create_dir_all(data.join("images")).expect("created");
+    for number in 0..2u8 {
+        let path = data.join(format!("images/{number}.bmp"));
+        std::fs::write(path, tests::byte_model::picture(number)).expect("written");
+    }
+    let turns =
+        |text: &str| serde_json::json!([{"from": "human", "value": text}, {"from": "gpt", "value": "A slope."}]);
+    let rows = serde_json::json!([
+        {"id": 7, "image": "0.bmp", "conversations": turns("<image>\nWhat?")},
+        {"id": 7, "image": "1.bmp", "conversations": turns("<image>\nWhat?")},
+        {"id": "text", "conversations": turns("Why?")},
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<image>Which? <image>"},
+                      {"role": "assistant", "content": "Both."}], "images": ["0.bmp", "1.bmp"]},
+        {"id": "film", "video": "a.mp4", "conversations": turns("<video>\nWhat?")},
+        {"id": "gone", "image": "gone.bmp", "conversations": turns("<image>\nWhat?")},
+    ]);
+    let write = |name: &str, value: &Value| std::fs::write(data.join(name), value.to_string()).expect("written");
+    write("chat.json", &rows);
+    write("references.json", &serde_json::json!([{"id": 7, "captions": ["A ramp."]}]));
+    let output = dir.path().join("captions.jsonl");
+    let args = ["caption", "--model", text(model.path()), "--data", text(&data), "--output", text(&output)];
+    let summary: Value =
+        serde_json::from_str(&infer_ok(&[&args[..], &["--max-new-tokens", "4"]].concat())).expect("JSON");
+    assert_eq!((summary["captioned"].as_u64(), summary["failed"].as_u64()), (Some(4), Some(2)));
+    let found: Vec<(String, String, Value)> = lines(&output)
+        .into_iter()
+        .map(|line| (line["id"].to_string(), line["image"].to_string(), line["references"].clone()))
+        .collect();
+    let expected = [
+        ("\"7\"", "\"0.bmp\"", serde_json::json!(["A ramp."])),
+        ("\"7\"", "\"1.bmp\"", serde_json::json!(["A ramp."])),
+        ("\"text\"", "\"\"", serde_json::json!(["A slope."])),
+        ("\"row 3\"", "\"0.bmp, 1.bmp\"", serde_json::json!(["Both."])),
+        ("\"row 4\"", "\"\"", Value::Null),
+        ("\"gone\"", "\"gone.bmp\"", serde_json::json!(["A slope."])),
+    ];
+    assert_eq!(found, expected.map(|(id, image, references)| (id.to_owned(), image.to_owned(), references)));
+    let errors: Vec<String> =
+        lines(&output).iter().map(|line| line["error"].as_str().unwrap_or_default().to_owned()).collect();
+    assert!(errors[4].contains("\"video\"") && errors[5].contains("the data folder"), "{errors:?}");
+}
+
+/// A model that was trained again into the same folder is another model: its file is neither continued nor passed off as the new
+/// one's, half or whole. What the model is counts, not where it is.
+#[test]
+fn captions_of_another_model_are_refused_whole_or_half() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let model = model_dir("fixtures/tiny/llava");
+    let weights = |name: &str| {
+        let source = shared(&format!("fixtures/tiny/{name}/model.safetensors"));
+        std::fs::copy(source, model.path().join("model.safetensors")).expect("copied");
+    };
+    let pictures = dir.path().join("pictures");
+    std::fs::create_dir(&pictures).expect("a folder");
+    let images = std::fs::read_dir(shared("data/coco224_tiny/images")).expect("readable").flatten();
+    for (number, image) in images.take(3).enumerate() {
+        std::fs::copy(image.path(), pictures.join(format!("{number}.jpg"))).expect("copied");
+    }
+    let caption = |model: &Path, name: &str, more: &[&str]| {
+        let output = dir.path().join(name);
+        let args = ["caption", "--model", text(model), "--images", text(&pictures), "--output", text(&output)];
+        let ran = infer(&[&args[..], &["--max-new-tokens", "5"], more].concat());
+        (ran.status.code(), String::from_utf8_lossy(&ran.stderr).into_owned())
+    };
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).expect("readable");
+    assert_eq!(caption(model.path(), "half.jsonl", &["--limit", "1"]).0, Some(0));
+    assert_eq!(caption(model.path(), "whole.jsonl", &[]).0, Some(0));
+    let (half, whole) = (read("half.jsonl"), read("whole.jsonl"));
+
+    // The same model elsewhere goes on.
+    let moved = model_dir("fixtures/tiny/llava");
+    std::fs::copy(dir.path().join("half.jsonl"), dir.path().join("moved.jsonl")).expect("copied");
+    let settings = |name: &str| dir.path().join(format!("{name}.jsonl.settings.json"));
+    std::fs::copy(settings("half"), settings("moved")).expect("copied");
+    assert_eq!(caption(moved.path(), "moved.jsonl", &[]), caption(model.path(), "whole.jsonl", &[]));
+    assert_eq!(read("moved.jsonl"), whole);
+
+    weights("train_none");
+    let adapter = shared("fixtures/tiny/train_use_lora");
+    for (name, before) in [("half.jsonl", &half), ("whole.jsonl", &whole)] {
+        let (code, error) = caption(model.path(), name, &[]);
+        assert_eq!(code, Some(1), "{name}: {error}");
+        assert!(error.contains("was begun with another model: ") && error.contains("--overwrite true"), "{error}");
+        let (code, error) = caption(moved.path(), name, &["--adapter", text(&adapter)]);
+        assert_eq!(code, Some(1), "{name}: {error}");
+        assert!(error.contains("was begun with no adapter"), "{error}");
+        assert_eq!(&read(name), before, "as it was");
+    }
+    assert_eq!(caption(model.path(), "fresh.jsonl", &[]).0, Some(0));
+    assert_ne!(read("fresh.jsonl"), whole, "another model says something else");
+    for name in ["half.jsonl", "whole.jsonl"] {
+        assert_eq!(caption(model.path(), name, &["--overwrite", "true"]).0, Some(0));
+        assert_eq!(read(name), read("fresh.jsonl"));
+    }
+
+    // Pictures behind those that are captioned are added; one before them would give lines to the wrong pictures.
+    std::fs::copy(pictures.join("0.jpg"), pictures.join("3.jpg")).expect("copied");
+    assert_eq!(caption(model.path(), "whole.jsonl", &[]).0, Some(0));
+    assert_eq!(read("whole.jsonl").lines().count(), 4);
+    std::fs::copy(pictures.join("0.jpg"), pictures.join("00.jpg")).expect("copied");
+    let (code, error) = caption(model.path(), "whole.jsonl", &[]);
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("line 2 is of 1.jpg, where the folder now has 00.jpg"), "{error}");
+}
+
+/// A dataset that was changed gives other questions and references.
+#[test]
+fn captions_of_a_dataset_that_was_changed_are_refused() {
+    let (dir, model) = (tempfile::tempdir().expect("a temporary folder"), model_dir("fixtures/tiny/llava"));
+    let (data, output) = (dir.path().join("data"), dir.path().join("captions.jsonl"));
+    std::fs::create_dir(&data).expect("a folder");
+    for name in ["chat.json", "images.zip", "references.json"] {
+        std::fs::copy(shared("data/coco224_tiny").join(name), data.join(name)).expect("copied");
+    }
+    let caption = |limit: &str| {
+        let args = ["caption", "--model", text(model.path()), "--data", text(&data), "--output", text(&output)];
+        infer(&[&args[..], &["--max-new-tokens", "3", "--limit", limit]].concat())
+    };
+    assert!(caption("1").status.success());
+    assert!(caption("2").status.success(), "goes on");
+    for (name, word) in [("references.json", "another references: "), ("chat.json", "another data: ")] {
+        let path = data.join(name);
+        let before = std::fs::read(&path).expect("readable");
+        std::fs::write(&path, [&before[..], b"\n"].concat()).expect("written");
+        let ran = caption("3");
+        let error = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(ran.status.code(), Some(1), "{error}");
+        assert!(error.contains(word), "{error}");
+        std::fs::write(&path, before).expect("written");
+    }
+    assert!(caption("3").status.success());
+    assert_eq!(lines(&output).len(), 3);
+}

@@ -477,14 +477,3 @@ fn preprocess_refuses_a_template_before_the_first_row() {
     let (code, stderr, _) = run(&dated, &[]);
     assert!(code == Some(0) && stderr.contains("SOURCE_DATE_EPOCH"), "{code:?} {stderr}");
 }
-
-#[test]
-fn more_ids_than_rows_are_refused() {
-    let mut config = chatml_config();
-    config["extra_special_tokens"].as_array_mut().expect("a list").push(json!("<loc>"));
-    let folder = directory(&config, CHATML);
-    let chat = ChatProcessor::from_dir(folder.path()).expect("it loads");
-    assert!(chat.check_rows(261).is_ok(), "256 bytes and 5 tokens");
-    let error = chat.check_rows(260).expect_err("refused").to_string();
-    assert!(error.contains("ids up to 260") && error.contains("below 260"), "{error}");
-}

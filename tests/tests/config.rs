@@ -58,6 +58,7 @@ fn the_original_projects_config_is_read_with_the_defaults_of_its_time() {
         projection_dim: 768,
         hidden_act: Activation::QuickGelu,
         layer_norm_eps: 1e-5,
+        attention_dropout: 0.0,
     };
     let text = TextConfig {
         hidden_size: 2560,
@@ -71,7 +72,8 @@ fn the_original_projects_config_is_read_with_the_defaults_of_its_time() {
         rms_norm_eps: 1e-6,
         tie_word_embeddings: false,
         bos_token_id: Some(151_643),
-        eos_token_id: Some(151_645),
+        eos_token_id: vec![151_645],
+        attention_dropout: 0.0,
     };
     assert_eq!((&config.vision, &config.text), (&vision, &text));
     assert_eq!((config.image_token_index, config.pad_token_id), (151_646, Some(151_643)));
@@ -136,7 +138,7 @@ fn variants_survive_writing() {
         ..config.clone()
     });
     let text =
-        TextConfig { num_key_value_heads: 2, tie_word_embeddings: true, eos_token_id: None, ..config.text.clone() };
+        TextConfig { num_key_value_heads: 2, tie_word_embeddings: true, eos_token_id: vec![], ..config.text.clone() };
     let vision =
         VisionConfig { hidden_act: Activation::Gelu, layer_norm_eps: 8.571428571428571e-7, ..config.vision.clone() };
     for dtype in [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::F16] {

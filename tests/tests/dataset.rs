@@ -83,6 +83,14 @@ impl Dataset {
         std::fs::write(self.data.join("chat.json"), text).expect("written");
     }
 
+    /// Writes `count` pictures, `0.bmp` and so on.
+    pub fn write_pictures(&self, count: u8) {
+        for number in 0..count {
+            let path = self.data.join("images").join(format!("{number}.bmp"));
+            std::fs::write(path, tests::byte_model::picture(number)).expect("written");
+        }
+    }
+
     /// Copies the first `count` images of a shared dataset; their names.
     pub fn copy_images(&self, data: &str, count: usize) -> Vec<String> {
         let rows = reference_rows(data);
@@ -110,7 +118,12 @@ impl Dataset {
 
     /// Runs into `output` to the end.
     pub fn run_into(&self, output: &Path, args: &[&str]) -> Finished {
-        let run = self.command(output, args).output().expect("started");
+        self.run_for(&llava(), output, args)
+    }
+
+    /// The same for another model.
+    pub fn run_for(&self, model: &Path, output: &Path, args: &[&str]) -> Finished {
+        let run = self.command_for(model, output, args).output().expect("started");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Finished { code: run.status.code(), stdout: text(&run.stdout), stderr: text(&run.stderr) }
     }

@@ -110,7 +110,7 @@ fn a_link_that_is_cut_ends_both_hosts_at_the_deadline() {
 }
 
 /// A copy of the tiny model whose embedding of one token is infinite.
-fn model_with_infinite_token(dir: &Path, token: usize) {
+pub fn model_with_infinite_token(dir: &Path, token: usize) {
     let source = shared("fixtures/tiny/llava");
     std::fs::create_dir(dir).expect("created");
     for entry in std::fs::read_dir(&source).expect("readable").flatten() {

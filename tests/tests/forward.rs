@@ -8,7 +8,7 @@ use common::model::language_model::TextContext;
 use common::model::named::{NamedMapper, map_named};
 use common::model::vision_tower::VisionContext;
 use common::model::{Llava, pixel_tensor};
-use common::vision_cache::{CachedAs, VisionFeatureCache};
+use common::vision_cache::{CachedAs, CachedRows, VisionFeatureCache};
 use tests::tiny::{self, Tensors, values};
 use tests::{assert_norm_close, assert_relative};
 
@@ -135,7 +135,12 @@ fn cached_vision_features_are_the_computed_ones_to_f16_and_the_same_at_every_use
     for (backend, device) in tests::devices() {
         let model = tiny::model("llava", &device.clone().autodiff());
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let cache = VisionFeatureCache::open(dir.path(), &model, &config, "data", 40, CachedAs::F16).expect("created");
+        let open = |model: &Llava, images_per_row: &[u32]| {
+            let rows = CachedRows { dir: dir.path(), fingerprint: "data", images_per_row, free_bytes: None };
+            VisionFeatureCache::open(rows, model, &config, CachedAs::F16)
+        };
+        let mut images_per_row = [1; 40];
+        let cache = open(&model, &images_per_row).expect("created");
         let features = |rows: &[usize]| {
             let features = cache.image_features(&model, &batch, rows, &config).expect("readable and writable");
             values(features.expect("the batch has images"))
@@ -147,9 +152,29 @@ fn cached_vision_features_are_the_computed_ones_to_f16_and_the_same_at_every_use
         assert_eq!(first, features(&[7, 3, 0, 31]), "{backend}: one computed, the others read back");
 
         let other = Llava::random(&config, 0, &device);
-        let other = VisionFeatureCache::open(dir.path(), &other, &config, "data", 40, CachedAs::F16).expect("created");
-        assert!(other.get(7).expect("readable").is_none(), "{backend}: another tower's features are not used");
+        let other = open(&other, &images_per_row).expect("created");
+        assert!(other.get(7).is_none(), "{backend}: another tower's features are not used");
+
+        (images_per_row[3], images_per_row[30]) = (0, 2);
+        let mixed = open(&model, &images_per_row).expect("created");
+        let batch = PackedBatch { seq_lens: mixed_lens(&batch), ..batch.clone() };
+        for rows in [[7, 3, 30, 31], [7, 3, 30, 31], [6, 3, 30, 32]] {
+            let found = mixed.image_features(&model, &batch, &rows, &config).expect("rows with these images");
+            assert_eq!(values(found.expect("images")), first, "{backend}: rows {rows:?} are rounded as all others");
+        }
+        let wrong = mixed.image_features(&model, &batch, &[7, 31, 30, 3], &config);
+        assert!(wrong.is_err(), "{backend}: rows with other images");
+        let none = PackedBatch { num_images: 0, image_positions: vec![], pixel_values: vec![], ..batch.clone() };
+        let none = PackedBatch { seq_lens: vec![batch.input_ids.len()], ..none };
+        assert!(mixed.image_features(&model, &none, &[3], &config).expect("a row without images").is_none());
     }
+}
+
+/// The tokens of the four rows of one image as those of rows of one, none, two and one image.
+fn mixed_lens(batch: &PackedBatch) -> Vec<usize> {
+    let ends: Vec<usize> = (1..=4).map(|rows| batch.seq_lens[..rows].iter().sum()).collect();
+    // The second row ends where the first one does.
+    vec![ends[0], 0, ends[2] - ends[0], ends[3] - ends[2]]
 }
 
 /// Everything frozen but what `trained` accepts.

@@ -55,7 +55,8 @@ fn greedy(model: &Llava, config: &LlavaConfig, rows: Vec<Row>, max_new_tokens: u
             outputs[row].push(argmax(logits));
         }
         running.retain(|&row| {
-            outputs[row].len() < max_new_tokens && outputs[row].last().copied() != config.text.eos_token_id
+            outputs[row].len() < max_new_tokens
+                && !outputs[row].last().is_some_and(|id| config.text.eos_token_id.contains(id))
         });
         if running.is_empty() {
             return outputs;
@@ -160,7 +161,7 @@ fn append(found: &mut [Vec<f32>], rows: &[usize], logits: Tensor<2>) {
 
 fn lora_config(lora_vision: bool) -> LoraConfig {
     let target_modules = lora::TEXT_PROJECTIONS.map(String::from).to_vec();
-    LoraConfig { r: 4, lora_alpha: 8.0, lora_dropout: 0.1, target_modules, lora_vision }
+    LoraConfig { r: 4, lora_alpha: 8.0, lora_dropout: 0.1, target_modules, lora_vision, modules: None }
 }
 
 /// A model with LoRA whose B matrices are not zero.

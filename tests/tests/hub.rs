@@ -11,6 +11,15 @@ use tests::{program, shared};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
+/// What a server says that is not so.
+#[derive(Clone, Copy, Default)]
+struct Lies {
+    /// A file that every repository is said to have.
+    listed: Option<&'static str>,
+    etag: Option<&'static str>,
+    commit: Option<&'static str>,
+}
+
 /// Serves folders as repositories.
 struct Hub {
     endpoint: String,
@@ -19,6 +28,10 @@ struct Hub {
 
 impl Hub {
     fn start(repositories: Vec<(&'static str, PathBuf)>) -> Self {
+        Self::lying(repositories, Lies::default())
+    }
+
+    fn lying(repositories: Vec<(&'static str, PathBuf)>, lies: Lies) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
         let requests = Arc::new(AtomicUsize::new(0));
@@ -26,7 +39,7 @@ impl Hub {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (counted, repositories) = (Arc::clone(&counted), Arc::clone(&repositories));
-                std::thread::spawn(move || serve(stream, &repositories, &counted));
+                std::thread::spawn(move || serve(stream, &repositories, &counted, lies));
             }
         });
         Self { endpoint, requests }
@@ -34,7 +47,7 @@ impl Hub {
 }
 
 /// Answers the requests of one connection.
-fn serve(mut stream: TcpStream, repositories: &[(&str, PathBuf)], requests: &AtomicUsize) {
+fn serve(mut stream: TcpStream, repositories: &[(&str, PathBuf)], requests: &AtomicUsize, lies: Lies) {
     let mut reader = BufReader::new(stream.try_clone().expect("a connection"));
     loop {
         let (mut path, mut from, mut to) = (String::new(), 0, usize::MAX);
@@ -56,12 +69,12 @@ fn serve(mut stream: TcpStream, repositories: &[(&str, PathBuf)], requests: &Ato
             }
         }
         requests.fetch_add(1, Ordering::SeqCst);
-        let answer = answer(&path, repositories, from, to);
+        let answer = answer(&path, repositories, (from, to), lies);
         stream.write_all(&answer).expect("the client listens");
     }
 }
 
-fn answer(path: &str, repositories: &[(&str, PathBuf)], from: usize, to: usize) -> Vec<u8> {
+fn answer(path: &str, repositories: &[(&str, PathBuf)], (from, to): (usize, usize), lies: Lies) -> Vec<u8> {
     for (id, folder) in repositories {
         if path == format!("/api/models/{id}/revision/main") {
             let entries = std::fs::read_dir(folder).expect("the folder is readable").flatten();
@@ -69,7 +82,8 @@ fn answer(path: &str, repositories: &[(&str, PathBuf)], from: usize, to: usize) 
             // Beside safetensors it is listed and not there: nobody needs it.
             let unneeded = folder.join("model.safetensors").exists().then_some("pytorch_model.bin");
             let unneeded = unneeded.map(|name| serde_json::json!({"rfilename": name}));
-            let files: Vec<_> = files.chain(unneeded).collect();
+            let listed = lies.listed.map(|name| serde_json::json!({"rfilename": name}));
+            let files: Vec<_> = files.chain(unneeded).chain(listed).collect();
             let body = serde_json::json!({"siblings": files, "sha": COMMIT}).to_string();
             return response("200 OK", "content-type: application/json\r\n", body.as_bytes());
         }
@@ -77,8 +91,9 @@ fn answer(path: &str, repositories: &[(&str, PathBuf)], from: usize, to: usize) 
         let Ok(bytes) = std::fs::read(folder.join(name)) else { continue };
         let end = to.saturating_add(1).min(bytes.len());
         let headers = format!(
-            "etag: \"{name}-{}\"\r\nx-repo-commit: {COMMIT}\r\ncontent-range: bytes {from}-{}/{}\r\n",
-            bytes.len(),
+            "etag: \"{}\"\r\nx-repo-commit: {}\r\ncontent-range: bytes {from}-{}/{}\r\n",
+            lies.etag.map_or(format!("{name}-{}", bytes.len()), str::to_string),
+            lies.commit.unwrap_or(COMMIT),
             end - 1,
             bytes.len()
         );
@@ -151,6 +166,53 @@ fn a_repository_with_nothing_but_pickled_weights_is_downloaded() {
     assert!(weights("downloaded") == weights("local"), "other weights than from the folder's safetensors");
 }
 
+/// A server (or whoever sits between) makes up names; none of them becomes a path out of the cache.
+#[test]
+fn names_from_a_hostile_server_lead_nowhere() {
+    let (clip, text) = (shared("fixtures/tiny/clip"), shared("fixtures/tiny/text"));
+    let repositories = || vec![("tiny-org/clip", clip.clone()), ("tiny-org/text", text.clone())];
+    let lies = |listed, etag, commit| Lies { listed, etag, commit };
+    for (lies, refused) in [
+        // Not a model's file: not asked for.
+        (lies(Some("model-/../../../../../stolen.safetensors"), None, None), None),
+        (lies(Some("../stolen.json"), None, None), None),
+        (lies(None, Some("../../../../stolen"), None), Some("the server's etag is \"../../../../stolen\"")),
+        (lies(None, None, Some("../../../../stolen")), Some("the server's x-repo-commit is \"../../../../stolen\"")),
+        (lies(None, Some("/tmp/stolen"), None), Some("the server's etag is \"/tmp/stolen\"")),
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let home = folder.path().join("1/2/3/4");
+        std::fs::create_dir_all(&home).expect("created");
+        let (hub, output) = (Hub::lying(repositories(), lies), home.join("out"));
+        let mut command = assemble(&home, &hub.endpoint, "tiny-org/clip", "tiny-org/text", &output);
+        match refused {
+            None => drop(succeed(&mut command)),
+            Some(named) => {
+                let error = fail(&mut command);
+                assert!(error.contains(named), "{error}");
+            }
+        }
+        let outside = |path: &Path| !path.starts_with(&home) && path.is_file();
+        assert_eq!(
+            files_below(folder.path()).into_iter().filter(|path| outside(path)).collect::<Vec<_>>(),
+            [] as [PathBuf; 0]
+        );
+        assert!(!files_below(folder.path()).iter().any(|path| path.to_string_lossy().contains("stolen")));
+    }
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("readable").flatten() {
+        if entry.file_type().expect("a type").is_dir() {
+            found.extend(files_below(&entry.path()));
+        } else {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
 #[test]
 fn without_a_network_the_files_to_provide_are_named() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -175,4 +237,33 @@ fn without_a_network_the_files_to_provide_are_named() {
     let hub = Hub::start(vec![("tiny-org/empty", empty.path().to_path_buf())]);
     let error = fail(&mut assemble(folder.path(), &hub.endpoint, "tiny-org/empty", "a/b", &output));
     assert!(error.contains("the repository has no preprocessor_config.json"), "{error}");
+}
+
+/// A recipe takes names as the command line does; its second run finds everything as it was, without asking anybody.
+#[test]
+fn recipes_take_names_too() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let hub = Hub::start(vec![
+        ("tiny-org/clip", shared("fixtures/tiny/clip")),
+        ("tiny-org/text-0.1", shared("fixtures/tiny/text")),
+    ]);
+    // What a stage writes is a folder, also where its name looks like a repository's.
+    let recipe = "purpose = \"names\"\n[model]\nvision_tower = \"tiny-org/clip\"\nlanguage_model = \"tiny-org/text-0.1\"\n\
+        output = \"models/llava\"\n[data]\ndir = \"{data}\"\nshards = \"shards\"\n[train]\n\
+        model_name_or_path = \"models/llava\"\ndata_path = \"shards\"\noutput_dir = \"runs/one\"\ntrain_type = \"projector\"\n\
+        max_steps = 1\noptim = \"adamw_torch\"\nlr_scheduler_kwargs = {}\n";
+    let data = shared("data/coco224_tiny");
+    let recipe = recipe.replace("{data}", data.to_str().expect("UTF-8"));
+    std::fs::write(folder.path().join("recipe.toml"), recipe).expect("written");
+    let run = |endpoint: &str| {
+        let mut command = Command::new(program("pipelines"));
+        command.args(["run", "recipe.toml"]).current_dir(folder.path()).env("HF_HOME", folder.path().join("home"));
+        command.env("HF_ENDPOINT", endpoint).env_remove("HF_HUB_OFFLINE");
+        String::from_utf8(succeed(&mut command).stdout).expect("UTF-8")
+    };
+    run(&hub.endpoint);
+    assert!(folder.path().join("runs/one/model.safetensors").exists());
+    assert!(hub.requests.load(Ordering::SeqCst) > 4);
+    let again = run("http://127.0.0.1:1");
+    assert_eq!(again.matches("unchanged").count(), 3, "{again}");
 }

@@ -28,7 +28,7 @@ fn shards() -> Output {
     rows.push(missing);
     rows.push(json!({"id": "silent", "image": names[0], "conversations": []}));
     dataset.write(&Value::Array(rows));
-    dataset.shards(&["--rows-per-shard", "5", "--max-row-group-rows", "2"])
+    dataset.shards(&["--rows-per-shard", "5", "--max-row-group-rows", "2", "--max-rejected", "1"])
 }
 
 #[test]

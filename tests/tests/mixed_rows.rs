@@ -7,7 +7,7 @@ use common::image_processor::ImageProcessor;
 use common::shard::{Row, ShardSet, Split};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn rows(output: &Path) -> Vec<Row> {
@@ -115,7 +115,7 @@ fn reference_losses(rows: &[Row], folder: &Path) -> Option<Vec<(f64, f64)>> {
 }
 
 /// Loss and gradient norm of two steps in the order of the rows.
-fn train(shards: &Path, output: &Path, train_type: &str, nproc: usize) -> Vec<(f64, f64)> {
+fn train(shards: &Path, output: &Path, train_type: &str, nproc: usize, more: &[&str]) -> Vec<(f64, f64)> {
     let per_device = (BATCH / nproc).to_string();
     let run = Command::new(tests::program("train"))
         .arg("--model_name_or_path")
@@ -127,6 +127,7 @@ fn train(shards: &Path, output: &Path, train_type: &str, nproc: usize) -> Vec<(f
         .args(["--train_type", train_type, "--nproc", &nproc.to_string(), "--per_device_train_batch_size", &per_device])
         .args(["--learning_rate", "0.001", "--max_steps", "2", "--logging_steps", "1", "--lora_dropout", "0"])
         .args(["--shuffle", "false", "--save_strategy", "no"])
+        .args(more)
         .output()
         .expect("train starts");
     assert!(run.status.success(), "{train_type}: {}", String::from_utf8_lossy(&run.stderr));
@@ -154,7 +155,7 @@ fn mixed_rows_train_to_the_loss_of_transformers() {
         expected.map(|rows| rows.iter().map(|row| row.0).sum::<f64>() / rows.iter().map(|row| row.1).sum::<f64>());
     for train_type in ["none", "use_lora", "projector"] {
         let run = |nproc: usize| {
-            train(output.path(), &folder.path().join(format!("{train_type}-{nproc}")), train_type, nproc)
+            train(output.path(), &folder.path().join(format!("{train_type}-{nproc}")), train_type, nproc, &[])
         };
         let (alone, ranks) = (run(1), run(BATCH));
         assert_eq!((alone.len(), ranks.len()), (2, 2));
@@ -167,4 +168,53 @@ fn mixed_rows_train_to_the_loss_of_transformers() {
         }
         assert_ne!(alone[0].0, alone[1].0, "{train_type}: nothing was learned");
     }
+}
+
+/// Every image has its place in the file of vision features, whatever row it is in; first starts of several ranks make one file.
+/// Filled, read, or both, on one rank or five: the same numbers, and those of the computed features to their rounding.
+#[test]
+fn features_of_mixed_rows_are_kept_image_by_image() {
+    let output = mixed_rows().shards(&[]);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let images: usize = rows(output.path()).iter().map(|row| row.images.len()).sum();
+    let run = |name: &str, nproc: usize, more: &[&str]| {
+        // All rows are seen.
+        let steps = ["--max_steps", "12"];
+        train(output.path(), &folder.path().join(name), "freeze_vision", nproc, &[&steps[..], more].concat())
+    };
+    let computed = run("computed", 1, &[]);
+    for format in ["f16", "bf16"] {
+        let kept = ["--cache-vision-features", format];
+        let first = run(&format!("{format}-five"), BATCH, &kept);
+        let alone = [run(&format!("{format}-filled"), 1, &kept), run(&format!("{format}-read"), 1, &kept)];
+        assert_eq!(alone[0], alone[1], "{format}: read twice");
+        for (file, name) in vision_feature_files(output.path()) {
+            std::fs::remove_file(file).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        assert_eq!(run(&format!("{format}-empty"), 1, &kept), alone[0], "{format}: computed again, and rounded");
+        let files = vision_feature_files(output.path());
+        assert_eq!(files.len(), 1, "{files:?}");
+        assert_eq!(filled_slots(&files[0].0), images, "{format}: every image of every row is in the file");
+        std::fs::remove_file(&files[0].0).expect("removed");
+        for (step, (found, expected)) in first.iter().chain(&alone[0]).zip(computed.iter().cycle()).enumerate() {
+            let difference = (found.0 - expected.0).abs() / expected.0;
+            println!("{format}, step {step}: relative difference {difference:e}");
+            assert!(difference <= 2e-2, "{format}, step {step}: {} and {}", found.0, expected.0);
+        }
+    }
+}
+
+fn vision_feature_files(shards: &Path) -> Vec<(PathBuf, String)> {
+    let names = std::fs::read_dir(shards).expect("readable").map(|entry| entry.expect("an entry").path());
+    let names = names.map(|path| (path.clone(), path.file_name().expect("a name").to_string_lossy().into_owned()));
+    names.filter(|(_, name)| name.starts_with("vision_features-") || name.contains(".tmp")).collect()
+}
+
+/// Slots behind the header that hold something.
+fn filled_slots(file: &Path) -> usize {
+    let config = tests::tiny::config();
+    let values = config.image_seq_length() * config.vision.hidden_size * config.vision_feature_layers.len();
+    let bytes = std::fs::read(file).expect("readable");
+    let slots = bytes[4096..].chunks((8 + 2 * values).next_multiple_of(8));
+    slots.filter(|slot| slot.iter().any(|&byte| byte != 0)).count()
 }

@@ -178,3 +178,16 @@ fn bytes(plan: &str, name: &str) -> f64 {
     let unit = ["B", "kB", "MB", "GB"].iter().position(|&known| known == unit).expect("a unit");
     value * 1000f64.powi(unit as i32)
 }
+
+/// 576 features of 1024 values, 2 bytes each, of 595,375 images.
+#[test]
+fn kept_vision_features_of_the_real_job_are_counted_before_it_starts() {
+    let features =
+        |plan: &str| plan.lines().find(|line| line.trim_start().starts_with("vision features")).map(String::from);
+    let plan = real_plan(&["--train_type", "use_lora", "--cache_vision_features", "f16"]);
+    let line = features(&plan).expect("a line");
+    println!("{line}");
+    assert!(line.contains("702") && line.contains("GB beside the shards"), "{line}");
+    assert!(plan.contains("the run, the shards and the vision features need"), "{plan}");
+    assert_eq!(features(&real_plan(&["--train_type", "use_lora"])), None);
+}

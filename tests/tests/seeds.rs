@@ -34,7 +34,7 @@ fn rows(images: &[&str]) -> Value {
 
 /// Exit code and stderr of a run over the dataset that stays within time and memory; its output is in `output`.
 fn run(dataset: &Dataset, output: &Path, what: &str) -> (i32, String) {
-    let mut command = dataset.command(output, &["--workers", "1"]);
+    let mut command = dataset.command(output, &["--workers", "1", "--max-rejected", "1"]);
     let log = tempfile::NamedTempFile::new().expect("a temporary file");
     let stderr = log.reopen().expect("opened");
     let mut child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("started");

@@ -6,28 +6,48 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tests::{program, python, python_script, shared, to_base64};
 
 /// A running server on a free port, with the tiny fixture model.
 pub struct Server {
-    child: Child,
+    /// The process.
+    pub child: Child,
     /// Where it listens.
     pub address: SocketAddr,
-    _model: tempfile::TempDir,
+    _model: Option<tempfile::TempDir>,
 }
 
 impl Server {
     /// Starts with these options and waits until it listens.
     pub fn start(args: &[&str]) -> Self {
         let model = model_dir("fixtures/tiny/train_none");
+        let mut server = Self::of(model.path(), args);
+        server._model = Some(model);
+        server
+    }
+
+    /// The same with another model.
+    pub fn of(model: &Path, args: &[&str]) -> Self {
+        Self::started_by(Command::new(program("infer")), model, args)
+    }
+
+    /// The same with a model folder and a command that starts `infer`.
+    pub fn start_with(model: tempfile::TempDir, infer: Command, args: &[&str]) -> Self {
+        let mut server = Self::started_by(infer, model.path(), args);
+        server._model = Some(model);
+        server
+    }
+
+    fn started_by(mut infer: Command, model: &Path, args: &[&str]) -> Self {
         let name = if args.contains(&"--served-model-name") { &[][..] } else { &["--served-model-name", "tiny"] };
-        let mut child = Command::new(program("infer"))
+        let mut child = infer
             .args(["serve", "--port", "0"])
             .args(name)
             .arg("--model")
-            .arg(model.path())
+            .arg(model)
             .args(args)
             .stdout(Stdio::piped())
             .spawn()
@@ -37,11 +57,11 @@ impl Server {
         BufReader::new(stdout).read_line(&mut line).expect("the address");
         let address =
             line.trim().strip_prefix("listening on http://").expect("an address").parse().expect("an address");
-        Self { child, address, _model: model }
+        Self { child, address, _model: None }
     }
 
     /// Sends raw bytes, returns all that comes back before the connection closes.
-    fn raw(&self, request: &[u8]) -> String {
+    pub fn raw(&self, request: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address).expect("connected");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
         // The server may refuse and close before everything is sent.
@@ -61,7 +81,8 @@ impl Server {
         split(&self.raw(&[head.as_bytes(), body].concat()))
     }
 
-    fn chat(&self, body: &Value) -> (u16, Value) {
+    /// Status and answer of a conversation.
+    pub fn chat(&self, body: &Value) -> (u16, Value) {
         let (status, _, text) = self.send("POST", CHAT, JSON, body.to_string().as_bytes());
         (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{status} {text}: {error}")))
     }
@@ -87,11 +108,13 @@ impl Drop for Server {
     }
 }
 
-const CHAT: &str = "/v1/chat/completions";
-const JSON: &str = "Content-Type: application/json\r\n";
+/// Where conversations are answered.
+pub const CHAT: &str = "/v1/chat/completions";
+/// The header that a conversation needs.
+pub const JSON: &str = "Content-Type: application/json\r\n";
 
 /// Status, headers, body; chunks joined.
-fn split(answer: &str) -> (u16, String, String) {
+pub fn split(answer: &str) -> (u16, String, String) {
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
     if !head.to_lowercase().contains("transfer-encoding: chunked") {
@@ -124,7 +147,7 @@ fn about_the_picture(text: &str) -> Value {
 fn answers_equal_the_command_line_whole_and_streamed() {
     let server = Server::start(&[]);
     let image = shared("data/coco224_tiny/images/000000011511.jpg");
-    let model = server._model.path().to_str().expect("UTF-8");
+    let model = server._model.as_ref().and_then(|model| model.path().to_str()).expect("UTF-8");
     let args = [
         "generate",
         "--model",
@@ -137,6 +160,7 @@ fn answers_equal_the_command_line_whole_and_streamed() {
         "24",
     ];
     let expected = infer_ok(&args);
+    // Clients send the question first; the picture stands before it all the same.
     let body = about_the_picture("What is this?");
     let (status, answer) = server.chat(&body);
     assert_eq!(
@@ -163,6 +187,23 @@ fn answers_equal_the_command_line_whole_and_streamed() {
     assert_eq!(text, expected.trim_end_matches('\n'));
     assert_eq!(chunks.last().expect("chunks")["usage"], *usage);
     assert_eq!(chunks[chunks.len() - 2]["choices"][0]["finish_reason"], answer["choices"][0]["finish_reason"]);
+}
+
+/// Pictures between texts stay there: as in a text with markers, and not as in front.
+#[test]
+fn pictures_between_texts_stay_there() {
+    // With random weights answers depend on everything in the prompt.
+    let server = Server::of(&shared("fixtures/tiny/llava"), &[]);
+    let image = |name: &str| {
+        let bytes = std::fs::read(shared(&format!("data/coco224_tiny/images/{name}"))).expect("a picture");
+        json!({"type": "image_url", "image_url": {"url": format!("data:image/jpeg;base64,{}", to_base64(&bytes))}})
+    };
+    let text = |text: &str| json!({"type": "text", "text": text});
+    let (a, b) = (image("000000011511.jpg"), image("000000039769.jpg"));
+    let between = server.text(&question(json!([text("First:"), a, text("Second:"), b, text("Which?")])));
+    let marked = text("First:\n<image>\nSecond:\n<image>\nWhich?");
+    assert_eq!(server.text(&question(json!([marked, a, b]))), between);
+    assert_ne!(server.text(&question(json!([a, b, text("First:"), text("Second:"), text("Which?")]))), between);
 }
 
 #[test]

@@ -143,7 +143,7 @@ fn every_edge_file_gets_its_verdict() {
         })
         .collect();
     dataset.write(&Value::Array(rows));
-    let output = dataset.shards(&[]);
+    let output = dataset.shards(&["--max-rejected", "1"]);
     let rejected = output.rejected();
     for file in files {
         let (name, expect) = (file["file"].as_str().expect("a name"), file["expect"].as_str().expect("a verdict"));
@@ -167,7 +167,7 @@ fn every_row_is_accounted_for_with_its_cause() {
     let long = "word ".repeat(400);
     let rows = [
         (row("good", &image, &good), None),
-        (row("good", &image, &good), Some("duplicate_id")),
+        (row("good", &image, &good), None),
         (row("turnless", &image, &[]), Some("no_turns")),
         (row("unanswered", &image, &good[..1]), Some("bad_turns")),
         (row("silent", &image, &[question("<image>"), answered(" ")]), Some("empty_answer")),
@@ -176,13 +176,13 @@ fn every_row_is_accounted_for_with_its_cause() {
         (row("outside", "../../etc/passwd", &good), Some("missing_image")),
         (row("long", &image, &[question("<image>"), answered(&long)]), Some("too_long")),
         (row("long question", &image, &[question(&format!("<image>{long}")), answered("A cat.")]), Some("too_long")),
-        (json!({"image": image, "conversations": good}), Some("bad_row")),
+        (json!({"image": image, "conversations": good}), None),
         (json!({"id": "wrong", "conversations": "text"}), Some("bad_row")),
         (json!(null), Some("bad_row")),
         (row("last", &image, &good), None),
     ];
     dataset.write(&rows.iter().map(|(row, _)| row.clone()).collect());
-    let args = ["--max-length", "200", "--rows-per-shard", "4", "--max-row-group-rows", "3"];
+    let args = ["--max-length", "200", "--rows-per-shard", "4", "--max-row-group-rows", "3", "--max-rejected", "1"];
     let output = dataset.shards(&args);
     let expected: Vec<(usize, &str)> =
         rows.iter().enumerate().filter_map(|(number, (_, cause))| Some((number, (*cause)?))).collect();
@@ -196,12 +196,12 @@ fn every_row_is_accounted_for_with_its_cause() {
     assert!(detail(8).expect("too long").contains("answers would be cut"));
     assert!(detail(9).expect("too long").contains("question and image would be cut"));
     let counts = ShardIndex::read(output.path()).expect("an index").counts;
-    assert_eq!((counts.rows_in, counts.train, counts.validation, counts.rejected), (14, 2, 0, 12));
-    assert!(output.stdout.contains("14 rows in = 2 train + 0 validation + 12 rejected"), "{}", output.stdout);
+    assert_eq!((counts.rows_in, counts.train, counts.validation, counts.rejected), (14, 4, 0, 10));
+    assert!(output.stdout.contains("14 rows in = 4 train + 0 validation + 10 rejected"), "{}", output.stdout);
 
     let strict = dataset.run(&[&args[..], &["--strict"]].concat());
     assert_eq!(strict.code, Some(1));
-    assert!(strict.stderr.contains("row 1 (id \"good\"): duplicate_id"), "{}", strict.stderr);
+    assert!(strict.stderr.contains("row 2 (id \"turnless\"): no_turns"), "{}", strict.stderr);
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn a_stopped_run_goes_on_with_the_printed_command_as_if_nothing_had_happened() {
         let child = started(&mut train(&shards, &output, &more(nproc)));
         signal(&child, name);
         let (code, text) = ended(child);
-        assert_eq!(code, Some(0), "SIG{name}: {text}");
+        assert_eq!(code, Some(75), "SIG{name}: {text}");
         let command = text.lines().last().expect("a command line");
         assert!(command.ends_with("--resume_from_checkpoint true"), "{text}");
         let resumed = succeed(Command::new("sh").arg("-c").arg(command));
@@ -106,4 +106,18 @@ fn a_second_signal_ends_the_program_at_once() {
     println!("ended {:.3} s after the second signal, exit code {code:?}", second.elapsed().as_secs_f64());
     assert_eq!(code, Some(130));
     assert!(second.elapsed() < Duration::from_secs(2));
+}
+
+/// The launcher passes on rank 0's code, which is that of a run that goes on; rank 0 has spoken before.
+#[test]
+fn a_stopped_job_of_processes_ends_with_the_same_code() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let split = tests::training::Split { ranks: 2, micro_batch: 2, accumulation: 1 };
+    let more = ["--max_steps", "100000", "--logging_steps", "1000"];
+    let Some(mut job) = tests::training::mpi(folder.path(), "projector", split, &more) else { return };
+    let child = started(&mut job);
+    signal(&child, "TERM");
+    let (code, text) = ended(child);
+    assert_eq!(code, Some(75), "{text}");
+    assert!(text.contains("stopped as asked at step ") && text.contains("mpirun -np 2 "), "{text}");
 }

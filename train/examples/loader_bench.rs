@@ -37,7 +37,8 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let shards = Arc::new(ShardSet::open(&args.shards, Split::Train)?);
     let config = Arc::new(LlavaConfig::read(&args.model)?);
-    let plan = BatchPlan { rows: shards.len(), micro_batch_size: args.batch, accumulation: 1, world_size: 1 };
+    let plan =
+        BatchPlan { rows: shards.len(), micro_batch_size: args.batch, accumulation: 1, world_size: 1, end: None };
     let source = Source { shards, config, plan, shuffle: true, seed: 1, rank: 0, max_length: usize::MAX };
     let mut loader = Loader::start(source, Cursor::default(), args.workers, 2)?;
     read(&mut loader, args.rows.min(plan.rows))?;

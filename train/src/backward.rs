@@ -167,7 +167,7 @@ impl Pass<'_> {
             // No parameter below wants a gradient, so no graph and no states are kept.
             let Some(features) = self.frozen_features(batch, &context)? else { return Ok(None) };
             begin(self.model, Block::Projector)?;
-            let projected = self.model.multi_modal_projector.forward(features, self.config.projector_hidden_act);
+            let projected = self.project(features, &context);
             return Ok(Some(Vision { context, embedded: None, layers: Vec::new(), states: Vec::new(), projected }));
         }
         let Some(pixel_values) = pixel_tensor(batch, self.config, &self.model.device()) else { return Ok(None) };
@@ -190,7 +190,7 @@ impl Pass<'_> {
         }
         let features = self.selected(&states, batch.num_images);
         begin(self.model, Block::Projector)?;
-        let projected = self.model.multi_modal_projector.forward(features, self.config.projector_hidden_act);
+        let projected = self.project(features, &context);
         Ok(Some(Vision { context, embedded: Some(embedded), layers, states, projected }))
     }
 
@@ -200,6 +200,12 @@ impl Pass<'_> {
         }
         let pixel_values = pixel_tensor(batch, self.config, &self.model.device());
         Ok(pixel_values.map(|pixels| self.model.vision_tower.vision_model.features(pixels, self.config, context)))
+    }
+
+    /// Image features in the language model's width, with the dropout of the projector's LoRA branches.
+    fn project(&self, features: Tensor<2>, context: &VisionContext) -> Tensor<2> {
+        let (act, per_image) = (self.config.projector_hidden_act, self.config.image_seq_length());
+        self.model.multi_modal_projector.forward_dropped(features, act, context.dropout.as_ref(), per_image)
     }
 
     fn selected(&self, states: &[Tensor<2>], num_images: usize) -> Tensor<2> {

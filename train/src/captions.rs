@@ -8,6 +8,7 @@ use common::chat::ChatProcessor;
 use common::config::LlavaConfig;
 use common::model::Llava;
 use common::model::kv_cache::KvCache;
+use common::pulse;
 use common::shard::{Row, ShardSet};
 use serde::Serialize;
 
@@ -105,6 +106,7 @@ pub fn greedy(model: &Llava, config: &LlavaConfig, batch: &PackedBatch, eos: &[u
     let mut logits = model.prefill(batch, &mut caches.iter_mut().collect::<Vec<_>>(), config);
     let mut active: Vec<usize> = (0..caches.len()).collect();
     while !active.is_empty() {
+        pulse::mark();
         let tokens = most_likely(logits)?;
         let mut next = Vec::new();
         for (&sequence, &token) in active.iter().zip(&tokens) {

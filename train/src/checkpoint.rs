@@ -5,16 +5,16 @@
 
 use crate::config::Config;
 use crate::layout::Layout;
-use crate::metrics::LogEntry;
-use crate::order::Cursor;
 use crate::parameters;
+use crate::run::RunRecord;
 use crate::setup::Trainee;
+use crate::state::TrainerState;
 use crate::zero::Partitions;
 use anyhow::{Context, Result};
 use common::checkpoint::{TensorSource, copy_processor_files, from_f32, model_tensors, write_file, write_tensors};
 use common::config::WeightDtype;
 use common::model::Llava;
-use common::{adapter, files, json, names};
+use common::{Error, adapter, files, json, names};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,52 +30,6 @@ pub const MANIFEST: &str = "manifest.json";
 pub const TRAINER_STATE: &str = "trainer_state.json";
 /// The settings of the run.
 pub const RUN_CONFIG: &str = "train_config.json";
-
-/// Where a run stands: transformers' `TrainerState` fields, and ours.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct TrainerState {
-    /// Passes over the data, with fraction.
-    pub epoch: f64,
-    /// Finished optimizer updates (skipped steps are not counted).
-    pub global_step: u64,
-    /// Updates of the whole run.
-    pub max_steps: u64,
-    /// Passes that the run was started for.
-    pub num_train_epochs: f64,
-    /// Rows of a micro-batch.
-    pub train_batch_size: usize,
-    /// Steps between log lines.
-    pub logging_steps: usize,
-    /// Steps between checkpoints.
-    pub save_steps: usize,
-    /// Log lines so far.
-    pub log_history: Vec<LogEntry>,
-    /// Lowest evaluation loss.
-    pub best_metric: Option<f64>,
-    /// Step with it.
-    #[serde(default)]
-    pub best_global_step: Option<u64>,
-    /// Evaluations since then.
-    #[serde(default)]
-    pub evaluations_without_improvement: usize,
-    /// The checkpoint with the lowest evaluation loss.
-    pub best_model_checkpoint: Option<String>,
-    /// Its evaluation loss: higher than `best_metric` if that step has no checkpoint.
-    #[serde(default)]
-    pub best_checkpoint_metric: Option<f64>,
-    /// Always true: rank 0 writes this file.
-    pub is_world_process_zero: bool,
-    /// Tokens trained on, all ranks.
-    pub num_input_tokens_seen: u64,
-    /// Next row.
-    pub cursor: Cursor,
-    /// Identifies the shards.
-    pub data_fingerprint: String,
-    /// Ranks that wrote the checkpoint.
-    pub world_size: usize,
-    /// Steps skipped because a loss or gradient was not finite.
-    pub skipped_steps: u64,
-}
 
 /// What one rank writes of a checkpoint: handles, not copies. Values that training changes before they are written are
 /// copied then, and only those.
@@ -94,12 +48,15 @@ pub struct Snapshot {
     pub exp_avg_sq: Vec<Arc<Vec<f32>>>,
     /// Where the run stands.
     pub state: TrainerState,
+    /// The run, on rank 0.
+    pub record: Option<Arc<RunRecord>>,
 }
 
 impl Snapshot {
     /// Of this moment; the weights must be settled.
     pub fn take(
         config: &Config,
+        record: Option<&Arc<RunRecord>>,
         trainee: &Trainee,
         layout: &Arc<Layout>,
         partitions: &Partitions,
@@ -114,6 +71,7 @@ impl Snapshot {
             exp_avg: partitions.exp_avg.clone(),
             exp_avg_sq: partitions.exp_avg_sq.clone(),
             state: state.clone(),
+            record: record.cloned(),
         }
     }
 
@@ -121,9 +79,9 @@ impl Snapshot {
     ///
     /// # Errors
     /// What the operating system refuses.
-    pub fn write(self, dir: &Path) -> Result<Manifest> {
+    pub fn write(self, dir: &Path) -> Result<Hashes> {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-        let Self { config, trainee, layout, masters, exp_avg, exp_avg_sq, state } = self;
+        let Self { config, trainee, layout, masters, exp_avg, exp_avg_sq, state, record } = self;
         let optimizer = dir.join(optimizer_file(layout.rank, layout.world_size));
         let values = match (masters, &trainee) {
             (Some(masters), _) => Values::Kept(masters),
@@ -131,15 +89,16 @@ impl Snapshot {
             _ => Values::InModelDirectory,
         };
         save_optimizer(values, &layout, exp_avg, exp_avg_sq, &optimizer)?;
-        let mut manifest = Manifest::new();
-        add_hash(&mut manifest, &optimizer)?;
+        let mut hashes = Hashes::new();
+        add_hash(&mut hashes, &optimizer)?;
         if let (0, Some(trainee)) = (layout.rank, trainee) {
             save_weights(&config, trainee, dir)?;
             json::write(&dir.join(TRAINER_STATE), &state)?;
             json::write(&dir.join(RUN_CONFIG), &config)?;
-            files_of_all_ranks(dir)?.iter().try_for_each(|path| add_hash(&mut manifest, path))?;
+            record.map_or(Ok(()), |record| record.write(dir))?;
+            files_of_all_ranks(dir)?.iter().try_for_each(|path| add_hash(&mut hashes, path))?;
         }
-        Ok(manifest)
+        Ok(hashes)
     }
 }
 
@@ -241,11 +200,56 @@ fn files_of_all_ranks(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// File name → SHA-256 of a folder's files.
-pub type Manifest = BTreeMap<String, String>;
+pub type Hashes = BTreeMap<String, String>;
 
-fn add_hash(manifest: &mut Manifest, path: &Path) -> Result<()> {
+/// `manifest.json`: whose checkpoint it is, and what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The run that wrote it.
+    pub run_id: String,
+    /// Finished optimizer updates.
+    pub global_step: u64,
+    /// All other files.
+    pub files: Hashes,
+}
+
+impl Manifest {
+    /// Reads a checkpoint's manifest.
+    ///
+    /// # Errors
+    /// None, or an unreadable one; one of a version that gave runs no id.
+    pub fn read(dir: &Path) -> common::Result<Self> {
+        let path = dir.join(MANIFEST);
+        if !path.exists() {
+            let found = format!("no {MANIFEST}");
+            let expected = "the folder of a whole checkpoint, as train writes it (runs/name/checkpoint-500)";
+            let remedy = "give one, or --resume_from_checkpoint true for the newest in --output_dir";
+            return Err(Error::invalid(dir.display(), found, expected, remedy));
+        }
+        let manifest: serde_json::Value = json::read(&path)?;
+        if manifest.get("run_id").is_none() {
+            let remedy = "checkpoints of older versions cannot be resumed: begin a new run in another --output_dir";
+            return Err(Error::invalid(path.display(), "no run_id", "a checkpoint of this version of train", remedy));
+        }
+        serde_json::from_value(manifest).map_err(|error| {
+            Error::invalid(
+                path.display(),
+                error,
+                "a checkpoint's manifest",
+                "an older checkpoint is used if there is one",
+            )
+        })
+    }
+
+    /// Whether the checkpoint is the run's.
+    pub fn is_of(&self, record: &RunRecord) -> bool {
+        record.owns(&self.run_id, self.global_step)
+    }
+}
+
+fn add_hash(hashes: &mut Hashes, path: &Path) -> Result<()> {
     if let Some(name) = path.file_name() {
-        manifest.insert(name.to_string_lossy().into_owned(), files::sha256_of_file(path)?);
+        hashes.insert(name.to_string_lossy().into_owned(), files::sha256_of_file(path)?);
     }
     Ok(())
 }
@@ -256,11 +260,10 @@ fn add_hash(manifest: &mut Manifest, path: &Path) -> Result<()> {
 /// What the operating system refuses.
 pub fn publish(temporary: &Path, dir: &Path, manifest: &Manifest) -> Result<()> {
     json::write(&temporary.join(MANIFEST), manifest)?;
-    files::sync_dir(temporary)?;
     let replaced = hidden(dir, REPLACED);
     if dir.exists() {
         let _ = std::fs::remove_dir_all(&replaced);
-        std::fs::rename(dir, &replaced).with_context(|| dir.display().to_string())?;
+        files::rename(dir, &replaced)?;
     }
     files::publish(temporary, dir)?;
     let _ = std::fs::remove_dir_all(&replaced);
@@ -288,7 +291,7 @@ pub fn tidy(output_dir: &Path) -> Result<()> {
         let context = || path.display().to_string();
         match name.rsplit_once('.') {
             Some((name, REPLACED)) if !output_dir.join(name).exists() => {
-                std::fs::rename(&path, output_dir.join(name)).with_context(context)?;
+                files::rename(&path, &output_dir.join(name))?;
             }
             Some((_, WRITING | REPLACED)) => std::fs::remove_dir_all(&path).with_context(context)?,
             _ => {}
@@ -311,9 +314,7 @@ pub fn copy_weights(checkpoint: &Path, dir: &Path) -> Result<()> {
         let entry = entry?;
         let name = entry.file_name();
         if name.to_str().is_some_and(|name| names::is_model_file(name) || names::is_adapter_file(name)) {
-            let temporary = dir.join(format!(".{}.copy", name.to_string_lossy()));
-            std::fs::copy(entry.path(), &temporary).with_context(|| temporary.display().to_string())?;
-            files::publish(&temporary, &dir.join(&name))?;
+            files::copy_atomically(&entry.path(), &dir.join(&name))?;
         }
     }
     Ok(())
@@ -332,20 +333,40 @@ pub fn list(output_dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Removes the oldest checkpoints until `limit` are left (0: all stay). `newest` is whole and stays, as does the best one.
-/// Those of later steps do not count: they are of a run that was given up, or damaged, and must not push out good ones.
+/// The run's own checkpoints, oldest first: whole ones, of no other run in the same folder.
+pub fn list_own(output_dir: &Path, record: &RunRecord) -> Vec<PathBuf> {
+    let mut found = list(output_dir);
+    found.retain(|dir| Manifest::read(dir).is_ok_and(|manifest| manifest.is_of(record)));
+    found
+}
+
+/// The run's own checkpoint with the lowest loss of `losses` (step and loss of every evaluation), and that loss. Which one it
+/// is follows from what is there: a checkpoint that could not be written or was removed is not it.
+pub fn best(
+    output_dir: &Path,
+    record: &RunRecord,
+    losses: impl IntoIterator<Item = (u64, f64)>,
+) -> Option<(PathBuf, f64)> {
+    let losses: BTreeMap<u64, f64> = losses.into_iter().filter(|(_, loss)| loss.is_finite()).collect();
+    let own = list_own(output_dir, record).into_iter();
+    let evaluated = own.filter_map(|dir| Some((losses.get(&step_of(&dir)?).copied()?, dir)));
+    evaluated.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(loss, dir)| (dir, loss))
+}
+
+/// Removes the run's oldest checkpoints until `limit` are left (0: all stay). `newest` is whole and stays, as does the best one.
+/// Those of later steps do not count: they were given up, or are damaged, and must not push out good ones. Those of other runs
+/// are not touched.
 ///
 /// # Errors
 /// What the operating system refuses.
-pub fn prune(output_dir: &Path, limit: usize, newest: u64, best: Option<&str>) -> Result<()> {
-    let mut found = list(output_dir);
+pub fn prune(output_dir: &Path, record: &RunRecord, limit: usize, newest: u64, best: Option<&Path>) -> Result<()> {
+    let mut found = list_own(output_dir, record);
     found.retain(|dir| step_of(dir).is_some_and(|step| step <= newest));
     let surplus = if limit == 0 { 0 } else { found.len().saturating_sub(limit) };
-    let is_best = |dir: &Path| best.is_some_and(|best| Path::new(best).file_name() == dir.file_name());
-    for dir in found[..surplus].iter().filter(|dir| !is_best(dir)) {
+    for dir in found[..surplus].iter().filter(|dir| best != Some(dir)) {
         // Out of sight first: a kill in between must not leave a half-deleted one under the name of a whole one.
         let hidden = hidden(dir, WRITING);
-        std::fs::rename(dir, &hidden).with_context(|| dir.display().to_string())?;
+        files::rename(dir, &hidden)?;
         std::fs::remove_dir_all(&hidden).with_context(|| hidden.display().to_string())?;
     }
     Ok(())
@@ -354,13 +375,23 @@ pub fn prune(output_dir: &Path, limit: usize, newest: u64, best: Option<&str>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::function::Function;
 
-    fn run_with(steps: &[u64]) -> tempfile::TempDir {
+    /// A folder with checkpoints that consist of a manifest.
+    fn run_with(steps: &[u64], record: &RunRecord) -> tempfile::TempDir {
         let run = tempfile::tempdir().expect("a temporary folder");
-        for step in steps {
-            std::fs::create_dir(run.path().join(format!("{PREFIX}{step}"))).expect("a folder");
-        }
+        steps.iter().for_each(|&step| add(run.path(), step, record));
         run
+    }
+
+    fn add(run: &Path, step: u64, record: &RunRecord) {
+        let manifest = Manifest { run_id: record.run_id.clone(), global_step: step, files: Hashes::new() };
+        std::fs::create_dir(dir_of(run, step)).expect("a folder");
+        json::write(&dir_of(run, step).join(MANIFEST), &manifest).expect("written");
+    }
+
+    fn record() -> RunRecord {
+        RunRecord::new(Function::default(), 4)
     }
 
     fn steps(run: &Path) -> Vec<u64> {
@@ -372,19 +403,49 @@ mod tests {
         for (found, limit, newest, best, left) in [
             (&[2, 4, 10][..], 2, 10, None, &[4, 10][..]),
             (&[2, 4, 10], 0, 10, None, &[2, 4, 10]),
-            (&[2, 4, 10], 1, 10, Some("run/checkpoint-2"), &[2, 10]),
+            (&[2, 4, 10], 1, 10, Some(2), &[2, 10]),
             (&[3, 4, 6, 9], 2, 4, None, &[3, 4, 6, 9]),
             (&[2, 3, 4, 6, 9], 1, 4, None, &[4, 6, 9]),
         ] {
-            let run = run_with(found);
-            prune(run.path(), limit, newest, best).expect("pruned");
+            let record = record();
+            let run = run_with(found, &record);
+            let best = best.map(|step| dir_of(run.path(), step));
+            prune(run.path(), &record, limit, newest, best.as_deref()).expect("pruned");
             assert_eq!(steps(run.path()), left, "{found:?}, limit {limit}");
         }
     }
 
     #[test]
+    fn checkpoints_of_other_runs_are_neither_removed_nor_the_best() {
+        let (older, run) = (record(), record());
+        let dir = run_with(&[1, 3, 5, 7], &older);
+        let go_on = older.continued(3, dir_of(dir.path(), 3));
+        [2, 4].iter().for_each(|&step| add(dir.path(), step, &go_on));
+        [6, 8].iter().for_each(|&step| add(dir.path(), step, &run));
+        std::fs::create_dir(dir_of(dir.path(), 9)).expect("one without a manifest");
+        let losses = [(1, 0.9), (2, 0.8), (3, 0.7), (4, f64::NAN), (5, 0.1), (6, 0.6), (7, 0.2), (8, 0.6), (9, 0.0)];
+        for (record, expected) in [(&older, 5), (&go_on, 3), (&run, 6)] {
+            let (best, _) = best(dir.path(), record, losses).expect("one");
+            assert_eq!(step_of(&best), Some(expected), "{}", record.title());
+        }
+        prune(dir.path(), &run, 1, 8, None).expect("pruned");
+        assert_eq!(steps(dir.path()), [1, 2, 3, 4, 5, 7, 8, 9]);
+        // What a run goes on from is its own, up to that step.
+        prune(dir.path(), &go_on, 1, 4, None).expect("pruned");
+        assert_eq!(steps(dir.path()), [4, 5, 7, 8, 9]);
+    }
+
+    #[test]
+    fn a_manifest_of_an_older_version_says_so() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(dir.path().join(MANIFEST), r#"{"model.safetensors": "00"}"#).expect("written");
+        let error = Manifest::read(dir.path()).expect_err("refused").to_string();
+        assert!(error.contains("no run_id") && error.contains("--output_dir"), "{error}");
+    }
+
+    #[test]
     fn after_a_kill_halves_go_and_replaced_ones_come_back() {
-        let run = run_with(&[2]);
+        let run = run_with(&[2], &record());
         for name in [".checkpoint-4.writing", ".checkpoint-2.replaced", ".checkpoint-3.replaced"] {
             std::fs::create_dir(run.path().join(name)).expect("a folder");
         }

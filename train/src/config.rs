@@ -1,110 +1,29 @@
 //! Every setting of a run: one struct is the command line, the recipe's `[train]` table and the record kept with the run.
 
+mod choices;
+
+pub use choices::{Accumulate, CacheVisionFeatures, LossNormalization, ReportTo, ScheduleType, Strategy, TrainType};
+
+use crate::domains;
+use crate::interval::Interval;
+use crate::schedule::{DeepspeedSchedule, SchedulerKwargs};
+use clap::ArgAction;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{ArgAction, ValueEnum};
 use common::device::DeviceKind;
 use common::model::lora::LoraConfig;
 use common::{Error, Result};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::path::PathBuf;
 
-/// Which parts of the model are trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum TrainType {
-    /// LoRA on the language model's attention, and the whole projector.
-    UseLora,
-    /// Everything.
-    None,
-    /// Projector and language model.
-    FreezeVision,
-    /// The projector alone.
-    Projector,
-}
-
-/// When something recurring (saving, evaluating) happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum Strategy {
-    /// Never.
+/// How a run begins, as `resume_from_checkpoint` says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// Anew.
     No,
-    /// Every so many optimizer steps.
-    Steps,
-    /// At the end of every epoch.
-    Epoch,
-}
-
-/// How losses of micro-batches become one loss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum LossNormalization {
-    /// Sum over supervised tokens ÷ supervised tokens of the global batch.
-    GlobalTokens,
-    /// Mean over micro-batches of each micro-batch's mean: depends on how the batch is split.
-    MicroBatchMean,
-}
-
-/// What accumulates gradients over micro-steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum Accumulate {
-    /// The rank's reduced slice (memory ÷ ranks, a reduce-scatter every micro-step).
-    Shard,
-    /// The whole local gradient (one reduce-scatter a step).
-    Local,
-}
-
-/// Whether, and as what, the features of a frozen vision tower are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum CacheVisionFeatures {
-    /// Computed whenever a row is trained on.
-    #[value(alias = "false")]
-    #[serde(alias = "false")]
-    No,
-    /// Rounded to f16.
-    #[value(alias = "true")]
-    #[serde(alias = "true")]
-    F16,
-    /// Rounded to bf16.
-    Bf16,
-}
-
-/// Learning rate over the run, as transformers' `lr_scheduler_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum ScheduleType {
-    /// Down to 0 in a line.
-    Linear,
-    /// Half a cosine down to 0.
-    Cosine,
-    /// `lr_num_cycles` half cosines, each from the top.
-    CosineWithRestarts,
-    /// Power `lr_power` down to `lr_end`.
-    Polynomial,
-    /// Unchanged, without warm-up.
-    Constant,
-    /// Unchanged after warm-up.
-    ConstantWithWarmup,
-    /// `1/√step`.
-    InverseSqrt,
-}
-
-/// Where progress is also reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum ReportTo {
-    /// `metrics.jsonl` only.
-    None,
-    /// TensorBoard event files beside it.
-    Tensorboard,
+    /// From the newest valid checkpoint of the run in `output_dir`.
+    Newest,
+    /// From a checkpoint's folder.
+    From(PathBuf),
 }
 
 /// Settings of `train`. Each option's `under_score` spelling works too, on the command line and in a recipe's `[train]`.
@@ -126,7 +45,7 @@ pub struct Config {
     /// Ranks as threads of this process. Under mpirun or srun each process is a rank instead.
     #[arg(long, default_value_t = 1)]
     pub nproc: usize,
-    /// DeepSpeed ZeRO-2 JSON file; its values and `auto` are honoured.
+    /// DeepSpeed ZeRO-2 JSON file (or its text); its values and `auto` are honoured, unknown keys are refused.
     #[arg(long)]
     pub deepspeed: Option<PathBuf>,
     /// Compute in bf16 where the device can; the CPU computes in f32. Master weights, moments and accumulated gradients are
@@ -151,19 +70,19 @@ pub struct Config {
     /// Micro-batches per optimizer step.
     #[arg(long, default_value_t = 1)]
     pub gradient_accumulation_steps: usize,
-    /// Highest learning rate.
+    /// Highest learning rate, at least 0.
     #[arg(long, default_value_t = 5e-5)]
     pub learning_rate: f64,
     /// Decoupled weight decay of everything but biases and norm weights.
     #[arg(long, default_value_t = 0.0)]
     pub weight_decay: f64,
-    /// AdamW's decay of the first moment.
+    /// AdamW's decay of the first moment, at least 0 and below 1.
     #[arg(long, default_value_t = 0.9)]
     pub adam_beta1: f64,
-    /// AdamW's decay of the second moment.
+    /// AdamW's decay of the second moment, at least 0 and below 1.
     #[arg(long, default_value_t = 0.999)]
     pub adam_beta2: f64,
-    /// AdamW's epsilon, outside the root, after bias correction.
+    /// AdamW's epsilon, outside the root, after bias correction; above 0.
     #[arg(long, default_value_t = 1e-8)]
     pub adam_epsilon: f64,
     /// Global gradient norm above which gradients are scaled down; 0: never.
@@ -172,6 +91,14 @@ pub struct Config {
     /// Learning-rate schedule.
     #[arg(long, value_enum, default_value_t = ScheduleType::Linear)]
     pub lr_scheduler_type: ScheduleType,
+    /// Arguments of the schedule by transformers' names, as JSON: `{"min_lr": 1e-6}` for `cosine_with_min_lr`.
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    #[serde(default)]
+    pub lr_scheduler_kwargs: SchedulerKwargs,
+    /// The schedule of the DeepSpeed file, in place of `lr_scheduler_type`.
+    #[arg(skip)]
+    #[serde(default)]
+    pub deepspeed_scheduler: Option<DeepspeedSchedule>,
     /// Steps of linear warm-up; below 1: that fraction of all steps.
     #[arg(long, default_value_t = 0.0)]
     pub warmup_steps: f64,
@@ -196,11 +123,12 @@ pub struct Config {
     /// Recompute each block in the backward pass instead of keeping its activations.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
     pub gradient_checkpointing: bool,
-    /// Compute the features of a frozen vision tower once for each row and keep them, 2 bytes a value, in a file beside the
-    /// shards that later epochs and runs use: f16 or bf16.
+    /// Compute the features of a frozen vision tower once for each image and keep them, 2 bytes a value, in a file beside the
+    /// shards that later epochs and runs use: f16 or bf16. The run says how large it gets, and does not start where it would
+    /// not fit.
     #[arg(long, value_enum, default_value_t = CacheVisionFeatures::No, num_args = 0..=1, default_missing_value = "f16")]
     pub cache_vision_features: CacheVisionFeatures,
-    /// Longest row, tokens with images expanded; longer rows are an error. 0: the model's own limit.
+    /// Longest row, tokens with images expanded; longer rows are an error before training. 0: the model's own limit.
     #[arg(long, default_value_t = 0)]
     pub model_max_length: usize,
     /// Rows in a new random order every epoch; false: in the order of the shards.
@@ -224,25 +152,30 @@ pub struct Config {
     /// Accepted for the original command lines: shards have no unused columns.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
     pub remove_unused_columns: bool,
-    /// Steps between lines of `metrics.jsonl`.
-    #[arg(long, default_value_t = 10)]
-    pub logging_steps: usize,
-    /// When checkpoints are written.
+    /// Steps between lines of `metrics.jsonl`; below 1: that fraction of all steps.
+    #[arg(long, default_value_t = Interval::steps(10))]
+    pub logging_steps: Interval,
+    /// A line for the first step, too.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    #[serde(default)]
+    pub logging_first_step: bool,
+    /// When checkpoints are written. With `steps` and `epoch` the last step is saved, too.
     #[arg(long, value_enum, default_value_t = Strategy::Steps)]
     pub save_strategy: Strategy,
-    /// Steps between checkpoints.
-    #[arg(long, default_value_t = 500)]
-    pub save_steps: usize,
-    /// Checkpoints kept, the newest ones (and the best, with `load_best_model_at_end`); 0: all.
-    #[arg(long, default_value_t = 0)]
+    /// Steps between checkpoints; below 1: that fraction of all steps.
+    #[arg(long, default_value_t = Interval::steps(500))]
+    pub save_steps: Interval,
+    /// Checkpoints kept, the newest ones (and the best, with `load_best_model_at_end`); 0, -1 or None: all.
+    #[arg(long, default_value = "0", value_parser = parse_limit)]
+    #[serde(deserialize_with = "limit")]
     pub save_total_limit: usize,
-    /// When the validation rows are evaluated.
+    /// When the validation rows are evaluated. With `steps` and `epoch` also after the last step.
     #[arg(long, visible_alias = "evaluation-strategy", value_enum, default_value_t = Strategy::No)]
     #[serde(alias = "evaluation_strategy")]
     pub eval_strategy: Strategy,
-    /// Steps between evaluations; 0: `logging_steps`.
-    #[arg(long, default_value_t = 0)]
-    pub eval_steps: usize,
+    /// Steps between evaluations; below 1: that fraction of all steps; 0: `logging_steps`.
+    #[arg(long, default_value_t = Interval::NONE)]
+    pub eval_steps: Interval,
     /// Sample captions at every evaluation: of the first so many validation rows. They go to `captions-<step>.jsonl`.
     #[arg(long, default_value_t = 4)]
     pub eval_captions: usize,
@@ -252,16 +185,26 @@ pub struct Config {
     /// Stop after so many evaluations in a row without a lower loss; 0: never.
     #[arg(long, default_value_t = 0)]
     pub early_stopping_patience: usize,
-    /// Where progress is also reported.
-    #[arg(long, value_enum, default_value_t = ReportTo::None)]
+    /// Where progress is also reported: `none`, or `tensorboard` for event files beside `metrics.jsonl`.
+    #[arg(long, default_value = "none")]
     pub report_to: ReportTo,
     /// File of the metrics; default `output_dir/metrics.jsonl`.
     #[arg(long)]
     pub metrics: Option<PathBuf>,
-    /// `true`: go on from the newest valid checkpoint of `output_dir`; or a checkpoint's folder.
+    /// `true`: go on from the newest valid checkpoint of the run in `output_dir` (a folder without a run: begin one); or a
+    /// checkpoint's folder. What defines the trained function (model, data, train_type, LoRA settings, seed, shuffle,
+    /// loss_normalization) must be that of the run.
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub resume_from_checkpoint: Option<String>,
-    /// PEFT adapter directory to go on from (`use_lora`); its rank and targets are taken from it.
+    /// Begin a new run in an `output_dir` that holds another one, and replace its output, metrics and captions. Its checkpoints
+    /// stay and are not used. Without effect together with `resume_from_checkpoint true`.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub overwrite_output_dir: bool,
+    /// Resume with another number of rows a step than the run has. Without it, accumulation is changed so that the rows stay.
+    /// With it, epochs end at the same rows and the schedule goes on by the fraction done.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub allow_global_batch_change: bool,
+    /// PEFT adapter directory to go on from (`use_lora`); its rank, targets and modules to save are taken from it.
     #[arg(long)]
     pub init_adapter: Option<PathBuf>,
     /// LoRA rank.
@@ -270,7 +213,7 @@ pub struct Config {
     /// LoRA scale is `lora_alpha / lora_r`.
     #[arg(long, default_value_t = 8.0)]
     pub lora_alpha: f64,
-    /// Dropout on the input of the LoRA branch, probability.
+    /// Dropout on the input of the LoRA branch, probability: at least 0 and below 1.
     #[arg(long, default_value_t = 0.05)]
     pub lora_dropout: f64,
     /// Projections of the language model that get LoRA, with commas between.
@@ -279,7 +222,8 @@ pub struct Config {
     /// LoRA on the vision tower's q, k, v as well.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
     pub lora_vision: bool,
-    /// Longest time a collective operation may take before the run is ended, seconds.
+    /// Longest time that a rank may wait for another one without any progress of it before the run is ended, seconds.
+    /// A rank that loads, hashes, evaluates or saves makes progress.
     #[arg(long, default_value_t = 600)]
     pub collective_timeout_seconds: u64,
     /// Where to compute: `cpu`, or `cuda:N` (rank r of a machine on GPU N + r; needs a build with `--features cuda`).
@@ -301,6 +245,21 @@ fn parse_bool(text: &str) -> Result<bool, String> {
     }
 }
 
+/// A limit as the Trainer takes it: `None` and what is not positive are no limit.
+fn parse_limit(text: &str) -> Result<usize, String> {
+    match text {
+        "None" | "none" | "null" => Ok(0),
+        _ => match text.parse::<i64>() {
+            Ok(limit) => Ok(usize::try_from(limit).unwrap_or(0)),
+            Err(_) => Err(format!("found {text:?}, expected a whole number, or None for no limit")),
+        },
+    }
+}
+
+fn limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    i64::deserialize(deserializer).map(|limit| usize::try_from(limit).unwrap_or(0))
+}
+
 impl Config {
     /// Checks what the types cannot say.
     ///
@@ -308,23 +267,36 @@ impl Config {
     /// The first setting that is missing, out of range or not supported, with the remedy.
     pub fn validate(&self) -> Result<()> {
         self.require_paths()?;
-        let positive = [
-            ("per_device_train_batch_size", self.per_device_train_batch_size),
-            ("per_device_eval_batch_size", self.per_device_eval_batch_size),
-            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
-            ("nproc", self.nproc),
-            ("logging_steps", self.logging_steps),
-            ("save_steps", self.save_steps),
-            ("lora_r", self.lora_r),
-            ("dataloader_prefetch_factor", self.dataloader_prefetch_factor),
-        ];
-        for (name, value) in positive {
-            if value == 0 {
-                return Err(Error::invalid(name, 0, "at least 1", format!("give --{name} a positive number")));
-            }
-        }
-        self.require_ranges()?;
+        self.check_settings()
+    }
+
+    /// As [`Self::validate`], without requiring that paths are given.
+    ///
+    /// # Errors
+    /// As [`Self::validate`], except for missing paths.
+    pub fn check_settings(&self) -> Result<()> {
+        domains::check(self)?;
+        self.require_schedule()?;
         self.require_supported()
+    }
+
+    fn require_schedule(&self) -> Result<()> {
+        let place = "lr_scheduler_type";
+        match self.lr_scheduler_type {
+            ScheduleType::ReduceLrOnPlateau | ScheduleType::Greedy => {
+                let expected = "a schedule that is a function of the step (no rate depends on losses here)";
+                return Err(Error::invalid(place, "one that follows losses", expected, "see train --help"));
+            }
+            ScheduleType::Polynomial => {
+                let lr_end = self.lr_scheduler_kwargs.lr_end.unwrap_or(self.lr_end);
+                if lr_end >= self.learning_rate {
+                    let expected = format!("below learning_rate, {}", self.learning_rate);
+                    return Err(Error::invalid("lr_end", lr_end, expected, "give a smaller --lr_end"));
+                }
+            }
+            _ => {}
+        }
+        self.lr_scheduler_kwargs.check(self.lr_scheduler_type, self.learning_rate)
     }
 
     fn require_paths(&self) -> Result<()> {
@@ -336,28 +308,6 @@ impl Config {
         for (name, path, expected) in paths {
             if path.as_os_str().is_empty() {
                 return Err(Error::invalid(name, "nothing", expected, format!("give --{name}")));
-            }
-        }
-        Ok(())
-    }
-
-    fn require_ranges(&self) -> Result<()> {
-        let ranges = [
-            ("learning_rate", self.learning_rate, 0.0, f64::MAX),
-            ("weight_decay", self.weight_decay, 0.0, f64::MAX),
-            ("adam_beta1", self.adam_beta1, 0.0, 1.0),
-            ("adam_beta2", self.adam_beta2, 0.0, 1.0),
-            ("adam_epsilon", self.adam_epsilon, 0.0, f64::MAX),
-            ("max_grad_norm", self.max_grad_norm, 0.0, f64::MAX),
-            ("warmup_steps", self.warmup_steps, 0.0, f64::MAX),
-            ("warmup_ratio", self.warmup_ratio, 0.0, 1.0),
-            ("lora_dropout", self.lora_dropout, 0.0, 1.0),
-            ("num_train_epochs", self.num_train_epochs, 0.0, f64::MAX),
-        ];
-        for (name, value, low, high) in ranges {
-            if !(low..=high).contains(&value) {
-                let expected = if high == f64::MAX { format!("at least {low}") } else { format!("{low} to {high}") };
-                return Err(Error::invalid(name, value, expected, format!("correct --{name}")));
             }
         }
         Ok(())
@@ -397,7 +347,7 @@ impl Config {
             let remedy = "give --save_strategy and --eval_strategy the same value";
             return Err(Error::invalid(place, found, "equal strategies", remedy));
         }
-        let eval_steps = self.resolved_eval_steps();
+        let eval_steps = self.eval_interval();
         if self.eval_strategy == Strategy::Steps && !self.save_steps.is_multiple_of(eval_steps) {
             let found = format!("save_steps {}, eval_steps {eval_steps}", self.save_steps);
             let remedy = "make --save_steps a multiple of --eval_steps";
@@ -406,9 +356,21 @@ impl Config {
         Ok(())
     }
 
-    /// Steps between evaluations.
-    pub fn resolved_eval_steps(&self) -> usize {
-        if self.eval_steps > 0 { self.eval_steps } else { self.logging_steps }
+    /// How the run begins.
+    pub fn resume(&self) -> Resume {
+        match self.resume_from_checkpoint.as_deref() {
+            None | Some("") => Resume::No,
+            Some(text) => match parse_bool(text) {
+                Ok(true) => Resume::Newest,
+                Ok(false) => Resume::No,
+                Err(_) => Resume::From(PathBuf::from(text)),
+            },
+        }
+    }
+
+    /// Time between evaluations.
+    pub fn eval_interval(&self) -> Interval {
+        if self.eval_steps.is_none() { self.logging_steps } else { self.eval_steps }
     }
 
     /// Where to compute.
@@ -427,6 +389,7 @@ impl Config {
             lora_dropout: self.lora_dropout,
             target_modules: self.lora_target_modules.clone(),
             lora_vision: self.lora_vision,
+            modules: None,
         }
     }
 
@@ -449,5 +412,33 @@ impl Config {
         }
         let fraction = if self.warmup_steps > 0.0 { self.warmup_steps } else { self.warmup_ratio };
         (max_steps as f64 * fraction).ceil() as u64
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use clap::{Args, Command, FromArgMatches};
+
+    /// The settings of an empty command line.
+    pub(crate) fn defaults() -> Config {
+        let matches = Config::augment_args(Command::new("train")).get_matches_from(["train"]);
+        Config::from_arg_matches(&matches).expect("the defaults are settings")
+    }
+
+    #[test]
+    fn limits_and_reports_are_read_as_the_trainer_reads_them() {
+        for (text, expected) in [("3", Ok(3)), ("-1", Ok(0)), ("None", Ok(0)), ("0", Ok(0)), ("two", Err(()))] {
+            assert_eq!(parse_limit(text).map_err(|_| ()), expected, "{text}");
+        }
+        for (text, expected) in [
+            ("none", Some(ReportTo::None)),
+            ("all", Some(ReportTo::Tensorboard)),
+            ("tensorboard,none", Some(ReportTo::Tensorboard)),
+            ("wandb", None),
+            ("tensorboard,mlflow", None),
+        ] {
+            assert_eq!(text.parse().ok(), expected, "{text}");
+        }
     }
 }

@@ -1,42 +1,60 @@
 //! DeepSpeed's ZeRO-2 JSON file: what it sets is honoured, what we do not do is refused with the reason.
 
+mod keys;
+mod scheduler;
+
+use crate::collective::launch;
+use crate::recipe::Given;
 use common::{Error, Result};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::path::Path;
 
-/// Adds the file's values to `given` (what the user set elsewhere). `auto` leaves the option as it is.
+/// Adds the settings of a file (or of JSON text, as the Trainer takes it) to `given`, which the user set elsewhere. `auto`
+/// leaves an option as it is. `ranks` is the number of ranks of the run.
 ///
 /// # Errors
-/// A stage other than 2, offloading, fp16, another optimizer, unknown schedulers, or a value that contradicts an option.
-pub fn overlay(path: &Path, given: &mut Map<String, Value>) -> Result<()> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    let json: Value = serde_json::from_str(&text)
-        .map_err(|error| Error::invalid(path.display(), error, "JSON", "correct the file"))?;
-    let file = File { path, json };
+/// A key that is unknown or asks for what is not done, a value of another type, or one that contradicts an option.
+pub fn overlay(source: &str, given: &mut Given, ranks: u64) -> Result<()> {
+    let (name, text) = match source.trim_start().starts_with('{') {
+        true => ("--deepspeed", source.to_string()),
+        false => (source, std::fs::read_to_string(source).map_err(Error::io(Path::new(source)))?),
+    };
+    let json: Value =
+        serde_json::from_str(&text).map_err(|error| Error::invalid(name, error, "JSON", "correct the file"))?;
+    let file = File { name, json };
+    keys::check(&file)?;
     file.refuse_what_is_not_done()?;
     for (pointer, option) in OPTIONS {
         if let Some(value) = file.value(pointer) {
-            file.set(given, pointer, option, value.clone())?;
+            file.set(given, pointer, option, file.typed(pointer, option, value)?)?;
         }
     }
+    if file.json.get("gradient_clipping").is_none_or(Value::is_null) && launch::local_rank(0) == 0 {
+        crate::tell!("{name}: no gradient_clipping: --max_grad_norm holds (DeepSpeed would not clip)");
+    }
     file.overlay_betas(given)?;
-    file.check_train_batch_size(given)
+    scheduler::overlay(&file, given)?;
+    file.overlay_train_batch_size(given, ranks)
 }
 
 /// Where a value stands in the file, and the option it sets.
 const OPTIONS: [(&str, &str); 8] = [
     ("/gradient_clipping", "max_grad_norm"),
-    ("/train_micro_batch_size_per_gpu", "per_device_train_batch_size"),
-    ("/gradient_accumulation_steps", "gradient_accumulation_steps"),
+    (MICRO_BATCH, MICRO_BATCH_OPTION),
+    (ACCUMULATION, ACCUMULATION_OPTION),
     ("/bf16/enabled", "bf16"),
+    ("/bfloat16/enabled", "bf16"),
     ("/optimizer/params/lr", "learning_rate"),
     ("/optimizer/params/eps", "adam_epsilon"),
     ("/optimizer/params/weight_decay", "weight_decay"),
-    ("/scheduler/params/warmup_num_steps", "warmup_steps"),
 ];
+const MICRO_BATCH: &str = "/train_micro_batch_size_per_gpu";
+const MICRO_BATCH_OPTION: &str = "per_device_train_batch_size";
+const ACCUMULATION: &str = "/gradient_accumulation_steps";
+const ACCUMULATION_OPTION: &str = "gradient_accumulation_steps";
 
 struct File<'a> {
-    path: &'a Path,
+    name: &'a str,
     json: Value,
 }
 
@@ -46,14 +64,21 @@ impl File<'_> {
         self.json.pointer(pointer).filter(|value| !value.is_null() && value.as_str() != Some("auto"))
     }
 
+    /// File and key, for people.
+    fn place(&self, pointer: &str) -> String {
+        match pointer.trim_start_matches('/').replace('/', ".") {
+            key if key.is_empty() => self.name.to_string(),
+            key => format!("{}: {key}", self.name),
+        }
+    }
+
     fn invalid(&self, pointer: &str, found: impl ToString, expected: &str, remedy: &str) -> Error {
-        let key = pointer.trim_start_matches('/').replace('/', ".");
-        Error::invalid(format!("{}: {key}", self.path.display()), found, expected, remedy)
+        Error::invalid(self.place(pointer), found, expected, remedy)
     }
 
     fn refuse_what_is_not_done(&self) -> Result<()> {
         let stage = self.json.pointer("/zero_optimization/stage").cloned().unwrap_or(Value::from(0));
-        if stage.as_i64() != Some(2) {
+        if stage.as_f64() != Some(2.0) {
             let why = match stage.as_i64() {
                 Some(3) => "2 (ranks hold whole parameters here; stage 3 shards them)",
                 Some(0 | 1) => "2 (gradients are sharded as well here, at no cost)",
@@ -68,56 +93,95 @@ impl File<'_> {
                 return Err(self.invalid(&pointer, device, expected, "remove the offload section"));
             }
         }
-        if self.value("/fp16/enabled") == Some(&Value::Bool(true)) {
-            return Err(self.invalid("/fp16/enabled", true, "false (no loss scaling here)", "enable bf16 instead"));
-        }
-        match self.value("/optimizer/type").and_then(Value::as_str) {
-            None | Some("AdamW" | "Adam") => Ok(()),
-            Some(other) => Err(self.invalid("/optimizer/type", other, "AdamW", "use AdamW or remove the section")),
+        match self.value("/optimizer/type").map(|name| name.as_str().unwrap_or_default().to_ascii_lowercase()) {
+            None => Ok(()),
+            Some(name) if name == "adamw" || name == "adam" => Ok(()),
+            Some(_) => {
+                let found = self.json["optimizer"]["type"].clone();
+                Err(self.invalid("/optimizer/type", found, "AdamW", "use AdamW or remove the section"))
+            }
         }
     }
 
-    /// Sets an option, unless the user set it to something else.
-    fn set(&self, given: &mut Map<String, Value>, pointer: &str, option: &str, value: Value) -> Result<()> {
+    /// A value as its option has it: `4.0` where a whole number is meant is 4.
+    fn typed(&self, pointer: &str, option: &str, value: &Value) -> Result<Value> {
+        let (typed, expected) = match option {
+            "bf16" => (value.as_bool().map(Value::from), "true, false or auto"),
+            MICRO_BATCH_OPTION | ACCUMULATION_OPTION => {
+                (whole_number(value).map(Value::from), "a whole number, at least 1, or auto")
+            }
+            _ => (value.as_f64().map(|_| value.clone()), "a number or auto"),
+        };
+        typed.ok_or_else(|| self.invalid(pointer, value, expected, "correct the file"))
+    }
+
+    /// Sets an option, unless it was set to something else.
+    fn set(&self, given: &mut Given, pointer: &str, option: &str, value: Value) -> Result<()> {
         match given.get(option) {
             Some(other) if !same(other, &value) => {
-                let expected = format!("{other} as --{option} says, or auto");
+                let expected = format!("{other} as {} says, or auto", given.place(option));
                 Err(self.invalid(pointer, &value, &expected, "make the two agree"))
             }
             Some(_) => Ok(()),
             None => {
-                given.insert(option.to_string(), value);
+                given.insert(option, value, self.place(pointer));
                 Ok(())
             }
         }
     }
 
-    fn overlay_betas(&self, given: &mut Map<String, Value>) -> Result<()> {
+    fn overlay_betas(&self, given: &mut Given) -> Result<()> {
         let pointer = "/optimizer/params/betas";
         let Some(betas) = self.value(pointer) else { return Ok(()) };
-        let Some([beta1, beta2]) = betas.as_array().map(Vec::as_slice) else {
-            return Err(self.invalid(pointer, betas, "two numbers or auto", "correct the file"));
-        };
-        self.set(given, pointer, "adam_beta1", beta1.clone())?;
-        self.set(given, pointer, "adam_beta2", beta2.clone())
+        match betas.as_array().map(Vec::as_slice) {
+            Some([beta1, beta2]) if beta1.is_number() && beta2.is_number() => {
+                self.set(given, pointer, "adam_beta1", beta1.clone())?;
+                self.set(given, pointer, "adam_beta2", beta2.clone())
+            }
+            _ => Err(self.invalid(pointer, betas, "two numbers or auto", "correct the file")),
+        }
     }
 
-    /// `train_batch_size` fixes micro-batch × accumulation × ranks; it is kept for the check once ranks are known.
-    fn check_train_batch_size(&self, given: &Map<String, Value>) -> Result<()> {
+    /// `train_batch_size` is micro-batch × accumulation × ranks: checked where both are given, else what is missing follows.
+    ///
+    /// # Source
+    /// DeepSpeed `runtime/config.py`, `_set_batch_related_parameters` and `_batch_assertion`.
+    fn overlay_train_batch_size(&self, given: &mut Given, ranks: u64) -> Result<()> {
         let pointer = "/train_batch_size";
-        let Some(total) = self.value(pointer) else { return Ok(()) };
-        let per_rank = ["per_device_train_batch_size", "gradient_accumulation_steps"]
-            .iter()
-            .map(|option| given.get(*option).and_then(Value::as_u64).unwrap_or(1))
-            .product::<u64>();
-        match total.as_u64() {
-            Some(rows) if per_rank > 0 && rows % per_rank == 0 => Ok(()),
-            _ => {
-                let expected = format!("a multiple of micro-batch × accumulation = {per_rank}, or auto");
-                Err(self.invalid(pointer, total, &expected, "write auto: the batch follows from the options"))
+        let Some(written) = self.value(pointer) else { return Ok(()) };
+        let Some(total) = whole_number(written) else {
+            return Err(self.invalid(pointer, written, "a whole number, at least 1, or auto", "correct the file"));
+        };
+        let number = |option: &str| given.get(option).and_then(Value::as_u64);
+        let (micro_batch, accumulation) = (number(MICRO_BATCH_OPTION), number(ACCUMULATION_OPTION));
+        let product = |a: u64, b: u64| a.saturating_mul(b).saturating_mul(ranks).max(1);
+        let known = product(micro_batch.unwrap_or(1), accumulation.unwrap_or(1));
+        let contradicts = || {
+            let options = [(MICRO_BATCH_OPTION, micro_batch), (ACCUMULATION_OPTION, accumulation)];
+            let parts = options.iter().filter_map(|(option, value)| value.map(|value| (option, value)));
+            let parts: Vec<String> =
+                parts.map(|(option, value)| format!("{value} ({})", given.place(option))).collect();
+            let factors = parts.into_iter().chain([format!("{ranks} ranks")]).collect::<Vec<_>>().join(" × ");
+            let relation = if micro_batch.is_some() && accumulation.is_some() { "" } else { "a multiple of " };
+            let expected = format!("{relation}{known} = {factors}, or auto");
+            self.invalid(pointer, total, &expected, "write auto: the batch follows from the options")
+        };
+        match (micro_batch, accumulation) {
+            (Some(_), Some(_)) if total == known => Ok(()),
+            (Some(_), Some(_)) => Err(contradicts()),
+            _ if !total.is_multiple_of(known) => Err(contradicts()),
+            (Some(_), None) => self.set(given, pointer, ACCUMULATION_OPTION, Value::from(total / known)),
+            (None, _) => {
+                self.set(given, pointer, MICRO_BATCH_OPTION, Value::from(total / known))?;
+                self.set(given, pointer, ACCUMULATION_OPTION, Value::from(accumulation.unwrap_or(1)))
             }
         }
     }
+}
+
+/// A whole number that counts something.
+fn whole_number(value: &Value) -> Option<u64> {
+    value.as_f64().filter(|number| number.fract() == 0.0 && (1.0..1e15).contains(number)).map(|number| number as u64)
 }
 
 fn same(a: &Value, b: &Value) -> bool {
@@ -125,42 +189,4 @@ fn same(a: &Value, b: &Value) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn over(json: &str, given: &[(&str, Value)]) -> Result<Map<String, Value>> {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("ds_zero2.json");
-        std::fs::write(&path, json).expect("the file is written");
-        let mut given = given.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
-        overlay(&path, &mut given).map(|()| given)
-    }
-
-    #[test]
-    fn values_are_honoured_and_auto_is_left_alone() {
-        let json = r#"{"bf16": {"enabled": "auto"}, "gradient_clipping": 0.5, "train_micro_batch_size_per_gpu": "auto",
-            "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}, "overlap_comm": true},
-            "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.8, 0.99], "eps": "auto"}}}"#;
-        let given = over(json, &[("learning_rate", Value::from(1e-4))]).expect("valid");
-        assert_eq!(given["max_grad_norm"], 0.5);
-        assert_eq!((&given["adam_beta1"], &given["adam_beta2"]), (&Value::from(0.8), &Value::from(0.99)));
-        assert!(!given.contains_key("bf16") && !given.contains_key("adam_epsilon"));
-    }
-
-    #[test]
-    fn other_stages_offload_and_contradictions_are_refused() {
-        for (json, given, named) in [
-            (r#"{"zero_optimization": {"stage": 3}}"#, vec![], "stage"),
-            (r#"{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}"#, vec![], "offload"),
-            (r#"{"zero_optimization": {"stage": 2}, "fp16": {"enabled": true}}"#, vec![], "fp16"),
-            (
-                r#"{"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}"#,
-                vec![("max_grad_norm", Value::from(2.0))],
-                "max_grad_norm",
-            ),
-        ] {
-            let error = over(json, &given).expect_err("refused").to_string();
-            assert!(error.contains(named), "{error}");
-        }
-    }
-}
+mod tests;

@@ -12,6 +12,7 @@ use burn::module::Module;
 use common::batch::PackedBatch;
 use common::chat::ChatProcessor;
 use common::model::Llava;
+use common::pulse::{self, Pulse};
 use common::shard::{ShardSet, Split};
 use std::sync::Arc;
 use std::time::Instant;
@@ -49,11 +50,15 @@ impl Evaluation {
                 config.data_path.display()
             );
         }
+        if rank == 0 {
+            setup::check_lengths(config, &trainee.config, &shards)?;
+        }
         let plan = BatchPlan {
             rows: shards.len(),
             micro_batch_size: config.per_device_eval_batch_size,
             accumulation: 1,
             world_size,
+            end: None,
         };
         let samples = if rank == 0 && config.eval_captions > 0 {
             let chat = ChatProcessor::from_dir(&config.model_name_or_path)?;
@@ -83,14 +88,9 @@ impl Evaluation {
             max_length: usize::MAX,
         };
         let mut loader = Loader::start(source, Cursor::default(), self.workers, self.prefetch)?;
-        let (mut loss, mut tokens) = (0.0, 0.0);
-        for _ in 0..self.plan.steps_per_epoch() {
-            if let Some(batch) = loader.next_micro_batch()?.batch {
-                let (batch_loss, supervised) = batch_loss(&model, trainee, &batch)?;
-                loss += batch_loss;
-                tokens += supervised as f64;
-            }
-        }
+        // Ranks need not be equally fast.
+        let (loss, tokens) =
+            communicator.attend("evaluation", &Pulse::default(), || self.sums(&model, trainee, &mut loader))??;
         let [loss, tokens] = communicator.all_reduce("evaluation", [loss, tokens])?;
         let seconds = begin.elapsed().as_secs_f64();
         let metrics = EvalMetrics {
@@ -102,11 +102,24 @@ impl Evaluation {
             eval_runtime: seconds,
             eval_samples_per_second: self.shards.len() as f64 / seconds.max(1e-9),
         };
-        let captions =
-            self.samples.as_ref().map_or(Ok(Vec::new()), |samples| samples.caption(&model, &trainee.config))?;
         // The others wait here for rank 0's captions.
-        communicator.all_reduce("sample captions", [0.0])?;
+        let caption = || self.samples.as_ref().map_or(Ok(Vec::new()), |of| of.caption(&model, &trainee.config));
+        let captions = communicator.attend("sample captions", &Pulse::default(), caption)??;
         Ok(Evaluated { metrics, captions })
+    }
+
+    /// Loss and supervised tokens of this rank's rows.
+    fn sums(&self, model: &Llava, trainee: &Trainee, loader: &mut Loader) -> Result<(f64, f64)> {
+        let (mut loss, mut tokens) = (0.0, 0.0);
+        for _ in 0..self.plan.steps_per_epoch() {
+            if let Some(batch) = loader.next_micro_batch()?.batch {
+                let (batch_loss, supervised) = batch_loss(model, trainee, &batch)?;
+                loss += batch_loss;
+                tokens += supervised as f64;
+            }
+            pulse::mark();
+        }
+        Ok((loss, tokens))
     }
 }
 

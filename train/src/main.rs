@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use common::hub::{self, Wanted};
+use common::output::print;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,12 +14,13 @@ use train::config::Config;
 use train::plan::{self, PlanArgs};
 use train::recipe;
 use train::setup;
-use train::signals::{StopRequest, resume_command};
+use train::signals::{STOPPED, StopRequest, resume_command};
 use train::trainer::{self, Finished};
+use train::trainer_options;
 
 /// Train a LLaVA on shards that `preprocess shards` made, under ZeRO-2.
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(version, args_conflicts_with_subcommands = true, after_help = EXIT_CODES)]
 struct Cli {
     #[command(flatten)]
     settings: Settings,
@@ -49,42 +51,74 @@ struct PlanCli {
     plan: PlanArgs,
 }
 
+const EXIT_CODES: &str = "Exit codes: 0 trained to the end, 1 failed, 2 wrong usage, 75 stopped by SIGINT or SIGTERM and saved \
+                          in a checkpoint (EX_TEMPFAIL: the printed command, with --resume_from_checkpoint true, goes on). A second signal \
+                          ends the program at once, without a checkpoint: 130 or 143.";
+
 /// What a process did.
 enum Done {
     /// Its work, and what there is to say of it.
     Said(Option<String>),
+    /// It was asked to stop, has saved, and says how to go on.
+    Stopped(String),
     /// It waited for the rank that is its child.
     StoodGuard(ExitCode),
 }
 
 fn main() -> ExitCode {
     let args = common::args::with_dashes(std::env::args_os());
-    let command = Cli::command().args_override_self(true).mut_subcommand("plan", |plan| plan.args_override_self(true));
-    let matches = match command.try_get_matches_from(&args) {
+    let is_plan = args.get(1).is_some_and(|word| word == "plan");
+    let translated = match trainer_options::translate(args.clone(), &flags(), if is_plan { PLAN_OPTIONS } else { &[] })
+    {
+        Ok(translated) => translated,
+        Err(error) => {
+            train::tell!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let matches = match command().try_get_matches_from(common::args::with_dashes(translated.words)) {
         Ok(matches) => matches,
-        Err(error) => return wrong_usage(&error),
+        Err(error) => return wrong_usage(&error, is_plan),
+    };
+    let tell_notes = || {
+        if launch::local_rank(0) == 0 {
+            translated.notes.iter().for_each(|note| train::tell!("{note}"));
+        }
     };
     let outcome = Cli::from_arg_matches(&matches).map_err(anyhow::Error::from).and_then(|cli| match cli.command {
         Some(Command::Plan(PlanCli { settings: Settings { recipe, config }, plan })) => {
+            tell_notes();
             let matches = matches.subcommand_matches("plan").context("the matches of plan")?;
             let stages = recipe::merge_stages(&config, matches, recipe.as_deref())?;
-            plan::run(&stages, &plan, recipe.as_deref()).map(|report| Done::Said(Some(report)))
+            let report = plan::run(&stages, &plan, recipe.as_deref())?;
+            print(&mut std::io::stdout(), report)?;
+            Ok(Done::Said(None))
         }
         None => {
             let Settings { recipe, config } = cli.settings;
             if let Some(code) = guard::stand_guard(&args)? {
                 return Ok(Done::StoodGuard(code));
             }
+            tell_notes();
             let mut config = recipe::resolve(config, &matches, recipe.as_deref())?;
             config.model_name_or_path = hub::resolve(&config.model_name_or_path, Wanted::Llava)?;
-            run(&config, args).map(Done::Said)
+            run(&config, args)
         }
     });
     match outcome {
         Ok(Done::StoodGuard(code)) => code,
         Ok(Done::Said(report)) => {
-            report.iter().for_each(|line| println!("{line}"));
+            // What was made is in files: stdout that takes no line does not make the run a failure.
+            if let Some(Err(error)) = report.map(|report| print(&mut std::io::stdout(), report)) {
+                train::tell!("warning: {error}");
+            }
             ExitCode::SUCCESS
+        }
+        Ok(Done::Stopped(report)) => {
+            if let Err(error) = print(&mut std::io::stdout(), report) {
+                train::tell!("warning: {error}");
+            }
+            ExitCode::from(STOPPED)
         }
         Err(error) => {
             train::tell!("error: {error:#}");
@@ -93,42 +127,76 @@ fn main() -> ExitCode {
     }
 }
 
+/// Options of `train plan` that have the names of other programs' options.
+const PLAN_OPTIONS: &[&str] = &["vision_tower", "language_model"];
+
+/// The parser: the last of two equal options counts, and a number may be negative everywhere.
+fn command() -> clap::Command {
+    let lenient = |command: clap::Command| {
+        command
+            .args_override_self(true)
+            .mut_args(|arg| if arg.is_positional() { arg } else { arg.allow_negative_numbers(true) })
+    };
+    lenient(Cli::command()).after_long_help(trainer_options::help()).mut_subcommand("plan", lenient)
+}
+
+/// Options that are true or false.
+fn flags() -> Vec<String> {
+    let command = Cli::command();
+    let is_flag =
+        |arg: &&clap::Arg| arg.get_default_values().first().is_some_and(|value| value == "true" || value == "false");
+    command.get_arguments().filter(is_flag).map(|arg| arg.get_id().to_string()).collect()
+}
+
 /// clap's message; an unknown option names the nearest known one.
-fn wrong_usage(error: &clap::Error) -> ExitCode {
+fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
     let unknown = match (error.kind(), error.get(ContextKind::InvalidArg)) {
         (ErrorKind::UnknownArgument, Some(ContextValue::String(option))) => option,
+        (ErrorKind::ValueValidation, Some(ContextValue::String(option))) if is_about_whole_numbers(error) => {
+            let option = option.split(' ').next().unwrap_or_default().replace('-', "_").replacen("__", "--", 1);
+            let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
+            let low = if option == "--max_steps" { "" } else { ", at least 0" };
+            train::tell!("error: {option}: found {value}, expected a whole number{low}");
+            return ExitCode::from(2);
+        }
         _ => error.exit(),
     };
     let command = Cli::command();
-    let plan = command.find_subcommand("plan").into_iter().flat_map(clap::Command::get_arguments);
+    let plan = command.find_subcommand("plan").filter(|_| is_plan).into_iter().flat_map(clap::Command::get_arguments);
     let known = command.get_arguments().chain(plan).filter_map(clap::Arg::get_long_and_visible_aliases).flatten();
     let name = unknown.trim_start_matches('-').split('=').next().unwrap_or_default();
-    let nearest = recipe::nearest(name, known).replace('-', "_");
-    train::tell!(
-        "error: unknown option --{}: did you mean --{nearest}? (train --help lists all)",
-        name.replace('-', "_")
-    );
+    let suggestion = match recipe::nearest(name, known) {
+        Some(nearest) => format!("did you mean --{}? (train --help lists all)", nearest.replace('-', "_")),
+        None => "train --help lists all options".to_string(),
+    };
+    train::tell!("error: unknown option --{}: {suggestion}", name.replace('-', "_"));
     ExitCode::from(2)
 }
 
-fn run(config: &Config, args: Vec<OsString>) -> Result<Option<String>> {
+fn is_about_whole_numbers(error: &clap::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<std::num::ParseIntError>())
+}
+
+fn run(config: &Config, args: Vec<OsString>) -> Result<Done> {
     let stop_request = StopRequest::listen().context("listening to SIGINT and SIGTERM")?;
     let timeout = Duration::from_secs(config.collective_timeout_seconds);
     let Finished { state, stopped_in } = launch::run_ranks(config.nproc, timeout, |rank| {
         let device = setup::device(config, launch::local_rank(rank.rank()))?;
         trainer::run(config, rank, &device, &stop_request)
     })?;
+    // The launcher gets the exit code from rank 0: it might end the others, and rank 0 before it has spoken, as soon as one of
+    // them ends with another code than 0.
     if !state.is_world_process_zero {
-        return Ok(None);
+        return Ok(Done::Said(None));
     }
     let (step, max_steps) = (state.global_step, state.max_steps);
     let loss = state.log_history.iter().rev().find_map(|entry| entry.loss()).unwrap_or(f64::NAN);
-    Ok(Some(match stopped_in {
-        None => format!("{step} steps, last loss {loss:.4}, in {}", config.output_dir.display()),
-        Some(checkpoint) => format!(
+    Ok(match stopped_in {
+        None => Done::Said(Some(format!("{step} steps, last loss {loss:.4}, in {}", config.output_dir.display()))),
+        Some(checkpoint) => Done::Stopped(format!(
             "stopped as asked at step {step} of {max_steps}, saved in {}; go on with\n{}",
             checkpoint.display(),
             resume_command(args, launch::launched_processes())
-        ),
-    }))
+        )),
+    })
 }

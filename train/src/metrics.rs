@@ -1,9 +1,10 @@
 //! `metrics.jsonl`: a line per logged step.
 
-use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use crate::log_file::LogFile;
+use anyhow::Result;
+use common::exact;
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::value::RawValue;
 use std::path::Path;
 
 /// One line. Rates and times are those of the steps since the line before, loss and waiting too.
@@ -12,36 +13,48 @@ pub struct StepMetrics {
     /// Finished optimizer updates.
     pub step: u64,
     /// Passes over the data, with fraction.
+    #[serde(with = "exact")]
     pub epoch: f64,
     /// Mean of the steps' losses.
+    #[serde(with = "exact")]
     pub loss: f64,
     /// Global gradient norm of the last step, before clipping.
+    #[serde(with = "exact")]
     pub grad_norm: f64,
     /// Learning rate that the last step used.
+    #[serde(with = "exact")]
     pub learning_rate: f64,
     /// Supervised tokens, all ranks.
     pub supervised_tokens: u64,
     /// Tokens (image features included, all ranks) per second.
+    #[serde(with = "exact")]
     pub tokens_per_second: f64,
     /// Rows per second, all ranks.
+    #[serde(with = "exact")]
     pub samples_per_second: f64,
     /// Seconds that rank 0 waited for data.
+    #[serde(with = "exact")]
     pub data_wait_seconds: f64,
     /// Seconds per step.
+    #[serde(with = "exact")]
     pub step_seconds: f64,
     /// Largest resident memory of rank 0's process so far, MB.
+    #[serde(with = "exact")]
     pub peak_rss_mb: f64,
     /// Bytes of gradients and parameters that rank 0 sent to other ranks, per step. The parameters of a step travel during
     /// the forward pass of the next one and are counted there.
     pub bytes_sent: u64,
     /// Seconds per step during which rank 0 exchanged with other ranks, most of them while it computed.
     #[serde(default)]
+    #[serde(with = "exact")]
     pub communication_seconds: f64,
     /// Seconds per step that rank 0 stood still for these exchanges.
     #[serde(default)]
+    #[serde(with = "exact")]
     pub communication_wait_seconds: f64,
     /// Seconds that training stood still for checkpoints.
     #[serde(default)]
+    #[serde(with = "exact")]
     pub checkpoint_stall_seconds: f64,
     /// Steps skipped so far because a loss or gradient was not finite.
     pub skipped_steps: u64,
@@ -53,21 +66,25 @@ pub struct EvalMetrics {
     /// Finished optimizer updates.
     pub step: u64,
     /// Passes over the data, with fraction.
+    #[serde(with = "exact")]
     pub epoch: f64,
     /// Sum of the loss ÷ supervised tokens, over all validation rows.
+    #[serde(with = "exact")]
     pub eval_loss: f64,
     /// Supervised tokens of the validation rows.
     pub eval_supervised_tokens: u64,
     /// Validation rows.
     pub eval_samples: u64,
     /// Seconds, without sample captions.
+    #[serde(with = "exact")]
     pub eval_runtime: f64,
     /// Rows per second, all ranks.
+    #[serde(with = "exact")]
     pub eval_samples_per_second: f64,
 }
 
 /// A line of the log: transformers' `log_history` mixes both kinds too.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum LogEntry {
     /// Of training steps.
@@ -76,7 +93,32 @@ pub enum LogEntry {
     Evaluation(EvalMetrics),
 }
 
+/// By the key that only evaluations have: serde's own choice would read floats from a buffer, and not exactly.
+impl<'de> Deserialize<'de> for LogEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Kind {
+            eval_samples: Option<u64>,
+        }
+        let line = Box::<RawValue>::deserialize(deserializer)?;
+        let Kind { eval_samples } = serde_json::from_str(line.get()).map_err(de::Error::custom)?;
+        let entry = match eval_samples {
+            Some(_) => serde_json::from_str(line.get()).map(Self::Evaluation),
+            None => serde_json::from_str(line.get()).map(Self::Steps),
+        };
+        entry.map_err(de::Error::custom)
+    }
+}
+
 impl LogEntry {
+    /// Step and loss, if it is a line of an evaluation.
+    pub fn eval_loss(&self) -> Option<(u64, f64)> {
+        match self {
+            Self::Steps(_) => None,
+            Self::Evaluation(metrics) => Some((metrics.step, metrics.eval_loss)),
+        }
+    }
+
     /// The training loss, if it is a line of training steps.
     pub fn loss(&self) -> Option<f64> {
         match self {
@@ -87,19 +129,12 @@ impl LogEntry {
 }
 
 /// Appends lines. What cannot be written (a full disk) is kept and written with the next line.
-pub struct MetricsFile {
-    file: File,
-    /// Bytes of whole lines in the file.
-    len: u64,
-    unwritten: String,
-}
+pub struct MetricsFile(LogFile);
 
 impl MetricsFile {
-    /// Opens the file; on resuming, lines after `step` (of a run that got further than its last checkpoint) are dropped.
-    ///
-    /// # Errors
-    /// What the operating system refuses.
-    pub fn open(path: &Path, step: u64) -> Result<Self> {
+    /// The file's lines up to `step`, to be continued: later ones (of a run that got further than its last checkpoint) are
+    /// dropped.
+    pub fn open(path: &Path, step: u64) -> Self {
         let kept: String = match std::fs::read_to_string(path) {
             Ok(text) if step > 0 => text
                 .lines()
@@ -108,9 +143,7 @@ impl MetricsFile {
                 .collect(),
             _ => String::new(),
         };
-        common::files::write_atomically(path, kept.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(path).with_context(|| path.display().to_string())?;
-        Ok(Self { file, len: kept.len() as u64, unwritten: String::new() })
+        Self(LogFile::new(path.to_path_buf(), kept.into_bytes()))
     }
 
     /// Adds a line.
@@ -118,8 +151,7 @@ impl MetricsFile {
     /// # Errors
     /// What the operating system refuses; the line is tried again with the next one.
     pub fn append(&mut self, metrics: &impl Serialize) -> Result<()> {
-        self.unwritten += &(serde_json::to_string(metrics)? + "\n");
-        self.flush()
+        self.0.append((serde_json::to_string(metrics)? + "\n").as_bytes())
     }
 
     /// Writes lines that could not be written before.
@@ -127,14 +159,7 @@ impl MetricsFile {
     /// # Errors
     /// What the operating system refuses.
     pub fn flush(&mut self) -> Result<()> {
-        if let Err(error) = self.file.write_all(self.unwritten.as_bytes()) {
-            // No half line stays behind.
-            self.file.set_len(self.len)?;
-            return Err(error).context("metrics file");
-        }
-        self.len += self.unwritten.len() as u64;
-        self.unwritten.clear();
-        Ok(())
+        self.0.flush()
     }
 }
 

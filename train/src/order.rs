@@ -53,7 +53,7 @@ pub fn mix(value: u64) -> u64 {
 }
 
 /// Where a run stands in its data: the next row to train on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Cursor {
     /// Finished epochs.
     pub epoch: u64,
@@ -83,6 +83,8 @@ pub struct BatchPlan {
     pub accumulation: usize,
     /// Ranks.
     pub world_size: usize,
+    /// Where the run ends, if that is not after a number of steps: the last batch is cut there.
+    pub end: Option<Cursor>,
 }
 
 impl BatchPlan {
@@ -105,9 +107,36 @@ impl BatchPlan {
         }
     }
 
+    /// The cursor after so many steps from the start.
+    pub fn cursor_after(&self, steps: u64) -> Cursor {
+        let (epoch, rest) = (steps / self.steps_per_epoch(), steps % self.steps_per_epoch());
+        Cursor { epoch, position: rest as usize * self.global_batch_size() }
+    }
+
+    /// Steps from a cursor to a later one; 0 if it is not later.
+    pub fn steps_between(&self, cursor: Cursor, end: Cursor) -> u64 {
+        let steps = |rows: usize| rows.div_ceil(self.global_batch_size()) as u64;
+        match end.epoch.checked_sub(cursor.epoch) {
+            None => 0,
+            Some(0) => steps(end.position.saturating_sub(cursor.position)),
+            Some(epochs) => {
+                steps(self.rows - cursor.position) + (epochs - 1) * self.steps_per_epoch() + steps(end.position)
+            }
+        }
+    }
+
+    /// Whether no row is left.
+    pub fn is_at_end(&self, cursor: Cursor) -> bool {
+        self.end.is_some_and(|end| cursor >= end)
+    }
+
     /// The batch at a cursor, and the cursor after it.
     pub fn next(&self, cursor: Cursor) -> (GlobalBatch, Cursor) {
-        let end = (cursor.position + self.global_batch_size()).min(self.rows);
+        let rows = match self.end {
+            Some(end) if end.epoch == cursor.epoch && end.position > cursor.position => end.position,
+            _ => self.rows,
+        };
+        let end = (cursor.position + self.global_batch_size()).min(rows);
         let batch = GlobalBatch { epoch: cursor.epoch, start: cursor.position, end };
         let next = if end == self.rows {
             Cursor { epoch: cursor.epoch + 1, position: 0 }
@@ -161,7 +190,7 @@ mod tests {
 
     #[test]
     fn the_real_job_has_4652_steps_an_epoch() {
-        let plan = BatchPlan { rows: 595_375, micro_batch_size: 4, accumulation: 8, world_size: 4 };
+        let plan = BatchPlan { rows: 595_375, micro_batch_size: 4, accumulation: 8, world_size: 4, end: None };
         assert_eq!(plan.steps_per_epoch(), 4652);
         let (last, next) = plan.next(Cursor { epoch: 0, position: 4651 * 128 });
         assert_eq!((last.end - last.start, next), (47, Cursor { epoch: 1, position: 0 }));
@@ -171,7 +200,7 @@ mod tests {
     fn a_global_batch_has_the_same_rows_however_it_is_split() {
         let splits = [(1, 12, 1), (2, 3, 2), (3, 1, 4), (4, 1, 3), (12, 1, 1)];
         for (micro_batch_size, accumulation, world_size) in splits {
-            let plan = BatchPlan { rows: 31, micro_batch_size, accumulation, world_size };
+            let plan = BatchPlan { rows: 31, micro_batch_size, accumulation, world_size, end: None };
             let (mut cursor, mut seen) = (Cursor::default(), Vec::new());
             while cursor.epoch == 0 {
                 let (batch, next) = plan.next(cursor);
@@ -182,5 +211,28 @@ mod tests {
             }
             assert_eq!(seen, (0..31).collect::<Vec<_>>(), "{plan:?}");
         }
+    }
+
+    /// Started with 4 rows a step for 2.5 epochs of 30 rows; from a cursor on with another number: the run ends at the same
+    /// row, and every row until there is trained on once.
+    #[test]
+    fn a_run_ends_at_its_row_with_any_batch() {
+        let plan =
+            |micro_batch_size, end| BatchPlan { rows: 30, micro_batch_size, accumulation: 1, world_size: 1, end };
+        let at_start = plan(4, None);
+        let end = at_start.cursor_after(at_start.max_steps(-1, 2.5));
+        assert_eq!(end, Cursor { epoch: 2, position: 16 });
+        for (rows, from) in [(8, (0, 4)), (3, (1, 28)), (7, (2, 8)), (40, (0, 0)), (5, (2, 16)), (4, (1, 0))] {
+            let (changed, from) = (plan(rows, Some(end)), Cursor { epoch: from.0, position: from.1 });
+            let (mut cursor, mut steps, mut trained) = (from, 0, 0);
+            while !changed.is_at_end(cursor) {
+                let (batch, next) = changed.next(cursor);
+                (cursor, steps, trained) = (next, steps + 1, trained + batch.end - batch.start);
+            }
+            assert_eq!((cursor, steps), (end, changed.steps_between(from, end)), "{rows} rows a step from {from:?}");
+            let expected = (end.epoch - from.epoch) as usize * 30 + end.position - from.position;
+            assert_eq!(trained, expected, "{rows} rows a step from {from:?}");
+        }
+        assert_eq!(at_start.steps_between(end, Cursor::default()), 0);
     }
 }

@@ -1,12 +1,53 @@
 //! Recipe file, DeepSpeed file and command line become one [`Config`]: flags over recipe over DeepSpeed over defaults.
 
+use crate::collective::launch;
 use crate::config::Config;
 use crate::deepspeed;
+use crate::trainer_options::{self, Answer};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use common::{Error, Result};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Options that a user gave, and where: errors name the place.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    values: Map<String, Value>,
+    places: BTreeMap<String, String>,
+}
+
+impl Given {
+    /// An option's value.
+    pub fn get(&self, option: &str) -> Option<&Value> {
+        self.values.get(option)
+    }
+
+    /// Where an option was given.
+    pub fn place(&self, option: &str) -> String {
+        self.places.get(option).cloned().unwrap_or_else(|| format!("--{option}"))
+    }
+
+    /// Sets an option that was not given before.
+    pub fn insert(&mut self, option: &str, value: Value, place: String) {
+        if !self.values.contains_key(option) {
+            self.values.insert(option.to_string(), value);
+            self.places.insert(option.to_string(), place);
+        }
+    }
+
+    /// An error that names an option names the place where it was given, too.
+    fn placed(&self, error: Error) -> Error {
+        match error {
+            Error::Invalid { place, found, expected, remedy } => {
+                let place = self.places.get(&place).cloned().unwrap_or(place);
+                Error::Invalid { place, found, expected, remedy }
+            }
+            other => other,
+        }
+    }
+}
 
 /// Merges the settings. `defaults_and_flags` is what clap parsed; `matches` says which of it the user typed.
 ///
@@ -42,32 +83,84 @@ pub fn merge(defaults_and_flags: Config, matches: &ArgMatches, recipe: Option<&P
 /// As [`merge`].
 pub fn merge_stages(defaults_and_flags: &Config, matches: &ArgMatches, recipe: Option<&Path>) -> Result<Vec<Config>> {
     let known = as_map(defaults_and_flags)?;
-    let Some(path) = recipe else { return Ok(vec![merge_table(known, matches, Map::new(), "command line")?]) };
-    let place = path.display().to_string();
+    let flags = typed_flags(&known, matches);
+    let Some(path) = recipe else { return Ok(vec![merge_table(&known, flags, Given::default())?]) };
     let tables = read_recipe(path, &known)?.into_iter();
-    tables.map(|table| merge_table(known.clone(), matches, table, &place)).collect()
+    tables.map(|table| merge_table(&known, flags.clone(), table)).collect()
+}
+
+/// The options that stand on the command line.
+fn typed_flags(known: &Map<String, Value>, matches: &ArgMatches) -> Given {
+    let typed = |name: &str| {
+        // A setting without an option of its own is unknown to the parser.
+        matches.try_contains_id(name).is_ok() && matches.value_source(name) == Some(ValueSource::CommandLine)
+    };
+    let mut flags = Given::default();
+    for (name, value) in known.iter().filter(|(name, _)| typed(name)) {
+        flags.insert(name, value.clone(), format!("--{name}"));
+    }
+    flags
 }
 
 /// Flags over a recipe's table over a DeepSpeed file over defaults.
-fn merge_table(
-    mut settings: Map<String, Value>,
-    matches: &ArgMatches,
-    table: Map<String, Value>,
-    place: &str,
-) -> Result<Config> {
-    let typed = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
-    let mut given: Map<String, Value> =
-        settings.iter().filter(|(name, _)| typed(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
-    for (name, value) in table {
-        given.entry(name).or_insert(value);
+fn merge_table(defaults: &Map<String, Value>, mut given: Given, table: Given) -> Result<Config> {
+    for (name, value) in table.values {
+        given.insert(&name, value, table.places[&name].clone());
     }
-    let deepspeed_file = given.get("deepspeed").and_then(Value::as_str).map(str::to_string);
-    if let Some(file) = deepspeed_file {
-        deepspeed::overlay(Path::new(&file), &mut given)?;
+    if let Some(source) = given.get("deepspeed").and_then(Value::as_str).map(str::to_string) {
+        let nproc = given.get("nproc").or(defaults.get("nproc")).and_then(Value::as_u64).unwrap_or(1);
+        deepspeed::overlay(&source, &mut given, nproc.max(launch::launched_processes() as u64))?;
     }
-    settings.extend(given);
-    serde_json::from_value(Value::Object(settings))
-        .map_err(|error| Error::invalid(place, error, "a value of the option's type", "see train --help"))
+    require_one_spelling(&given)?;
+    let mut settings = defaults.clone();
+    for (name, value) in &given.values {
+        let whole = defaults.get(name).is_some_and(|default| default.is_u64() || default.is_i64());
+        let value = if whole { as_whole_number(value) } else { value.clone() };
+        if value.is_null() {
+            let remedy = "correct it";
+            return Err(Error::invalid(given.place(name), "NaN or infinity", "a finite number", remedy));
+        }
+        settings.insert(name.clone(), value);
+    }
+    let config: Config = match serde_json::from_value(Value::Object(settings)) {
+        Ok(config) => config,
+        Err(error) => return Err(wrong_type(defaults, &given, error)),
+    };
+    config.check_settings().map_err(|error| given.placed(error))?;
+    Ok(config)
+}
+
+/// `4.0` is 4.
+fn as_whole_number(value: &Value) -> Value {
+    match value.as_f64() {
+        Some(number) if value.is_f64() && number.fract() == 0.0 && number.abs() < 1e15 => Value::from(number as i64),
+        _ => value.clone(),
+    }
+}
+
+/// Arguments of the schedule are given in one way.
+fn require_one_spelling(given: &Given) -> Result<()> {
+    let of_kwargs = given.get("lr_scheduler_kwargs").and_then(Value::as_object);
+    for (option, argument) in [("lr_num_cycles", "num_cycles"), ("lr_power", "power"), ("lr_end", "lr_end")] {
+        if given.get(option).is_some() && of_kwargs.is_some_and(|kwargs| kwargs.contains_key(argument)) {
+            let found = format!("{argument}, and {option} at {}", given.place(option));
+            let place = given.place("lr_scheduler_kwargs");
+            return Err(Error::invalid(place, found, "one of the two", "remove one"));
+        }
+    }
+    Ok(())
+}
+
+/// The first given option whose value is of another type than the option.
+fn wrong_type(defaults: &Map<String, Value>, given: &Given, error: serde_json::Error) -> Error {
+    let alone = |(name, value): (&String, &Value)| {
+        let mut settings = defaults.clone();
+        settings.insert(name.clone(), value.clone());
+        let error = serde_json::from_value::<Config>(Value::Object(settings)).err()?;
+        Some((given.place(name), error))
+    };
+    let (place, error) = given.values.iter().find_map(alone).unwrap_or(("settings".to_string(), error));
+    Error::invalid(place, error, "a value of the option's type", "see train --help")
 }
 
 fn as_map(config: &Config) -> Result<Map<String, Value>> {
@@ -78,7 +171,7 @@ fn as_map(config: &Config) -> Result<Map<String, Value>> {
 }
 
 /// The recipe's `[train]` table, or all its `[[train]]` ones; `known` holds every option.
-fn read_recipe(path: &Path, known: &Map<String, Value>) -> Result<Vec<Map<String, Value>>> {
+fn read_recipe(path: &Path, known: &Map<String, Value>) -> Result<Vec<Given>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     let place = path.display().to_string();
     let recipe: toml::Table =
@@ -96,34 +189,66 @@ fn read_recipe(path: &Path, known: &Map<String, Value>) -> Result<Vec<Map<String
 }
 
 /// A table's options by their names in [`Config`].
-fn options_of(table: &toml::Table, known: &Map<String, Value>, place: &str) -> Result<Map<String, Value>> {
-    let mut settings = Map::new();
+fn options_of(table: &toml::Table, known: &Map<String, Value>, recipe: &str) -> Result<Given> {
+    let mut settings = Given::default();
     for (key, value) in table {
-        let name = if key == "evaluation_strategy" { "eval_strategy" } else { key };
-        if !known.contains_key(name) {
-            let nearest = nearest(name, known.keys().map(String::as_str));
-            let remedy = format!("did you mean {nearest}? train --help lists all");
-            return Err(Error::invalid(format!("{place}: [train]"), format!("unknown key {key}"), "an option", remedy));
-        }
+        let place = format!("{recipe}: [train] {key}");
         let value = serde_json::to_value(value)
-            .map_err(|error| Error::invalid(format!("{place}: {key}"), error, "a plain value", "correct the recipe"))?;
-        settings.insert(name.to_string(), as_given_on_command_line(name, value));
+            .map_err(|error| Error::invalid(&place, error, "a plain value", "correct the recipe"))?;
+        let name = match trainer_options::answer(key) {
+            Some(Answer::SameAs(ours)) => ours,
+            Some(answer) => {
+                let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+                if let Some(note) = trainer_options::take(&place, key, answer, &text)? {
+                    crate::tell!("{note}");
+                }
+                continue;
+            }
+            None if key == "evaluation_strategy" => "eval_strategy",
+            None => key,
+        };
+        if !known.contains_key(name) || name == "deepspeed_scheduler" {
+            let remedy = match nearest(name, known.keys().map(String::as_str)) {
+                Some(nearest) => format!("did you mean {nearest}? train --help lists all"),
+                None => "train --help lists all options".to_string(),
+            };
+            return Err(Error::invalid(
+                format!("{recipe}: [train]"),
+                format!("unknown key {key}"),
+                "an option",
+                remedy,
+            ));
+        }
+        settings.insert(name, as_given_on_command_line(&place, name, value)?, place);
     }
     Ok(settings)
 }
 
-/// `lora_target_modules = "q_proj,v_proj"` is as good as a list, and `resume_from_checkpoint = true` as good as `"true"`.
-fn as_given_on_command_line(name: &str, value: Value) -> Value {
-    match (name, value) {
+/// What a recipe may write in another form than a plain value of the option's type: lists as texts and texts as lists, JSON
+/// as text, `resume_from_checkpoint = true`, `None`.
+fn as_given_on_command_line(place: &str, name: &str, value: Value) -> Result<Value> {
+    let texts =
+        |items: &[Value]| items.iter().map(Value::as_str).collect::<Option<Vec<_>>>().map(|items| items.join(","));
+    Ok(match (name, &value) {
         ("lora_target_modules", Value::String(text)) => text.split(',').map(|part| Value::from(part.trim())).collect(),
         ("resume_from_checkpoint", Value::Bool(flag)) => Value::from(flag.to_string()),
-        (_, value) => value,
-    }
+        ("report_to", Value::Array(items)) => texts(items).map_or(value, Value::from),
+        ("save_total_limit" | "eval_steps", Value::String(text)) if text == "None" => Value::from(0),
+        ("lr_scheduler_kwargs", Value::String(_) | Value::Object(_)) => {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+            let kwargs: crate::schedule::SchedulerKwargs = text.parse().map_err(|error: String| {
+                Error::invalid(place, error, "arguments of the schedule", "see train --help")
+            })?;
+            serde_json::to_value(kwargs).unwrap_or(value)
+        }
+        _ => value,
+    })
 }
 
-/// The candidate with the smallest edit distance.
-pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> &'a str {
-    candidates.min_by_key(|candidate| edit_distance(name, candidate)).unwrap_or("")
+/// The candidate with the smallest edit distance, unless so much is different that nobody would mean it.
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let likeliest = candidates.map(|candidate| (edit_distance(name, candidate), candidate)).min()?;
+    (likeliest.0 <= (name.len() / 3).max(2)).then_some(likeliest.1)
 }
 
 fn edit_distance(a: &str, b: &str) -> usize {
@@ -147,7 +272,8 @@ mod tests {
 
     fn parse(args: &[&str], recipe: Option<&str>) -> Result<Config> {
         let words = std::iter::once("train").chain(args.iter().copied()).map(std::ffi::OsString::from);
-        let matches = Config::augment_args(Command::new("train")).get_matches_from(common::args::with_dashes(words));
+        let command = Config::augment_args(Command::new("train")).mut_args(|arg| arg.allow_negative_numbers(true));
+        let matches = command.get_matches_from(common::args::with_dashes(words));
         let config = Config::from_arg_matches(&matches).expect("arguments match the struct");
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = recipe.map(|text| {
@@ -181,6 +307,26 @@ mod tests {
             (&["--fp16", "true"][..], "bf16"),
             (&["--adam_beta2", "1.5"], "adam_beta2"),
             (&["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps"),
+            (&["--adam_beta1", "1.0"], "at least 0 and below 1"),
+            (&["--adam_beta2", "nan"], "a finite number"),
+            (&["--lora_dropout", "1"], "at least 0 and below 1"),
+            (&["--lora_dropout", "-0.1"], "at least 0 and below 1"),
+            (&["--learning_rate", "inf"], "a finite number"),
+            (&["--learning_rate", "-1e-4"], "at least 0"),
+            (&["--adam_epsilon", "0"], "at least"),
+            (&["--adam_epsilon", "1e-60"], "at least"),
+            (&["--weight_decay", "-0.1"], "at least 0"),
+            (&["--max_grad_norm", "-1"], "at least 0"),
+            (&["--warmup_ratio", "1.5"], "at most 1"),
+            (&["--lora_r", "0"], "at least 1"),
+            (&["--lora_alpha", "0"], "above 0"),
+            (&["--num_train_epochs", "-1"], "at least 0"),
+            (&["--logging_steps", "0"], "above 0"),
+            (&["--lr_scheduler_type", "reduce_lr_on_plateau"], "function of the step"),
+            (&["--lr_scheduler_type", "polynomial", "--lr_end", "1"], "below learning_rate"),
+            (&["--lr_scheduler_type", "cosine_with_min_lr"], "min_lr"),
+            (&["--lr_scheduler_kwargs", "{\"num_cycles\": 2}"], "num_cycles"),
+            (&["--lr_power", "2", "--lr_scheduler_kwargs", "{\"power\": 3}"], "one of the two"),
             (&["--load_best_model_at_end"], "eval_strategy"),
             (&["--init_adapter", "a", "--train_type", "none"], "use_lora"),
         ] {
@@ -188,5 +334,59 @@ mod tests {
             assert!(error.contains(named), "{args:?}: {error}");
         }
         assert!(parse(&[], None).expect_err("paths are required").to_string().contains("model_name_or_path"));
+    }
+
+    /// The same domains hold in a recipe and in a DeepSpeed file, and the error says where the value stands.
+    #[test]
+    fn values_are_blamed_where_they_stand() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let ds = folder.path().join("ds.json");
+        let write = |json: &str| std::fs::write(&ds, json).expect("written");
+        for (line, named) in [
+            ("adam_beta1 = 1.0", "recipe.toml: [train] adam_beta1: found 1"),
+            ("lora_dropout = 1", "recipe.toml: [train] lora_dropout: found 1"),
+            ("learning_rate = nan", "recipe.toml: [train] learning_rate: found NaN"),
+            ("seed = 1.5", "recipe.toml: [train] seed"),
+            ("lora_r = \"8\"", "recipe.toml: [train] lora_r"),
+            ("save_steps = 1.5", "recipe.toml: [train] save_steps"),
+            ("report_to = [\"wandb\"]", "recipe.toml: [train] report_to"),
+            ("optim = \"sgd\"", "recipe.toml: [train] optim: found sgd"),
+            ("label_smoothing_factor = 0.1", "recipe.toml: [train] label_smoothing_factor"),
+            ("deepspeed_scheduler = 1", "unknown key"),
+        ] {
+            let error = parse(&PATHS, Some(&format!("[train]\n{line}\n"))).expect_err(line).to_string();
+            assert!(error.contains(named), "{line}: {error}");
+        }
+        for (json, named) in [
+            (
+                r#""optimizer": {"type": "AdamW", "params": {"betas": [1.0, 0.9]}}"#,
+                "ds.json: optimizer.params.betas: found 1",
+            ),
+            (r#""optimizer": {"type": "AdamW", "params": {"eps": 0}}"#, "ds.json: optimizer.params.eps: found 0"),
+            (r#""optimizer": {"type": "AdamW", "params": {"lr": -1}}"#, "ds.json: optimizer.params.lr: found -1"),
+            (r#""gradient_clipping": -1"#, "ds.json: gradient_clipping: found -1"),
+        ] {
+            write(&format!(r#"{{"zero_optimization": {{"stage": 2}}, {json}}}"#));
+            let args = [&PATHS[..], &["--deepspeed", ds.to_str().expect("UTF-8")]].concat();
+            let error = parse(&args, None).expect_err(json).to_string();
+            assert!(error.contains(named), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_recipe_may_write_what_the_trainer_writes() {
+        let recipe = "[train]\nsave_total_limit = -1\nlogging_steps = 0.1\nseed = 7.0\nreport_to = [\"tensorboard\"]\n\
+            ddp_timeout = 1800\noptim = \"adamw_torch\"\nper_gpu_train_batch_size = 4\nlr_scheduler_type = \"cosine_with_min_lr\"\n\
+            lr_scheduler_kwargs = { min_lr = 1e-6 }\nlabel_smoothing_factor = 0.0\nfsdp = \"\"\n";
+        let config = parse(&PATHS, Some(recipe)).expect("valid settings");
+        assert_eq!((config.save_total_limit, config.seed, config.collective_timeout_seconds), (0, 7, 1800));
+        assert_eq!((config.per_device_train_batch_size, config.report_to), (4, crate::config::ReportTo::Tensorboard));
+        assert_eq!((config.logging_steps.in_run(30), config.lr_scheduler_kwargs.min_lr), (3, Some(1e-6)));
+    }
+
+    #[test]
+    fn only_likely_names_are_suggested() {
+        assert_eq!(nearest("learning_rat", ["seed", "learning_rate"].into_iter()), Some("learning_rate"));
+        assert_eq!(nearest("galore_rank", ["seed", "nproc", "bf16"].into_iter()), None);
     }
 }

@@ -1,177 +1,300 @@
-//! Going on from a checkpoint, whatever the number of ranks that wrote it.
+//! How a run begins: anew, or from a checkpoint of the same run, whatever the number of ranks that wrote it.
 
-use crate::checkpoint::{
-    self, EXP_AVG, EXP_AVG_SQ, MANIFEST, MASTER, Manifest, OPTIMIZER, TRAINER_STATE, TrainerState,
-};
+mod restore;
+
+pub use restore::restore;
+
+use crate::checkpoint::{self, MANIFEST, Manifest, PREFIX, TRAINER_STATE};
 use crate::collective::background::Communicator;
-use crate::config::Config;
-use crate::layout::Layout;
-use crate::parameters;
-use crate::zero::Partitions;
-use anyhow::{Result, bail};
-use common::checkpoint::TensorFiles;
-use common::model::Llava;
+use crate::config::{Config, Resume};
+use crate::run::folder::{Remains, checkpoints_of};
+use crate::run::function::Function;
+use crate::run::{RUN_RECORD, RunRecord};
+use crate::state::TrainerState;
+use anyhow::{Context, Result, bail};
+use common::pulse::Pulse;
 use common::{Error, files, json};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-/// A checkpoint that was found whole, and what was passed over on the way to it.
+/// A checkpoint to go on from.
 #[derive(Debug)]
 pub struct Found {
     /// Its folder.
     pub dir: PathBuf,
     /// Where the run stood.
     pub state: TrainerState,
-    /// Newer checkpoints that are not valid, each with the reason.
-    pub skipped: Vec<String>,
 }
 
-/// The checkpoint that `resume_from_checkpoint` names; `None` when the run starts anew.
-///
-/// # Errors
-/// A named checkpoint that is not valid; `true` with checkpoints of which none is valid.
-pub fn find(config: &Config) -> Result<Option<Found>> {
-    let candidates = match config.resume_from_checkpoint.as_deref() {
-        None => return Ok(None),
-        Some("false" | "False") => return Ok(None),
-        Some("true" | "True") => checkpoint::list(&config.output_dir),
-        Some(dir) => vec![PathBuf::from(dir)],
+/// How a run begins, as rank 0 finds it.
+#[derive(Debug)]
+pub struct Beginning {
+    /// The run.
+    pub record: RunRecord,
+    /// Where it goes on from; `None` when it starts anew.
+    pub found: Option<Found>,
+    /// What an earlier run has left in the folder is to be removed, except for its checkpoints.
+    pub clears: bool,
+    /// What the user has to know.
+    pub said: Vec<String>,
+}
+
+impl Beginning {
+    fn anew(record: RunRecord, clears: bool, said: impl IntoIterator<Item = String>) -> Self {
+        Self { record, found: None, clears, said: said.into_iter().collect() }
+    }
+
+    /// The settings decide, with what is in `output_dir`.
+    ///
+    /// # Errors
+    /// A folder that is used by another run; a run that trains another function; no checkpoint to go on from.
+    pub fn of(config: &Config, function: &Function, global_batch_size: usize) -> Result<Self> {
+        let remains = Remains::of(config)?;
+        let new = || RunRecord::new(function.clone(), global_batch_size);
+        match config.resume() {
+            Resume::No => start(config, &remains, new()),
+            Resume::Newest => go_on(config, remains, function, new()),
+            Resume::From(dir) => go_on_from(config, &remains, function, &dir),
+        }
+    }
+}
+
+/// A new run, in a folder that no other has used.
+fn start(config: &Config, remains: &Remains, new: RunRecord) -> Result<Beginning> {
+    let Some(used) = remains.used_by() else { return Ok(Beginning::anew(new, false, None)) };
+    let dir = config.output_dir.display();
+    if !config.overwrite_output_dir {
+        bail!(
+            "{dir}: already used: found {used}; give another --output_dir, --resume_from_checkpoint true to go on with the run \
+             there, or --overwrite_output_dir true to replace it"
+        );
+    }
+    remains.require_of_a_run()?;
+    let replaced = format!("overwrite_output_dir: {used} and what belongs to it is replaced");
+    Ok(Beginning::anew(new, true, [Some(replaced), others(remains.checkpoints.len())].into_iter().flatten()))
+}
+
+fn others(count: usize) -> Option<String> {
+    (count > 0).then(|| format!("checkpoints of other runs stay in the folder and are not used: {count}"))
+}
+
+/// `resume_from_checkpoint true`: the newest valid checkpoint of the folder's run.
+fn go_on(config: &Config, remains: Remains, function: &Function, new: RunRecord) -> Result<Beginning> {
+    let dir = &config.output_dir;
+    let Some(record) = remains.record.clone() else {
+        return match (remains.used_by(), remains.checkpoints.is_empty()) {
+            (None, _) => {
+                let line = format!("resume_from_checkpoint: no run in {} yet: starting at step 1", dir.display());
+                Ok(Beginning::anew(new, false, [line]))
+            }
+            (Some(_), false) => adopt(&remains.checkpoints, function, dir),
+            (Some(used), true) => bail!(
+                "{}: no checkpoint to resume from, but found {used}, which a new run would replace; give another --output_dir, \
+                 or --overwrite_output_dir true without --resume_from_checkpoint",
+                dir.display()
+            ),
+        };
     };
+    require_same(&record, function, dir)?;
+    let (own, foreign) = checkpoints_of(&record, &remains.checkpoints);
+    let (found, skipped) = newest_valid(&own);
+    let mut said: Vec<String> = warnings(&skipped);
+    said.extend(others(foreign.len()));
+    if let Some((found, _)) = found {
+        return Ok(Beginning { record, found: Some(found), clears: false, said });
+    }
+    if let Some(path) = &record.continues_from {
+        let (found, manifest) =
+            validate(&dir.join(path)).with_context(|| format!("the run goes on from {}", path.display()))?;
+        if manifest.is_of(&record) {
+            return Ok(Beginning { record, found: Some(found), clears: false, said });
+        }
+        bail!(
+            "{}: the run goes on from another checkpoint of this name; begin anew in another --output_dir",
+            path.display()
+        );
+    }
+    if !own.is_empty() {
+        bail!("no valid checkpoint: {}; remove them to start anew", skipped.join("; "));
+    }
+    if let Some(weights) = &remains.weights {
+        bail!(
+            "{}: the output of {}, which has no checkpoint to go on from; give another --output_dir for a new run, or \
+             --overwrite_output_dir true without --resume_from_checkpoint to replace it",
+            weights.display(),
+            record.title()
+        );
+    }
+    said.push(format!("resume_from_checkpoint: no checkpoint of {} yet: starting at step 1", record.title()));
+    Ok(Beginning::anew(new, true, said))
+}
+
+/// Checkpoints that were copied into a folder without its `run.json`: each has a copy of it.
+fn adopt(checkpoints: &[PathBuf], function: &Function, output_dir: &Path) -> Result<Beginning> {
+    let (found, skipped) = newest_valid(checkpoints);
+    let Some((found, _)) = found else {
+        bail!("no valid checkpoint: {}; remove them to start anew", skipped.join("; "));
+    };
+    let record = record_of(&found.dir)?;
+    require_same(&record, function, output_dir)?;
+    let (_, foreign) = checkpoints_of(&record, checkpoints);
+    let said = warnings(&skipped).into_iter().chain(others(foreign.len())).collect();
+    Ok(Beginning { record, found: Some(found), clears: false, said })
+}
+
+/// `resume_from_checkpoint DIR`.
+fn go_on_from(config: &Config, remains: &Remains, function: &Function, dir: &Path) -> Result<Beginning> {
+    let (found, manifest) = validate(dir)?;
+    let of_checkpoint = record_of(dir)?;
+    require_same(&of_checkpoint, function, dir)?;
+    let (step, output_dir) = (found.state.global_step, &config.output_dir);
+    let is_inside = same_folder(dir.parent(), output_dir);
+    let continued = || {
+        let place =
+            if is_inside { PathBuf::from(dir.file_name().unwrap_or_default()) } else { std::path::absolute(dir)? };
+        anyhow::Ok(of_checkpoint.continued(step, place))
+    };
+    let later = |record: &RunRecord| {
+        let own = checkpoint::list_own(output_dir, record);
+        own.into_iter().rfind(|dir| checkpoint::step_of(dir).is_some_and(|other| other > step))
+    };
+    let go_on = |record, clears, said: Vec<String>| Ok(Beginning { record, found: Some(found), clears, said });
+    match &remains.record {
+        Some(record) if manifest.is_of(record) => match later(record) {
+            None => go_on(record.clone(), false, Vec::new()),
+            // Else these would be resumed next time.
+            Some(later) => {
+                let line = format!("{} and others after step {step} are given up: they are not used", later.display());
+                go_on(continued()?, false, vec![line])
+            }
+        },
+        None if is_inside => go_on(of_checkpoint, false, Vec::new()),
+        _ => match remains.used_by() {
+            None => go_on(continued()?, false, Vec::new()),
+            Some(used) if config.overwrite_output_dir => {
+                remains.require_of_a_run()?;
+                go_on(
+                    continued()?,
+                    true,
+                    vec![format!("overwrite_output_dir: {used} and what belongs to it is replaced")],
+                )
+            }
+            Some(used) => bail!(
+                "{}: used by another run: found {used}; give another --output_dir, or --overwrite_output_dir true to replace it",
+                output_dir.display()
+            ),
+        },
+    }
+}
+
+fn same_folder(a: Option<&Path>, b: &Path) -> bool {
+    let a = a.map(|a| if a.as_os_str().is_empty() { Path::new(".") } else { a });
+    matches!((a.map(Path::canonicalize), b.canonicalize()), (Some(Ok(a)), Ok(b)) if a == b)
+}
+
+/// A run goes on only as what it is.
+fn require_same(record: &RunRecord, function: &Function, place: &Path) -> Result<()> {
+    let differences = record.function.differences(function);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "{}: {} trains another function: {}; give the run's values to go on with it, or another --output_dir for a new run \
+         (--overwrite_output_dir true without --resume_from_checkpoint replaces the run there)",
+        place.display(),
+        record.title(),
+        differences.join("; ")
+    )
+}
+
+fn record_of(checkpoint: &Path) -> Result<RunRecord> {
+    let record = RunRecord::read(checkpoint)?;
+    record.with_context(|| format!("{}: no {RUN_RECORD}; choose another checkpoint", checkpoint.display()))
+}
+
+fn warnings(skipped: &[String]) -> Vec<String> {
+    skipped.iter().map(|reason| format!("warning: checkpoint passed over: {reason}")).collect()
+}
+
+/// The last of `candidates` that is whole, and why later ones are not.
+fn newest_valid(candidates: &[PathBuf]) -> (Option<(Found, Manifest)>, Vec<String>) {
     let mut skipped = Vec::new();
-    for dir in candidates.into_iter().rev() {
-        match validate(&dir) {
-            Ok(state) => return Ok(Some(Found { dir, state, skipped })),
+    for dir in candidates.iter().rev() {
+        match validate(dir) {
+            Ok(found) => return (Some(found), skipped),
             Err(error) => skipped.push(error.to_string()),
         }
     }
-    if skipped.is_empty() {
-        return Ok(None);
-    }
-    bail!("no valid checkpoint: {}; remove them to start anew", skipped.join("; "));
-}
-
-/// As [`find`], for all ranks at once: rank 0 looks and checks, the others open what it found.
-///
-/// # Errors
-/// As [`find`]; a rank that does not see the folder that rank 0 found.
-pub fn find_together(config: &Config, communicator: &mut Communicator) -> Result<Option<Found>> {
-    let found = if communicator.rank() == 0 { find(config)? } else { None };
-    let step = found.as_ref().map_or(-1.0, |found| found.state.global_step as f64);
-    let chosen =
-        communicator.all_reduce("checkpoint to resume", [if communicator.rank() == 0 { step } else { 0.0 }])?;
-    if communicator.rank() == 0 || chosen[0] < 0.0 {
-        return Ok(found);
-    }
-    let dir = match config.resume_from_checkpoint.as_deref() {
-        Some(dir) if !matches!(dir, "true" | "True") => PathBuf::from(dir),
-        _ => config.output_dir.join(format!("{}{}", checkpoint::PREFIX, chosen[0])),
-    };
-    let state = json::read(&dir.join(TRAINER_STATE))?;
-    Ok(Some(Found { dir, state, skipped: Vec::new() }))
+    (None, skipped)
 }
 
 /// Reads a checkpoint's state after checking every file against the manifest.
-fn validate(dir: &Path) -> common::Result<TrainerState> {
+fn validate(dir: &Path) -> common::Result<(Found, Manifest)> {
     let remedy = "the checkpoint is damaged: an older one is used if there is one";
-    let manifest: Manifest = json::read(&dir.join(MANIFEST))?;
-    for (name, expected) in &manifest {
-        let found = files::sha256_of_file(&dir.join(name))?;
+    let manifest = Manifest::read(dir)?;
+    for (name, expected) in &manifest.files {
+        let path = files::in_folder(dir, name, dir.join(MANIFEST).display())?;
+        let found = files::sha256_of_file(&path)?;
         if found != *expected {
-            return Err(Error::invalid(dir.join(name).display(), format!("SHA-256 {found}"), expected, remedy));
+            return Err(Error::invalid(path.display(), format!("SHA-256 {found}"), expected, remedy));
         }
     }
-    json::read(&dir.join(TRAINER_STATE))
+    let state = json::read(&dir.join(TRAINER_STATE))?;
+    Ok((Found { dir: dir.to_path_buf(), state }, manifest))
 }
 
-/// Refuses to go on with other data or another batch size than the checkpoint's.
+/// What the other ranks are told of the checkpoint instead of a step in `output_dir`.
+const NONE: f64 = -1.0;
+const AS_THE_SETTINGS_SAY: f64 = -2.0;
+const AS_THE_RECORD_SAYS: f64 = -3.0;
+
+/// As [`Beginning::of`], for all ranks at once: rank 0 looks and checks, the others open what it found. Only rank 0 has the
+/// beginning; every rank has the checkpoint.
 ///
 /// # Errors
-/// The difference, by name.
-pub fn check(found: &Found, data_fingerprint: &str) -> Result<()> {
-    if found.state.data_fingerprint != data_fingerprint {
-        bail!(
-            "{}: trained on other shards than --data_path; give the same shards, or start a new run with another \
-             --output_dir",
-            found.dir.display()
-        );
-    }
-    Ok(())
+/// As there; a rank that does not see the folder that rank 0 found.
+pub fn begin_together(
+    config: &Config,
+    data_fingerprint: &str,
+    communicator: &mut Communicator,
+) -> Result<(Option<Beginning>, Option<Found>)> {
+    let (rank, global_batch_size) = (communicator.rank(), config.global_batch_size(communicator.world_size()));
+    // The others wait while it hashes whole checkpoints.
+    let look = || match rank {
+        0 => Beginning::of(config, &Function::of(config, data_fingerprint)?, global_batch_size).map(Some),
+        _ => Ok(None),
+    };
+    let Some(mut beginning) = communicator.attend("checkpoint to resume", &Pulse::default(), look)?? else {
+        let [place] = communicator.all_reduce("checkpoint to resume", [0.0])?;
+        return Ok((None, found_by_rank_0(config, place)?));
+    };
+    let found = beginning.found.take();
+    let place = match (&found, config.resume()) {
+        (None, _) => NONE,
+        (Some(_), Resume::From(_)) => AS_THE_SETTINGS_SAY,
+        (Some(found), _) if same_folder(found.dir.parent(), &config.output_dir) => found.state.global_step as f64,
+        (Some(_), _) => AS_THE_RECORD_SAYS,
+    };
+    communicator.all_reduce("checkpoint to resume", [place])?;
+    Ok((Some(beginning), found))
 }
 
-/// Puts the checkpoint's moments into the partitions, and into the model the f32 values of weights that the checkpoint's
-/// model directory holds rounded. (The weights themselves were loaded with the model.)
-///
-/// # Errors
-/// Files that do not fit the model.
-pub fn restore(found: &Found, model: &mut Llava, layout: &Layout, partitions: &mut Partitions) -> Result<()> {
-    let shards = Stretches::open(&found.dir)?;
-    for (index, block) in layout.blocks.iter().enumerate() {
-        let (first, second) =
-            (Arc::make_mut(&mut partitions.exp_avg[index]), Arc::make_mut(&mut partitions.exp_avg_sq[index]));
-        for param in &block.params {
-            for (range, start) in block.owned_ranges(param, layout.rank) {
-                let part = start..start + range.len();
-                let of_first = shards.copy(EXP_AVG, &param.name, range.start, &mut first[part.clone()]);
-                let of_second = shards.copy(EXP_AVG_SQ, &param.name, range.start, &mut second[part]);
-                if of_first + of_second != 2 * range.len() {
-                    bail!("{}: no optimizer state of {}; choose another checkpoint", found.dir.display(), param.name);
-                }
-            }
+fn found_by_rank_0(config: &Config, place: f64) -> Result<Option<Found>> {
+    let dir = if place == NONE {
+        return Ok(None);
+    } else if place == AS_THE_SETTINGS_SAY {
+        match config.resume() {
+            Resume::From(dir) => dir,
+            Resume::No | Resume::Newest => return Ok(None),
         }
-    }
-    parameters::edit(model, layout, None, |_, slot, values| {
-        shards.copy(MASTER, &slot.name, 0, values);
-    });
-    Ok(())
-}
-
-/// Where a stretch is stored: its first value, the file, the tensor.
-type Place = (usize, usize, String);
-
-/// The optimizer shards of a checkpoint, indexed by what they hold.
-struct Stretches {
-    files: Vec<TensorFiles>,
-    /// By (kind, parameter).
-    index: BTreeMap<(String, String), Vec<Place>>,
-}
-
-impl Stretches {
-    fn open(dir: &Path) -> Result<Self> {
-        let mut stretches = Self { files: Vec::new(), index: BTreeMap::new() };
-        for entry in std::fs::read_dir(dir)?.flatten() {
-            if !entry.file_name().to_string_lossy().starts_with(OPTIMIZER) {
-                continue;
-            }
-            let file = TensorFiles::open_file(&entry.path())?;
-            for name in file.names() {
-                let mut parts = name.splitn(3, '/');
-                let (Some(kind), Some(param), Some(first)) = (parts.next(), parts.next(), parts.next()) else {
-                    continue;
-                };
-                let Ok(first) = first.parse() else { continue };
-                let key = (kind.to_string(), param.to_string());
-                let place = (first, stretches.files.len(), name.to_string());
-                stretches.index.entry(key).or_default().push(place);
-            }
-            stretches.files.push(file);
-        }
-        Ok(stretches)
-    }
-
-    /// Copies what is stored of `first..first + values.len()` of a parameter; returns how many values that was.
-    fn copy(&self, kind: &str, param: &str, first: usize, values: &mut [f32]) -> usize {
-        let places = self.index.get(&(kind.to_string(), param.to_string())).map_or(&[][..], Vec::as_slice);
-        let mut copied = 0;
-        for (start, file, name) in places {
-            let Some(view) = self.files[*file].get(name) else { continue };
-            let (from, to) = ((*start).max(first), (start + view.shape[0]).min(first + values.len()));
-            if from < to {
-                let stored = view.to_f32();
-                values[from - first..to - first].copy_from_slice(&stored[from - start..to - start]);
-                copied += to - from;
-            }
-        }
-        copied
-    }
+    } else if place == AS_THE_RECORD_SAYS {
+        let record = RunRecord::read(&config.output_dir)?;
+        let path = record.and_then(|record| record.continues_from);
+        config
+            .output_dir
+            .join(path.with_context(|| format!("{}: no {RUN_RECORD} of rank 0", config.output_dir.display()))?)
+    } else {
+        config.output_dir.join(format!("{PREFIX}{place}"))
+    };
+    let state = json::read(&dir.join(TRAINER_STATE))?;
+    Ok(Some(Found { dir, state }))
 }

@@ -1,12 +1,15 @@
 //! Checkpoints beside the training: every rank writes its part on a thread of its own, and when all have told so, rank 0
 //! publishes the whole. Whatever goes wrong with a checkpoint is a warning; the run goes on and the ones before stay.
 
-use crate::checkpoint::{self, Manifest, PREFIX, Snapshot, WRITING};
+use crate::checkpoint::{self, Hashes, Manifest, PREFIX, Snapshot, WRITING};
 use crate::collective::background::Communicator;
 use crate::config::Config;
+use crate::run::RunRecord;
 use anyhow::{Result, anyhow};
 use common::files;
+use common::pulse::Pulse;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,8 +17,12 @@ use std::time::{Duration, Instant};
 pub struct Saver {
     output_dir: PathBuf,
     limit: usize,
+    /// The run, on rank 0.
+    record: Option<Arc<RunRecord>>,
     writing: Option<Writing>,
     publishing: Option<JoinHandle<()>>,
+    /// Whether the threads that write and publish go on.
+    pulse: Pulse,
     /// Time that training stood still for checkpoints since [`Self::take_stalled`].
     stalled: Duration,
 }
@@ -23,17 +30,20 @@ pub struct Saver {
 /// A checkpoint whose files are being written.
 struct Writing {
     dir: PathBuf,
-    best: Option<String>,
+    global_step: u64,
+    /// Step and loss of every evaluation so far: the checkpoint with the lowest one stays.
+    losses: Vec<(u64, f64)>,
     started: Instant,
     stalled: Duration,
-    thread: JoinHandle<Result<Manifest>>,
+    thread: JoinHandle<Result<Hashes>>,
 }
 
 impl Saver {
     /// For the checkpoints of a run.
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, record: Option<Arc<RunRecord>>) -> Self {
         let (output_dir, limit) = (config.output_dir.clone(), config.save_total_limit);
-        Self { output_dir, limit, writing: None, publishing: None, stalled: Duration::ZERO }
+        let (pulse, stalled) = (Pulse::default(), Duration::ZERO);
+        Self { output_dir, limit, record, writing: None, publishing: None, pulse, stalled }
     }
 
     /// Begins a checkpoint; every rank does at the same step. One that is still being written is waited for.
@@ -42,13 +52,15 @@ impl Saver {
     /// A rank that failed or did not come.
     pub fn start(&mut self, communicator: &mut Communicator, snapshot: Snapshot, since: Instant) -> Result<()> {
         self.conclude(communicator)?;
-        let dir = self.output_dir.join(format!("{PREFIX}{}", snapshot.state.global_step));
-        let (temporary, best) = (checkpoint::hidden(&dir, WRITING), snapshot.state.best_model_checkpoint.clone());
+        let global_step = snapshot.state.global_step;
+        let dir = self.output_dir.join(format!("{PREFIX}{global_step}"));
+        let (temporary, losses) = (checkpoint::hidden(&dir, WRITING), snapshot.state.losses().collect());
         let thread = std::thread::Builder::new().name(format!("rank {} saving", communicator.rank()));
-        let thread = thread.spawn(move || snapshot.write(&temporary))?;
+        let pulse = self.pulse.clone();
+        let thread = thread.spawn(move || pulse.during(|| snapshot.write(&temporary)))?;
         let stalled = since.elapsed();
         self.stalled += stalled;
-        self.writing = Some(Writing { dir, best, started: since, stalled, thread });
+        self.writing = Some(Writing { dir, global_step, losses, started: since, stalled, thread });
         Ok(())
     }
 
@@ -68,34 +80,38 @@ impl Saver {
     /// # Errors
     /// A rank that failed or did not come.
     pub fn conclude(&mut self, communicator: &mut Communicator) -> Result<()> {
-        let Some(Writing { dir, best, started, stalled, thread }) = self.writing.take() else { return Ok(()) };
+        let Some(writing) = self.writing.take() else { return Ok(()) };
+        let Writing { dir, global_step, losses, started, stalled, thread } = writing;
         let since = Instant::now();
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let written = thread.join().unwrap_or_else(|_| Err(anyhow!("the thread that writes it panicked")));
+        let publishing = self.publishing.take();
+        let join = || {
+            publishing.into_iter().for_each(join_publishing);
+            thread.join().unwrap_or_else(|_| Err(anyhow!("the thread that writes it panicked")))
+        };
+        let written = communicator.attend("checkpoint", &self.pulse, join)?;
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
         let own_file = checkpoint::optimizer_file(rank, world_size);
         // Zeros say that this rank has failed.
         let hash: Option<[u8; 32]> =
-            written.as_ref().ok().and_then(|manifest| files::from_hex(manifest.get(&own_file)?)?.try_into().ok());
+            written.as_ref().ok().and_then(|hashes| files::from_hex(hashes.get(&own_file)?)?.try_into().ok());
         if let Err(error) = &written {
             crate::tell!("warning: rank {rank}: {name} could not be written: {error:#}");
         }
         let hashes = communicator.all_gather_hash("checkpoint", hash.unwrap_or_default())?;
         self.stalled += since.elapsed();
-        if rank != 0 {
-            return Ok(());
-        }
-        self.finish_publishing();
+        let Some(record) = self.record.clone() else { return Ok(()) };
         let temporary = checkpoint::hidden(&dir, WRITING);
         let failed: Vec<usize> = (0..world_size).filter(|&rank| hashes[rank] == [0; 32]).collect();
-        let (Ok(mut manifest), true) = (written, failed.is_empty()) else {
+        let (Ok(mut files), true) = (written, failed.is_empty()) else {
             give_up(&temporary, &name, &format!("ranks {failed:?} could not write it"));
             return Ok(());
         };
         let shards = hashes.iter().enumerate();
-        manifest.extend(
+        files.extend(
             shards.map(|(rank, hash)| (checkpoint::optimizer_file(rank, world_size), files::hex(hash.as_slice()))),
         );
+        let manifest = Manifest { run_id: record.run_id.clone(), global_step, files };
         let (output_dir, limit) = (self.output_dir.clone(), self.limit);
         let stalled = stalled + since.elapsed();
         let publish = move || match checkpoint::publish(&temporary, &dir, &manifest) {
@@ -103,23 +119,33 @@ impl Saver {
             Ok(()) => {
                 let (stalled, took) = (stalled.as_secs_f64(), started.elapsed().as_secs_f64());
                 crate::tell!("{name} is saved: training stood still for {stalled:.2} of {took:.2} s");
-                let newest = checkpoint::step_of(&dir).unwrap_or(0);
-                if let Err(error) = checkpoint::prune(&output_dir, limit, newest, best.as_deref()) {
+                let best = checkpoint::best(&output_dir, &record, losses).map(|(dir, _)| dir);
+                if let Err(error) = checkpoint::prune(&output_dir, &record, limit, global_step, best.as_deref()) {
                     crate::tell!("warning: an old checkpoint stays: {error:#}");
                 }
             }
         };
-        self.publishing = Some(std::thread::Builder::new().name("publishing".to_string()).spawn(publish)?);
+        let pulse = self.pulse.clone();
+        let thread = std::thread::Builder::new().name("publishing".to_string());
+        self.publishing = Some(thread.spawn(move || pulse.during(publish))?);
         Ok(())
     }
 
-    /// Waits until the last checkpoint has its name.
-    pub fn finish_publishing(&mut self) {
-        if let Some(thread) = self.publishing.take()
-            && thread.join().is_err()
-        {
-            crate::tell!("warning: the thread that publishes checkpoints panicked");
-        }
+    /// As [`Self::conclude`], and waits until the checkpoint has its name.
+    ///
+    /// # Errors
+    /// A rank that failed or did not come.
+    pub fn finish(&mut self, communicator: &mut Communicator) -> Result<()> {
+        self.conclude(communicator)?;
+        let publishing = self.publishing.take();
+        communicator.attend("last checkpoint", &self.pulse, || publishing.into_iter().for_each(join_publishing))?;
+        Ok(())
+    }
+}
+
+fn join_publishing(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        crate::tell!("warning: the thread that publishes checkpoints panicked");
     }
 }
 

@@ -3,7 +3,8 @@
 use crate::collective::background::Communicator;
 use crate::config::{CacheVisionFeatures, Config, TrainType};
 use crate::layout::Layout;
-use crate::trainable;
+use crate::plan;
+use crate::trainable::{self, Choice};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use common::adapter;
@@ -16,8 +17,8 @@ use common::model::Llava;
 use common::model::lora::{self, LoraConfig};
 use common::names::Block;
 use common::shard::{ShardSet, Split};
-use common::vision_cache::{CachedAs, VisionFeatureCache};
-use common::{files, names};
+use common::vision_cache::{CachedAs, CachedRows, VisionFeatureCache};
+use common::{Error, files, fingerprint, names, processor_fit};
 use std::path::Path;
 
 /// A model with its trained parts chosen. A clone shares the values.
@@ -29,6 +30,13 @@ pub struct Trainee {
     pub model: Llava,
     /// The adapter's settings, with `use_lora`.
     pub lora: Option<LoraConfig>,
+}
+
+impl Trainee {
+    /// What decides about which of its parameters are trained.
+    pub fn choice(&self, config: &Config) -> Choice<'_> {
+        Choice::new(config.train_type, self.lora.as_ref())
+    }
 }
 
 /// Opens a rank's device, in the number format that the run computes in.
@@ -58,6 +66,7 @@ pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> R
     let lora = match (config.train_type, checkpoint.or(config.init_adapter.as_deref())) {
         (TrainType::UseLora, Some(dir)) => {
             let mut lora = adapter::load_adapter(&mut model, dir, device)?;
+            require_trainable(&lora, dir)?;
             lora.lora_dropout = config.lora_dropout;
             Some(lora)
         }
@@ -69,33 +78,68 @@ pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> R
         }
         _ => None,
     };
-    let model = trainable::select(model, config.train_type, &llava_config);
+    let model = trainable::select(model, Choice::new(config.train_type, lora.as_ref()), &llava_config);
     Ok(Trainee { config: llava_config, model, lora })
+}
+
+/// Refuses to go on from an adapter that `infer` can use and training cannot.
+///
+/// # Errors
+/// What it has that is not implemented in training.
+pub fn require_trainable(lora: &LoraConfig, dir: &Path) -> Result<()> {
+    if let Some(reason) = lora.modules.as_ref().and_then(|modules| modules.untrainable) {
+        let expected = "an adapter whose parts can all be trained here";
+        let remedy = "merge it into its model with infer merge, and train a new adapter on that";
+        return Err(Error::invalid(dir.display(), reason, expected, remedy).into());
+    }
+    Ok(())
 }
 
 /// Opens the file of kept vision features beside the shards, if features are to be kept.
 ///
 /// # Errors
-/// A tower that is trained, and a file that cannot be made or used.
+/// A tower that is trained, and a file that cannot be made or used, or would not fit on its file system.
 pub fn kept_features(
     config: &Config,
     trainee: &Trainee,
     layout: &Layout,
     shards: &ShardSet,
 ) -> Result<Option<VisionFeatureCache>> {
-    let format = match config.cache_vision_features {
-        CacheVisionFeatures::No => return Ok(None),
-        CacheVisionFeatures::F16 => CachedAs::F16,
-        CacheVisionFeatures::Bf16 => CachedAs::Bf16,
-    };
+    let Some(format) = cached_as(config.cache_vision_features) else { return Ok(None) };
     // An adapter to go on from may train the tower too.
     let layers = (0..trainee.config.computed_vision_layers()).map(Block::VisionLayer);
     if layers.chain([Block::VisionEmbeddings]).any(|block| layout.block(block).is_some()) {
         return Err(Config::no_cache_of_a_trained_tower().into());
     }
-    let (model, fingerprint) = (&trainee.model, shards.fingerprint());
-    let kept = VisionFeatureCache::open(&config.data_path, model, &trainee.config, &fingerprint, shards.len(), format)?;
-    Ok(Some(kept))
+    let (images_per_row, fingerprint) = (shards.images_per_row()?, shards.fingerprint());
+    let images = images_per_row.iter().map(|&images| images as usize).sum();
+    let size = plan::size(VisionFeatureCache::bytes_of(images, &trainee.config, format) as f64);
+    if layout.rank == 0 {
+        let dir = config.data_path.display();
+        crate::tell!("vision features of {images} images are kept in {dir}: {size} when all are there");
+    }
+    let rows = CachedRows {
+        dir: &config.data_path,
+        fingerprint: &fingerprint,
+        images_per_row: &images_per_row,
+        free_bytes: free_bytes(&config.data_path),
+    };
+    Ok(Some(VisionFeatureCache::open(rows, &trainee.model, &trainee.config, format)?))
+}
+
+/// The number format of kept features, if any are kept.
+pub fn cached_as(setting: CacheVisionFeatures) -> Option<CachedAs> {
+    match setting {
+        CacheVisionFeatures::No => None,
+        CacheVisionFeatures::F16 => Some(CachedAs::F16),
+        CacheVisionFeatures::Bf16 => Some(CachedAs::Bf16),
+    }
+}
+
+/// What a folder's file system has left for this user.
+fn free_bytes(dir: &Path) -> Option<u64> {
+    let about = rustix::fs::statvfs(dir).ok()?;
+    Some(about.f_bavail * about.f_frsize)
 }
 
 /// Opens a split of the shards after checking that they were made for this model.
@@ -105,11 +149,48 @@ pub fn kept_features(
 pub fn shards(config: &Config, split: Split) -> Result<ShardSet> {
     let shards = ShardSet::open(&config.data_path, split)?;
     let chat = ChatProcessor::from_dir(&config.model_name_or_path)?;
-    shards.metadata().check(&chat, &ImageProcessor::from_dir(&config.model_name_or_path)?)?;
+    let (model, images) = (&config.model_name_or_path, ImageProcessor::from_dir(&config.model_name_or_path)?);
+    processor_fit::check(model, &LlavaConfig::read(model)?, &chat, &images)?;
+    shards.metadata().check(&chat, &images)?;
     if shards.len() == 0 && split == Split::Train {
         bail!("{}: no rows to train on; see its rejected.jsonl", config.data_path.display());
     }
     Ok(shards)
+}
+
+/// Longest row that the run takes, tokens with images expanded.
+///
+/// # Errors
+/// A limit above what the model was made for.
+pub fn max_length(config: &Config, model: &LlavaConfig) -> Result<usize> {
+    let positions = model.text.max_position_embeddings;
+    if config.model_max_length > positions {
+        bail!(
+            "model_max_length: found {}, expected at most {positions} (the model's max_position_embeddings); give a smaller \
+             --model_max_length, or leave it out",
+            config.model_max_length
+        );
+    }
+    Ok(if config.model_max_length == 0 { positions } else { config.model_max_length })
+}
+
+/// Refuses to start with rows that are too long, which a run might come upon after days.
+///
+/// # Errors
+/// The longest row; a shard that cannot be read.
+pub fn check_lengths(config: &Config, model: &LlavaConfig, shards: &ShardSet) -> Result<()> {
+    let allowed = max_length(config, model)?;
+    let longest = shards.longest_row(model.image_token_index, model.image_seq_length())?;
+    match longest.filter(|longest| longest.tokens > allowed) {
+        None => Ok(()),
+        Some(longest) => bail!(
+            "{}: row {:?}: {} tokens with its images, more than the {allowed} allowed; give a larger --model_max_length, or \
+             run preprocess shards with --max-length",
+            config.data_path.display(),
+            longest.id,
+            longest.tokens
+        ),
+    }
 }
 
 /// Refuses to start when ranks were given different settings, data, models or programs: they would wait for each other at
@@ -125,7 +206,7 @@ pub fn agree(config: &Config, data_fingerprint: &str, communicator: &mut Communi
     require_same(communicator, "settings", settings, "give every rank the same recipe and the same flags")?;
     let data = files::sha256(data_fingerprint.as_bytes());
     require_same(communicator, "data", data, "copy the same shards to every machine, or share the folder")?;
-    let model = model_identity(&config.model_name_or_path)?;
+    let model = files::sha256(fingerprint::of_weights(&config.model_name_or_path)?.as_bytes());
     require_same(communicator, "model", model, "copy the same model to every machine, or share the folder")?;
     // Threads of one process run the same code.
     if crate::collective::launch::launched_processes() > 1 {
@@ -143,19 +224,4 @@ fn require_same(communicator: &mut Communicator, what: &'static str, own: [u8; 3
         bail!("ranks disagree: the {what} of ranks {others:?} differ from those of rank 0; {remedy}");
     }
     Ok(())
-}
-
-/// The configuration, and names and sizes of the weights: enough to notice another model, quick for a large one.
-fn model_identity(dir: &Path) -> Result<[u8; 32]> {
-    let mut described = std::fs::read(dir.join(names::CONFIG_FILE)).with_context(|| dir.display().to_string())?;
-    let mut weights = Vec::new();
-    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())?.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".safetensors") {
-            weights.push(format!("{name} {}\n", entry.metadata()?.len()));
-        }
-    }
-    weights.sort();
-    described.extend(weights.concat().into_bytes());
-    Ok(files::sha256(&described))
 }

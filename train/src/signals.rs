@@ -8,6 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// Exit code of a run that was asked to stop and has saved a checkpoint to go on from: `EX_TEMPFAIL` of sysexits.h. 0 is kept
+/// for runs that came to their end.
+pub const STOPPED: u8 = 75;
+
 /// What comes sooner after the first signal is that signal once more: a terminal, a launcher and the rank's guard may each
 /// deliver it.
 const ECHO: Duration = Duration::from_secs(1);
@@ -49,9 +53,10 @@ impl StopRequest {
     }
 }
 
-/// The command line that goes on with a run: the same one, with `--resume_from_checkpoint true`.
+/// The command line that goes on with a run: the same one, with `--resume_from_checkpoint true`, and nothing is overwritten.
 pub fn resume_command(args: impl IntoIterator<Item = OsString>, processes: usize) -> String {
     const RESUME: &str = "--resume_from_checkpoint";
+    const BEGINNINGS: [&str; 2] = ["__resume_from_checkpoint", "__overwrite_output_dir"];
     let mut words: Vec<String> = Vec::new();
     if processes > 1 {
         words.extend(["mpirun", "-np"].map(String::from));
@@ -64,7 +69,7 @@ pub fn resume_command(args: impl IntoIterator<Item = OsString>, processes: usize
         if std::mem::take(&mut skip_value) && !word.starts_with("--") {
             continue;
         }
-        if name == RESUME.replace('-', "_") {
+        if BEGINNINGS.contains(&name.as_str()) {
             skip_value = !word.contains('=');
             continue;
         }
@@ -106,6 +111,8 @@ mod tests {
             &["train", "--resume-from-checkpoint", "runs/x/checkpoint-5", "--seed", "1"][..],
             &["train", "--resume_from_checkpoint=true", "--seed", "1"],
             &["train", "--resume_from_checkpoint", "--seed", "1"],
+            &["train", "--overwrite-output-dir", "--seed", "1"],
+            &["train", "--seed", "1", "--overwrite_output_dir", "true", "--resume_from_checkpoint", "a"],
         ] {
             assert_eq!(command(words, 1), "train --seed 1 --resume_from_checkpoint true");
         }

@@ -3,36 +3,36 @@
 //! # Source
 //! tensorflow `core/util/event.proto`, `core/framework/summary.proto`, `core/lib/io/record_writer.cc`.
 
-use common::{Error, Result};
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use crate::log_file::LogFile;
+use anyhow::Result;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// An event file being written. Every event is on its way to the disk when the call returns.
-pub struct EventFile {
-    file: File,
-    path: PathBuf,
-}
+/// An event file being written. Every event is on its way to the disk when the call returns; one that cannot be written is
+/// kept for the next call, so that no half record hides those behind it.
+pub struct EventFile(LogFile);
 
 impl EventFile {
-    /// Creates a file in `dir`. What earlier files there say of steps after `step` is void from now on: the run that wrote
+    /// A new file in `dir`. What earlier files there say of steps after `step` is void from now on: the run that wrote
     /// them got further than the checkpoint that this one goes on from.
-    ///
-    /// # Errors
-    /// What the operating system refuses.
-    pub fn create(dir: &Path, step: u64) -> Result<Self> {
+    pub fn new(dir: &Path, step: u64) -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "localhost".into());
         let seconds = wall_time() as u64;
         let name = format!("events.out.tfevents.{seconds:010}.{}.{}", host.trim(), std::process::id());
-        let path = dir.join(name);
-        let file = File::create(&path).map_err(Error::io(&path))?;
-        let mut events = Self { file, path };
-        events.write(0, |event| event.text(FILE_VERSION, "brain.Event:2"))?;
+        let mut beginning = event(0, |event| event.text(FILE_VERSION, "brain.Event:2"));
         if step > 0 {
-            events.write(step + 1, |event| event.message(SESSION_LOG, |log| log.integer(STATUS, SESSION_START)))?;
+            let start = |event: &mut Message| event.message(SESSION_LOG, |log| log.integer(STATUS, SESSION_START));
+            beginning.extend(event(step + 1, start));
         }
-        Ok(events)
+        Self(LogFile::new(dir.join(name), beginning))
+    }
+
+    /// Writes what could not be written before.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn flush(&mut self) -> Result<()> {
+        self.0.flush()
     }
 
     /// Adds numbers of a step.
@@ -75,12 +75,17 @@ impl EventFile {
     }
 
     fn write(&mut self, step: u64, fill: impl FnOnce(&mut Message)) -> Result<()> {
-        let mut event = Message::default();
-        event.double(WALL_TIME, wall_time());
-        event.integer(STEP, step);
-        fill(&mut event);
-        self.file.write_all(&record(&event.0)).map_err(Error::io(&self.path))
+        self.0.append(&event(step, fill))
     }
+}
+
+/// The record of an event.
+fn event(step: u64, fill: impl FnOnce(&mut Message)) -> Vec<u8> {
+    let mut event = Message::default();
+    event.double(WALL_TIME, wall_time());
+    event.integer(STEP, step);
+    fill(&mut event);
+    record(&event.0)
 }
 
 /// Field numbers of `Event`.
@@ -200,9 +205,9 @@ mod tests {
     #[test]
     fn a_file_begins_with_its_version() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut events = EventFile::create(folder.path(), 0).expect("created");
+        let mut events = EventFile::new(folder.path(), 0);
         events.scalars(1, &[("train/loss", 2.5)]).expect("written");
-        let bytes = std::fs::read(&events.path).expect("read");
+        let bytes = std::fs::read(events.0.path()).expect("read");
         let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
         assert!(bytes[12..12 + length].ends_with(b"brain.Event:2"));
         assert!(bytes.windows(10).any(|window| window == b"train/loss"));

@@ -3,7 +3,7 @@
 use crate::config::TrainType;
 use crate::parameters;
 use crate::parts::Part;
-use crate::trainable;
+use crate::trainable::{self, Choice};
 use anyhow::{Result, bail};
 use burn::module::Param;
 use burn::tensor::Tensor;
@@ -11,9 +11,11 @@ use common::config::LlavaConfig;
 use common::files::{hex, sha256, sha256_hex};
 use common::model::Llava;
 use common::model::named::{NamedVisitor, visit_named};
+use common::pulse::Pulse;
 use common::{json, names};
 use rayon::prelude::*;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// File of the manifest in a run's folder.
@@ -62,15 +64,15 @@ pub struct Trainability {
 
 impl Trainability {
     /// Lists and hashes a model's tensors.
-    pub fn of(model: &Llava, train_type: TrainType, config: &LlavaConfig) -> Self {
-        let mut lister = Lister { train_type, config, trained: Vec::new(), unreachable: Vec::new() };
+    pub fn of(model: &Llava, choice: Choice<'_>, config: &LlavaConfig) -> Self {
+        let mut lister = Lister { choice, config, trained: Vec::new(), unreachable: Vec::new() };
         visit_named(model, &mut lister);
         let Lister { trained, unreachable, .. } = lister;
         Self {
-            train_type,
+            train_type: choice.train_type,
             trained_values: trained.iter().map(|tensor| tensor.values).sum(),
+            frozen: frozen(model, &trained),
             trained,
-            frozen: frozen(model, train_type, config),
             cannot_receive_gradients: unreachable,
         }
     }
@@ -100,8 +102,8 @@ impl Trainability {
     ///
     /// # Errors
     /// They have changed: what the run made cannot be trusted.
-    pub fn check_frozen(&self, model: &Llava, config: &LlavaConfig) -> Result<()> {
-        let now = frozen(model, self.train_type, config);
+    pub fn check_frozen(&self, model: &Llava) -> Result<()> {
+        let now = frozen(model, &self.trained);
         if now != self.frozen {
             bail!(
                 "frozen parts of the model have changed: SHA-256 of {} tensors is {}, expected {}; do not use this run's \
@@ -116,7 +118,7 @@ impl Trainability {
 }
 
 struct Lister<'a> {
-    train_type: TrainType,
+    choice: Choice<'a>,
     config: &'a LlavaConfig,
     trained: Vec<ManifestTensor>,
     unreachable: Vec<ManifestTensor>,
@@ -124,7 +126,7 @@ struct Lister<'a> {
 
 impl NamedVisitor for Lister<'_> {
     fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
-        let (true, Some(group)) = (trainable::is_covered(&name, self.train_type), Part::of(&name)) else { return };
+        let (true, Some(group)) = (self.choice.is_covered(&name), Part::of(&name)) else { return };
         let shape = param.val().dims().to_vec();
         let reachable = trainable::receives_gradient(&name, self.config);
         let (values, weight_decay) = (shape.iter().product(), names::decays(&name));
@@ -134,16 +136,15 @@ impl NamedVisitor for Lister<'_> {
 }
 
 /// Hashes every tensor that is not trained, tensors side by side on all cores.
-fn frozen(model: &Llava, train_type: TrainType, config: &LlavaConfig) -> Frozen {
+fn frozen(model: &Llava, trained: &[ManifestTensor]) -> Frozen {
     struct Collector<'a> {
-        train_type: TrainType,
-        config: &'a LlavaConfig,
+        trained: BTreeSet<&'a str>,
         found: Vec<(String, usize, Hash)>,
     }
     type Hash = Box<dyn Fn() -> [u8; 32] + Send + Sync>;
     impl NamedVisitor for Collector<'_> {
         fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
-            if !trainable::is_trained(&name, self.train_type, self.config) {
+            if !self.trained.contains(name.as_str()) {
                 let tensor = param.val();
                 let values = tensor.dims().iter().product();
                 let hash = move || parameters::with_bytes(tensor.clone(), sha256);
@@ -151,9 +152,15 @@ fn frozen(model: &Llava, train_type: TrainType, config: &LlavaConfig) -> Frozen 
             }
         }
     }
-    let mut collector = Collector { train_type, config, found: Vec::new() };
+    let trained = trained.iter().map(|tensor| tensor.name.as_str()).collect();
+    let mut collector = Collector { trained, found: Vec::new() };
     visit_named(model, &mut collector);
-    let line = |(name, _, hash): &(String, usize, Hash)| format!("{name} {}\n", hex(&hash()));
+    let pulse = Pulse::of_this_thread();
+    let line = |(name, _, hash): &(String, usize, Hash)| {
+        let line = format!("{name} {}\n", hex(&hash()));
+        pulse.mark();
+        line
+    };
     let lines: Vec<String> = collector.found.par_iter().map(line).collect();
     Frozen {
         tensors: lines.len(),

@@ -6,24 +6,42 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use common::config::LlavaConfig;
 use common::model::Llava;
+use common::model::lora::LoraConfig;
 use common::model::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use common::names::{self, Block};
 use std::collections::BTreeMap;
 
-/// Whether a parameter is trained: the train type covers it, and a gradient can reach it.
-pub fn is_trained(name: &str, train_type: TrainType, config: &LlavaConfig) -> bool {
-    is_covered(name, train_type) && receives_gradient(name, config)
+/// What decides about which parameters are trained.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<'a> {
+    /// The train type.
+    pub train_type: TrainType,
+    /// The adapter, with `use_lora`.
+    pub lora: Option<&'a LoraConfig>,
 }
 
-/// Whether a train type is meant to train a parameter.
-pub fn is_covered(name: &str, train_type: TrainType) -> bool {
-    let Some(block) = names::block(name) else { return false };
-    let is_vision = matches!(block, Block::VisionEmbeddings | Block::VisionLayer(_) | Block::VisionPostNorm);
-    match train_type {
-        TrainType::None => true,
-        TrainType::FreezeVision => !is_vision,
-        TrainType::Projector => block == Block::Projector,
-        TrainType::UseLora => block == Block::Projector || names::is_lora(name),
+impl<'a> Choice<'a> {
+    /// Of a train type and its adapter.
+    pub fn new(train_type: TrainType, lora: Option<&'a LoraConfig>) -> Self {
+        Self { train_type, lora }
+    }
+
+    /// Whether a parameter is trained: the train type covers it, and a gradient can reach it.
+    pub fn is_trained(self, name: &str, config: &LlavaConfig) -> bool {
+        self.is_covered(name) && receives_gradient(name, config)
+    }
+
+    /// Whether a parameter is meant to be trained.
+    pub fn is_covered(self, name: &str) -> bool {
+        let Some(block) = names::block(name) else { return false };
+        let is_vision = matches!(block, Block::VisionEmbeddings | Block::VisionLayer(_) | Block::VisionPostNorm);
+        match (self.train_type, self.lora) {
+            (TrainType::None, _) => true,
+            (TrainType::FreezeVision, _) => !is_vision,
+            (TrainType::Projector, _) => block == Block::Projector,
+            (TrainType::UseLora, Some(lora)) => lora.trains(name),
+            (TrainType::UseLora, None) => block == Block::Projector || names::is_lora(name),
+        }
     }
 }
 
@@ -38,24 +56,24 @@ pub fn receives_gradient(name: &str, config: &LlavaConfig) -> bool {
 }
 
 /// Lets exactly the trained parameters collect gradients.
-pub fn select(model: Llava, train_type: TrainType, config: &LlavaConfig) -> Llava {
-    map_named(model, &mut Selector { train_type, config })
+pub fn select(model: Llava, choice: Choice<'_>, config: &LlavaConfig) -> Llava {
+    map_named(model, &mut Selector { choice, config })
 }
 
 struct Selector<'a> {
-    train_type: TrainType,
+    choice: Choice<'a>,
     config: &'a LlavaConfig,
 }
 
 impl NamedMapper for Selector<'_> {
     fn map<const D: usize>(&mut self, name: String, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.set_require_grad(is_trained(&name, self.train_type, self.config))
+        param.set_require_grad(self.choice.is_trained(&name, self.config))
     }
 }
 
 /// The layout of a model's trained parameters: a block of the model is a block of the layout.
-pub fn layout(model: &Llava, train_type: TrainType, config: &LlavaConfig, rank: usize, world_size: usize) -> Layout {
-    let mut collector = Collector { train_type, config, blocks: BTreeMap::new() };
+pub fn layout(model: &Llava, choice: Choice<'_>, config: &LlavaConfig, rank: usize, world_size: usize) -> Layout {
+    let mut collector = Collector { choice, config, blocks: BTreeMap::new() };
     visit_named(model, &mut collector);
     let blocks = collector.blocks.into_iter();
     let blocks = blocks
@@ -64,14 +82,14 @@ pub fn layout(model: &Llava, train_type: TrainType, config: &LlavaConfig, rank: 
 }
 
 struct Collector<'a> {
-    train_type: TrainType,
+    choice: Choice<'a>,
     config: &'a LlavaConfig,
     blocks: BTreeMap<Block, Vec<ParamSlot>>,
 }
 
 impl NamedVisitor for Collector<'_> {
     fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
-        if !is_trained(&name, self.train_type, self.config) {
+        if !self.choice.is_trained(&name, self.config) {
             return;
         }
         let Some(block) = names::block(&name) else { return };

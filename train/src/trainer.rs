@@ -8,17 +8,18 @@ pub use start::run;
 
 use crate::adamw::AdamW;
 use crate::backward::{Pass, forward_backward};
-use crate::checkpoint::TrainerState;
 use crate::collective::background::Communicator;
 use crate::config::{Config, LossNormalization};
 use crate::layout::Layout;
 use crate::loader::{Loader, MicroBatch};
 use crate::order::{BatchPlan, Cursor, mix};
 use crate::progress::Shown;
+use crate::run::RunRecord;
 use crate::saving::Saver;
 use crate::schedule::Schedule;
 use crate::setup::Trainee;
 use crate::signals::StopRequest;
+use crate::state::TrainerState;
 use crate::watch::Watch;
 use crate::zero::Partitions;
 use anyhow::{Result, bail};
@@ -42,10 +43,14 @@ pub struct Trainer<'a> {
     partitions: Partitions,
     kept_features: Option<VisionFeatureCache>,
     saver: Saver,
+    /// The run, on rank 0.
+    record: Option<Arc<RunRecord>>,
     plan: BatchPlan,
     schedule: Schedule,
     state: TrainerState,
     skipped_in_a_row: u64,
+    /// The last step for which a checkpoint was begun.
+    saved_step: Option<u64>,
     stop_request: StopRequest,
 }
 
@@ -62,25 +67,33 @@ impl Trainer<'_> {
     /// The loop: next batch → forward and backward → reduce and clip → update → log → evaluate → save.
     fn train(mut self, mut loader: Loader, mut watch: Watch<'_>) -> Result<Finished> {
         let mut log = Log::new();
-        while self.state.global_step < self.state.max_steps {
-            let (_, next) = self.plan.next(self.state.cursor);
+        if self.is_at_end() {
+            watch.say(&format!("nothing left to train: step {} of {}", self.state.global_step, self.state.max_steps));
+        }
+        while !self.is_at_end() {
+            let (_, next) = self.plan.next(self.state.run.cursor);
             let (sums, ids) = self.forward_backward(&mut loader)?;
             let sums = self.reduce(sums)?;
             let report = self.clip_and_update(sums, &ids)?;
             self.advance(next, &report);
             watch.step(&self.shown(&report));
             log.add(report, loader.waited);
-            self.log(&mut log, &mut watch)?;
-            let enough = self.evaluate_if_due(&mut log, &mut watch)?;
-            let saved = self.save_if_due(&sums)?;
-            if sums.stop_requests > 0.0 && self.state.global_step < self.state.max_steps {
-                return self.stop(saved, watch);
-            }
-            if enough {
-                break;
+            self.log(&mut log, &mut watch);
+            watch.features(self.kept_features.as_ref());
+            self.evaluate_if_due(&mut log, &mut watch)?;
+            self.save_if_due(&sums)?;
+            if sums.stop_requests > 0.0 && !self.is_at_end() {
+                return self.stop(watch);
             }
         }
         self.finish(watch)
+    }
+
+    /// Whether no step follows: the last one is made, no row is left, or early stopping has had enough.
+    fn is_at_end(&self) -> bool {
+        let (state, patience) = (&self.state, self.config.early_stopping_patience);
+        let enough = patience > 0 && state.run.evaluations_without_improvement >= patience;
+        enough || state.global_step >= state.max_steps || self.plan.is_at_end(state.run.cursor)
     }
 
     /// All micro-batches, one after another; each block's gradient is on its way to its owner while the block before it is
@@ -218,7 +231,7 @@ impl Trainer<'_> {
     }
 
     fn skip(&mut self, loss: f64, grad_norm: f64, ids: &[String]) -> Result<()> {
-        self.state.skipped_steps += 1;
+        self.state.run.skipped_steps += 1;
         self.skipped_in_a_row += 1;
         let step = self.state.global_step + 1;
         crate::tell!("warning: step {step} skipped: loss {loss}, gradient norm {grad_norm}; rows {}", ids.join(", "));
@@ -233,7 +246,7 @@ impl Trainer<'_> {
     }
 
     fn advance(&mut self, next: Cursor, report: &StepReport) {
-        self.state.cursor = next;
+        self.state.run.cursor = next;
         if self.skipped_in_a_row == 0 {
             self.state.global_step += 1;
         }
@@ -252,26 +265,26 @@ impl Trainer<'_> {
         }
     }
 
-    fn log(&mut self, log: &mut Log, watch: &mut Watch<'_>) -> Result<()> {
-        let due = self.state.global_step.is_multiple_of(self.config.logging_steps as u64);
-        let last = self.state.global_step == self.state.max_steps;
-        if self.skipped_in_a_row > 0 || log.is_empty() || !(due || last) {
-            return Ok(());
+    fn log(&mut self, log: &mut Log, watch: &mut Watch<'_>) {
+        let interval = self.config.logging_steps.in_run(self.state.max_steps);
+        let first = self.config.logging_first_step && self.state.global_step == 1;
+        let due = first || self.state.global_step.is_multiple_of(interval);
+        if self.skipped_in_a_row > 0 || log.is_empty() || !(due || self.is_at_end()) {
+            return;
         }
         let metrics = log.take(&self.state, self.saver.take_stalled());
-        watch.log(&mut self.state, metrics)
+        watch.log(&mut self.state, metrics);
     }
 
-    /// Whether early stopping has had enough.
-    fn evaluate_if_due(&mut self, log: &mut Log, watch: &mut Watch<'_>) -> Result<bool> {
-        if self.skipped_in_a_row > 0 || !watch.evaluates_at(&self.state) {
-            return Ok(false);
+    fn evaluate_if_due(&mut self, log: &mut Log, watch: &mut Watch<'_>) -> Result<()> {
+        if !watch.evaluates_at(&self.state, self.is_at_end()) {
+            return Ok(());
         }
         let begin = Instant::now();
         self.settle()?;
-        let enough = watch.evaluate(&self.trainee, &mut self.state, &mut self.communicator)?;
+        watch.evaluate(&self.trainee, &mut self.state, &mut self.communicator)?;
         // The time is not the next steps'.
         log.since += begin.elapsed();
-        Ok(enough)
+        Ok(())
     }
 }

@@ -1,19 +1,23 @@
 //! What accompanies the training loop and is no part of a step: log lines, event files, progress, evaluation.
 
 use crate::captions::SampleCaption;
-use crate::checkpoint::{self, TrainerState};
+use crate::checkpoint;
 use crate::collective::background::Communicator;
+use crate::collective::launch::launched_processes;
 use crate::config::{Config, ReportTo, Strategy};
 use crate::evaluate::{Evaluated, Evaluation};
 use crate::metrics::{EvalMetrics, LogEntry, MetricsFile, StepMetrics};
 use crate::progress::{Progress, Shown};
+use crate::run::folder::{CAPTIONS, metrics_file};
 use crate::setup::Trainee;
+use crate::state::TrainerState;
 use crate::tensorboard::EventFile;
 use crate::trainability::Trainability;
 use anyhow::{Context, Result};
 use common::files;
+use common::vision_cache::VisionFeatureCache;
 use serde::Serialize;
-use std::path::Path;
+use std::collections::BTreeSet;
 
 /// One rank's companion of the loop. Only rank 0 writes and shows anything.
 pub struct Watch<'a> {
@@ -23,13 +27,26 @@ pub struct Watch<'a> {
     progress: Option<Progress>,
     evaluation: Option<Evaluation>,
     trainability: Option<Trainability>,
+    /// What could not be written the last time: a disk that is full for a while stops nothing.
+    unwritten: BTreeSet<&'static str>,
 }
+
+/// The log.
+const METRICS: &str = "the metrics file";
+/// The event files of TensorBoard.
+const EVENTS: &str = "the event file";
+/// What an evaluation's sample captions are written to.
+const SAMPLE_CAPTIONS: &str = "the file of sample captions";
+/// What is trained.
+const TRAINABLE: &str = "the list of what is trained";
+/// The features of the frozen tower.
+const FEATURES: &str = "the file of vision features";
 
 impl<'a> Watch<'a> {
     /// Opens what the settings ask for, and writes the manifest of what is trained.
     ///
     /// # Errors
-    /// Files that cannot be written; no validation rows where an evaluation is asked for.
+    /// No validation rows where an evaluation is asked for.
     pub fn start(
         config: &'a Config,
         trainee: &Trainee,
@@ -41,18 +58,26 @@ impl<'a> Watch<'a> {
             Strategy::No => None,
             Strategy::Steps | Strategy::Epoch => Some(Evaluation::open(config, trainee, rank, world_size)?),
         };
-        let mut watch = Self { config, metrics: None, events: None, progress: None, evaluation, trainability: None };
+        let mut watch = Self {
+            config,
+            metrics: None,
+            events: None,
+            progress: None,
+            evaluation,
+            trainability: None,
+            unwritten: BTreeSet::new(),
+        };
         if rank == 0 {
-            let path = config.metrics.clone().unwrap_or_else(|| config.output_dir.join("metrics.jsonl"));
-            watch.metrics = Some(MetricsFile::open(&path, state.global_step)?);
+            watch.progress = Some(Progress::new(state.global_step, state.max_steps));
+            watch.metrics = Some(MetricsFile::open(&metrics_file(config), state.global_step));
             if config.report_to == ReportTo::Tensorboard {
-                watch.events = Some(EventFile::create(&config.output_dir, state.global_step)?);
+                watch.events = Some(EventFile::new(&config.output_dir, state.global_step));
             }
-            let trainability = Trainability::of(&trainee.model, config.train_type, &trainee.config);
-            trainability.write(&config.output_dir)?;
+            let trainability = Trainability::of(&trainee.model, trainee.choice(config), &trainee.config);
+            watch.tolerate(TRAINABLE, trainability.write(&config.output_dir).map_err(Into::into));
             trainability.warning().iter().for_each(|warning| crate::tell!("warning: {warning}"));
             watch.trainability = Some(trainability);
-            watch.progress = Some(Progress::new(state.global_step, state.max_steps));
+            watch.flush();
         }
         Ok(watch)
     }
@@ -65,11 +90,8 @@ impl<'a> Watch<'a> {
     }
 
     /// A line of the log is due.
-    ///
-    /// # Errors
-    /// Files that cannot be written.
-    pub fn log(&mut self, state: &mut TrainerState, metrics: StepMetrics) -> Result<()> {
-        self.append(metrics.step, &metrics);
+    pub fn log(&mut self, state: &mut TrainerState, metrics: StepMetrics) {
+        self.append(&metrics);
         if let Some(events) = &mut self.events {
             let values = [
                 ("train/loss", metrics.loss),
@@ -81,70 +103,93 @@ impl<'a> Watch<'a> {
                 ("train/data_wait_seconds", metrics.data_wait_seconds),
                 ("train/peak_rss_mb", metrics.peak_rss_mb),
             ];
-            events.scalars(metrics.step, &values)?;
+            let written = events.scalars(metrics.step, &values);
+            self.tolerate(EVENTS, written);
         }
         state.log_history.push(LogEntry::Steps(metrics));
-        Ok(())
     }
 
-    /// Whether it is time to evaluate.
-    pub fn evaluates_at(&self, state: &TrainerState) -> bool {
-        match self.config.eval_strategy {
-            Strategy::No => false,
-            Strategy::Steps => state.global_step.is_multiple_of(self.config.resolved_eval_steps() as u64),
-            Strategy::Epoch => state.cursor.position == 0,
-        }
+    /// Whether it is time to evaluate, where transformers' Trainer does: `ends` says that no step follows. A step is evaluated
+    /// once: after one that was skipped, the model is what it was.
+    pub fn evaluates_at(&self, state: &TrainerState, ends: bool) -> bool {
+        let steps = self.config.eval_interval().in_run(state.max_steps);
+        let due = self.config.eval_strategy.is_due(state.global_step, steps, state.run.cursor, ends);
+        due && !state.is_evaluated()
     }
 
-    /// Evaluates. Returns whether the run has gone on without a better loss for long enough.
+    /// Evaluates, and counts evaluations without a lower loss.
     ///
     /// # Errors
-    /// Rows that cannot be read, files that cannot be written, a rank that failed.
+    /// Rows that cannot be read, a rank that failed.
     pub fn evaluate(
         &mut self,
         trainee: &Trainee,
         state: &mut TrainerState,
         communicator: &mut Communicator,
-    ) -> Result<bool> {
-        let Some(evaluation) = &self.evaluation else { return Ok(false) };
+    ) -> Result<()> {
+        let Some(evaluation) = &self.evaluation else { return Ok(()) };
         let Evaluated { metrics, captions } =
             evaluation.run(trainee, state.global_step, state.epoch, communicator).context("evaluation")?;
-        self.report(&metrics, &captions)?;
+        self.report(&metrics, &captions);
         if state.best_metric.is_none_or(|best| metrics.eval_loss < best) && metrics.eval_loss.is_finite() {
             state.best_metric = Some(metrics.eval_loss);
             state.best_global_step = Some(state.global_step);
-            state.evaluations_without_improvement = 0;
+            state.run.evaluations_without_improvement = 0;
         } else {
-            state.evaluations_without_improvement += 1;
+            state.run.evaluations_without_improvement += 1;
         }
         state.log_history.push(LogEntry::Evaluation(metrics));
         let patience = self.config.early_stopping_patience;
-        let enough = patience > 0 && state.evaluations_without_improvement >= patience;
-        if enough {
+        if patience > 0 && state.run.evaluations_without_improvement >= patience {
             self.say(&format!(
                 "stopping early at step {}: no lower evaluation loss in {patience} evaluations",
                 state.global_step
             ));
         }
-        Ok(enough)
+        Ok(())
     }
 
-    /// A line of the metrics. A disk that is full for a while loses none and stops nothing.
-    fn append(&mut self, step: u64, metrics: &impl Serialize) {
-        if let Some(Err(error)) = self.metrics.as_mut().map(|file| file.append(metrics)) {
-            self.say(&format!("warning: step {step}: {error:#}; the line is kept for the next time"));
+    fn append(&mut self, metrics: &impl Serialize) {
+        if let Some(file) = &mut self.metrics {
+            let written = file.append(metrics);
+            self.tolerate(METRICS, written);
         }
     }
 
-    /// Writes lines that could not be written before.
-    ///
-    /// # Errors
-    /// What the operating system refuses.
-    pub fn flush(&mut self) -> Result<()> {
-        self.metrics.as_mut().map_or(Ok(()), MetricsFile::flush)
+    /// Writes lines and events that could not be written before.
+    pub fn flush(&mut self) {
+        if let Some(written) = self.metrics.as_mut().map(MetricsFile::flush) {
+            self.tolerate(METRICS, written);
+        }
+        if let Some(written) = self.events.as_mut().map(EventFile::flush) {
+            self.tolerate(EVENTS, written);
+        }
     }
 
-    fn report(&mut self, metrics: &EvalMetrics, captions: &[SampleCaption]) -> Result<()> {
+    /// A run of days does not end because something beside the model cannot be written: a warning when it begins, a line when
+    /// it is over.
+    fn tolerate(&mut self, what: &'static str, written: Result<()>) {
+        match written {
+            Ok(()) if self.unwritten.remove(what) => self.say(&format!("{what} can be written again")),
+            Err(error) if self.unwritten.insert(what) => {
+                self.say(&format!("warning: {what} cannot be written: {error:#}; training goes on"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Says once that the file of vision features cannot be read or written, if so.
+    pub fn features(&mut self, kept: Option<&VisionFeatureCache>) {
+        // Ranks that are threads share the file; processes may be on other machines.
+        let speaks = self.progress.is_some() || launched_processes() > 1;
+        if let Some(trouble) = kept.and_then(VisionFeatureCache::trouble).filter(|_| speaks)
+            && self.unwritten.insert(FEATURES)
+        {
+            crate::tell!("warning: {FEATURES} is of no use: {trouble}; features are computed, and training goes on");
+        }
+    }
+
+    fn report(&mut self, metrics: &EvalMetrics, captions: &[SampleCaption]) {
         self.say(&format!(
             "step {}  eval_loss {:.4} over {} rows in {:.1} s",
             metrics.step, metrics.eval_loss, metrics.eval_samples, metrics.eval_runtime
@@ -152,11 +197,15 @@ impl<'a> Watch<'a> {
         if let Some(progress) = &mut self.progress {
             progress.pause();
         }
-        self.append(metrics.step, metrics);
+        self.append(metrics);
         if !captions.is_empty() {
+            let path = self.config.output_dir.join(format!("{CAPTIONS}{}.jsonl", metrics.step));
             let lines = captions.iter().map(|caption| Ok(serde_json::to_string(caption)? + "\n"));
-            let path = self.config.output_dir.join(format!("captions-{}.jsonl", metrics.step));
-            files::write_atomically(&path, lines.collect::<Result<String>>()?.as_bytes())?;
+            let lines = lines.collect::<Result<String>>();
+            self.tolerate(
+                SAMPLE_CAPTIONS,
+                lines.and_then(|lines| Ok(files::write_atomically(&path, lines.as_bytes())?)),
+            );
         }
         if let Some(events) = &mut self.events {
             let values = [
@@ -164,22 +213,22 @@ impl<'a> Watch<'a> {
                 ("eval/runtime", metrics.eval_runtime),
                 ("eval/samples_per_second", metrics.eval_samples_per_second),
             ];
-            events.scalars(metrics.step, &values)?;
+            let mut written = events.scalars(metrics.step, &values);
             if !captions.is_empty() {
-                events.text(metrics.step, "eval/captions", &markdown(captions))?;
+                written = events.text(metrics.step, "eval/captions", &markdown(captions));
             }
+            self.tolerate(EVENTS, written);
         }
-        Ok(())
     }
 
     /// The run is over: what was to stay frozen must be what it was.
     ///
     /// # Errors
-    /// It has changed; lines of the metrics that could not be written.
+    /// It has changed.
     pub fn finish(&mut self, trainee: &Trainee) -> Result<()> {
-        self.flush()?;
+        self.flush();
         match &self.trainability {
-            Some(trainability) => trainability.check_frozen(&trainee.model, &trainee.config),
+            Some(trainability) => trainability.check_frozen(&trainee.model),
             None => Ok(()),
         }
     }
@@ -193,16 +242,14 @@ impl<'a> Watch<'a> {
 }
 
 /// Before a checkpoint is written: if this step was evaluated, and better than every checkpoint so far, the new one is the
-/// best.
-pub fn note_best_checkpoint(state: &mut TrainerState, output_dir: &Path) {
-    let of_this_step = state.log_history.iter().rev().find_map(|entry| match entry {
-        LogEntry::Evaluation(metrics) if metrics.step == state.global_step => Some(metrics.eval_loss),
-        _ => None,
-    });
-    let Some(loss) = of_this_step.filter(|loss| loss.is_finite()) else { return };
-    if state.best_checkpoint_metric.is_none_or(|best| loss < best) {
-        state.best_checkpoint_metric = Some(loss);
-        state.best_model_checkpoint = Some(checkpoint::dir_of(output_dir, state.global_step).display().to_string());
+/// best. For readers of the state; what is published and kept follows from the checkpoints that are there.
+pub fn note_best_checkpoint(state: &mut TrainerState) {
+    let of_this_step = state.losses().filter(|(step, _)| *step == state.global_step).last();
+    let Some((_, loss)) = of_this_step.filter(|(_, loss)| loss.is_finite()) else { return };
+    if state.run.best_checkpoint_metric.is_none_or(|best| loss < best) {
+        state.run.best_checkpoint_metric = Some(loss);
+        // Relative to `output_dir`: the folder may be moved.
+        state.best_model_checkpoint = Some(format!("{}{}", checkpoint::PREFIX, state.global_step));
     }
 }
 

@@ -1,90 +1,118 @@
-//! `adapter_config.json`.
+//! `adapter_config.json`: read strictly, written with few fields.
 
-use crate::model::lora::{LoraConfig, TEXT_PROJECTIONS};
+use super::fields;
+use super::targets::RawTargets;
+use crate::fields::{Place, check};
+use crate::model::lora::LoraConfig;
 use crate::{Error, Result, json, names};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// What is read of the file; everything else that PEFT writes describes variants that are off by default.
+/// What is read of the file.
+pub struct AdapterFile {
+    /// The file, for errors.
+    pub place: String,
+    /// Rank.
+    pub r: usize,
+    /// Numerator of the scale.
+    pub lora_alpha: f64,
+    /// Dropout on the branch's input.
+    pub lora_dropout: f64,
+    /// Fields about modules.
+    pub targets: RawTargets,
+    /// A tied pair of embedding and output weights stays one when it is saved in full.
+    pub ensure_weight_tying: bool,
+    /// Why training cannot go on from it, if so.
+    pub untrainable: Option<&'static str>,
+    /// Fields about modules, as they stand in the file; those that are not set are left out.
+    pub module_fields: Vec<(String, Value)>,
+}
+
 #[derive(Deserialize)]
-struct RawAdapter {
-    peft_type: Option<String>,
-    r: usize,
-    lora_alpha: f64,
+struct Raw {
+    /// Absent numbers mean 8, as in PEFT.
+    r: Option<usize>,
+    lora_alpha: Option<f64>,
+    lora_dropout: Option<f64>,
+    #[serde(flatten)]
+    targets: RawTargets,
+    ensure_weight_tying: Option<bool>,
     #[serde(default)]
-    lora_dropout: f64,
-    target_modules: Option<Value>,
-    bias: Option<String>,
-    #[serde(default)]
-    use_dora: bool,
-    #[serde(default)]
-    use_rslora: bool,
-    #[serde(default)]
-    fan_in_fan_out: bool,
-    #[serde(default)]
-    lora_bias: bool,
-    rank_pattern: Option<Map<String, Value>>,
-    alpha_pattern: Option<Map<String, Value>>,
+    init_lora_weights: Value,
 }
 
-impl RawAdapter {
-    /// What this adapter needs and nothing here implements.
-    fn unsupported(&self) -> Option<String> {
-        let is_set = |pattern: &Option<Map<String, Value>>| pattern.as_ref().is_some_and(|pattern| !pattern.is_empty());
-        let kind = self.peft_type.as_deref().unwrap_or("LORA");
-        let bias = self.bias.as_deref().unwrap_or("none");
-        [
-            (kind != "LORA", format!("peft_type {kind}")),
-            (bias != "none", format!("bias {bias}")),
-            (self.use_dora, "use_dora".into()),
-            (self.use_rslora, "use_rslora".into()),
-            (self.fan_in_fan_out, "fan_in_fan_out".into()),
-            (self.lora_bias, "lora_bias".into()),
-            (is_set(&self.rank_pattern), "rank_pattern".into()),
-            (is_set(&self.alpha_pattern), "alpha_pattern".into()),
-        ]
-        .into_iter()
-        .find_map(|(applies, name)| applies.then_some(name))
-    }
-}
+/// Fields that say which modules an adapter is about, in PEFT's words.
+const MODULE_FIELDS: [&str; 6] = [
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+    "ensure_weight_tying",
+];
 
-/// The file's settings with the targets that the weights show: `target_modules` may be a regular expression, which is not
-/// evaluated. `stored` are the published paths of the adapter's tensors.
-pub fn read(dir: &Path, stored: &[String]) -> Result<LoraConfig> {
+/// PEFT's rank and alpha where the file says none.
+const DEFAULT_RANK: usize = 8;
+
+/// Reads `dir/adapter_config.json`.
+///
+/// # Errors
+/// Fields that no PEFT knows, and those that ask for something that is not done here.
+pub fn read(dir: &Path) -> Result<AdapterFile> {
     let path = dir.join(names::ADAPTER_CONFIG_FILE);
-    let raw: RawAdapter = json::read(&path)?;
-    if let Some(variant) = raw.unsupported() {
-        return Err(Error::invalid(path.display(), variant, "plain LoRA", "give a LoRA adapter without this variant"));
-    }
-    let has = |prefix: &str, projection: &str| {
-        let part = format!(".{projection}.lora_A.");
-        stored.iter().any(|name| name.starts_with(prefix) && name.contains(&part))
+    let place = path.display().to_string();
+    let object: Map<String, Value> = json::read(&path)?;
+    let remedy = "give a plain LoRA adapter";
+    check(&object, &[fields::LORA], Place { place: &place, kind: "PEFT's LoraConfig", remedy })?;
+    let is_set = |value: &Value| !(value.is_null() || *value == json!(false));
+    let module_fields = MODULE_FIELDS.into_iter().filter_map(|field| Some((field, object.get(field)?)));
+    let module_fields = module_fields.filter(|(_, value)| is_set(value));
+    let module_fields = module_fields.map(|(field, value)| (field.to_string(), value.clone())).collect();
+    let raw: Raw = json::read(&path)?;
+    Ok(AdapterFile {
+        untrainable: initialisation(&raw.init_lora_weights, &place)?,
+        r: raw.r.unwrap_or(DEFAULT_RANK),
+        lora_alpha: raw.lora_alpha.unwrap_or(DEFAULT_RANK as f64),
+        lora_dropout: raw.lora_dropout.unwrap_or_default(),
+        targets: raw.targets,
+        ensure_weight_tying: raw.ensure_weight_tying.unwrap_or_default(),
+        module_fields,
+        place,
+    })
+}
+
+/// Refuses initialisations that change the base's weights; PEFT repeats that whenever it loads such an adapter.
+///
+/// # Source
+/// peft 0.21, `tuners/lora/layer.py`: `pissa_init`, `olora_init`, `corda_init`, `loftq_init`, `lora_ga_init` write the base's
+/// weight; `orthogonal_init`, `mica_init`, EVA and the random ones do not.
+fn initialisation(value: &Value, place: &str) -> Result<Option<&'static str>> {
+    const OF_THE_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+    let kind = match value {
+        Value::Null | Value::Bool(_) => return Ok(None),
+        Value::String(kind) => kind.to_lowercase(),
+        other => other.to_string(),
     };
-    let text = TEXT_PROJECTIONS.into_iter().filter(|projection| has(names::TEXT_MODEL, projection));
-    let target_modules: Vec<String> = text.map(String::from).collect();
-    if target_modules.is_empty() {
-        return Err(Error::invalid(
-            dir.join(names::ADAPTER_WEIGHTS_FILE).display(),
-            format!("no LoRA of the language model (target_modules {})", raw.target_modules.unwrap_or_default()),
-            "lora_A and lora_B of a LLaVA's language model",
-            "give an adapter that was trained on this model",
-        ));
+    if OF_THE_BASE.iter().any(|prefix| kind.starts_with(prefix)) {
+        let expected = "an initialisation that leaves the base model's weights alone (true, gaussian, eva, orthogonal)";
+        let remedy = "convert the adapter with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...) writes \
+                      one for the unchanged base model";
+        return Err(Error::invalid(place, format!("init_lora_weights {value}"), expected, remedy));
     }
-    let config = LoraConfig {
-        r: raw.r,
-        lora_alpha: raw.lora_alpha,
-        lora_dropout: raw.lora_dropout,
-        target_modules,
-        lora_vision: has(names::VISION_MODEL, "q_proj"),
-    };
-    config.validate()?;
-    Ok(config)
+    match kind.as_str() {
+        "gaussian" | "eva" | "orthogonal" => Ok(None),
+        "mica" => Ok(Some("init_lora_weights mica (lora_B stays as it is)")),
+        _ => {
+            let expected = "true, false, gaussian, eva, orthogonal or mica";
+            Err(Error::invalid(place, format!("init_lora_weights {value}"), expected, "give a plain LoRA adapter"))
+        }
+    }
 }
 
 /// Writes the fields that every PEFT generation knows: an unknown one is an error in older versions.
 pub fn write(config: &LoraConfig, base_model: &str, dir: &Path) -> Result<()> {
-    let value = json!({
+    let mut value = json!({
         "base_model_name_or_path": base_model,
         "bias": "none",
         "fan_in_fan_out": false,
@@ -97,6 +125,17 @@ pub fn write(config: &LoraConfig, base_model: &str, dir: &Path) -> Result<()> {
         "target_modules": target_pattern(config),
         "task_type": "CAUSAL_LM",
     });
+    if let Some(modules) = &config.modules {
+        value["modules_to_save"] = Value::Null;
+        for (field, found) in &modules.fields {
+            value[field] = found.clone();
+        }
+        if config.adds_projector() {
+            let mut saved = value["modules_to_save"].as_array().cloned().unwrap_or_default();
+            saved.push(json!(names::PROJECTOR));
+            value["modules_to_save"] = Value::Array(saved);
+        }
+    }
     json::write(&dir.join(names::ADAPTER_CONFIG_FILE), &value)
 }
 

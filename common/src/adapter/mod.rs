@@ -1,61 +1,68 @@
-//! PEFT LoRA adapters: minimal `adapter_config.json`, both key spellings in `adapter_model.safetensors`.
+//! PEFT LoRA adapters: `adapter_config.json` is read strictly and written with few fields, `adapter_model.safetensors` is read in
+//! every key spelling and written in both.
 
 mod config;
+mod fields;
+mod modules;
+mod targets;
+mod weights;
 
-use crate::checkpoint::{TensorFiles, TensorSource, tensor_bytes, write_file};
-use crate::config::WeightDtype;
+use crate::checkpoint::{TensorSource, expected_tensors, tensor_bytes, write_file};
+use crate::config::{LlavaConfig, WeightDtype};
 use crate::model::Llava;
 use crate::model::lora::{self, LoraConfig};
 use crate::model::named::{NamedMapper, NamedVisitor, map_named, visit_named};
+use crate::names::{EMBED_TOKENS, LM_HEAD};
 use crate::{Error, Result, names};
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use modules::{Head, ModelTensors, Resolved};
+use std::path::Path;
+use weights::AdapterWeights;
 
-/// Reads `dir/adapter_config.json`; which projections it targets is taken from the weights beside it.
+/// Reads what an adapter for a model holds: `dir/adapter_config.json` and the names of the weights beside it.
 ///
 /// # Errors
 /// A missing file, another kind of adapter, LoRA variants that are not implemented, targets that the model does not have.
-pub fn read_config(dir: &Path) -> Result<LoraConfig> {
-    let weights = AdapterWeights::open(dir)?;
-    config::read(dir, &weights.published())
+pub fn read_config(dir: &Path, model: &LlavaConfig) -> Result<LoraConfig> {
+    let (file, weights) = (config::read(dir)?, AdapterWeights::open(dir)?);
+    let tensors = ModelTensors::new(expected_tensors(model).into_iter().map(|tensor| tensor.name));
+    Ok(modules::resolve(&file, &weights, &tensors)?.lora)
 }
 
 /// Attaches the adapter's LoRA matrices (`lora_A`, `lora_B`) to the model's layers and replaces what else it holds (the
-/// projector, as a rule). They stay in f32.
+/// projector, as a rule). They stay in f32. Output weights that are tied get a table of their own where the adapter has other
+/// values for one of the pair than for the other, as in PEFT.
 ///
 /// # Errors
 /// A missing, extra or misshapen tensor, by name.
 pub fn load_adapter(model: &mut Llava, dir: &Path, device: &Device) -> Result<LoraConfig> {
-    let weights = AdapterWeights::open(dir)?;
-    let config = config::read(dir, &weights.published())?;
+    let (file, weights) = (config::read(dir)?, AdapterWeights::open(dir)?);
+    let Resolved { lora: config, head } = modules::resolve(&file, &weights, &model_tensors(model))?;
     let mut attached = model.clone();
+    if head == Head::Untied {
+        lora::untied_head(&mut attached.language_model);
+    }
     lora::attach(&mut attached, &config, 0, device);
-    let stored = weights.stored.clone();
-    let mut loader = AdapterLoader { files: &weights.files, stored, problems: Vec::new(), device };
+    let mut loader = AdapterLoader { weights: &weights, config: &config, head, problems: Vec::new(), device };
     attached = map_named(attached, &mut loader);
-    let AdapterLoader { stored, mut problems, .. } = loader;
-    problems.extend(stored.into_values().map(|name| format!("tensor {name}, for which this model has no place")));
-    if let Some(first) = problems.first() {
-        let others = if problems.len() > 1 { format!(" ({} such tensors)", problems.len()) } else { String::new() };
-        return Err(Error::invalid(
-            weights.path.display(),
-            first.clone() + &others,
-            "the tensors of this model's adapter",
-            "give an adapter that was trained on this model",
-        ));
+    if let [first, others @ ..] = &loader.problems[..] {
+        let more = if others.is_empty() { String::new() } else { format!(" ({} such tensors)", loader.problems.len()) };
+        let expected = "the tensors of this model's adapter";
+        let remedy = "give an adapter that was trained on this model";
+        return Err(Error::invalid(weights.path.display(), first.clone() + &more, expected, remedy));
     }
     *model = attached;
     Ok(config)
 }
 
-/// Writes the model's LoRA matrices and projector as a PEFT directory, each tensor under both spellings.
+/// Writes the model's LoRA matrices and what else the adapter holds (the projector, as a rule) as a PEFT directory, each tensor
+/// under both spellings.
 ///
 /// # Errors
 /// A model without LoRA, and what the operating system refuses.
 pub fn save_adapter(model: &Llava, config: &LoraConfig, base_model: &str, dir: &Path) -> Result<()> {
-    let mut collector = AdapterCollector { tensors: Vec::new() };
+    let mut collector = AdapterCollector { config, tensors: Vec::new() };
     visit_named(model, &mut collector);
     if !collector.tensors.iter().any(|tensor| names::is_lora(&tensor.name)) {
         return Err(Error::invalid(dir.display(), "no LoRA matrices", "a model with LoRA", "save the whole model"));
@@ -64,61 +71,52 @@ pub fn save_adapter(model: &Llava, config: &LoraConfig, base_model: &str, dir: &
     config::write(config, base_model, dir)
 }
 
-/// The mapped weights of an adapter: published path → name in the file.
-struct AdapterWeights {
-    path: PathBuf,
-    files: TensorFiles,
-    stored: BTreeMap<String, String>,
-}
-
-impl AdapterWeights {
-    fn open(dir: &Path) -> Result<Self> {
-        let path = dir.join(names::ADAPTER_WEIGHTS_FILE);
-        let files = TensorFiles::open_file(&path)?;
-        let mut stored: BTreeMap<String, String> = BTreeMap::new();
-        for name in files.names() {
-            let refuse = |found: String, expected: &str| {
-                Err(Error::invalid(
-                    format!("{}: tensor {name}", path.display()),
-                    found,
-                    expected,
-                    "save the adapter again",
-                ))
-            };
-            let Some(published) = names::canonical_adapter(name) else {
-                return refuse("a name that no LLaVA's adapter has".into(), "PEFT's names");
-            };
-            if let Some(other) = stored.insert(published, name.to_string())
-                && files.get(&other).map(|view| view.bytes) != files.get(name).map(|view| view.bytes)
-            {
-                return refuse(format!("other values than in {other}"), "the same values under both spellings");
-            }
+fn model_tensors(model: &Llava) -> ModelTensors {
+    struct Names(Vec<String>);
+    impl NamedVisitor for Names {
+        fn visit<const D: usize>(&mut self, name: String, _: &Param<Tensor<D>>) {
+            self.0.push(name);
         }
-        Ok(Self { path, files, stored })
     }
-
-    fn published(&self) -> Vec<String> {
-        self.stored.keys().cloned().collect()
-    }
+    let mut names = Names(Vec::new());
+    visit_named(model, &mut names);
+    ModelTensors::new(names.0.into_iter())
 }
 
 struct AdapterLoader<'a> {
-    files: &'a TensorFiles,
-    stored: BTreeMap<String, String>,
+    weights: &'a AdapterWeights,
+    config: &'a LoraConfig,
+    head: Head,
     problems: Vec<String>,
     device: &'a Device,
 }
 
+impl AdapterLoader<'_> {
+    /// The name under which the adapter has a tensor. In a model that ties the two, values of the embedding or of the head that
+    /// are not trained are those of both.
+    fn published<'n>(&self, name: &'n str) -> Option<&'n str> {
+        let stored = |name: &str| self.weights.stored_name(name).is_some();
+        let other = match name {
+            _ if stored(name) => return Some(name),
+            EMBED_TOKENS => LM_HEAD,
+            LM_HEAD => EMBED_TOKENS,
+            _ => return None,
+        };
+        let is_shared = match self.head {
+            Head::Own => false,
+            Head::Tied => true,
+            Head::Untied => !self.config.trains(other),
+        };
+        (stored(other) && is_shared).then_some(other)
+    }
+}
+
 impl NamedMapper for AdapterLoader<'_> {
     fn map<const D: usize>(&mut self, name: String, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(stored) = self.stored.remove(&name) else {
-            // Everything but LoRA may be absent: an adapter of the language model alone.
-            if names::is_lora(&name) {
-                self.problems.push(format!("no tensor {name}"));
-            }
+        let Some(published) = self.published(&name) else { return param };
+        let (Some(view), Some(stored)) = (self.weights.get(published), self.weights.stored_name(published)) else {
             return param;
         };
-        let Some(view) = self.files.get(&stored) else { return param };
         let shape = param.val().dims();
         if view.shape != shape {
             self.problems.push(format!("tensor {stored} of shape {:?} where the model has {shape:?}", view.shape));
@@ -128,13 +126,14 @@ impl NamedMapper for AdapterLoader<'_> {
     }
 }
 
-struct AdapterCollector {
+struct AdapterCollector<'a> {
+    config: &'a LoraConfig,
     tensors: Vec<TensorSource<'static>>,
 }
 
-impl NamedVisitor for AdapterCollector {
+impl NamedVisitor for AdapterCollector<'_> {
     fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
-        if !names::is_lora(&name) && !name.starts_with(names::PROJECTOR) {
+        if !self.config.stores(&name) {
             return;
         }
         for name in names::adapter_spellings(&name) {

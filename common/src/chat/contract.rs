@@ -19,6 +19,8 @@ pub struct Contract {
     pub contents: Contents,
     /// Why no system message can be given, if none can.
     pub system_refusal: Option<String>,
+    /// Whether the template writes a system prompt of its own where none is given.
+    pub has_default_system: bool,
     /// What the template writes between its generation prompt and an answer; often nothing, or a space.
     pub gap: String,
     /// What it writes between an answer and the end of the turn, the end token included.
@@ -49,9 +51,11 @@ impl Contract {
         let prober = Prober { template, system: system_refusal.is_none().then_some(SYSTEM) };
         let turn = prober.turn(contents).map_err(|reason| unserviceable(&reason))?;
         let (end, end_token_id) = end_of_turn(&turn, tokenizer, stop_ids)?;
+        let has_default_system = system_refusal.is_none() && prober.has_default_system(contents)?;
         Ok(Self {
             contents,
             system_refusal,
+            has_default_system,
             gap: gap(&turn)?,
             end_token: end.trim_start().to_string(),
             end,
@@ -104,6 +108,15 @@ struct Turn {
 }
 
 impl Prober<'_> {
+    /// Whether more is written without a system message than with an empty one.
+    fn has_default_system(&self, contents: Contents) -> Result<bool> {
+        let question = [QUESTIONS[0]];
+        let given = self.render(contents, &question, true).map_err(|reason| unserviceable(&reason))?;
+        let none = Prober { template: self.template, system: None }.render(contents, &question, true);
+        // A template that demands a system message gets one.
+        Ok(none.map_or(true, |none| none.len() > given.len() - SYSTEM.len()))
+    }
+
     /// The first form of contents in which every text is written.
     fn first_form(&self) -> Result<Contents, String> {
         let mut first_reason = None;

@@ -6,6 +6,7 @@ mod contract;
 mod conversation;
 mod image_token;
 mod jinja;
+mod quote;
 mod template;
 mod template_files;
 mod tokenizer;
@@ -14,10 +15,10 @@ pub use image_token::{WithImageToken, add_image_token};
 pub use template::ChatTemplate;
 pub use tokenizer::{TextTokenizer, TokenizerConfig};
 
-use crate::{Error, Result, json, names};
+use crate::{Error, Result, names};
 use contract::Contract;
 use conversation::Beginning;
-use serde::Deserialize;
+use quote::Quoter;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
@@ -83,6 +84,7 @@ pub struct ChatProcessor {
     /// Whether a text's ids depend on the text before it (a tokenizer that puts a space before every text).
     tokens_depend_on_context: bool,
     beginnings: RwLock<HashMap<Vec<Message>, Arc<Beginning>>>,
+    quoter: Quoter,
 }
 
 /// Beginnings that are kept: a dataset asks a few questions over and over.
@@ -117,6 +119,7 @@ impl ChatProcessor {
             tokenizer_sha256: tokenizer.sha256().to_string(),
             chat_template_sha256: template.sha256().to_string(),
             tokens_depend_on_context: tokenizer.depends_on_context()?,
+            quoter: Quoter::new(tokenizer.inner()),
             tokenizer,
             template,
             contract,
@@ -139,18 +142,9 @@ impl ChatProcessor {
         if system.is_empty() { Ok(()) } else { self.contract.check_system() }
     }
 
-    /// Refuses a tokenizer with more ids than the model's embedding has rows.
-    pub fn check_rows(&self, rows: usize) -> Result<()> {
-        let ids = self.tokenizer.next_free_id() as usize;
-        if ids <= rows {
-            return Ok(());
-        }
-        Err(Error::invalid(
-            "the tokenizer",
-            format!("ids up to {}", ids - 1),
-            format!("ids below {rows}, the rows of the model's embedding"),
-            "take the tokenizer that the model was made with, or resize its embedding (resize_token_embeddings of transformers)",
-        ))
+    /// The largest id of the tokenizer, plus one.
+    pub fn vocabulary_size(&self) -> usize {
+        self.tokenizer.next_free_id() as usize
     }
 
     /// The template's text.
@@ -168,9 +162,17 @@ impl ChatProcessor {
         self.template.render(self.contract.contents, messages, add_generation_prompt)
     }
 
-    /// Ids of a text, special tokens recognised, nothing added.
+    /// Ids of a text, special tokens recognised outside of [`Self::quote`]'s quotes, nothing added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if Quoter::has_quotes(text) {
+            return self.quoter.encode(self.tokenizer.inner(), text);
+        }
         self.tokenizer.encode(text)
+    }
+
+    /// A text of a message in which special tokens (and `<image>`) are text: [`Self::encode`] makes characters of them.
+    pub fn quote(&self, text: &str) -> String {
+        self.quoter.quote(text)
     }
 
     /// Text of ids.
@@ -178,18 +180,13 @@ impl ChatProcessor {
         self.tokenizer.decode(ids, skip_special_tokens)
     }
 
-    /// Ids of system + messages (ending with a user message) + generation prompt.
+    /// Ids of system + messages + generation prompt, whichever role the last message has.
     ///
     /// [`SYSTEM_PROMPT`] is put first unless the messages begin with a system message (an empty one stands for none) or the
     /// template takes none. Earlier answers are encoded as in training.
     pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        if messages.last().is_none_or(|last| last.role != Role::User) {
-            return Err(Error::invalid(
-                "the conversation",
-                messages.last().map_or("no message", |last| last.role.as_str()),
-                "a user message at the end",
-                "ask something",
-            ));
+        if messages.is_empty() {
+            return Err(Error::invalid("the conversation", "no message", "at least one message", "ask something"));
         }
         let (system, turns) = match messages {
             [first, turns @ ..] if first.role == Role::System => (first.content.as_str(), turns),
@@ -218,10 +215,11 @@ impl ChatProcessor {
         self.finish(&self.kept_beginning(&messages)?, &messages, answer)
     }
 
+    /// An empty system prompt is no message; but a message without text where the template would write a prompt of its own.
     fn system_message(&self, system: &str) -> Result<Vec<Message>> {
         self.check_system(system)?;
         let message = Message { role: Role::System, content: system.into() };
-        Ok(if system.is_empty() { Vec::new() } else { vec![message] })
+        Ok(if system.is_empty() && !self.contract.has_default_system { Vec::new() } else { vec![message] })
     }
 
     /// The beginning of an answer; that of a first question is remembered.
@@ -251,7 +249,7 @@ fn of_dir(dir: &Path, error: Error) -> Error {
     }
 }
 
-/// `eos_token` first, then the further ids of `generation_config.json`.
+/// `eos_token` first, then the further ids of `generation_config.json` or `config.json`.
 fn eos_token_ids(dir: &Path, tokenizer: &TextTokenizer, config: &TokenizerConfig) -> Result<Vec<u32>> {
     let path = dir.join(names::TOKENIZER_CONFIG_FILE);
     let expected = "eos_token, a token of tokenizer.json";
@@ -261,9 +259,7 @@ fn eos_token_ids(dir: &Path, tokenizer: &TextTokenizer, config: &TokenizerConfig
             Error::invalid(path.display(), format!("eos_token {text:?}"), expected, "correct the file")
         })?);
     }
-    let generation: GenerationConfig =
-        json::read_if_there(&dir.join(names::GENERATION_CONFIG_FILE))?.unwrap_or_default();
-    for id in generation.eos_token_id.map_or_else(Vec::new, OneOrMany::into_vec) {
+    for id in crate::config::eos_token_ids(dir)? {
         if !ids.contains(&id) {
             ids.push(id);
         }
@@ -272,25 +268,4 @@ fn eos_token_ids(dir: &Path, tokenizer: &TextTokenizer, config: &TokenizerConfig
         return Err(Error::invalid(path.display(), "no eos_token", expected, "add it"));
     }
     Ok(ids)
-}
-
-#[derive(Default, Deserialize)]
-struct GenerationConfig {
-    eos_token_id: Option<OneOrMany>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-impl OneOrMany {
-    fn into_vec(self) -> Vec<u32> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
-        }
-    }
 }

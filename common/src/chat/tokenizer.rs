@@ -35,6 +35,11 @@ impl TextTokenizer {
         Ok(Self { tokenizer, sha256: files::sha256_hex(&identity), from_config })
     }
 
+    /// The library's tokenizer.
+    pub(super) fn inner(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// Lower-case hex SHA-256 of the file and of the tokens that other files add.
     pub fn sha256(&self) -> &str {
         &self.sha256

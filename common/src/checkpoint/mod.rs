@@ -15,7 +15,7 @@ pub use write::{TensorSource, from_f32, model_tensors, module_tensors, save_mode
 use crate::config::{LlavaConfig, TextConfig, WeightDtype};
 use crate::model::Llava;
 use crate::model::named::{NamedMapper, map_named};
-use crate::{Error, Result, names};
+use crate::{Error, Result, names, pulse};
 use burn::module::Param;
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
 use std::borrow::Cow;
@@ -79,6 +79,7 @@ impl NamedMapper for Loader<'_> {
         let Some(view) = self.weights.get(&name) else { return param };
         let tensor = view.to_tensor(self.dtype.unwrap_or(view.dtype), self.device);
         self.weights.release(&name);
+        pulse::mark();
         Param::from_tensor(tensor)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::pickled;
 use crate::config::WeightDtype;
-use crate::{Error, Result, json, names};
+use crate::{Error, Result, files, json, names};
 use half::{bf16, f16};
 use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::SafeTensors;
@@ -80,7 +80,8 @@ impl TensorFiles {
         let index_path = dir.join(names::WEIGHTS_INDEX_FILE);
         let Some(index) = json::read_if_there::<Index>(&index_path)? else { return Self::open_pickled(dir) };
         let parts: BTreeSet<&String> = index.weight_map.values().collect();
-        let files = Self::open_files(&parts.into_iter().map(|part| dir.join(part)).collect::<Vec<_>>())?;
+        let parts = parts.into_iter().map(|part| files::in_folder(dir, part, index_path.display()));
+        let files = Self::open_files(&parts.collect::<Result<Vec<_>>>()?)?;
         match index
             .weight_map
             .iter()
@@ -96,15 +97,19 @@ impl TensorFiles {
         }
     }
 
-    /// `pytorch_model.bin`; errors name it, not the temporary file.
     fn open_pickled(dir: &Path) -> Result<Self> {
         let path = dir.join(names::PICKLED_WEIGHTS_FILE);
-        if !path.exists() {
-            return Err(no_weights(dir));
-        }
-        let rewritten = pickled::rewrite(&path)?;
+        if path.exists() { Self::open_pickled_file(&path) } else { Err(no_weights(dir)) }
+    }
+
+    /// One pickled file (`pytorch_model.bin`, `adapter_model.bin`); errors name it, not the temporary file.
+    ///
+    /// # Errors
+    /// As [`TensorFiles::open`].
+    pub fn open_pickled_file(path: &Path) -> Result<Self> {
+        let rewritten = pickled::rewrite(path)?;
         let mut opened = Self::open_files(&[rewritten.path()])?;
-        opened.files.iter_mut().for_each(|file| file.path.clone_from(&path));
+        opened.files.iter_mut().for_each(|file| file.path = path.to_path_buf());
         opened.rewritten = Some(rewritten);
         Ok(opened)
     }
@@ -212,5 +217,38 @@ fn weight_dtype(dtype: Dtype, path: &Path, name: &str) -> Result<WeightDtype> {
             "F32, BF16 or F16",
             "convert the weights; quantized ones are not read",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_names_files_beside_it_and_no_others() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let model = dir.path().join("model");
+        std::fs::create_dir(&model).expect("created");
+        let header = "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}";
+        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
+        for place in [dir.path().join("x.safetensors"), model.join("model-00001-of-00001.safetensors")] {
+            std::fs::write(place, &file).expect("written");
+        }
+        let elsewhere = dir.path().join("x.safetensors").display().to_string();
+        for (part, is_read) in [
+            ("model-00001-of-00001.safetensors", true),
+            ("../x.safetensors", false),
+            ("model-/../../x.safetensors", false),
+            (elsewhere.as_str(), false),
+        ] {
+            let index = serde_json::json!({"weight_map": {"a": part}}).to_string();
+            std::fs::write(model.join(names::WEIGHTS_INDEX_FILE), index).expect("written");
+            match TensorFiles::open(&model) {
+                Ok(files) => assert!(is_read && files.get("a").is_some(), "{part} was read"),
+                Err(error) => {
+                    assert!(!is_read && error.to_string().contains("index.json: found the file name"), "{error}")
+                }
+            }
+        }
     }
 }

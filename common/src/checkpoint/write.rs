@@ -32,7 +32,8 @@ impl TensorSource<'_> {
 
 /// Writes `config.json` and the weights (published names) into an existing folder; parts of at most `max_part_bytes`.
 ///
-/// Weights are written in the config's format.
+/// Weights are written in the config's format; output weights of their own are written, and the config says so, also where
+/// `config` has them tied (an adapter may have separated the two).
 ///
 /// # Errors
 /// A model with LoRA matrices (they have no place in a full checkpoint), and what the operating system refuses.
@@ -42,6 +43,8 @@ pub fn save_model(model: &Llava, config: &LlavaConfig, dir: &Path, max_part_byte
         let found = format!("LoRA matrices ({})", lora.name);
         return Err(Error::invalid(dir.display(), found, "merged weights", "merge first, or save the adapter"));
     }
+    let mut config = config.clone();
+    config.text.tie_word_embeddings = model.language_model.lm_head.is_none();
     config.write(dir)?;
     write_tensors(tensors, dir, max_part_bytes)
 }

@@ -1,8 +1,13 @@
 //! `config.json` of a LLaVA, a CLIP and a Qwen2: read in every spelling that transformers has written, validated once.
 
+mod attention;
+mod eos;
+mod fields;
 mod raw;
 mod read;
 mod write;
+
+pub use eos::eos_token_ids;
 
 /// Activation of an MLP (`hidden_act`, `projector_hidden_act`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +87,8 @@ pub struct VisionConfig {
     pub hidden_act: Activation,
     /// Epsilon of every LayerNorm.
     pub layer_norm_eps: f64,
+    /// Dropout of attention weights in training; not applied here, kept for the config file.
+    pub attention_dropout: f64,
 }
 
 /// Qwen2.
@@ -109,8 +116,10 @@ pub struct TextConfig {
     pub tie_word_embeddings: bool,
     /// `bos_token_id`, if any.
     pub bos_token_id: Option<u32>,
-    /// `eos_token_id` of the config, if any.
-    pub eos_token_id: Option<u32>,
+    /// `eos_token_id` of the config, one id or several; may be empty.
+    pub eos_token_id: Vec<u32>,
+    /// Dropout of attention weights in training; not applied here, kept for the config file.
+    pub attention_dropout: f64,
 }
 
 /// A whole LLaVA.

@@ -4,15 +4,16 @@
 //! transformers 4.41 and 5.24, `configuration_llava.py`, `configuration_clip.py`, `configuration_qwen2.py`.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// `config.json` of a LLaVA.
 #[derive(Deserialize)]
 pub struct RawLlava {
     pub vision_config: Option<RawVision>,
     pub text_config: Option<RawText>,
-    #[serde(alias = "image_token_id")]
     pub image_token_index: Option<u32>,
+    /// The newer name; some files have both.
+    pub image_token_id: Option<u32>,
     pub pad_token_id: Option<u32>,
     pub vision_feature_layer: Option<OneOrMany<i64>>,
     pub vision_feature_select_strategy: Option<String>,
@@ -56,6 +57,7 @@ pub struct RawVision {
     pub hidden_act: Option<String>,
     #[serde(default = "defaults::layer_norm_eps")]
     pub layer_norm_eps: f64,
+    pub attention_dropout: Option<f64>,
     pub dtype: Option<String>,
     pub torch_dtype: Option<String>,
 }
@@ -91,8 +93,13 @@ pub struct RawText {
     pub eos_token_id: Option<OneOrMany<u32>>,
     #[serde(default)]
     pub use_sliding_window: bool,
+    /// Absent means 4096, as there; an explicit `null` means no window.
+    #[serde(default = "defaults::sliding_window")]
+    pub sliding_window: Option<usize>,
     #[serde(default = "defaults::max_window_layers")]
     pub max_window_layers: usize,
+    pub layer_types: Option<Vec<String>>,
+    pub attention_dropout: Option<f64>,
     pub dtype: Option<String>,
     pub torch_dtype: Option<String>,
 }
@@ -101,9 +108,22 @@ pub struct RawText {
 #[derive(Deserialize)]
 pub struct RawRope {
     pub rope_theta: Option<f64>,
-    #[serde(alias = "type")]
     pub rope_type: Option<String>,
+    /// The older name of `rope_type`; some files have both.
+    #[serde(rename = "type")]
+    pub older_rope_type: Option<String>,
     pub partial_rotary_factor: Option<f64>,
+    /// The other fields, to be checked.
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
+}
+
+impl RawRope {
+    /// The type that is not the default, if there is one.
+    pub fn scaled_type(&self) -> Option<&str> {
+        let types = [self.rope_type.as_deref(), self.older_rope_type.as_deref()];
+        types.into_iter().flatten().find(|&kind| kind != "default")
+    }
 }
 
 /// Enough of any `config.json` to say what it is.
@@ -153,6 +173,7 @@ pub mod defaults {
         vocab_size: usize = 151_936;
         max_position_embeddings: usize = 32_768;
         max_window_layers: usize = 28;
+        sliding_window: Option<usize> = Some(4096);
         rms_norm_eps: f64 = 1e-6;
         rope_theta: f64 = 10_000.0;
         image_token_index: u32 = 32_000;

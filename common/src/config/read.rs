@@ -1,8 +1,10 @@
 //! From the files' many spellings to one validated configuration.
 
-use super::raw::{OneOrMany, RawClip, RawLlava, RawModelType, RawRope, RawText, RawVision, defaults};
-use super::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
+use super::attention::require_full_attention;
+use super::raw::{OneOrMany, RawClip, RawLlava, RawModelType, RawText, RawVision, defaults};
+use super::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype, fields};
 use crate::{Error, Result, json, names};
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// `model_type` of a LLaVA, of CLIP, of its vision tower, of Qwen2.
@@ -20,7 +22,13 @@ impl LlavaConfig {
         let path = dir.join(names::CONFIG_FILE);
         let at = At(path.display().to_string());
         expect_model_type(&path, &at, &[LLAVA])?;
-        from_raw(json::read(&path)?, &at)
+        let object: Map<String, Value> = json::read(&path)?;
+        let raw: RawLlava = json::read(&path)?;
+        expect_families(&raw, &at)?;
+        fields::check(&object, fields::LLAVA, &at, "a LLaVA's configuration")?;
+        check_tower(object.get("vision_config"), &at.key("vision_config"))?;
+        check_text(object.get("text_config"), &at.key("text_config"))?;
+        from_raw(raw, &at)
     }
 }
 
@@ -29,11 +37,20 @@ impl VisionConfig {
     pub fn read_clip(dir: &Path) -> Result<(Self, WeightDtype)> {
         let path = dir.join(names::CONFIG_FILE);
         let at = At(path.display().to_string());
-        if expect_model_type(&path, &at, &[CLIP, CLIP_VISION])? == CLIP_VISION {
+        let model_type = expect_model_type(&path, &at, &[CLIP, CLIP_VISION])?;
+        let object: Value = json::read(&path)?;
+        if model_type == CLIP_VISION {
+            check_tower(Some(&object), &at)?;
             let raw: RawVision = json::read(&path)?;
             return Ok((vision(&raw, &at)?, dtype([&raw.dtype, &raw.torch_dtype], &at)?));
         }
+        if let Some(object) = object.as_object() {
+            fields::check(object, fields::CLIP, &at, "a CLIP's configuration")?;
+        }
         let raw: RawClip = json::read(&path)?;
+        for key in ["vision_config_dict", "vision_config"] {
+            check_tower(object.get(key), &at.key(key))?;
+        }
         let tower = raw.vision_config_dict.or(raw.vision_config).ok_or_else(|| {
             at.invalid("vision_config", "nothing", "the vision tower's settings", "take another CLIP")
         })?;
@@ -47,25 +64,31 @@ impl TextConfig {
         let path = dir.join(names::CONFIG_FILE);
         let at = At(path.display().to_string());
         expect_model_type(&path, &at, &[QWEN2])?;
+        check_text(Some(&json::read(&path)?), &at)?;
         let raw: RawText = json::read(&path)?;
         Ok((text(&raw, raw.tie_word_embeddings.unwrap_or(false), &at)?, dtype([&raw.dtype, &raw.torch_dtype], &at)?))
     }
 }
 
 /// The place of a value: file and keys.
-struct At(String);
+pub(super) struct At(pub(super) String);
 
 impl At {
-    fn key(&self, key: &str) -> Self {
+    pub(super) fn key(&self, key: &str) -> Self {
         Self(format!("{}: {key}", self.0))
     }
 
-    fn invalid(&self, key: &str, found: impl ToString, expected: impl ToString, remedy: &str) -> Error {
+    pub(super) fn invalid(&self, key: &str, found: impl ToString, expected: impl ToString, remedy: &str) -> Error {
         Error::invalid(format!("{}: {key}", self.0), found, expected, remedy)
     }
 
-    fn check(&self, holds: bool, key: &str, found: impl ToString, expected: impl ToString) -> Result<()> {
+    pub(super) fn check(&self, holds: bool, key: &str, found: impl ToString, expected: impl ToString) -> Result<()> {
         if holds { Ok(()) } else { Err(self.invalid(key, found, expected, "correct config.json")) }
+    }
+
+    /// A probability that is written back; it is not applied, and training says so.
+    fn check_dropout(&self, found: f64) -> Result<()> {
+        self.check((0.0..1.0).contains(&found), "attention_dropout", found, "a probability from 0 to below 1")
     }
 }
 
@@ -79,17 +102,38 @@ fn expect_model_type(path: &Path, at: &At, expected: &[&'static str]) -> Result<
     })
 }
 
+/// Refuses other towers and language models by name, before their keys are looked at.
+fn expect_families(raw: &RawLlava, at: &At) -> Result<()> {
+    let text = raw.text_config.as_ref().ok_or_else(|| no_text_config(at))?;
+    let text_type = text.model_type.as_deref().unwrap_or("llama");
+    at.key("text_config").check(text_type == QWEN2, "model_type", text_type, QWEN2)?;
+    let tower = raw.vision_config.as_ref().and_then(|tower| tower.model_type.as_deref()).unwrap_or(CLIP_VISION);
+    at.key("vision_config").check(tower == CLIP_VISION, "model_type", tower, CLIP_VISION)
+}
+
+fn no_text_config(at: &At) -> Error {
+    at.invalid("text_config", "nothing (llama by transformers' default)", QWEN2, "take a LLaVA with a Qwen2")
+}
+
+/// Checks the fields of a vision tower's object, where there is one.
+fn check_tower(tower: Option<&Value>, at: &At) -> Result<()> {
+    let Some(object) = tower.and_then(Value::as_object) else { return Ok(()) };
+    fields::check(object, fields::VISION, at, "a CLIP vision tower's configuration")
+}
+
+/// Checks the fields of a language model's object, where there is one.
+fn check_text(text: Option<&Value>, at: &At) -> Result<()> {
+    let Some(object) = text.and_then(Value::as_object) else { return Ok(()) };
+    fields::check(object, fields::TEXT, at, "a Qwen2's configuration")
+}
+
 fn from_raw(raw: RawLlava, at: &At) -> Result<LlavaConfig> {
-    let text_at = at.key("text_config");
-    let raw_text = raw.text_config.ok_or_else(|| {
-        at.invalid("text_config", "nothing (llama by transformers' default)", QWEN2, "take a LLaVA with a Qwen2")
-    })?;
-    let text_type = raw_text.model_type.as_deref().unwrap_or("llama");
-    text_at.check(text_type == QWEN2, "model_type", text_type, QWEN2)?;
+    let (text_at, image_token_index) = (at.key("text_config"), image_token_index(&raw, at)?);
+    let raw_text = raw.text_config.ok_or_else(|| no_text_config(at))?;
     // 4.x never wrote the outer key when it was true (its default there), so where it stands it means what 5.x means by it.
     let tied = [raw.tie_word_embeddings, raw_text.tie_word_embeddings].contains(&Some(true));
     let vision = match &raw.vision_config {
-        Some(tower) => vision_of_llava(tower, &at.key("vision_config"))?,
+        Some(tower) => vision(tower, &at.key("vision_config"))?,
         None => llava_default_vision(),
     };
     let (layers, is_scalar) = match raw.vision_feature_layer {
@@ -101,7 +145,7 @@ fn from_raw(raw: RawLlava, at: &At) -> Result<LlavaConfig> {
     let config = LlavaConfig {
         vision,
         text: text(&raw_text, tied, &text_at)?,
-        image_token_index: raw.image_token_index.unwrap_or_else(defaults::image_token_index),
+        image_token_index,
         pad_token_id: raw.pad_token_id,
         vision_feature_layers: layers,
         vision_feature_layer_is_scalar: is_scalar,
@@ -112,6 +156,18 @@ fn from_raw(raw: RawLlava, at: &At) -> Result<LlavaConfig> {
     };
     validate(&config, at)?;
     Ok(config)
+}
+
+fn image_token_index(raw: &RawLlava, at: &At) -> Result<u32> {
+    let (index, id) = (raw.image_token_index, raw.image_token_id);
+    let differ = index.zip(id).is_some_and(|(index, id)| index != id);
+    at.check(
+        !differ,
+        "image_token_id",
+        id.unwrap_or_default(),
+        format!("image_token_index {}", index.unwrap_or_default()),
+    )?;
+    Ok(index.or(id).unwrap_or_else(defaults::image_token_index))
 }
 
 fn validate(config: &LlavaConfig, at: &At) -> Result<()> {
@@ -130,12 +186,6 @@ fn validate(config: &LlavaConfig, at: &At) -> Result<()> {
     at.check(image < vocab, "image_token_index", image, format!("an id below vocab_size {vocab}"))
 }
 
-fn vision_of_llava(raw: &RawVision, at: &At) -> Result<VisionConfig> {
-    let found = raw.model_type.as_deref().unwrap_or(CLIP_VISION);
-    at.check(found == CLIP_VISION, "model_type", found, CLIP_VISION)?;
-    vision(raw, at)
-}
-
 /// What transformers takes when a LLaVA's config says nothing of the tower: CLIP ViT-L/14 at 336 pixels.
 fn llava_default_vision() -> VisionConfig {
     VisionConfig {
@@ -149,6 +199,7 @@ fn llava_default_vision() -> VisionConfig {
         projection_dim: 768,
         hidden_act: Activation::QuickGelu,
         layer_norm_eps: defaults::layer_norm_eps(),
+        attention_dropout: 0.0,
     }
 }
 
@@ -164,7 +215,9 @@ fn vision(raw: &RawVision, at: &At) -> Result<VisionConfig> {
         projection_dim: raw.projection_dim,
         hidden_act: activation(raw.hidden_act.as_deref(), "quick_gelu", &at.key("hidden_act"))?,
         layer_norm_eps: raw.layer_norm_eps,
+        attention_dropout: raw.attention_dropout.unwrap_or(0.0),
     };
+    at.check_dropout(config.attention_dropout)?;
     let VisionConfig { hidden_size, num_attention_heads: heads, image_size, patch_size, .. } = config;
     at.check(
         heads > 0 && hidden_size.is_multiple_of(heads),
@@ -200,8 +253,10 @@ fn text(raw: &RawText, tie_word_embeddings: bool, at: &At) -> Result<TextConfig>
         rms_norm_eps: raw.rms_norm_eps,
         tie_word_embeddings,
         bos_token_id: raw.bos_token_id,
-        eos_token_id: raw.eos_token_id.as_ref().and_then(|ids| ids.to_vec().first().copied()),
+        eos_token_id: raw.eos_token_id.as_ref().map_or_else(Vec::new, OneOrMany::to_vec),
+        attention_dropout: raw.attention_dropout.unwrap_or(0.0),
     };
+    at.check_dropout(config.attention_dropout)?;
     let TextConfig { hidden_size, num_attention_heads: heads, num_key_value_heads: kv_heads, .. } = config;
     let fits = heads > 0 && hidden_size.is_multiple_of(heads) && config.head_dim().is_multiple_of(2);
     at.check(
@@ -230,24 +285,19 @@ fn text(raw: &RawText, tie_word_embeddings: bool, at: &At) -> Result<TextConfig>
         act.unwrap_or(""),
         "silu",
     )?;
-    let windowed = raw.use_sliding_window && raw.max_window_layers < raw.num_hidden_layers;
-    at.check(!windowed, "use_sliding_window", "true", "false: windowed attention is not implemented")?;
+    require_full_attention(raw, at)?;
     Ok(config)
 }
 
+/// The base of the rotary embedding; scaled and partial ones are refused by name.
 fn rope_theta(raw: &RawText, at: &At) -> Result<f64> {
-    let plain = |rope: &RawRope| {
-        rope.rope_type.as_deref().is_none_or(|kind| kind == "default")
-            && rope.partial_rotary_factor.is_none_or(|f| f == 1.0)
-    };
     for (key, rope) in [("rope_parameters", &raw.rope_parameters), ("rope_scaling", &raw.rope_scaling)] {
-        let found = rope.as_ref().and_then(|rope| rope.rope_type.as_deref()).unwrap_or("a partial rotary embedding");
-        at.check(
-            rope.as_ref().is_none_or(plain),
-            key,
-            found,
-            "the default rotary embedding: scaled ones are not implemented",
-        )?;
+        let Some(rope) = rope else { continue };
+        let expected = "the default rotary embedding: scaled ones are not implemented";
+        at.check(rope.scaled_type().is_none(), key, rope.scaled_type().unwrap_or_default(), expected)?;
+        let factor = rope.partial_rotary_factor.unwrap_or(1.0);
+        at.check(factor == 1.0, key, format!("partial_rotary_factor {factor}"), "1: all of a head is rotated")?;
+        fields::check_rope(&rope.others, &at.key(key))?;
     }
     let nested = raw.rope_parameters.as_ref().and_then(|rope| rope.rope_theta);
     let theta = nested.or(raw.rope_theta).unwrap_or_else(defaults::rope_theta);

@@ -40,9 +40,13 @@ impl LlavaConfig {
 fn text_json(text: &TextConfig, dtype: &str) -> Value {
     json!({
         "architectures": ["Qwen2ForCausalLM"],
-        "attention_dropout": 0.0,
+        "attention_dropout": text.attention_dropout,
         "bos_token_id": text.bos_token_id,
-        "eos_token_id": text.eos_token_id,
+        "eos_token_id": match text.eos_token_id[..] {
+            [] => Value::Null,
+            [id] => json!(id),
+            ref ids => json!(ids),
+        },
         "hidden_act": Activation::Silu.name(),
         "hidden_size": text.hidden_size,
         "initializer_range": 0.02,
@@ -67,7 +71,7 @@ fn text_json(text: &TextConfig, dtype: &str) -> Value {
 
 fn vision_json(vision: &VisionConfig, dtype: &str) -> Value {
     json!({
-        "attention_dropout": 0.0,
+        "attention_dropout": vision.attention_dropout,
         "hidden_act": vision.hidden_act.name(),
         "hidden_size": vision.hidden_size,
         "image_size": vision.image_size,

@@ -58,8 +58,14 @@ impl ImageSources {
 
     /// The places, for the plan: a zip file with its identity.
     pub fn describe(&self) -> Vec<String> {
-        let folders = self.folders.iter().map(|folder| format!("{}/", folder.name));
-        folders.chain(self.zip.iter().map(ZipFile::describe)).collect()
+        self.folder_names().chain(self.zip.iter().map(ZipFile::describe)).collect()
+    }
+
+    fn folder_names(&self) -> impl Iterator<Item = String> {
+        self.folders.iter().map(|folder| match folder.name {
+            "" => "the data folder".to_owned(),
+            name => format!("{name}/"),
+        })
     }
 
     /// Size of an image's file in a folder, bytes; `None` if it is not in one.
@@ -84,8 +90,8 @@ impl ImageSources {
         if let Some(bytes) = self.zip.as_ref().map(|zip| zip.read(name)).transpose()?.flatten() {
             return Ok(bytes);
         }
-        let places = self.describe().join(", ");
-        Err(ImageFileError::Missing(format!("{name} is in none of {places}")))
+        let places: Vec<String> = self.folder_names().chain(self.zip.iter().map(ZipFile::contents)).collect();
+        Err(ImageFileError::Missing(format!("{name} is in none of {}", places.join(", "))))
     }
 }
 
@@ -93,6 +99,7 @@ impl ImageSources {
 fn is_inside(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     !name.is_empty()
+        && !name.ends_with('/')
         && !name.contains('\0')
         && parts.all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }

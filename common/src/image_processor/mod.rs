@@ -1,12 +1,13 @@
 //! CLIP's image processor, equal to transformers' PIL one bit for bit where the decoder gives the same pixels.
 
 mod decode;
+mod fields;
 mod geometry;
 mod resize;
 mod settings;
 
 use crate::Result;
-pub use decode::{Layout, MAX_PIXELS, Raster, declared_size, decode};
+pub use decode::{Layout, MAX_PIXELS, Raster, declared_size, decode, decoder_build};
 use geometry::{center_window, resized_size};
 use resize::{Resizer, Source};
 use std::cell::RefCell;
@@ -79,12 +80,21 @@ impl ImageProcessor {
         Self { shortest_edge, crop_size, image_mean, image_std, sha256 }
     }
 
-    /// Reads `dir/preprocessor_config.json` in its old (integer sizes) and new spelling.
+    /// Reads `image_processor` of `dir/processor_config.json`, or `dir/preprocessor_config.json`, in old (integer sizes) and new
+    /// spelling.
     ///
     /// # Errors
     /// `Invalid` names the first setting that is not CLIP's way of processing.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         settings::from_dir(dir)
+    }
+
+    /// The same settings as they stand in the file, for a `preprocessor_config.json` of another directory.
+    ///
+    /// # Errors
+    /// No settings, and fields that are no processor's.
+    pub fn settings_of_dir(dir: &Path) -> Result<serde_json::Map<String, serde_json::Value>> {
+        Ok(settings::settings_of(dir)?.1)
     }
 
     /// Decodes (by content, not by name), resizes and crops one image file.

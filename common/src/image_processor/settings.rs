@@ -1,8 +1,11 @@
-//! `preprocessor_config.json`: which image processor a model wants, in the spellings of all transformers versions.
+//! Which image processor a model wants: `image_processor` of `processor_config.json`, or `preprocessor_config.json`, in the
+//! spellings of all transformers versions.
 
-use super::ImageProcessor;
-use crate::{Error, Result};
+use super::{ImageProcessor, fields};
+use crate::fields::{Place, check};
+use crate::{Error, Result, json, names};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
@@ -33,12 +36,6 @@ struct Settings {
     image_std: Option<[f64; 3]>,
 }
 
-/// `processor_config.json` of newer versions holds the same settings one level down.
-#[derive(Deserialize)]
-struct ProcessorConfig {
-    image_processor: Settings,
-}
-
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(untagged)]
 enum Size {
@@ -46,34 +43,58 @@ enum Size {
     Named { shortest_edge: Option<usize>, longest_edge: Option<usize>, height: Option<usize>, width: Option<usize> },
 }
 
+/// Key of the image processor's settings in `processor_config.json`.
+const IMAGE_PROCESSOR: &str = "image_processor";
+const REMEDY: &str = "use a CLIP image processor's settings";
+
 /// Reads the settings of a model directory.
 pub(super) fn from_dir(dir: &Path) -> Result<ImageProcessor> {
-    let own = dir.join("preprocessor_config.json");
-    let nested = dir.join("processor_config.json");
-    if !own.exists() && nested.exists() {
-        let config: ProcessorConfig = read_json(&nested)?;
-        return config.image_processor.validate(&nested);
-    }
-    read_json::<Settings>(&own)?.validate(&own)
+    let (place, object) = settings_of(dir)?;
+    parse(&place, object)
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read(path).map_err(Error::io(path))?;
-    serde_json::from_slice(&text).map_err(|error| {
-        Error::invalid(
-            path.display(),
-            error,
-            "a CLIP image processor's settings",
-            "copy the file from the vision model",
-        )
-    })
+/// The settings of a model directory as they stand there, and where.
+///
+/// # Source
+/// transformers 5.24, `image_processing_base.py`, `get_image_processor_dict`: `processor_config.json` comes first, because
+/// `save_pretrained` of 5.x writes it alone and leaves an older `preprocessor_config.json` as it was.
+pub(super) fn settings_of(dir: &Path) -> Result<(String, Map<String, Value>)> {
+    let processor = dir.join(names::PROCESSOR_CONFIG_FILE);
+    let own = dir.join(names::PREPROCESSOR_CONFIG_FILE);
+    if let Some(mut object) = json::read_if_there::<Map<String, Value>>(&processor)? {
+        let place = processor.display().to_string();
+        let remedy = "use the processor of a LLaVA with a CLIP";
+        check(&object, &[fields::PROCESSOR], Place { place: &place, kind: "a LLaVA's or CLIP's processor", remedy })?;
+        match object.remove(IMAGE_PROCESSOR) {
+            Some(Value::Object(settings)) => return Ok((format!("{place}: {IMAGE_PROCESSOR}"), settings)),
+            None | Some(Value::Null) => {}
+            Some(other) => {
+                let place = format!("{place}: {IMAGE_PROCESSOR}");
+                return Err(Error::invalid(place, other, "an object with the settings", REMEDY));
+            }
+        }
+    }
+    if !own.exists() {
+        let names =
+            format!("{}, or {IMAGE_PROCESSOR} in {}", names::PREPROCESSOR_CONFIG_FILE, names::PROCESSOR_CONFIG_FILE);
+        let remedy = "copy it from the CLIP's repository: it says how pictures become pixels";
+        return Err(Error::invalid(own.display(), "no such file", names, remedy));
+    }
+    Ok((own.display().to_string(), json::read(&own)?))
+}
+
+fn parse(place: &str, object: Map<String, Value>) -> Result<ImageProcessor> {
+    check(&object, &[fields::IMAGE], Place { place, kind: "a CLIP image processor", remedy: REMEDY })?;
+    let settings: Settings = serde_json::from_value(Value::Object(object)).map_err(|error| {
+        let expected = "a CLIP image processor's settings";
+        Error::invalid(place, error, expected, "copy the file from the vision model")
+    })?;
+    settings.validate(place)
 }
 
 impl Settings {
-    fn validate(self, path: &Path) -> Result<ImageProcessor> {
-        let refuse = |found: String, expected: &str| {
-            Error::invalid(path.display(), found, expected, "use a CLIP image processor's settings")
-        };
+    fn validate(self, place: &str) -> Result<ImageProcessor> {
+        let refuse = |found: String, expected: &str| Error::invalid(place, found, expected, REMEDY);
         let switches = [
             ("do_resize", self.do_resize),
             ("do_center_crop", self.do_center_crop),
@@ -139,8 +160,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<ImageProcessor> {
-        let settings: Settings = serde_json::from_str(text).expect("valid JSON");
-        settings.validate(Path::new("preprocessor_config.json"))
+        super::parse("preprocessor_config.json", serde_json::from_str(text).expect("valid JSON"))
     }
 
     #[test]
@@ -160,10 +180,59 @@ mod tests {
             (r#"{"crop_size": {"height": 3, "width": 4}}"#, "crop_size"),
             (r#"{"image_std": [0, 1, 1]}"#, "std"),
             (r#"{"size": 100000000}"#, "size 100000000"),
+            (r#"{"image_processor_type": "SiglipImageProcessor", "size": 56}"#, "SiglipImageProcessor"),
+            (r#"{"image_processor_type": "LlavaImageProcessorFast", "size": 56}"#, "LlavaImageProcessorFast"),
+            (r#"{"feature_extractor_type": "ViTFeatureExtractor"}"#, "feature_extractor_type \"ViT"),
+            (r#"{"image_processor_type": "CLIPImageProcessor", "do_pad": true}"#, "do_pad true"),
+            (r#"{"pad_size": {"height": 56, "width": 56}}"#, "pad_size"),
+            (r#"{"do_reduce_labels": false}"#, "unknown field do_reduce_labels"),
+            (r#"{"imagemean": [0.5, 0.5, 0.5]}"#, "did you mean image_mean?"),
         ];
         for (text, word) in cases {
             let error = parse(text).expect_err(text).to_string();
             assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+    /// Means of the settings that a folder with these files gives, or the error.
+    fn mean_of(files: &[(&str, &str)]) -> Result<f64, String> {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).expect("written");
+        }
+        from_dir(folder.path()).map(|processor| processor.image_mean[0]).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_processor_s_settings_come_before_an_older_file() {
+        const OWN: &str = r#"{"size": 56, "crop_size": 56, "image_mean": [0.25, 0.5, 0.5], "feature_extractor_type": "CLIPFeatureExtractor"}"#;
+        const NESTED: &str = r#"{"processor_class": "LlavaProcessor", "image_processor": {"size": {"shortest_edge": 56},
+            "crop_size": {"height": 56, "width": 56}, "image_mean": [0.75, 0.5, 0.5], "image_processor_type": "CLIPImageProcessor"}}"#;
+        const WITHOUT: &str = r#"{"processor_class": "LlavaProcessor", "patch_size": 14, "image_token": "<image>"}"#;
+        let (own, processor) = ("preprocessor_config.json", "processor_config.json");
+        assert_eq!(mean_of(&[(own, OWN)]), Ok(0.25));
+        assert_eq!(mean_of(&[(processor, NESTED)]), Ok(0.75));
+        assert_eq!(mean_of(&[(own, OWN), (processor, NESTED)]), Ok(0.75), "as transformers 5");
+        assert_eq!(mean_of(&[(own, OWN), (processor, WITHOUT)]), Ok(0.25));
+        for (files, words) in [
+            (
+                &[][..],
+                &["preprocessor_config.json", "image_processor in processor_config.json", "CLIP's repository"][..],
+            ),
+            (&[(processor, WITHOUT)], &["preprocessor_config.json", "no such file"]),
+            (&[(own, OWN), (processor, r#"{"image_token": "<|image_pad|>"}"#)], &["image_token", "<|image_pad|>"]),
+            (&[(own, OWN), (processor, r#"{"processor_class": "LlavaNextProcessor"}"#)], &["LlavaNextProcessor"]),
+            (&[(own, OWN), (processor, r#"{"video_processor": {}}"#)], &["unknown field video_processor"]),
+            (
+                &[(own, OWN), (processor, r#"{"image_processor": "CLIPImageProcessor"}"#)],
+                &["processor_config.json: image_processor"],
+            ),
+            (
+                &[(processor, r#"{"image_processor": {"image_processor_type": "SiglipImageProcessor"}}"#)],
+                &["processor_config.json: image_processor", "SiglipImageProcessor"],
+            ),
+        ] {
+            let error = mean_of(files).expect_err("refused");
+            assert!(words.iter().all(|word| error.contains(word)), "{words:?} not in: {error}");
         }
     }
 }

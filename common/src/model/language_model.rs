@@ -213,7 +213,7 @@ impl LanguageModel {
         let rows = ops::select_rows(hidden, positions);
         let normed = self.model.norm.forward(rows, config.rms_norm_eps).values;
         match self.head() {
-            head if head.int8.is_some() => ops::plain::cross_entropy_of_logits(head.logits(normed), targets),
+            head if head.is_composed() => ops::plain::cross_entropy_of_logits(head.logits(normed), targets),
             head => ops::cross_entropy_sum(normed, head.weight.val(), targets),
         }
     }

@@ -1,7 +1,9 @@
 //! CLIP's vision transformer.
 
+#![allow(non_snake_case)] // `lora_A` and `lora_B` are the published names.
+
 use super::dropout::{LoraDropout, SiteDropout};
-use super::linear::Linear;
+use super::linear::{Linear, LoraMatrix};
 use crate::config::{FeatureSelect, LlavaConfig, VisionConfig};
 use crate::ops::int8::{Int8Weight, linear_int8};
 use crate::ops::{self, LinearInput, Mask};
@@ -52,6 +54,13 @@ pub struct PatchEmbedding {
 pub struct Embedding {
     /// `[rows, D]`
     pub weight: Param<Tensor<2>>,
+    /// `[rank, D]` as `lora_A.weight`: LoRA of the products with all rows ([`Embedding::logits`]), not of the rows.
+    pub lora_A: Option<LoraMatrix>,
+    /// `[rows, rank]` as `lora_B.weight`
+    pub lora_B: Option<LoraMatrix>,
+    /// `lora_alpha / r`; 0 without LoRA.
+    #[module(skip)]
+    pub lora_scale: f32,
     /// The table in 8-bit integers, which then stands for `weight` (inference only).
     #[module(skip)]
     pub int8: Option<Int8Weight>,
@@ -60,7 +69,7 @@ pub struct Embedding {
 impl Embedding {
     /// A table `[rows, D]`.
     pub fn new(weight: Param<Tensor<2>>) -> Self {
-        Self { weight, int8: None }
+        Self { weight, lora_A: None, lora_B: None, lora_scale: 0.0, int8: None }
     }
 
     /// Rows `ids`, in the number format that the device computes in: `[T]` → `[T, D]`.
@@ -75,10 +84,23 @@ impl Embedding {
 
     /// Products with all rows: x `[T, D]` → `[T, rows]`.
     pub fn logits(&self, x: Tensor<2>) -> Tensor<2> {
-        match &self.int8 {
+        let branch = self.lora_A.as_ref().zip(self.lora_B.as_ref()).map(|(a, b)| {
+            let low = ops::linear(x.clone(), a.weight.val(), None);
+            ops::linear(low, b.weight.val(), None) * self.lora_scale
+        });
+        let logits = match &self.int8 {
             Some(int8) => linear_int8(x, int8, None),
             None => ops::linear(x, self.weight.val(), None),
+        };
+        match branch {
+            Some(branch) => logits + branch,
+            None => logits,
         }
+    }
+
+    /// The products are not those with `weight` alone.
+    pub fn is_composed(&self) -> bool {
+        self.int8.is_some() || self.lora_A.is_some()
     }
 
     /// Keeps the table in 8-bit integers from here on; the float table is freed.
@@ -242,8 +264,8 @@ impl VisionLayer {
         let normed = self.layer_norm1.forward(hidden.clone(), layer_norm_eps);
         let hidden = ops::add(hidden, self.self_attn.forward(normed, layer, context));
         let normed = self.layer_norm2.forward(hidden.clone(), layer_norm_eps);
-        let up = ops::activate(self.mlp.fc1.forward(normed, None), hidden_act);
-        ops::add(hidden, self.mlp.fc2.forward(up, None))
+        let up = ops::activate(self.mlp.fc1.forward(normed, context.dropout(layer, 4)), hidden_act);
+        ops::add(hidden, self.mlp.fc2.forward(up, context.dropout(layer, 5)))
     }
 }
 
@@ -254,7 +276,7 @@ impl VisionAttention {
         let k = self.k_proj.forward(x.clone(), context.dropout(layer, 1));
         let v = self.v_proj.forward(x, context.dropout(layer, 2));
         let attended = ops::attention(q, k, v, heads, heads, &context.seq_lens, Mask::Full);
-        self.out_proj.forward(attended, None)
+        self.out_proj.forward(attended, context.dropout(layer, 3))
     }
 }
 

@@ -4,7 +4,7 @@ use super::{FORMAT_VERSION, ShardMetadata, Split};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Name of the index in a folder of shards; written last.
 pub const INDEX_FILE: &str = "index.json";
@@ -22,6 +22,16 @@ pub struct ShardFile {
     pub bytes: u64,
     /// SHA-256 of the file.
     pub sha256: String,
+}
+
+impl ShardFile {
+    /// The file in `dir`; `source` is what names it.
+    ///
+    /// # Errors
+    /// A name that leads out of the folder.
+    pub fn path(&self, dir: &Path, source: &Path) -> Result<PathBuf> {
+        files::in_folder(dir, &self.file, source.display())
+    }
 }
 
 /// The account: `rows_in` = `train` + `validation` + `rejected`.
@@ -90,6 +100,7 @@ impl ShardIndex {
         if fingerprint != index.fingerprint {
             return Err(invalid(format!("fingerprint {}", index.fingerprint), format!("{fingerprint} of its files")));
         }
+        index.shards.iter().try_for_each(|shard| shard.path(dir, &path).map(drop))?;
         Ok(index)
     }
 

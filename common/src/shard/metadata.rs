@@ -2,7 +2,7 @@
 
 use super::PixelFormat;
 use crate::chat::ChatProcessor;
-use crate::image_processor::ImageProcessor;
+use crate::image_processor::{ImageProcessor, decoder_build};
 use crate::{Error, Result, files};
 use parquet::file::metadata::KeyValue;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -63,6 +63,9 @@ pub struct ShardMetadata {
     pub image_processor_sha256: String,
     /// Form of `pixel_values`.
     pub pixels: PixelFormat,
+    /// The JPEG decoder and its build: damaged JPEG data decodes otherwise in another one. Empty in shards of older programs.
+    #[serde(default)]
+    pub image_decoder: String,
     /// Shortest edge after resizing, pixels.
     pub shortest_edge: usize,
     /// Side of an image (S), pixels.
@@ -84,6 +87,7 @@ impl ShardMetadata {
             chat_template_sha256: chat.chat_template_sha256.clone(),
             image_processor_sha256: image_processor.sha256.clone(),
             pixels,
+            image_decoder: decoder_build(),
             shortest_edge: image_processor.shortest_edge,
             crop_size: image_processor.crop_size,
             image_mean: image_processor.image_mean,

@@ -19,11 +19,13 @@
 //!
 //! (`f32` and `f16` hold the normalised values themselves, little-endian; `jpeg` the image files' own bytes.)
 
+mod card;
 mod columns;
 mod encoder;
 mod entropy;
 mod file;
 mod index;
+mod lengths;
 mod metadata;
 mod pixels;
 mod reader;
@@ -31,8 +33,10 @@ mod schema;
 mod texts;
 mod writer;
 
+pub use card::CARD_FILE;
 pub use encoder::{EncodedRowGroup, RowGroupEncoder, Sample, SampleImage};
 pub use index::{Counts, INDEX_FILE, ShardFile, ShardIndex};
+pub use lengths::RowLength;
 pub use metadata::{CodeTable, FORMAT_VERSION, ShardMetadata};
 pub use pixels::PixelFormat;
 pub use reader::ShardSet;
@@ -55,13 +59,25 @@ impl Split {
     /// Both, in the order in which they are written and counted.
     pub const ALL: [Self; 2] = [Self::Train, Self::Validation];
 
+    /// Its name in files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Validation => "validation",
+        }
+    }
+
     /// Name of this split's file number `shard`.
     pub fn file_name(self, shard: usize) -> String {
-        let stem = match self {
+        format!("{}-{shard:05}.parquet", self.file_stem())
+    }
+
+    /// What the names of this split's files begin with.
+    fn file_stem(self) -> &'static str {
+        match self {
             Self::Train => "shard",
             Self::Validation => "validation",
-        };
-        format!("{stem}-{shard:05}.parquet")
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Rows of finished shards, read at random.
 
 use super::columns::Columns;
-use super::file::OpenFile;
+use super::file::{OpenFile, read_error};
 use super::{Row, ShardFile, ShardIndex, ShardMetadata, Split, index, schema};
 use crate::image_processor::ImageProcessor;
 use crate::{Error, Result};
@@ -76,6 +76,31 @@ impl ShardSet {
     /// SHA-256 over the shards' hashes: identifies the data in run states.
     pub fn fingerprint(&self) -> String {
         self.fingerprint.clone()
+    }
+
+    /// Images of every row, from two small columns.
+    ///
+    /// # Errors
+    /// A damaged shard.
+    pub fn images_per_row(&self) -> Result<Vec<u32>> {
+        const COLUMNS: [&str; 2] = [schema::IMAGE, schema::MORE_IMAGES_IMAGE];
+        const ROWS: usize = 4096;
+        let mut counts = Vec::with_capacity(self.rows);
+        for shard in &self.shards {
+            let file = self.file(shard)?;
+            let mut row = 0;
+            for batch in file.read_all(&COLUMNS, ROWS)? {
+                let batch = batch.map_err(|error| read_error(&file.place(row))(error.into()))?;
+                let place = file.place(row);
+                let columns = Columns::new(&batch, &place);
+                for index in 0..batch.num_rows() {
+                    let first = columns.first(schema::IMAGE, index)?.is_some();
+                    counts.push(u32::from(first) + columns.more_images(index)?.texts(schema::IMAGE).len() as u32);
+                }
+                row += batch.num_rows();
+            }
+        }
+        Ok(counts)
     }
 
     /// The files of the split, in the order of their rows.

@@ -17,6 +17,7 @@ fn metadata(pixels: PixelFormat) -> ShardMetadata {
         chat_template_sha256: "c".repeat(64),
         image_processor_sha256: "i".repeat(64),
         pixels,
+        image_decoder: String::new(),
         shortest_edge: SIDE,
         crop_size: SIDE,
         image_mean: [0.5, 0.25, 0.125],
@@ -157,4 +158,30 @@ fn foreign_and_damaged_files_are_refused_by_name() {
     std::fs::write(&path, &bytes[..bytes.len() - 1]).expect("written");
     let error = ShardSet::open(dir.path(), Split::Train).err().expect("refused").to_string();
     assert!(error.contains("shard-00001.parquet"), "{error}");
+}
+
+#[test]
+fn images_of_every_row_are_counted() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for pixels in [PixelFormat::Predicted, PixelFormat::F16] {
+        write_set(dir.path(), pixels);
+        for split in Split::ALL {
+            let set = ShardSet::open(dir.path(), split).expect("opened");
+            let rows = (0..set.len()).map(|row| set.read_row(row).expect("a row").images.len() as u32);
+            assert_eq!(set.images_per_row().expect("readable"), rows.collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn an_index_that_names_files_elsewhere_is_refused() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    write_set(dir.path(), PixelFormat::U8);
+    let path = dir.path().join(INDEX_FILE);
+    let text = std::fs::read_to_string(&path).expect("read");
+    for name in ["../shard-00000.parquet", "/dev/zero", "a/shard-00000.parquet", ".."] {
+        std::fs::write(&path, text.replacen("shard-00000.parquet", name, 1)).expect("written");
+        let error = ShardSet::open(dir.path(), Split::Train).err().expect("refused").to_string();
+        assert!(error.contains("index.json") && error.contains(name), "{error}");
+    }
 }

@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, bail, ensure};
 use common::Error;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
+use serde_json::{Map, Value, json};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -33,6 +34,59 @@ pub(super) struct Line {
     pub references: Vec<String>,
 }
 
+/// Something that has to be the same for a run to go on.
+#[derive(Clone, Debug)]
+pub(super) struct Compared {
+    name: &'static str,
+    value: Value,
+    /// Where it was; its contents are compared.
+    place: Option<PathBuf>,
+}
+
+/// What stands in the settings' file for something that is compared by its contents.
+const SHA256: &str = "sha256";
+
+impl Compared {
+    /// A value, compared as it is.
+    pub fn value(name: &'static str, value: Value) -> Self {
+        Self { name, value, place: None }
+    }
+
+    /// Files, compared by their hash.
+    pub fn contents(name: &'static str, place: &Path, sha256: String) -> Self {
+        Self { name, value: json!(sha256), place: Some(place.to_path_buf()) }
+    }
+
+    fn recorded(&self) -> Value {
+        match &self.place {
+            Some(place) => json!({"path": place, SHA256: self.value}),
+            None => self.value.clone(),
+        }
+    }
+
+    /// What is different from a record, in words.
+    fn difference(&self, found: &Value) -> Option<String> {
+        let name = self.name;
+        match &self.place {
+            None if *found == self.value => None,
+            None => Some(format!("{name} {found}, not {}", self.value)),
+            Some(_) if found.get(SHA256) == Some(&self.value) => None,
+            Some(place) if found.is_null() => Some(format!("no {name}, not {}", place.display())),
+            Some(place) => {
+                let was = found.get("path").unwrap_or(found);
+                let was = was.as_str().map_or_else(|| was.to_string(), str::to_string);
+                let (then, now) = (found.get(SHA256).map_or("not recorded".to_string(), short), short(&self.value));
+                Some(format!("another {name}: {was} (SHA-256 {then}), not {} ({now})", place.display()))
+            }
+        }
+    }
+}
+
+/// The first digits of a hash.
+fn short(value: &Value) -> String {
+    value.as_str().unwrap_or_default().chars().take(12).collect()
+}
+
 /// The open file, locked against a second run.
 pub(super) struct Journal {
     path: PathBuf,
@@ -41,20 +95,19 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens or creates the file; a last line that a kill cut off is removed.
+    /// Opens or creates the file; a last line that a kill cut off is removed, and with `overwrite` every line is.
     ///
     /// # Errors
-    /// A file of other settings, of another program, or in use by another run.
-    pub fn open(path: &Path, settings: &serde_json::Value) -> Result<Self> {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .read(true)
-            .write(true)
-            .truncate(false)
-            .open(path)
-            .map_err(Error::io(path))?;
-        if file.try_lock().is_err() {
+    /// A file of other settings, of another model, of another program, or in use by another run.
+    pub fn open(path: &Path, settings: &[Compared], overwrite: bool) -> Result<Self> {
+        let mut options = OpenOptions::new();
+        let mut file =
+            options.create(true).read(true).write(true).truncate(false).open(path).map_err(Error::io(path))?;
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
             bail!("{}: another run is writing it; wait for it or give another --output", path.display());
+        }
+        if overwrite {
+            file.set_len(0).map_err(Error::io(path))?;
         }
         check_settings(path, settings, file.metadata().map_err(Error::io(path))?.len() == 0)?;
         let (lines, end) = whole_lines(path, &file)?;
@@ -84,23 +137,26 @@ impl Journal {
     }
 }
 
-fn check_settings(path: &Path, settings: &serde_json::Value, empty: bool) -> Result<()> {
+/// The settings are on disk before the first line is, so that no line is without them.
+fn check_settings(path: &Path, settings: &[Compared], empty: bool) -> Result<()> {
     let mut name = path.as_os_str().to_os_string();
     name.push(".settings.json");
     let beside = PathBuf::from(name);
     if empty {
-        return Ok(common::files::write_atomically(&beside, serde_json::to_string_pretty(settings)?.as_bytes())?);
+        let recorded: Map<String, Value> =
+            settings.iter().map(|setting| (setting.name.to_string(), setting.recorded())).collect();
+        return Ok(common::json::write(&beside, &recorded)?);
     }
-    let text = std::fs::read(&beside).map_err(Error::io(&beside)).with_context(|| {
-        format!("{} has lines, but not the settings they were made with; give another --output", path.display())
-    })?;
-    let found: serde_json::Value = serde_json::from_slice(&text).with_context(|| beside.display().to_string())?;
-    let Some(keys) = settings.as_object() else { return Ok(()) };
-    if let Some((key, value)) = keys.iter().find(|(key, value)| found.get(key.as_str()) != Some(value)) {
-        let was = found.get(key).cloned().unwrap_or_default();
-        bail!("{}: was begun with {key} {was}, not {value}; repeat that or give another --output", path.display());
+    const REMEDY: &str = "give another --output, or --overwrite true to begin anew";
+    let text = std::fs::read(&beside)
+        .map_err(Error::io(&beside))
+        .with_context(|| format!("{} has lines, but not the settings they were made with; {REMEDY}", path.display()))?;
+    let found: Map<String, Value> = serde_json::from_slice(&text).with_context(|| beside.display().to_string())?;
+    let differs = |setting: &Compared| setting.difference(found.get(setting.name).unwrap_or(&Value::Null));
+    match settings.iter().find_map(differs) {
+        Some(what) => bail!("{}: was begun with {what}; repeat that, {REMEDY}", path.display()),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Number of whole lines, and the byte after them.
@@ -128,31 +184,72 @@ fn parse(path: &Path, number: usize, line: &str) -> Result<Line> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+
+    fn settings(seed: u64, model: &str) -> Vec<Compared> {
+        vec![
+            Compared::contents("model", Path::new("runs/a"), model.to_string()),
+            Compared::value("adapter", json!(null)),
+            Compared::value("seed", json!(seed)),
+        ]
+    }
+
+    fn line(index: usize) -> Line {
+        Line { index, id: format!("é{index}"), caption: Some("a".into()), ..Line::default() }
+    }
 
     #[test]
-    fn a_cut_line_is_written_again_and_other_settings_are_refused() {
+    fn a_cut_line_is_written_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("captions.jsonl");
-        let settings = json!({"model": "m", "seed": 1});
-        let mut journal = Journal::open(&path, &settings).unwrap();
-        let line = |index| Line { index, id: format!("é{index}"), caption: Some("a".into()), ..Line::default() };
+        let open = || Journal::open(&path, &settings(1, "m"), false);
+        let mut journal = open().unwrap();
         journal.append(&line(0)).unwrap();
         journal.append(&line(1)).unwrap();
-        assert!(Journal::open(&path, &settings).is_err(), "two runs at once");
+        assert!(open().is_err(), "two runs at once");
         drop(journal);
 
         let text = std::fs::read(&path).unwrap();
         std::fs::write(&path, &text[..text.len() - 3]).unwrap();
-        let mut journal = Journal::open(&path, &settings).unwrap();
+        let mut journal = open().unwrap();
         assert_eq!(journal.len(), 1);
         journal.append(&line(1)).unwrap();
         assert_eq!(journal.lines().unwrap(), [line(0), line(1)]);
         drop(journal);
 
-        let error = Journal::open(&path, &json!({"model": "m", "seed": 2})).err().unwrap().to_string();
-        assert!(error.contains("seed 1, not 2"), "{error}");
         std::fs::write(&path, "{}\n").unwrap();
-        assert!(Journal::open(&path, &settings).is_err());
+        assert!(open().is_err());
+    }
+
+    #[test]
+    fn lines_of_another_model_or_of_other_settings_are_not_continued() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("captions.jsonl");
+        Journal::open(&path, &settings(1, "m"), false).unwrap().append(&line(0)).unwrap();
+        let text = std::fs::read(&path).unwrap();
+
+        let mut moved = settings(1, "m");
+        moved[0].place = Some(PathBuf::from("runs/b"));
+        assert_eq!(Journal::open(&path, &moved, false).unwrap().len(), 1, "the same model elsewhere");
+        let adapter = [&settings(1, "m")[..1], &[Compared::contents("adapter", Path::new("x"), "y".into())]].concat();
+        for (other, expected) in [
+            (settings(2, "m"), "was begun with seed 1, not 2"),
+            (settings(1, "n"), "was begun with another model: runs/a (SHA-256 m), not runs/a (n)"),
+            (adapter, "was begun with no adapter, not x"),
+        ] {
+            let error = Journal::open(&path, &other, false).err().unwrap().to_string();
+            assert!(error.contains(expected) && error.contains("--overwrite true"), "{error}");
+            assert_eq!(std::fs::read(&path).unwrap(), text, "as it was");
+        }
+        // As versions before this one wrote them.
+        let beside = dir.path().join("captions.jsonl.settings.json");
+        std::fs::write(&beside, "{\"model\": \"runs/a\", \"adapter\": null, \"seed\": 1}").unwrap();
+        let error = Journal::open(&path, &settings(1, "m"), false).err().unwrap().to_string();
+        assert!(error.contains("another model: runs/a (SHA-256 not recorded)"), "{error}");
+
+        assert_eq!(Journal::open(&path, &settings(1, "n"), true).unwrap().len(), 0, "anew");
+        assert_eq!(Journal::open(&path, &settings(1, "n"), false).unwrap().len(), 0);
+        std::fs::remove_file(&beside).unwrap();
+        std::fs::write(&path, text).unwrap();
+        assert!(Journal::open(&path, &settings(1, "n"), false).is_err(), "lines without settings");
     }
 }

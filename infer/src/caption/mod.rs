@@ -2,6 +2,7 @@
 
 mod journal;
 mod references;
+mod settings;
 mod source;
 
 use crate::args::CaptionArgs;
@@ -35,11 +36,13 @@ struct Summary {
 pub fn run(args: &CaptionArgs) -> Result<String> {
     args.sampling.sampling()?;
     ensure!(args.batch_size > 0, "batch-size: found 0, expected at least 1");
+    // Another model's file is refused before this one is loaded.
+    let mut journal = Journal::open(&args.output, &settings::settings(args)?, args.overwrite)?;
     let engine = Engine::from_args(&args.model)?;
     let source = Source::open(args, &engine.processors)?;
     let references = References::read(args)?;
     let total = args.limit.unwrap_or(usize::MAX).min(source.len());
-    let mut journal = Journal::open(&args.output, &settings(args))?;
+    source.check(&journal.lines()?, &args.output)?;
     ensure!(
         journal.len() <= total,
         "{}: has {} lines, the source {total} pictures; give another --output",
@@ -48,18 +51,6 @@ pub fn run(args: &CaptionArgs) -> Result<String> {
     );
     caption_rest(args, &engine, &source, &references, total, &mut journal)?;
     Ok(serde_json::to_string(&summary(&journal.lines()?))?)
-}
-
-/// What has to be the same for a run to go on: everything that changes a caption.
-fn settings(args: &CaptionArgs) -> serde_json::Value {
-    serde_json::json!({
-        "model": args.model.model, "adapter": args.model.adapter, "weights": format!("{:?}", args.model.weights()),
-        "images": args.source.images, "data": args.source.data, "shards": args.source.shards,
-        "split": format!("{:?}", args.split), "prompt": args.prompt, "system_prompt": args.system_prompt,
-        "max_new_tokens": args.sampling.max_new_tokens, "temperature": args.sampling.temperature,
-        "top_p": args.sampling.top_p, "top_k": args.sampling.top_k, "seed": args.sampling.seed,
-        "repetition_penalty": args.sampling.repetition_penalty, "stop": args.sampling.stop,
-    })
 }
 
 /// A caption in the making.

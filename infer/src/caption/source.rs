@@ -1,14 +1,15 @@
 //! Where pictures come from: a folder, a dataset with chat.json, shards.
 
+use super::journal::Line;
 use crate::args::CaptionArgs;
 use crate::engine::{Processors, Prompt, single_question};
 use crate::score::ensure_same_processors;
 use anyhow::{Context, Result, bail, ensure};
+use common::dataset::{self, Record, RecordError};
 use common::image_files::ImageSources;
 use common::image_processor::ProcessedImage;
 use common::shard::{Row, ShardSet};
 use common::{Error, IGNORE_INDEX};
-use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
 /// Endings of the files that a folder is searched for.
@@ -20,7 +21,7 @@ pub(super) struct Item {
     pub id: String,
     /// File name.
     pub image: String,
-    /// The question with the picture, or why the picture cannot be used.
+    /// The question with the picture, or why they cannot be used.
     pub prompt: Result<Prompt, String>,
     /// Answers that the source itself has.
     pub references: Vec<String>,
@@ -32,30 +33,9 @@ pub(super) enum Source {
     /// Files, all with the same question.
     Folder { files: Vec<PathBuf>, question: String, system: String },
     /// Rows of chat.json, pictures in folders or in images.zip.
-    Dataset { files: ImageSources, records: Vec<Record>, system: String },
+    Dataset { files: ImageSources, records: Vec<Result<Record, RecordError>>, system: String },
     /// Rows of shards.
     Shards(ShardSet),
-}
-
-/// A row of chat.json.
-#[derive(Debug, Deserialize)]
-pub(super) struct Record {
-    id: String,
-    image: OneOrMore,
-    conversations: Vec<Turn>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum OneOrMore {
-    One(String),
-    More(Vec<String>),
-}
-
-#[derive(Debug, Deserialize)]
-struct Turn {
-    from: String,
-    value: String,
 }
 
 impl Source {
@@ -64,13 +44,15 @@ impl Source {
     /// # Errors
     /// A missing folder, a malformed chat.json (with line and column), shards of another model.
     pub fn open(args: &CaptionArgs, processors: &Processors) -> Result<Self> {
-        let system = args.system_prompt.clone();
+        let system = processors.chat.quote(&args.system_prompt);
         match (&args.source.images, &args.source.data, &args.source.shards) {
-            (Some(dir), None, None) => {
-                Ok(Self::Folder { files: picture_files(dir)?, question: args.prompt.clone(), system })
-            }
+            (Some(dir), None, None) => Ok(Self::Folder {
+                files: picture_files(dir)?,
+                question: processors.typed_question(&args.prompt),
+                system,
+            }),
             (None, Some(dir), None) => {
-                Ok(Self::Dataset { files: ImageSources::find(dir)?, records: read_chat(dir)?, system })
+                Ok(Self::Dataset { files: ImageSources::find(dir)?, records: dataset::read_all(dir)?, system })
             }
             (None, None, Some(dir)) => {
                 let shards = ShardSet::open(dir, args.split.into())?;
@@ -90,14 +72,34 @@ impl Source {
         }
     }
 
+    /// Refuses lines that are of other pictures than those in their places: files were added before them, or removed.
+    ///
+    /// # Errors
+    /// The first such line.
+    pub fn check(&self, lines: &[Line], output: &Path) -> Result<()> {
+        let Self::Folder { files, .. } = self else { return Ok(()) };
+        for (number, (line, file)) in lines.iter().zip(files).enumerate() {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            ensure!(
+                line.image == name,
+                "{}: line {} is of {}, where the folder now has {name}; give another --output, or --overwrite true to begin \
+                 anew",
+                output.display(),
+                number + 1,
+                line.image
+            );
+        }
+        Ok(())
+    }
+
     /// Picture `index` with its question.
     ///
     /// # Errors
-    /// A damaged shard. A bad picture is the item's own matter.
+    /// A damaged shard. A bad picture or row is the item's own matter.
     pub fn item(&self, index: usize, processors: &Processors) -> Result<Item> {
         Ok(match self {
             Self::Folder { files, question, system } => file_item(&files[index], question, system, processors),
-            Self::Dataset { files, records, system } => record_item(files, &records[index], system, processors),
+            Self::Dataset { files, records, system } => record_item(files, index, &records[index], system, processors),
             Self::Shards(shards) => shard_item(shards.read_row(index)?, processors)?,
         })
     }
@@ -120,12 +122,6 @@ fn picture_files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn read_chat(dir: &Path) -> Result<Vec<Record>> {
-    let path = dir.join("chat.json");
-    let file = std::fs::File::open(&path).map_err(Error::io(&path))?;
-    serde_json::from_reader(std::io::BufReader::new(file)).with_context(|| format!("{}", path.display()))
-}
-
 fn file_item(path: &Path, question: &str, system: &str, processors: &Processors) -> Item {
     let name = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
     Item {
@@ -138,24 +134,31 @@ fn file_item(path: &Path, question: &str, system: &str, processors: &Processors)
     }
 }
 
-fn record_item(files: &ImageSources, record: &Record, system: &str, processors: &Processors) -> Item {
-    let said_by = |who: &str| {
-        let turn = record.conversations.iter().find(|turn| turn.from == who);
-        turn.map(|turn| turn.value.clone())
+fn record_item(
+    files: &ImageSources,
+    number: usize,
+    record: &Result<Record, RecordError>,
+    system: &str,
+    processors: &Processors,
+) -> Item {
+    let record = match record {
+        Ok(record) => record,
+        Err(error) => {
+            let id = format!("row {number}");
+            return Item { id, image: String::new(), prompt: Err(error.to_string()), references: Vec::new() };
+        }
     };
-    let names = match &record.image {
-        OneOrMore::One(name) => std::slice::from_ref(name),
-        OneOrMore::More(names) => names,
-    };
-    let prompt = said_by("human").context("no question (a turn from \"human\")").and_then(|question| {
+    let asked = record.first_question();
+    let prompt = asked.context("no question (a turn of human or user)").and_then(|(question, images, _)| {
         let read = |name: &String| processors.process_image(name, &files.read(name)?);
-        ask(&names.iter().map(read).collect::<Result<Vec<_>>>()?, &question, system, processors)
+        let system = record.system.as_deref().unwrap_or(system);
+        ask(&images.iter().map(read).collect::<Result<Vec<_>>>()?, question, system, processors)
     });
     Item {
         id: record.id.clone(),
-        image: names.join(", "),
+        image: record.images.join(", "),
         prompt: prompt.map_err(|error| format!("{error:#}")),
-        references: said_by("gpt").into_iter().collect(),
+        references: asked.and_then(|(_, _, answer)| answer).map(str::to_owned).into_iter().collect(),
     }
 }
 

@@ -3,7 +3,7 @@
 mod prompt;
 mod sequence;
 
-pub use prompt::{Prompt, single_question};
+pub use prompt::{Part, Prompt, single_question};
 pub use sequence::{Request, Sequence};
 
 use crate::args::{ModelArgs, Weights};
@@ -19,6 +19,7 @@ use common::image_processor::ImageProcessor;
 use common::model::Llava;
 use common::model::kv_cache::KvCache;
 use common::ops::MAX_INDEPENDENT_TOKENS;
+use common::processor_fit;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -68,8 +69,8 @@ impl Engine {
         let model = &hub::resolve(model, Wanted::Llava)?;
         let chat = ChatProcessor::from_dir(model).context("reading the tokenizer")?;
         let images = ImageProcessor::from_dir(model).context("reading the image processor")?;
+        processor_fit::check(model, &LlavaConfig::read(model)?, &chat, &images)?;
         let (config, mut llava) = load_model(model, load_as, &device).context("loading the model")?;
-        chat.check_rows(config.text.vocab_size).with_context(|| model.display().to_string())?;
         if let Some(adapter) = adapter {
             common::adapter::load_adapter(&mut llava, adapter, &device).context("loading the adapter")?;
         }

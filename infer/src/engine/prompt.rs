@@ -1,7 +1,7 @@
 //! A conversation and its pictures as the model's input.
 
 use super::Processors;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use common::IGNORE_INDEX;
 use common::batch::PackedBatch;
 use common::chat::{IMAGE_TOKEN, Message, Role};
@@ -21,6 +21,15 @@ pub struct Prompt {
     pub num_images: usize,
 }
 
+/// A piece of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Text, in which special tokens are text.
+    Text(String),
+    /// A picture.
+    Image,
+}
+
 impl Prompt {
     /// As a batch of one row without labels.
     pub fn batch(&self) -> PackedBatch {
@@ -38,10 +47,26 @@ impl Prompt {
 }
 
 impl Processors {
-    /// Renders, tokenizes and expands a conversation that ends with a user message.
+    /// A message of these parts in their order, each on a line of its own.
+    pub fn message(&self, role: Role, parts: &[Part]) -> Message {
+        let texts = parts.iter().map(|part| match part {
+            Part::Text(text) => self.chat.quote(text),
+            Part::Image => IMAGE_TOKEN.to_string(),
+        });
+        Message { role, content: texts.collect::<Vec<_>>().join("\n") }
+    }
+
+    /// The question of a command line: `<image>` says where a picture stands, other special tokens are text.
+    pub fn typed_question(&self, text: &str) -> String {
+        let pieces: Vec<String> = text.split(IMAGE_TOKEN).map(|piece| self.chat.quote(piece)).collect();
+        pieces.join(IMAGE_TOKEN)
+    }
+
+    /// Renders, tokenizes and expands a conversation.
     ///
     /// # Errors
-    /// `<image>` markers that are not as many as the pictures; a template that refuses the conversation.
+    /// `<image>` markers that are not as many as the pictures; a template that refuses the conversation; ids that the model
+    /// does not have.
     pub fn prompt(&self, messages: &[Message], images: &[ProcessedImage]) -> Result<Prompt> {
         let mut pixel_values = vec![0.0; images.iter().map(|image| image.codes.len()).sum()];
         let mut rest = pixel_values.as_mut_slice();
@@ -56,7 +81,8 @@ impl Processors {
     /// Repeats each `<image>` of `ids` as often as a picture has features.
     ///
     /// # Errors
-    /// `<image>` tokens that are not as many as the pictures in `pixel_values` `[N, 3, S, S]`.
+    /// `<image>` tokens that are not as many as the pictures in `pixel_values` `[N, 3, S, S]`; an id without a row in the
+    /// embedding.
     pub fn expand(&self, ids: &[u32], pixel_values: Vec<f32>) -> Result<Prompt> {
         let image_token = self.config.image_token_index;
         let images = pixel_values.len() / (3 * self.images.crop_size * self.images.crop_size);
@@ -65,6 +91,12 @@ impl Processors {
             markers == images,
             "the prompt has {markers} {IMAGE_TOKEN} markers and {images} pictures; give one marker a picture, or none at all"
         );
+        let rows = self.config.text.vocab_size;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {
+            bail!(
+                "the prompt has token id {id}, the model has {rows} (vocab_size); take the model's own tokenizer files"
+            );
+        }
         let features = self.config.image_seq_length();
         let mut input_ids = Vec::with_capacity(ids.len() + images * features);
         let mut image_positions = Vec::with_capacity(images * features);

@@ -8,11 +8,13 @@ mod vocabulary;
 
 use crate::args::ExportArgs;
 use anyhow::{Context, Result};
+use common::chat::ChatProcessor;
 use common::checkpoint::{LoadAs, TensorSource, load_model, model_tensors};
-use common::config::WeightDtype;
+use common::config::{LlavaConfig, WeightDtype};
 use common::hub::{self, Wanted};
+use common::image_processor::ImageProcessor;
 use common::model::lora;
-use common::{Error, adapter, device};
+use common::{Error, adapter, device, processor_fit};
 use gguf::{GgufTensor, TensorType, Value};
 use half::f16;
 use std::collections::BTreeMap;
@@ -32,6 +34,8 @@ const MOSTLY_F16: u32 = 1;
 /// hold; unreadable files, a full disk.
 pub fn run(args: &ExportArgs) -> Result<String> {
     let dir = hub::resolve(&args.model, Wanted::Llava)?;
+    let (chat, images) = (ChatProcessor::from_dir(&dir)?, ImageProcessor::from_dir(&dir)?);
+    processor_fit::check(&dir, &LlavaConfig::read(&dir)?, &chat, &images)?;
     let (config, mut model) = load_model(&dir, LoadAs::Stored, &device::cpu())?;
     mmproj::require_supported(&config)?;
     if let Some(dir) = &args.adapter {

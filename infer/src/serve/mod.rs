@@ -4,16 +4,26 @@
 //! `mailbox` until the client takes it.
 
 pub mod args;
+mod body;
 mod chat_request;
 mod chat_response;
 mod completions;
+mod connections;
+mod cors;
+mod data_uri;
 mod error;
 mod guard;
 mod images;
 mod mailbox;
+mod memory;
 mod metrics;
+mod page;
+mod queue;
 mod remote;
 mod scheduler;
+mod server;
+mod stream;
+mod unknown_path;
 
 use crate::engine::{Engine, Processors};
 use anyhow::{Context, Result, ensure};
@@ -21,80 +31,165 @@ use args::{Limits, ServeArgs};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::middleware;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use crossbeam::channel::{Sender, bounded};
+use connections::{Connections, Timeouts};
+use cors::AllowedOrigins;
 use error::ApiError;
+use guard::AllowedHosts;
+use memory::Memory;
 use metrics::Metrics;
-use scheduler::Job;
+use queue::Queue;
 use serde_json::json;
-use std::net::{IpAddr, SocketAddr};
+use server::StopSignals;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::Semaphore;
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+
+/// Where conversations are answered.
+const CHAT: &str = "/v1/chat/completions";
 
 /// What the handlers share.
 struct App {
     processors: Arc<Processors>,
-    jobs: Sender<Job>,
+    jobs: Arc<Queue>,
     metrics: Arc<Metrics>,
     limits: Limits,
     model_name: String,
     api_key: Option<String>,
-    host: IpAddr,
+    allowed_hosts: AllowedHosts,
+    allowed_origins: AllowedOrigins,
+    connections: Arc<Connections>,
+    /// Bytes of requests before the model has them.
+    memory: Memory,
     /// Requests whose body is being received or whose pictures are being read.
     preparing: Semaphore,
     /// Requests whose pictures are being decoded, one a core.
     decoding: Arc<Semaphore>,
     /// False once the model thread has ended.
     model_runs: AtomicBool,
+    /// True from the signal to stop on.
+    stopping: AtomicBool,
+    /// True when the answers in progress have to end.
+    broken_off: watch::Sender<bool>,
+    shutdown_timeout: Duration,
 }
 
 /// Loads the model, listens, and serves until SIGINT or SIGTERM; `listening` is told the address.
 ///
 /// # Errors
-/// An unusable model; an address that cannot be listened on; limits of zero.
+/// An unusable model; an address that cannot be listened on; limits of zero, or that contradict each other.
 pub fn run(args: &ServeArgs, listening: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
-    let limits = &args.limits;
-    ensure!(limits.max_batch > 0 && limits.max_tokens > 0, "max-batch and max-tokens: expected at least 1");
-    let api_key = api_key(args)?;
-    if !args.host.is_loopback() && api_key.is_none() {
-        eprintln!("warning: {} can be reached from the network and no --api-key is set", args.host);
-    }
+    let settings = Settings::from_args(args)?;
     let engine = Engine::from_args(&args.model)?;
-    let (jobs, waiting) = bounded(limits.max_queue);
-    let app = Arc::new(App {
-        processors: engine.processors.clone(),
-        jobs,
-        metrics: Arc::default(),
-        limits: limits.clone(),
-        model_name: model_name(args),
-        api_key,
-        host: args.host,
-        preparing: Semaphore::new(limits.max_batch + limits.max_queue),
-        decoding: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
-        model_runs: AtomicBool::new(true),
-    });
-    let (metrics, max_batch, for_thread) = (app.metrics.clone(), limits.max_batch, Arc::downgrade(&app));
+    let app = Arc::new(settings.app(args, engine.processors.clone())?);
+    let (jobs, metrics, max_batch) = (app.jobs.clone(), app.metrics.clone(), app.limits.max_batch);
+    let for_thread = Arc::downgrade(&app);
     let model = std::thread::Builder::new().name("model".into()).spawn(move || {
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            scheduler::run(&engine, &waiting, max_batch, &metrics);
+            scheduler::run(&engine, &jobs, max_batch, &metrics);
         }));
+        jobs.close();
         if let Some(app) = for_thread.upgrade() {
             app.model_runs.store(false, Ordering::Relaxed);
         }
         ended.is_ok()
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(listen(app, SocketAddr::new(args.host, args.port), listening))?;
-    // Connections that outlive the stop are cut; with them goes the last sender of jobs, and the model thread ends.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    runtime.block_on(listen(&app, SocketAddr::new(args.host, args.port), listening))?;
+    app.jobs.close();
+    // Connections that outlive the stop are closed, which ends their answers in the model thread.
+    runtime.shutdown_timeout(Duration::from_secs(1));
     ensure!(model.join().unwrap_or(false), "the model thread stopped unexpectedly; its message stands above");
     Ok(())
+}
+
+/// Options that are checked before the model is loaded.
+struct Settings {
+    api_key: Option<String>,
+    allowed_hosts: AllowedHosts,
+    allowed_origins: AllowedOrigins,
+    connections: Connections,
+}
+
+impl Settings {
+    fn from_args(args: &ServeArgs) -> Result<Self> {
+        let (limits, connections) = (&args.limits, &args.connections);
+        ensure!(limits.max_batch > 0 && limits.max_tokens > 0, "max-batch and max-tokens: expected at least 1");
+        let timeouts = Timeouts {
+            header: Duration::from_secs(connections.header_timeout_seconds),
+            idle: Duration::from_secs(connections.idle_timeout_seconds),
+        };
+        ensure!(
+            timeouts.header > Duration::ZERO && timeouts.idle > Duration::ZERO,
+            "header-timeout-seconds and idle-timeout-seconds: expected at least 1"
+        );
+        let fetches = if limits.allow_remote_images { limits.max_batch + limits.max_queue } else { 0 };
+        let api_key = api_key(args)?;
+        let allowed_origins = AllowedOrigins::new(&args.browsers.allow_origin)?;
+        if !args.host.is_loopback() && api_key.is_none() {
+            common::tell!("warning: {} can be reached from the network and no --api-key is set", args.host);
+        }
+        if allowed_origins.is_everyone() && api_key.is_none() {
+            common::tell!(
+                "warning: every web page in a browser that reaches {} can use the model: no --api-key is set",
+                args.host
+            );
+        }
+        Ok(Self {
+            allowed_hosts: AllowedHosts::new(args.host, api_key.is_some(), &args.browsers.allowed_host)?,
+            api_key,
+            allowed_origins,
+            connections: Connections::new(server::connection_limit(connections.max_connections, fetches)?, timeouts),
+        })
+    }
+
+    fn app(self, args: &ServeArgs, processors: Arc<Processors>) -> Result<App> {
+        let limits = &args.limits;
+        let app = App {
+            jobs: Arc::new(Queue::new(limits.max_batch, limits.max_queue)),
+            metrics: Arc::default(),
+            limits: limits.clone(),
+            model_name: model_name(args),
+            api_key: self.api_key,
+            allowed_hosts: self.allowed_hosts,
+            allowed_origins: self.allowed_origins,
+            connections: Arc::new(self.connections),
+            memory: Memory::new(limits.max_request_memory),
+            preparing: Semaphore::new(limits.max_batch + limits.max_queue),
+            decoding: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
+            model_runs: AtomicBool::new(true),
+            stopping: AtomicBool::new(false),
+            broken_off: watch::Sender::new(false),
+            shutdown_timeout: Duration::from_secs(args.connections.shutdown_timeout),
+            processors,
+        };
+        let largest = app.request_bytes(3 * limits.max_body_bytes, limits.max_images);
+        ensure!(
+            limits.max_request_memory / 2 >= largest,
+            "max-request-memory: found {}, expected at least {} for a request of max-body-bytes {} and max-images {}; give \
+             more, or lower those",
+            limits.max_request_memory,
+            2 * largest,
+            limits.max_body_bytes,
+            limits.max_images
+        );
+        Ok(app)
+    }
+}
+
+impl App {
+    /// What a request takes before the model has it: its texts and files, its remote pictures, and the pixel values of its
+    /// pictures, twice while they are put together.
+    fn request_bytes(&self, text_and_files: usize, images: usize) -> usize {
+        let side = self.processors.images.crop_size;
+        let remote = if self.limits.allow_remote_images && images > 0 { self.limits.max_body_bytes } else { 0 };
+        let pixels = side.saturating_mul(side).saturating_mul(3 * size_of::<f32>());
+        text_and_files.saturating_add(remote).saturating_add(images.saturating_mul(2).saturating_mul(pixels))
+    }
 }
 
 fn api_key(args: &ServeArgs) -> Result<Option<String>> {
@@ -113,81 +208,40 @@ fn model_name(args: &ServeArgs) -> String {
     args.served_model_name.clone().or(folder).unwrap_or_else(|| "llava".to_string())
 }
 
-async fn listen(app: Arc<App>, address: SocketAddr, listening: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
+async fn listen(app: &Arc<App>, address: SocketAddr, listening: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
     let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
+    let signals = StopSignals::new()?;
     listening(listener.local_addr()?)?;
-    let server = axum::serve(listener, router(app)).with_graceful_shutdown(stop_signal());
-    // Answers in the making get a moment after the signal.
-    tokio::select! {
-        served = server => Ok(served?),
-        () = async { stop_signal().await; tokio::time::sleep(std::time::Duration::from_secs(5)).await } => Ok(()),
-    }
-}
-
-async fn stop_signal() {
-    let interrupt = tokio::signal::ctrl_c();
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! { _ = interrupt => (), _ = terminate.recv() => () }
-            return;
-        }
-    }
-    let _ = interrupt.await;
+    server::serve(app, listener, router(app.clone()), signals).await;
+    Ok(())
 }
 
 fn router(app: Arc<App>) -> Router {
     let keyed = Router::new()
-        .route("/v1/chat/completions", post(completions::handle))
+        .route(CHAT, post(completions::handle))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
         .route("/metrics", get(metrics_page))
-        .route_layer(middleware::from_fn_with_state(app.clone(), guard::require_key));
+        .route_layer(from_fn_with_state(app.clone(), guard::require_key));
     Router::new()
-        .route("/", get(page))
-        .route("/health", get(health))
+        .route("/", get(page::page))
+        .route(guard::HEALTH, get(health))
         .merge(keyed)
-        .fallback(|| async { ApiError::refused(StatusCode::NOT_FOUND, "not_found", "no such address") })
-        .method_not_allowed_fallback(|| async {
-            ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this address takes another method")
-        })
-        .layer(middleware::from_fn_with_state(app.clone(), guard::require_host))
+        .fallback(unknown_path::not_found)
+        .method_not_allowed_fallback(unknown_path::method_not_allowed)
+        // From the innermost to the outermost.
+        .layer(from_fn_with_state(app.clone(), guard::require_host))
+        .layer(from_fn_with_state(app.clone(), guard::require_room))
+        .layer(from_fn_with_state(app.clone(), metrics::count))
+        .layer(from_fn(guard::answer_options))
+        .layer(from_fn_with_state(app.clone(), cors::allow_origins))
         .with_state(app)
 }
 
-/// The page, which loads nothing from elsewhere.
-const PAGE: &str = include_str!("page.html");
-
-/// What the browser may do for the page: run its own script and style, known by their hashes, and ask this server. Text
-/// that the model writes can neither run nor load anything, even if it came to stand in the page as mark-up.
-static POLICY: LazyLock<String> = LazyLock::new(|| {
-    let hash = |element: &str| {
-        let (begin, end) = (format!("<{element}>"), format!("</{element}>"));
-        let text = PAGE.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end)).map_or("", |(text, _)| text);
-        BASE64_STANDARD.encode(common::files::sha256(text.as_bytes()))
-    };
-    format!(
-        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; img-src data: blob:; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        hash("style"),
-        hash("script")
-    )
-});
-
-async fn page() -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-        (header::CONTENT_SECURITY_POLICY, POLICY.as_str()),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::CACHE_CONTROL, "no-cache"),
-    ];
-    (headers, PAGE).into_response()
-}
-
 async fn health(State(app): State<Arc<App>>) -> Response {
-    if app.model_runs.load(Ordering::Relaxed) {
+    if app.stopping.load(Ordering::SeqCst) {
+        ApiError::stopping().into_response()
+    } else if app.model_runs.load(Ordering::Relaxed) {
         axum::Json(json!({"status": "ok", "model": app.model_name})).into_response()
     } else {
         ApiError::unavailable("the model has stopped; restart the server").into_response()
@@ -215,6 +269,16 @@ fn model_object(app: &App) -> serde_json::Value {
 }
 
 async fn metrics_page(State(app): State<Arc<App>>) -> Response {
+    let now = [
+        ("queued_requests", "Requests waiting for a place.", app.jobs.waiting()),
+        ("connections", "Open connections.", app.connections.count()),
+        (
+            "requests_in_progress",
+            "Requests being received, computed or answered, this one included.",
+            app.connections.busy(),
+        ),
+        ("request_memory_bytes", "Memory reserved by requests that the model has not read yet.", app.memory.used()),
+    ];
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-    (content_type, app.metrics.render()).into_response()
+    (content_type, app.metrics.render(&now)).into_response()
 }

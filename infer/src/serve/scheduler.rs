@@ -2,9 +2,10 @@
 
 use super::error::ApiError;
 use super::mailbox::{Outcome, Sender};
+use super::memory::Reservation;
 use super::metrics::Metrics;
+use super::queue::{Next, Queue};
 use crate::engine::{Engine, Request, Sequence};
-use crossbeam::channel::{Receiver, TryRecvError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,6 +20,8 @@ pub struct Job {
     pub deadline: Instant,
     /// When it came.
     pub received: Instant,
+    /// What its pixel values take; given back when the model has read them.
+    pub memory: Reservation,
 }
 
 struct Active {
@@ -27,8 +30,8 @@ struct Active {
     deadline: Instant,
 }
 
-/// Serves jobs until the channel closes. Runs on a thread of its own, which alone touches the model.
-pub fn run(engine: &Engine, jobs: &Receiver<Job>, max_batch: usize, metrics: &Arc<Metrics>) {
+/// Serves jobs until the queue closes. Runs on a thread of its own, which alone touches the model.
+pub fn run(engine: &Engine, jobs: &Queue, max_batch: usize, metrics: &Arc<Metrics>) {
     let mut active: Vec<Active> = Vec::new();
     while admit(engine, jobs, &mut active, max_batch, metrics) {
         active.retain(|one| !one.sender.abandoned());
@@ -46,28 +49,23 @@ pub fn run(engine: &Engine, jobs: &Receiver<Job>, max_batch: usize, metrics: &Ar
 /// Takes waiting jobs into free places; waits when there is nothing else to do. False when no more will come.
 ///
 /// One job a step while others are decoding, so that a burst of long prompts does not stop the running answers.
-fn admit(engine: &Engine, jobs: &Receiver<Job>, active: &mut Vec<Active>, max_batch: usize, metrics: &Metrics) -> bool {
+fn admit(engine: &Engine, jobs: &Queue, active: &mut Vec<Active>, max_batch: usize, metrics: &Metrics) -> bool {
     if active.len() >= max_batch {
         return true;
     }
-    let job = if active.is_empty() {
-        match jobs.recv() {
-            Ok(job) => job,
-            Err(_) => return false,
+    match jobs.next(active.len()) {
+        Next::Start(job) => {
+            metrics.set_active(active.len() + 1);
+            start(engine, job, active, metrics);
+            true
         }
-    } else {
-        match jobs.try_recv() {
-            Ok(job) => job,
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => return true,
-        }
-    };
-    metrics.set_queued(jobs.len());
-    start(engine, job, active, metrics);
-    true
+        Next::Nothing => true,
+        Next::End => false,
+    }
 }
 
 fn start(engine: &Engine, job: Job, active: &mut Vec<Active>, metrics: &Metrics) {
-    let Job { request, sender, deadline, received } = job;
+    let Job { request, sender, deadline, received, memory: _memory } = job;
     if sender.abandoned() {
         return;
     }
@@ -83,12 +81,9 @@ fn start(engine: &Engine, job: Job, active: &mut Vec<Active>, metrics: &Metrics)
             if one.sequence.finish().is_some() { finish(one) } else { active.push(one) }
         }
         Some(Err(error)) => sender.finish(Outcome::Failed(ApiError::invalid("messages", format!("{error:#}")))),
-        None => sender.finish(Outcome::Failed(ApiError::unavailable(BROKEN))),
+        None => sender.finish(Outcome::Failed(ApiError::broken())),
     }
 }
-
-/// What the client of a request hears that the model could not compute.
-const BROKEN: &str = "the model failed on this request; the server's log says where";
 
 /// A panic ends the requests that it struck, not the server; its message is on stderr. What the model itself consists of is
 /// not changed by a request, so it stays whole.
@@ -103,16 +98,17 @@ fn step(engine: &Engine, active: &mut Vec<Active>, metrics: &Metrics) {
     let begin = Instant::now();
     let mut sequences: Vec<&mut Sequence> = active.iter_mut().map(|one| &mut one.sequence).collect();
     let stepped = guarded(|| engine.step(&mut sequences));
-    let message = match stepped {
+    let error = match stepped {
         Some(Ok(texts)) => {
             metrics.step(texts.len(), begin.elapsed());
             return active.iter().zip(texts).for_each(|(one, text)| one.sender.write(&text));
         }
-        Some(Err(error)) => format!("{error:#}"),
-        None => BROKEN.to_string(),
+        Some(Err(error)) => ApiError::unavailable(format!("{error:#}")),
+        None if active.len() == 1 => ApiError::broken(),
+        None => ApiError::unavailable("the model failed on one of several requests; the server's log says where"),
     };
     for one in active.drain(..) {
-        one.sender.finish(Outcome::Failed(ApiError::unavailable(&message)));
+        one.sender.finish(Outcome::Failed(error.clone()));
     }
 }
 
@@ -120,5 +116,21 @@ fn finish(done: Active) {
     if let Some(reason) = done.sequence.finish() {
         let completion_tokens = done.sequence.new_ids().len();
         done.sender.finish(Outcome::Finished { reason, completion_tokens });
+    }
+}
+
+#[cfg(test)]
+impl Job {
+    /// A job without a prompt.
+    pub fn for_tests(sender: Sender, memory: Reservation) -> Self {
+        let prompt = crate::engine::Prompt {
+            input_ids: Vec::new(),
+            image_positions: Vec::new(),
+            pixel_values: Vec::new(),
+            num_images: 0,
+        };
+        let (sampling, stop) = (crate::sampling::SamplingConfig::default(), Vec::new());
+        let request = Request { prompt, sampling, max_new_tokens: 1, stop, ignore_eos: false };
+        Self { request, sender, deadline: Instant::now(), received: Instant::now(), memory }
     }
 }

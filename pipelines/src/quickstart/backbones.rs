@@ -33,6 +33,7 @@ fn config(vocabulary: Vocabulary) -> LlavaConfig {
             projection_dim: 32,
             hidden_act: Activation::QuickGelu,
             layer_norm_eps: 1e-5,
+            attention_dropout: 0.0,
         },
         text: TextConfig {
             hidden_size: 96,
@@ -46,7 +47,8 @@ fn config(vocabulary: Vocabulary) -> LlavaConfig {
             rms_norm_eps: 1e-6,
             tie_word_embeddings: false,
             bos_token_id: Some(vocabulary.pad),
-            eos_token_id: Some(vocabulary.eos),
+            eos_token_id: vec![vocabulary.eos],
+            attention_dropout: 0.0,
         },
         image_token_index: vocabulary.size as u32,
         pad_token_id: Some(vocabulary.pad),

@@ -3,6 +3,7 @@
 use super::shapes::Scene;
 use anyhow::{Context, Result, ensure};
 use common::chat::IMAGE_TOKEN;
+use common::dataset::chat_file;
 use common::{Error, json};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -83,7 +84,7 @@ fn write_folder(scenes: &[Scene], rng: &mut StdRng, folder: &Path) -> Result<()>
         let conversations = [Turn { from: "human", value }, Turn { from: "gpt", value: scene.caption() }];
         rows.push(Row { id, image, conversations });
     }
-    Ok(json::write(&folder.join("chat.json"), &rows)?)
+    Ok(json::write(&chat_file(folder), &rows)?)
 }
 
 /// Every text that the tokenizer has to know: all captions, questions and the system prompt.
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
 
     fn captions(folder: &Path) -> HashSet<String> {
-        let rows: serde_json::Value = json::read(&folder.join("chat.json")).expect("chat.json");
+        let rows: serde_json::Value = json::read(&chat_file(folder)).expect("chat.json");
         let rows = rows.as_array().expect("a list");
         rows.iter().map(|row| row["conversations"][1]["value"].as_str().expect("text").to_string()).collect()
     }

@@ -9,10 +9,11 @@ pub mod shapes;
 pub mod tokenizer;
 mod verdict;
 
-use crate::fingerprint;
+use crate::fingerprint::{self, Part};
 use crate::programs::Programs;
 use crate::recipe::Recipe;
 use crate::run::run_stages;
+use crate::signals::Signals;
 use anyhow::{Context, Result, ensure};
 use common::{Error, files, json};
 use dataset::DatasetSettings;
@@ -66,7 +67,7 @@ const MADE: [&str; 4] = ["training", "held_out", "clip", "qwen2"];
 ///
 /// # Errors
 /// The first stage that fails, or fewer captions right than required.
-pub fn run(args: &Args, programs: &Programs) -> Result<String> {
+pub fn run(args: &Args, programs: &Programs, signals: &Signals) -> Result<String> {
     ensure!((0.0..=1.0).contains(&args.require), "--require {}: expected a share between 0 and 1", args.require);
     ensure!(args.epochs > 0, "--epochs 0: expected at least 1");
     let started = Instant::now();
@@ -77,7 +78,7 @@ pub fn run(args: &Args, programs: &Programs) -> Result<String> {
     stages.iter_mut().for_each(|stage| stage.disposable = true);
     let recipe_file = args.output.join("quickstart.toml");
     files::write_atomically(&recipe_file, recipe.as_bytes())?;
-    let timing = run_stages(&stages, programs, args.force)?;
+    let timing = run_stages(&stages, programs, signals, args.force)?;
     let verdict = Verdict::read(&args.output.join("captions.jsonl"), &args.output.join("held_out"))?;
     let text = format!(
         "{timing}\n\n{verdict}\n\nin {:.0} s; the same again, stage by stage: pipelines run {}",
@@ -97,20 +98,25 @@ fn make(args: &Args, programs: &Programs) -> Result<()> {
     let settings =
         DatasetSettings { training_pictures: args.pictures, held_out_pictures: args.held_out, seed: args.seed };
     let record = args.output.join("made.json");
-    let program = fingerprint::of(&programs.path(env!("CARGO_PKG_NAME")))?;
+    let program = fingerprint::of(&programs.path(env!("CARGO_PKG_NAME")), Part::Whole)?;
     let current = made(&args.output, &settings, &program)?;
     let last: Option<Made> = json::read_if_there(&record).unwrap_or_default();
     if !args.force && last.is_some_and(|last| last == current) {
-        eprintln!("[data] nothing has changed, skipped: {}", args.output.display());
+        common::tell!("[data] nothing has changed, skipped: {}", args.output.display());
         return Ok(());
     }
     let [training, held_out, clip, qwen2] = MADE.map(|name| args.output.join(name));
     for folder in [&training, &held_out, &clip, &qwen2].into_iter().filter(|folder| folder.exists()) {
         std::fs::remove_dir_all(folder).map_err(Error::io(folder))?;
     }
-    eprintln!("[data] {} pictures to train on and {} held out: {}", args.pictures, args.held_out, training.display());
+    common::tell!(
+        "[data] {} pictures to train on and {} held out: {}",
+        args.pictures,
+        args.held_out,
+        training.display()
+    );
     dataset::write(&settings, &training, &held_out)?;
-    eprintln!(
+    common::tell!(
         "[data] a tokenizer, a tiny CLIP and a tiny Qwen2 with random weights: {}, {}",
         clip.display(),
         qwen2.display()
@@ -122,7 +128,7 @@ fn make(args: &Args, programs: &Programs) -> Result<()> {
 }
 
 fn made(output: &Path, settings: &DatasetSettings, program: &str) -> Result<Made> {
-    let folders = MADE.map(|name| Ok((name.to_string(), fingerprint::of(&output.join(name))?)));
+    let folders = MADE.map(|name| Ok((name.to_string(), fingerprint::of(&output.join(name), Part::Whole)?)));
     let folders = folders.into_iter().collect::<Result<_>>()?;
     Ok(Made { program: program.to_string(), settings: settings.clone(), folders })
 }

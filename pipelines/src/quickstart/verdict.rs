@@ -1,7 +1,7 @@
 //! Captions beside the truth.
 
 use anyhow::{Context, Result, ensure};
-use common::{Error, json};
+use common::{Error, dataset};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::fmt::{Display, Formatter};
@@ -13,22 +13,10 @@ const SHOWN: usize = 12;
 /// A line of what `infer caption` writes, as far as it is used here.
 #[derive(Deserialize)]
 struct Line {
-    id: String,
+    /// Number of its row in the dataset: ids need not be distinct.
+    index: usize,
     caption: Option<String>,
     error: Option<String>,
-}
-
-/// A row of `chat.json`, as far as it is used here.
-#[derive(Deserialize)]
-struct Row {
-    id: String,
-    image: String,
-    conversations: Vec<Turn>,
-}
-
-#[derive(Deserialize)]
-struct Turn {
-    value: String,
 }
 
 /// One picture's caption and the truth.
@@ -50,24 +38,25 @@ impl Verdict {
     ///
     /// # Errors
     /// Unreadable files, a picture without a line.
-    pub fn read(captions: &Path, dataset: &Path) -> Result<Self> {
+    pub fn read(captions: &Path, folder: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(captions).map_err(Error::io(captions))?;
         let mut found = HashMap::new();
         for (index, line) in text.lines().enumerate() {
             let line: Line =
                 serde_json::from_str(line).with_context(|| format!("{}:{}", captions.display(), index + 1))?;
             let said = line.caption.or(line.error.map(|cause| format!("({cause})")));
-            found.insert(line.id, said.unwrap_or_default());
+            found.insert(line.index, said.unwrap_or_default());
         }
-        let rows: Vec<Row> = json::read(&dataset.join("chat.json"))?;
-        let pairs = rows.into_iter().map(|row| {
-            let caption = found.remove(&row.id);
-            let found = caption.with_context(|| format!("{}: no line for {}", captions.display(), row.id))?;
-            let truth = row.conversations.into_iter().nth(1).map(|turn| turn.value).unwrap_or_default();
-            Ok(Pair { image: row.image, found, truth })
+        let pairs = dataset::read_all(folder)?.into_iter().enumerate().map(|(number, record)| {
+            let record = record.with_context(|| format!("{}: row {number}", folder.display()))?;
+            let caption = found.remove(&number);
+            let found = caption
+                .with_context(|| format!("{}: no line for row {number} (id {:?})", captions.display(), record.id))?;
+            let answer = record.first_question().and_then(|(_, _, answer)| answer);
+            Ok(Pair { image: record.images.join(", "), found, truth: answer.unwrap_or_default().to_owned() })
         });
         let pairs = pairs.collect::<Result<Vec<_>>>()?;
-        ensure!(!pairs.is_empty(), "{}: no rows", dataset.display());
+        ensure!(!pairs.is_empty(), "{}: no rows", folder.display());
         Ok(Self { pairs })
     }
 
@@ -104,22 +93,26 @@ fn compared(pair: &Pair) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use common::json;
 
     #[test]
     fn captions_are_compared_exactly() {
         let folder = tempfile::tempdir().expect("a folder");
-        let turn = |value: &str| serde_json::json!({"from": "gpt", "value": value});
-        let row = |id: &str, truth: &str| serde_json::json!({"id": id, "image": format!("{id}.png"), "conversations": [turn("?"), turn(truth)]});
-        let rows = serde_json::json!([row("0", "a circle"), row("1", "a square")]);
-        json::write(&folder.path().join("chat.json"), &rows).expect("written");
+        let turn = |from: &str, value: &str| serde_json::json!({"from": from, "value": value});
+        let row = |id: u64, image: &str, truth: &str| serde_json::json!({"id": id, "image": image, "conversations": [turn("human", "?"), turn("gpt", truth)]});
+        // Two rows of one id, a number: each has its own line.
+        let rows = serde_json::json!([row(7, "0.png", "a circle"), row(7, "1.png", "a square")]);
+        json::write(&dataset::chat_file(folder.path()), &rows).expect("written");
         let captions = folder.path().join("captions.jsonl");
-        std::fs::write(&captions, "{\"id\":\"1\",\"caption\":\"a circle\"}\n{\"id\":\"0\",\"caption\":\"a circle\"}\n")
+        std::fs::write(&captions, "{\"index\":1,\"id\":\"7\",\"caption\":\"a circle\"}\n{\"index\":0,\"id\":\"7\",\"caption\":\"a circle\"}\n")
             .expect("written");
         let verdict = Verdict::read(&captions, folder.path()).expect("read");
         assert_eq!(verdict.share(), 0.5);
         let text = verdict.to_string();
         assert!(text.contains("✗ a square") && text.contains("1 of 2 held-out captions (50.0 %)"), "{text}");
         std::fs::write(&captions, "").expect("written");
-        assert!(Verdict::read(&captions, folder.path()).expect_err("refused").to_string().contains("no line for 0"));
+        assert!(
+            Verdict::read(&captions, folder.path()).expect_err("refused").to_string().contains("no line for row 0")
+        );
     }
 }

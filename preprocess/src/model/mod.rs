@@ -17,8 +17,8 @@ use std::path::PathBuf;
 /// Options.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Directory of a CLIPModel or CLIPVisionModel (config.json, safetensors, preprocessor_config.json), or its name on
-    /// Hugging Face
+    /// Directory of a CLIPModel or CLIPVisionModel (config.json, safetensors, preprocessor_config.json or the
+    /// processor_config.json of transformers 5), or its name on Hugging Face
     #[arg(long, value_name = "DIR")]
     pub vision_tower: PathBuf,
     /// Directory of a Qwen2ForCausalLM (config.json, safetensors, tokenizer.json, tokenizer_config.json), or its name on

@@ -5,12 +5,13 @@ use common::chat::{ChatProcessor, ChatTemplate, TextTokenizer, TokenizerConfig, 
 use common::config::LlavaConfig;
 use common::image_processor::ImageProcessor;
 use common::{Error, files, json, names};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// What the two source directories say, `<image>` added.
 pub struct Processors {
-    vision_tower: PathBuf,
+    /// The image processor's settings, as the vision tower's directory has them.
+    image_processor: Map<String, Value>,
     language_model: PathBuf,
     tokens: WithImageToken,
     pad_token_id: Option<u32>,
@@ -20,12 +21,7 @@ pub struct Processors {
 impl Processors {
     /// Reads the tokenizer and template of the language model, and sees that the tower has an image processor.
     pub fn read(vision_tower: &Path, language_model: &Path) -> Result<Self> {
-        let preprocessor = vision_tower.join(names::PREPROCESSOR_CONFIG_FILE);
-        ensure!(
-            preprocessor.exists(),
-            "{}: not there; copy it from the CLIP's repository: it says how pictures become pixels",
-            preprocessor.display()
-        );
+        let image_processor = ImageProcessor::settings_of_dir(vision_tower).context("--vision-tower")?;
         let path = language_model.join(names::TOKENIZER_FILE);
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         let tokenizer = TextTokenizer::from_dir(language_model)?;
@@ -41,7 +37,7 @@ impl Processors {
         }
         let tokens = add_image_token(&tokenizer, json::parse(&bytes, &path)?, config_json);
         Ok(Self {
-            vision_tower: vision_tower.to_path_buf(),
+            image_processor,
             language_model: language_model.to_path_buf(),
             pad_token_id: config.pad_token().and_then(|text| tokenizer.token_id(&text)),
             tokens,
@@ -73,8 +69,8 @@ impl Processors {
         tokenizer_config[names::CHAT_TEMPLATE] = json!(self.template.source());
         json::write(&dir.join(names::TOKENIZER_CONFIG_FILE), &tokenizer_config)?;
         files::write_atomically(&dir.join(names::CHAT_TEMPLATE_FILE), self.template.source().as_bytes())?;
-        let preprocessor = self.vision_tower.join(names::PREPROCESSOR_CONFIG_FILE);
-        copy_if_there(&preprocessor, &dir.join(names::PREPROCESSOR_CONFIG_FILE))?;
+        // Where transformers 4.41 looks; 5.x does, too, because processor_config.json holds no image processor.
+        json::write(&dir.join(names::PREPROCESSOR_CONFIG_FILE), &self.image_processor)?;
         json::write(&dir.join(names::PROCESSOR_CONFIG_FILE), &processor_config(config))?;
         self.write_generation_config(dir, config)
     }
@@ -88,7 +84,11 @@ impl Processors {
         let text = &config.text;
         let ids = json!({
             "bos_token_id": text.bos_token_id,
-            "eos_token_id": text.eos_token_id,
+            "eos_token_id": match text.eos_token_id[..] {
+                [] => Value::Null,
+                [id] => json!(id),
+                ref ids => json!(ids),
+            },
             "pad_token_id": config.pad_token_id,
         });
         Ok(json::write(&path, &ids)?)

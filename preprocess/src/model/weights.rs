@@ -119,7 +119,7 @@ impl Meter {
             done.set(done.get() + made.len());
             if last_line.get().elapsed() >= Duration::from_secs(5) {
                 last_line.set(Instant::now());
-                eprintln!("model: {} of {} written", bytes(done.get() as u64), bytes(total as u64));
+                common::tell!("model: {} of {} written", bytes(done.get() as u64), bytes(total as u64));
             }
             Ok(made)
         };

@@ -9,6 +9,14 @@ use std::path::PathBuf;
 ///
 /// The images are looked for in DATA/images, DATA/images_dl, DATA itself and DATA/images.zip, in that order. Killed at
 /// any point and run again, it continues; the finished output has the same bytes.
+///
+/// chat.json is a JSON list of rows. Of a row are read: id (text or number, a label: several rows may have the same one),
+/// image or images (a file name or a list of them), system or system_prompt, conversations or messages (turns of from or
+/// role: human, user, gpt, assistant, system; and value or content: one text, <image> where an image stands). A row with
+/// another key that would change it (videos, tools, a second image, …) is rejected by that name; notes such as source,
+/// width or metadata are ignored; other keys are ignored and named in a warning. NaN is read as null.
+///
+/// The output folder also gets a dataset card (README.md), with which datasets.load_dataset(OUTPUT) opens its splits.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// LLaVA model directory (its tokenizer, chat template and image processor are used)
@@ -40,7 +48,7 @@ pub struct Args {
     /// [default: the language model's max_position_embeddings]
     #[arg(long, value_name = "N")]
     pub max_length: Option<usize>,
-    /// Share of the rows held out for validation, chosen by a hash of the id
+    /// Share of the rows held out for validation, chosen by a hash of the id (rows with the same id stay together)
     #[arg(long, value_name = "F", default_value_t = 0.0)]
     pub validation_fraction: f64,
     /// Only the first N rows of chat.json
@@ -49,9 +57,21 @@ pub struct Args {
     /// Make only part I of N (1 ≤ I ≤ N) of the shards; when all parts are done, `preprocess index OUTPUT` joins them
     #[arg(long, value_name = "I/N", default_value = "1/1")]
     pub part: Part,
+    /// Share of the rows that may be rejected: with more, everything is written and kept, and the exit code is 1
+    #[arg(long, value_name = "F", default_value_t = MAX_REJECTED)]
+    pub max_rejected: f64,
     /// Stop at the first row that would be rejected
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     pub strict: bool,
+}
+
+/// Default of `--max-rejected`.
+pub const MAX_REJECTED: f64 = 0.1;
+
+/// Refuses what is no share.
+pub fn check_max_rejected(share: f64) -> Result<()> {
+    ensure!((0.0..=1.0).contains(&share), "--max-rejected {share}: expected a share between 0 and 1");
+    Ok(())
 }
 
 impl Args {
@@ -62,7 +82,7 @@ impl Args {
         ensure!(self.workers != Some(0), "--workers 0: expected at least 1 thread");
         let fraction = self.validation_fraction;
         ensure!((0.0..1.0).contains(&fraction), "--validation-fraction {fraction}: expected 0 ≤ fraction < 1");
-        Ok(())
+        check_max_rejected(self.max_rejected)
     }
 
     /// `--workers` or the machine's cores.

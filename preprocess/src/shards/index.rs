@@ -1,5 +1,6 @@
 //! The end of a run: the shards' ledgers joined into rejected.jsonl and index.json. Also `preprocess index`.
 
+use super::args::{MAX_REJECTED, check_max_rejected};
 use super::ledger::{LEDGER_DIR, REJECTED_FILE, ShardLedger};
 use super::plan::Plan;
 use anyhow::{Result, bail};
@@ -17,18 +18,25 @@ pub struct Args {
     /// The --output folder of the parts
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
+    /// Share of the rows that may be rejected: with more, everything is written and kept, and the exit code is 1
+    #[arg(long, value_name = "F", default_value_t = MAX_REJECTED)]
+    pub max_rejected: f64,
 }
 
 /// Runs `preprocess index`; the text is its result for stdout.
 pub fn run(args: &Args) -> Result<String> {
+    check_max_rejected(args.max_rejected)?;
     let Some(plan) = Plan::read(&args.dir)? else {
         bail!("{}: no plan.json, expected the --output folder of preprocess shards", args.dir.display());
     };
-    join(&args.dir, &plan)
+    join(&args.dir, &plan, args.max_rejected)
 }
 
-/// Writes rejected.jsonl, then index.json. Returns the closing summary.
-pub fn join(output: &Path, plan: &Plan) -> Result<String> {
+/// Writes rejected.jsonl and the dataset card, then index.json. Returns the closing summary.
+///
+/// # Errors
+/// Missing shards; also, with all files written, no row to train on or a larger share of rejected rows than `max_rejected`.
+pub fn join(output: &Path, plan: &Plan, max_rejected: f64) -> Result<String> {
     refuse_missing(output, plan)?;
     let mut counts = Counts { rows_in: plan.rows(), ..Counts::default() };
     let mut files = Vec::new();
@@ -58,8 +66,9 @@ pub fn join(output: &Path, plan: &Plan) -> Result<String> {
     }
     rejected.commit()?;
     let index = ShardIndex::new(plan.metadata.clone(), counts, files);
+    index.write_card(output)?;
     index.write(output)?;
-    summary(output, &index)
+    summary(output, &index, max_rejected)
 }
 
 fn refuse_missing(output: &Path, plan: &Plan) -> Result<()> {
@@ -83,12 +92,13 @@ fn refuse_missing(output: &Path, plan: &Plan) -> Result<()> {
     )
 }
 
-/// The account in words. A dataset without a training row is a failure.
-fn summary(output: &Path, index: &ShardIndex) -> Result<String> {
+/// The account in words. A dataset without a training row is a failure, and one that lost more rows than allowed.
+fn summary(output: &Path, index: &ShardIndex, max_rejected: f64) -> Result<String> {
     let ShardIndex { counts, shards, .. } = index;
     let bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
-    let causes: Vec<String> =
-        counts.rejected_by_cause.iter().map(|(cause, count)| format!("{cause} {count}")).collect();
+    let mut causes: Vec<(&String, &usize)> = counts.rejected_by_cause.iter().collect();
+    causes.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+    let causes: Vec<String> = causes.into_iter().map(|(cause, count)| format!("{cause} {count}")).collect();
     let causes = if causes.is_empty() { String::new() } else { format!(" ({})", causes.join(", ")) };
     let text = format!(
         "{} rows in = {} train + {} validation + {} rejected{causes}\n{} files, {}, in {}",
@@ -102,6 +112,15 @@ fn summary(output: &Path, index: &ShardIndex) -> Result<String> {
     );
     if counts.train == 0 {
         bail!("no row to train on: {text}; see {REJECTED_FILE}");
+    }
+    let share = counts.rejected as f64 / counts.rows_in as f64;
+    if share > max_rejected {
+        bail!(
+            "{text}\n{:.1} % of the rows are rejected, --max-rejected {max_rejected} allows {:.1} %; all files are written. \
+             See {REJECTED_FILE}, then repair the dataset, or accept the loss: the same command with --max-rejected 1",
+            100.0 * share,
+            100.0 * max_rejected
+        );
     }
     Ok(text)
 }

@@ -1,6 +1,7 @@
 //! The account of rows that did not become samples, kept per shard and joined at the end.
 
 use anyhow::{Context, Result};
+use common::dataset::{Fault, RecordError};
 use common::shard::ShardFile;
 use common::{Error, files};
 use serde::{Deserialize, Serialize};
@@ -15,10 +16,10 @@ pub const REJECTED_FILE: &str = "rejected.jsonl";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// Not an object with `id`, `image` and `conversations` of the right types.
+    /// Not an object with the keys of a record and the right types.
     BadRow,
-    /// An earlier row has the same id.
-    DuplicateId,
+    /// A key that changes the row and is not read.
+    UnreadKey,
     /// No conversation.
     NoTurns,
     /// Turns that do not alternate question, answer; an unknown speaker.
@@ -54,6 +55,19 @@ impl Cause {
     }
 }
 
+impl From<Fault> for Cause {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::BadRow => Self::BadRow,
+            Fault::UnreadKey => Self::UnreadKey,
+            Fault::NoTurns => Self::NoTurns,
+            Fault::BadTurns => Self::BadTurns,
+            Fault::EmptyAnswer => Self::EmptyAnswer,
+            Fault::ImageMarkers => Self::ImageMarkers,
+        }
+    }
+}
+
 /// Why one row is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -67,6 +81,12 @@ impl Refusal {
     /// A refusal.
     pub fn new(cause: Cause, detail: String) -> Self {
         Self { cause, detail }
+    }
+}
+
+impl From<RecordError> for Refusal {
+    fn from(error: RecordError) -> Self {
+        Self::new(error.fault.into(), error.detail)
     }
 }
 
@@ -118,10 +138,13 @@ impl ShardLedger {
         };
         let ledger: Self = serde_json::from_slice(&text)
             .with_context(|| format!("{}: not a shard's ledger; delete it and run again", path.display()))?;
-        let whole = |file: &ShardFile| {
-            std::fs::metadata(output.join(&file.file)).is_ok_and(|metadata| metadata.len() == file.bytes)
-        };
-        Ok(ledger.files.iter().all(whole).then_some(ledger))
+        for file in &ledger.files {
+            let shard = file.path(output, &path)?;
+            if !std::fs::metadata(shard).is_ok_and(|metadata| metadata.len() == file.bytes) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(ledger))
     }
 
     /// Writes it; the shard is finished from here on.

@@ -2,8 +2,6 @@
 
 mod args;
 mod census;
-pub mod chat_json;
-mod conversation;
 pub mod index;
 pub mod ledger;
 mod pipeline;
@@ -19,8 +17,10 @@ use anyhow::{Context, Result, bail, ensure};
 use common::Error;
 use common::chat::ChatProcessor;
 use common::config::LlavaConfig;
+use common::dataset::chat_file;
 use common::image_files::ImageSources;
 use common::image_processor::ImageProcessor;
+use common::processor_fit;
 use common::shard::{PixelFormat, ShardMetadata};
 use ledger::ShardLedger;
 use pipeline::Job;
@@ -35,8 +35,11 @@ pub fn run(args: &Args) -> Result<String> {
     let model = Model::read(&args.model)?;
     model.chat.check_system(&args.system_prompt).context("--system-prompt")?;
     let images = ImageSources::find(&args.data)?;
-    let chat_json = args.data.join("chat.json");
+    let chat_json = chat_file(&args.data);
     let input = Input::scan(&chat_json, &images, args.limit.unwrap_or(usize::MAX), args.workers())?;
+    for warning in &input.warnings {
+        common::tell!("warning: {}: {warning}", chat_json.display());
+    }
     let plan = Plan::new(args, input, images.describe(), model.facts(args.pixels));
     ensure!(plan.rows() > 0, "{}: no rows, expected a list of conversations", chat_json.display());
     plan.record(&args.output)?;
@@ -47,7 +50,7 @@ pub fn run(args: &Args) -> Result<String> {
     let rows = (0..plan.shards()).filter(|&shard| wanted[shard]).map(|shard| plan.rows_of_shard(shard)).sum();
     announce(&plan, args, rows);
     if let Some(day) = model.chat.date() {
-        eprintln!(
+        common::tell!(
             "the chat template writes the date into every row: {day}; SOURCE_DATE_EPOCH (seconds) sets another, which \
              going on with this run on another day needs"
         );
@@ -69,7 +72,7 @@ pub fn run(args: &Args) -> Result<String> {
     }
     lock.release()?;
     if args.part.of == 1 {
-        return index::join(&args.output, &plan);
+        return index::join(&args.output, &plan, args.max_rejected);
     }
     Ok(format!(
         "part {} is done: {rows} rows; when all parts are, run preprocess index {}",
@@ -90,19 +93,7 @@ impl Model {
         let config = LlavaConfig::read(dir)?;
         let chat = ChatProcessor::from_dir(dir)?;
         let image_processor = ImageProcessor::from_dir(dir)?;
-        let (crop, side) = (image_processor.crop_size, config.vision.image_size);
-        ensure!(
-            crop == side,
-            "{}: preprocessor_config.json crops to {crop} pixels, config.json expects {side}; make them agree",
-            dir.display()
-        );
-        let (token, index) = (chat.image_token_id, config.image_token_index);
-        ensure!(
-            token == index,
-            "{}: the tokenizer's <image> is {token}, config.json says {index}; make them agree",
-            dir.display()
-        );
-        chat.check_rows(config.text.vocab_size).with_context(|| dir.display().to_string())?;
+        processor_fit::check(dir, &config, &chat, &image_processor)?;
         Ok(Self { config, chat, image_processor })
     }
 
@@ -127,7 +118,7 @@ fn announce(plan: &Plan, args: &Args, rows: usize) {
     let expected = |format: PixelFormat| progress::bytes(format.expected_bytes(side) * plan.rows() as u64);
     let others = PixelFormat::ALL.into_iter().filter(|&format| format != args.pixels);
     let others: Vec<String> = others.map(|format| format!("{format} {}", expected(format))).collect();
-    eprintln!(
+    common::tell!(
         "{} rows, {} of them to do in part {}; {} pixels: about {} in all expected ({})",
         plan.rows(),
         rows,

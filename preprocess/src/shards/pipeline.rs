@@ -4,17 +4,15 @@
 //! Which rows go where is a function of their number alone: shard `k` covers rows `k·R … (k+1)·R`, a row group an equal
 //! stretch of those, and each holds what was accepted of them. So nothing depends on workers, parts or restarts.
 
-use super::chat_json::{SourceRow, for_each_row};
-use super::conversation::RowNames;
 use super::ledger::{Cause, Refusal, Rejected};
 use super::sample::RowProcessor;
 use super::writers::{Made, Place, Places, Writers};
 use crate::progress::Progress;
 use anyhow::{Result, anyhow, bail};
+use common::Error;
+use common::dataset::{RowNames, SourceRow, for_each_row};
 use common::shard::{RowGroupEncoder, Split};
-use common::{Error, files};
 use crossbeam::channel::{Receiver, Sender, bounded};
-use std::collections::HashSet;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -41,15 +39,9 @@ pub struct Job<'a> {
 
 /// Rows of one row group, in order.
 struct Task {
-    rows: Vec<NamedRow>,
+    rows: Vec<SourceRow>,
     place: Place,
     reply: Sender<Result<Made>>,
-}
-
-struct NamedRow {
-    row: SourceRow,
-    names: RowNames,
-    duplicate: bool,
 }
 
 /// A task's place in the order of the output.
@@ -85,17 +77,14 @@ impl Job<'_> {
 
     fn read(&self, places: &Places, to_workers: &Sender<Task>, in_order: &Sender<Pending>) -> Result<()> {
         let plan = self.processor.plan;
-        let mut ids = HashSet::new();
         let mut rows = Vec::new();
         let file = File::open(self.chat_json).map_err(Error::io(self.chat_json))?;
         for_each_row(self.chat_json, file, |row| {
-            let names = RowNames::of(row.json.get());
-            let duplicate = names.id.as_ref().is_some_and(|id| !ids.insert(id_hash(id)));
             let shard = row.number / plan.rows_per_shard;
             let last = row.number + 1 >= plan.rows();
             if self.wanted.get(shard) == Some(&true) {
                 let next = row.number + 1;
-                rows.push(NamedRow { row, names, duplicate });
+                rows.push(row);
                 let in_shard = next % plan.rows_per_shard;
                 let ends = last || in_shard == 0 || in_shard.is_multiple_of(plan.max_row_group_rows);
                 if ends {
@@ -119,18 +108,14 @@ impl Job<'_> {
         }
     }
 
-    fn make(&self, rows: Vec<NamedRow>, place: Place) -> Result<Made> {
+    fn make(&self, rows: Vec<SourceRow>, place: Place) -> Result<Made> {
         let metadata = &self.processor.plan.metadata;
         let mut encoders = [RowGroupEncoder::new(metadata)?, RowGroupEncoder::new(metadata)?];
         let mut rejected = Vec::new();
         let rows_in = rows.len();
-        for NamedRow { row, names, duplicate } in rows {
-            let sample = match (&names.id, duplicate) {
-                (Some(id), true) => Err(Refusal::new(Cause::DuplicateId, format!("an earlier row has id {id:?}"))),
-                (Some(id), false) if !id.is_empty() => attempt(|| self.processor.process(id.clone(), &row))
-                    .unwrap_or_else(|panic| Err(Refusal::new(Cause::InternalError, panic))),
-                _ => Err(self.no_id(&row)),
-            };
+        for row in rows {
+            let sample = attempt(|| self.processor.process(&row))
+                .unwrap_or_else(|panic| Err(Refusal::new(Cause::InternalError, panic)));
             match sample {
                 Ok(sample) => {
                     let split = usize::from(self.processor.split(&sample.id) == Split::Validation);
@@ -145,21 +130,13 @@ impl Job<'_> {
                     }
                 }
                 Err(Refusal { cause, detail }) => {
-                    rejected.push(Rejected { row: row.number, id: names.id, image: names.image, cause, detail });
+                    let RowNames { id, image } = RowNames::of(&row);
+                    rejected.push(Rejected { row: row.number, id, image, cause, detail });
                 }
             }
         }
         let [train, validation] = encoders;
         Ok(Made { rows_in, row_groups: [train.finish()?, validation.finish()?], rejected, place })
-    }
-
-    /// A row without a usable id: the fault that reading it finds, or the missing id.
-    fn no_id(&self, row: &SourceRow) -> Refusal {
-        let place = (row.line, row.column);
-        match super::conversation::read(row.json.get(), place) {
-            Err(refusal) if refusal.cause == Cause::BadRow => refusal,
-            _ => Refusal::new(Cause::BadRow, format!("chat.json line {}, column {}: no id", row.line, row.column)),
-        }
     }
 
     /// In order, so that `--strict` stops at the first rejected row whoever comes to it first.
@@ -182,12 +159,6 @@ fn attempt<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<Result<T, E>, St
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         format!("panicked: {}; please report this row", text.unwrap_or("without a message"))
     })
-}
-
-/// 128 bits of SHA-256: two ids with the same hash are the same id.
-fn id_hash(id: &str) -> u128 {
-    let hash = files::sha256(id.as_bytes());
-    u128::from_le_bytes(std::array::from_fn(|index| hash[index]))
 }
 
 #[cfg(test)]

@@ -2,16 +2,17 @@
 
 use super::args::Args;
 use super::census::{self, ImageFiles};
-use super::chat_json::for_each_row;
-use super::conversation::image_names;
 use anyhow::{Result, bail};
+use common::dataset::{Survey, for_each_row};
 use common::files::{self, HashingReader};
 use common::image_files::ImageSources;
 use common::shard::ShardMetadata;
-use common::{Error, Result as CommonResult};
+use common::{Error, Result as CommonResult, exact};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::ffi::OsString;
 use std::fs::File;
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -49,6 +50,7 @@ pub struct Plan {
     /// `--max-length`, tokens.
     pub max_length: usize,
     /// `--validation-fraction`.
+    #[serde(with = "exact")]
     pub validation_fraction: f64,
     /// `--limit`.
     pub limit: Option<usize>,
@@ -71,6 +73,8 @@ pub struct Input {
     pub chat_json: ChatJson,
     /// The files in folders that its rows name.
     pub image_files: ImageFiles,
+    /// Peculiarities of the rows that its owner should know of, a line each.
+    pub warnings: Vec<String>,
 }
 
 impl Input {
@@ -79,10 +83,11 @@ impl Input {
     pub fn scan(path: &Path, images: &ImageSources, limit: usize, threads: usize) -> CommonResult<Self> {
         let mut reader = HashingReader::new(File::open(path).map_err(Error::io(path))?);
         let mut rows = 0;
+        let mut survey = Survey::default();
         let (image_files, read) = census::take(images, threads, |census| {
             for_each_row(path, &mut reader, |row| {
                 if row.number < limit {
-                    image_names(row.json.get()).into_iter().for_each(|name| census.name(name));
+                    survey.add(&row).into_iter().for_each(|name| census.name(name));
                 }
                 rows += 1;
                 ControlFlow::Continue(())
@@ -90,7 +95,7 @@ impl Input {
         });
         read?;
         let (sha256, bytes) = reader.finish();
-        Ok(Self { chat_json: ChatJson { sha256, bytes, rows }, image_files })
+        Ok(Self { chat_json: ChatJson { sha256, bytes, rows }, image_files, warnings: survey.warnings() })
     }
 }
 
@@ -146,21 +151,27 @@ impl Plan {
         }
     }
 
-    /// Writes the plan into a fresh folder, or makes sure that the folder's plan is this one.
+    /// Writes the plan into a fresh folder, or makes sure that the folder's plan is this one. Parts may start at once in one
+    /// folder, and its file system may have no locks: the plan appears once and whole, and whoever comes later compares.
     pub fn record(&self, output: &Path) -> Result<()> {
         std::fs::create_dir_all(output).map_err(Error::io(output))?;
-        // Parts may start at once in one folder: the first writes, the others compare. Where the file system has no
-        // locks, they write the same bytes.
-        let folder = File::open(output).map_err(Error::io(output))?;
-        let _ = folder.lock();
+        if Self::read(output)?.is_none() {
+            let foreign = foreign_name(output)?;
+            // Another part may have written its plan, and begun its work, since this one looked for a plan.
+            if let Some(name) = foreign.filter(|_| !output.join(PLAN_FILE).exists()) {
+                bail!(
+                    "{}: holds {name:?} but no {PLAN_FILE}, expected an empty folder or an unfinished run; choose another \
+                     --output",
+                    output.display()
+                );
+            }
+            let mut text = serde_json::to_vec_pretty(self)?;
+            text.push(b'\n');
+            files::create_once(&output.join(PLAN_FILE), |mut file| file.write_all(&text))?;
+        }
         match Self::read(output)? {
             Some(recorded) => self.compare(&recorded, output),
-            None => {
-                refuse_foreign_folder(output)?;
-                let mut text = serde_json::to_vec_pretty(self)?;
-                text.push(b'\n');
-                Ok(files::write_atomically(&output.join(PLAN_FILE), &text)?)
-            }
+            None => bail!("{}: {PLAN_FILE} disappeared; run again", output.display()),
         }
     }
 
@@ -193,19 +204,12 @@ pub struct ModelFacts {
     pub max_position_embeddings: usize,
 }
 
-fn refuse_foreign_folder(output: &Path) -> Result<()> {
+/// A name in the folder that no run of this program has left there before its plan.
+fn foreign_name(output: &Path) -> Result<Option<OsString>> {
     let entries = std::fs::read_dir(output).map_err(Error::io(output))?;
-    let foreign = entries.filter_map(Result::ok).map(|entry| entry.file_name()).find(|name| {
-        // Hidden names are what a killed run may have left before its plan was there.
-        !name.to_string_lossy().starts_with('.')
-    });
-    match foreign {
-        None => Ok(()),
-        Some(name) => bail!(
-            "{}: holds {name:?} but no {PLAN_FILE}, expected an empty folder or an unfinished run; choose another --output",
-            output.display()
-        ),
-    }
+    let mut names = entries.filter_map(Result::ok).map(|entry| entry.file_name());
+    // Hidden names are what a killed run may have left before its plan was there.
+    Ok(names.find(|name| !name.to_string_lossy().starts_with('.')))
 }
 
 fn collect_differences(path: &str, recorded: &Value, now: &Value, differences: &mut Vec<String>) {
@@ -231,5 +235,46 @@ fn printed(value: &Value) -> String {
     match text.char_indices().nth(PRINTED_VALUE) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shards::writers::tests::one_row_a_shard;
+
+    /// Parts of one run agree on one plan, and a part of another run is refused, whoever comes first.
+    #[test]
+    fn parts_that_start_at_once_have_one_plan() {
+        for round in 0..20 {
+            let output = tempfile::tempdir().expect("a temporary folder");
+            let plan = |seed: usize| Plan { max_length: 1 + seed % 2, ..one_row_a_shard() };
+            let ended: Vec<Result<()>> = std::thread::scope(|scope| {
+                let start = |number| {
+                    let (plan, output) = (plan(number), output.path());
+                    scope.spawn(move || plan.record(output))
+                };
+                let parts: Vec<_> = (0..8).map(start).collect();
+                parts.into_iter().map(|part| part.join().expect("no panic")).collect()
+            });
+            let recorded = Plan::read(output.path()).expect("whole").expect("a plan").max_length;
+            for (number, ended) in ended.into_iter().enumerate() {
+                let same = plan(number).max_length == recorded;
+                assert_eq!(ended.is_ok(), same, "round {round}, part {number}: {ended:?}");
+                let refused = ended.err().map(|error| error.to_string());
+                assert!(refused.is_none_or(|error| error.contains("max_length was")), "round {round}");
+            }
+            assert_eq!(std::fs::read_dir(output.path()).expect("listed").count(), 1, "nothing but the plan");
+        }
+    }
+
+    #[test]
+    fn a_folder_of_something_else_is_refused_and_what_a_killed_run_left_is_not() {
+        let output = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(output.path().join("photo.jpg"), "").expect("written");
+        let error = one_row_a_shard().record(output.path()).expect_err("refused").to_string();
+        assert!(error.contains("photo.jpg") && error.contains("choose another --output"), "{error}");
+        std::fs::rename(output.path().join("photo.jpg"), output.path().join(".plan.json.x.tmp")).expect("renamed");
+        one_row_a_shard().record(output.path()).expect("an unfinished start");
     }
 }

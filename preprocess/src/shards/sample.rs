@@ -1,11 +1,10 @@
 //! One row of chat.json → one sample of the shards, or the cause why not. Text first: it is cheap.
 
-use super::chat_json::SourceRow;
-use super::conversation::{self, Conversation};
 use super::ledger::{Cause, Refusal};
 use super::plan::Plan;
 use common::IGNORE_INDEX;
 use common::chat::{ChatProcessor, TokenizedSample};
+use common::dataset::{Conversation, Record, SourceRow};
 use common::files;
 use common::image_files::{ImageFileError, ImageSources};
 use common::image_processor::{ImageError, ImageProcessor};
@@ -24,15 +23,18 @@ pub struct RowProcessor<'a> {
 }
 
 impl RowProcessor<'_> {
-    /// Makes the sample of a row whose id is `id`.
-    pub fn process(&self, id: String, row: &SourceRow) -> Result<Sample, Refusal> {
-        let conversation = conversation::read(row.json.get(), (row.line, row.column))?;
+    /// Makes the sample of a row.
+    pub fn process(&self, row: &SourceRow) -> Result<Sample, Refusal> {
+        let record = Record::read(row)?;
+        let id = record.id.clone();
+        let conversation = record.conversation()?;
         let tokens = self.tokenize(&conversation)?;
         let images = conversation.images.iter().map(|name| self.image(name)).collect::<Result<_, _>>()?;
         Ok(Sample { id, tokens, images })
     }
 
-    /// Train or validation: a function of the id alone.
+    /// Train or validation: a function of the id alone, so that rows about one picture, which share its id in LLaVA's data,
+    /// are all on one side.
     pub fn split(&self, id: &str) -> Split {
         let hash = files::sha256(id.as_bytes());
         let hash = u64::from_le_bytes(std::array::from_fn(|index| hash[index]));

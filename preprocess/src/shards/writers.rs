@@ -192,7 +192,7 @@ impl OpenShard {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::shards::census::ImageFiles;
     use crate::shards::ledger::LEDGER_DIR;
@@ -246,13 +246,15 @@ mod tests {
         }
     }
 
-    fn one_row_a_shard() -> Plan {
+    /// Three rows, a shard each.
+    pub fn one_row_a_shard() -> Plan {
         let metadata = ShardMetadata {
             format_version: FORMAT_VERSION,
             tokenizer_sha256: String::new(),
             chat_template_sha256: String::new(),
             image_processor_sha256: String::new(),
             pixels: PixelFormat::Predicted,
+            image_decoder: String::new(),
             shortest_edge: 14,
             crop_size: 14,
             image_mean: [0.5; 3],

@@ -5,6 +5,8 @@
 // What the sources call by its crate's name is here.
 extern crate self as common;
 
+#[path = "../../../common/src/dataset/mod.rs"]
+pub mod dataset;
 #[path = "../../../common/src/error.rs"]
 pub mod error;
 #[path = "../../../common/src/files.rs"]
@@ -19,15 +21,27 @@ pub use error::{Error, Result};
 /// Stands for `common::chat`.
 pub mod chat {
     pub const IMAGE_TOKEN: &str = "<image>";
-}
 
-/// Stands for `common::shard`, which the ledger names.
-pub mod shard {
-    #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-    pub struct ShardFile {
-        pub file: String,
-        pub bytes: u64,
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Role {
+        System,
+        User,
+        Assistant,
+    }
+
+    impl Role {
+        pub fn as_str(self) -> &'static str {
+            match self {
+                Self::System => "system",
+                Self::User => "user",
+                Self::Assistant => "assistant",
+            }
+        }
+    }
+
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Message {
+        pub role: Role,
+        pub content: String,
     }
 }
-
-pub mod shards;

@@ -69,6 +69,10 @@ impl Collective for Faulty {
     fn bytes_sent(&self) -> u64 {
         self.inner.bytes_sent()
     }
+
+    fn timeout(&self) -> Duration {
+        self.inner.timeout()
+    }
 }
 
 fn fault() -> Result<(Kind, usize, usize)> {

@@ -33,6 +33,8 @@ pub struct Communicator {
     worker: Worker,
     traffic: Arc<Mutex<Traffic>>,
     waited: Duration,
+    /// See [`Collective::timeout`].
+    pub(super) timeout: Duration,
 }
 
 enum Worker {
@@ -46,7 +48,7 @@ impl Communicator {
     /// # Errors
     /// The thread cannot be started.
     pub fn start(mut collective: Box<dyn Collective>) -> Result<Self> {
-        let (rank, world_size) = (collective.rank(), collective.world_size());
+        let (rank, world_size, timeout) = (collective.rank(), collective.world_size(), collective.timeout());
         let worker = if world_size == 1 {
             Worker::Inline(collective)
         } else {
@@ -54,7 +56,7 @@ impl Communicator {
             let thread = std::thread::Builder::new().name(format!("rank {rank} exchanging"));
             Worker::Thread(jobs, thread.spawn(move || queue.iter().for_each(|job| job(&mut *collective)))?)
         };
-        Ok(Self { rank, world_size, worker, traffic: Arc::default(), waited: Duration::ZERO })
+        Ok(Self { rank, world_size, worker, traffic: Arc::default(), waited: Duration::ZERO, timeout })
     }
 
     /// This rank.
@@ -145,6 +147,17 @@ impl Communicator {
     pub fn take_traffic(&mut self) -> Traffic {
         let taken = std::mem::take(&mut *self.traffic.lock().unwrap_or_else(PoisonError::into_inner));
         Traffic { waited: std::mem::take(&mut self.waited), ..taken }
+    }
+
+    /// Forgets what exchanging has cost since it was `before`.
+    pub(super) fn restore_traffic(&mut self, before: Traffic) {
+        self.waited = before.waited;
+        *self.traffic.lock().unwrap_or_else(PoisonError::into_inner) = before;
+    }
+
+    /// What exchanging has cost since it was last taken.
+    pub(super) fn traffic(&self) -> Traffic {
+        Traffic { waited: self.waited, ..*self.traffic.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
     /// Carries out what is queued and ends the thread. (Dropping does not wait: a rank that has failed must not stand still

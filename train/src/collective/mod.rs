@@ -1,5 +1,6 @@
 //! The only code that talks to other ranks: threads of this process, or MPI.
 
+mod attend;
 pub mod background;
 pub mod guard;
 pub mod launch;
@@ -9,6 +10,7 @@ pub mod threads;
 use anyhow::Result;
 use std::fmt;
 use std::ops::Range;
+use std::time::Duration;
 
 /// What is being exchanged, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +51,9 @@ pub trait Collective: Send {
 
     /// Bytes that this rank has given to other ranks so far.
     fn bytes_sent(&self) -> u64;
+
+    /// Longest time that a rank waits for another one.
+    fn timeout(&self) -> Duration;
 }
 
 /// The stretches of a flat buffer of `parts` that `rank` owns: (range in the flat buffer, range in what it owns).
@@ -122,7 +127,6 @@ fn joined(low: f32, high: f32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn sums_are_in_rank_order_and_exact() {

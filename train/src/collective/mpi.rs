@@ -368,6 +368,10 @@ impl Collective for MpiRank {
     fn bytes_sent(&self) -> u64 {
         self.bytes_sent
     }
+
+    fn timeout(&self) -> Duration {
+        self.timeout
+    }
 }
 
 /// Ends MPI after the last exchange; nothing, if it was never started.

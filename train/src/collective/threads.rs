@@ -168,6 +168,10 @@ impl Collective for ThreadRank {
     fn bytes_sent(&self) -> u64 {
         self.bytes_sent
     }
+
+    fn timeout(&self) -> Duration {
+        self.group.timeout
+    }
 }
 
 /// After a rank has failed, how long the others may take to notice before the process is ended over their heads: a rank

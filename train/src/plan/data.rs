@@ -3,6 +3,7 @@
 use super::PlanArgs;
 use super::model::RecipeTables;
 use crate::config::Config;
+use crate::setup;
 use anyhow::{Result, bail};
 use common::IGNORE_INDEX;
 use common::config::LlavaConfig;
@@ -77,6 +78,7 @@ impl Data {
     fn measured(config: &Config, args: &PlanArgs, model: &LlavaConfig) -> Result<Self> {
         let index = ShardIndex::read(&config.data_path)?;
         let shards = ShardSet::open(&config.data_path, Split::Train)?;
+        setup::check_lengths(config, model, &shards)?;
         let rows = args.rows.unwrap_or(shards.len());
         let sampled = SAMPLED_ROWS.min(shards.len());
         let (mut tokens, mut supervised, mut images) = (0, 0, 0);

@@ -3,7 +3,9 @@
 use super::data::Data;
 use super::parameters::PartCount;
 use crate::config::{Config, Strategy, TrainType};
+use crate::setup;
 use common::config::{LlavaConfig, WeightDtype};
+use common::vision_cache::VisionFeatureCache;
 
 /// Tokenizer, processors, states, manifest: a few megabytes whatever the model.
 const SMALL_FILES: u64 = 8_000_000;
@@ -20,6 +22,8 @@ pub struct Disk {
     pub checkpoints: u64,
     /// Shards.
     pub shards: u64,
+    /// Features of the vision tower that are kept beside them, when all are there.
+    pub vision_features: u64,
 }
 
 impl Disk {
@@ -48,15 +52,19 @@ impl Disk {
         let optimizer = trained * F32 * if rounded { 3 } else { 2 };
         let written = match config.save_strategy {
             Strategy::No => 0,
-            Strategy::Steps => max_steps / config.save_steps.max(1) as u64,
-            Strategy::Epoch => max_steps / steps_per_epoch.max(1),
+            // The last step is saved, too.
+            Strategy::Steps => max_steps.div_ceil(config.save_steps.in_run(max_steps)),
+            Strategy::Epoch => max_steps.div_ceil(steps_per_epoch.max(1)),
         };
         let kept = match config.save_total_limit as u64 {
             0 => written,
             // The oldest goes only when the newest is whole, and the best one stays.
             limit => written.min(limit + 1 + u64::from(config.load_best_model_at_end)),
         };
-        Self { weights, optimizer, checkpoints: kept, shards: data.shard_bytes }
+        let images = (data.rows as f64 * data.images_per_row).round() as usize;
+        let vision_features = setup::cached_as(config.cache_vision_features)
+            .map_or(0, |format| VisionFeatureCache::bytes_of(images, model, format));
+        Self { weights, optimizer, checkpoints: kept, shards: data.shard_bytes, vision_features }
     }
 
     /// One checkpoint.

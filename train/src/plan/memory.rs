@@ -7,7 +7,7 @@ use super::data::Data;
 use super::parameters::tensors;
 use crate::config::{Accumulate, Config, TrainType};
 use crate::layout::MAX_BUCKET_VALUES;
-use crate::trainable;
+use crate::trainable::Choice;
 use common::checkpoint::ExpectedTensor;
 use common::config::{LlavaConfig, TextConfig, VisionConfig};
 use common::model::lora::LoraConfig;
@@ -86,7 +86,8 @@ impl Blocks {
     fn of(train_type: TrainType, model: &LlavaConfig, lora: Option<&LoraConfig>) -> Self {
         let tensors = tensors(model, lora);
         let mut trained = BTreeMap::new();
-        for tensor in tensors.iter().filter(|tensor| trainable::is_trained(&tensor.name, train_type, model)) {
+        let choice = Choice::new(train_type, lora);
+        for tensor in tensors.iter().filter(|tensor| choice.is_trained(&tensor.name, model)) {
             if let Some(block) = names::block(&tensor.name) {
                 *trained.entry(block).or_insert(0) += tensor.len();
             }

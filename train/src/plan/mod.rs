@@ -13,6 +13,7 @@ pub use disk::Disk;
 pub use machine::Machine;
 pub use memory::Memory;
 pub use parameters::{PartCount, parameters};
+pub use text::size;
 
 use crate::config::Config;
 use crate::order::BatchPlan;
@@ -82,7 +83,7 @@ impl Plan {
         };
         let lora = match config.init_adapter.as_deref().and_then(output_of) {
             Some(stage) => stage.lora.clone(),
-            None => model::lora(config)?,
+            None => model::lora(config, &model)?,
         };
         let data = Data::describe(config, args, recipe, &model)?;
         let batches = BatchPlan {
@@ -90,6 +91,7 @@ impl Plan {
             micro_batch_size: config.per_device_train_batch_size,
             accumulation: config.gradient_accumulation_steps,
             world_size: config.nproc,
+            end: None,
         };
         let parts = parameters(&model, config.train_type, lora.as_ref());
         let max_steps = batches.max_steps(config.max_steps, config.num_train_epochs);

@@ -2,6 +2,7 @@
 
 use super::PlanArgs;
 use crate::config::{Config, TrainType};
+use crate::setup;
 use anyhow::{Context, Result, bail};
 use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
 use common::hub::{self, Wanted};
@@ -99,12 +100,14 @@ fn assembled(vision_tower: &Path, language_model: &Path, options: &Table) -> Res
 ///
 /// # Errors
 /// Settings that no model can have; an adapter to start from that cannot be read.
-pub fn lora(config: &Config) -> Result<Option<LoraConfig>> {
+pub fn lora(config: &Config, model: &LlavaConfig) -> Result<Option<LoraConfig>> {
     if config.train_type != TrainType::UseLora {
         return Ok(None);
     }
     if let Some(dir) = &config.init_adapter {
-        return Ok(Some(LoraConfig { lora_dropout: config.lora_dropout, ..adapter::read_config(dir)? }));
+        let lora = adapter::read_config(dir, model)?;
+        setup::require_trainable(&lora, dir)?;
+        return Ok(Some(LoraConfig { lora_dropout: config.lora_dropout, ..lora }));
     }
     let lora = config.lora();
     lora.validate()?;

@@ -2,11 +2,11 @@
 
 use crate::config::TrainType;
 use crate::parts::Part;
-use crate::trainable;
+use crate::trainable::Choice;
 use common::checkpoint::{ExpectedTensor, expected_tensors};
 use common::config::LlavaConfig;
-use common::model::lora::{LoraConfig, TEXT_PROJECTIONS};
-use common::names::{self, Block};
+use common::model::lora::LoraConfig;
+use common::names;
 use std::collections::BTreeMap;
 
 /// A part's parameters, in values.
@@ -31,14 +31,14 @@ impl PartCount {
 
 /// The parts of a model (and of its LoRA matrices), in the model's order.
 pub fn parameters(config: &LlavaConfig, train_type: TrainType, lora: Option<&LoraConfig>) -> Vec<PartCount> {
-    let mut parts = BTreeMap::new();
+    let (mut parts, choice) = (BTreeMap::new(), Choice::new(train_type, lora));
     for tensor in tensors(config, lora) {
         let Some(part) = Part::of(&tensor.name) else { continue };
         let count = parts.entry(part).or_insert(PartCount { part, values: 0, trained: 0, unreachable: 0 });
         count.values += tensor.len();
-        if trainable::is_trained(&tensor.name, train_type, config) {
+        if choice.is_trained(&tensor.name, config) {
             count.trained += tensor.len();
-        } else if trainable::is_covered(&tensor.name, train_type) {
+        } else if choice.is_covered(&tensor.name) {
             count.unreachable += tensor.len();
         }
     }
@@ -55,21 +55,13 @@ pub fn tensors(config: &LlavaConfig, lora: Option<&LoraConfig>) -> Vec<ExpectedT
 
 /// The two LoRA matrices of a weight, if it gets any.
 fn matrices(tensor: &ExpectedTensor, lora: &LoraConfig) -> Vec<ExpectedTensor> {
-    /// CLIP's projections with LoRA under `lora_vision`.
-    const VISION_PROJECTIONS: [&str; 3] = [TEXT_PROJECTIONS[0], TEXT_PROJECTIONS[1], TEXT_PROJECTIONS[2]];
     let (Some(path), &[outputs, inputs]) = (tensor.name.strip_suffix(".weight"), tensor.shape.as_slice()) else {
         return Vec::new();
     };
-    let module = path.rsplit('.').next().unwrap_or_default();
-    let targeted = match names::block(&tensor.name) {
-        Some(Block::TextLayer(_)) => lora.target_modules.iter().any(|target| target == module),
-        Some(Block::VisionLayer(_)) => lora.lora_vision && VISION_PROJECTIONS.contains(&module),
-        _ => false,
-    };
-    let matrix = |name: &str, shape: [usize; 2]| ExpectedTensor { name: format!("{path}.{name}"), shape: shape.into() };
-    if targeted {
-        vec![matrix("lora_A.weight", [lora.r, inputs]), matrix("lora_B.weight", [outputs, lora.r])]
-    } else {
-        Vec::new()
+    if !lora.has_lora(path) {
+        return Vec::new();
     }
+    let shapes = [[lora.r, inputs], [outputs, lora.r]];
+    let matrices = names::lora_matrices(path).into_iter().zip(shapes);
+    matrices.map(|(name, shape)| ExpectedTensor { name, shape: shape.into() }).collect()
 }

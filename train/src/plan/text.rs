@@ -99,7 +99,7 @@ impl Plan {
     }
 
     fn disk(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let disk @ Disk { weights, optimizer, checkpoints, shards } = &self.disk;
+        let disk @ Disk { weights, optimizer, checkpoints, shards, vision_features } = &self.disk;
         let what = if self.config.train_type == TrainType::UseLora { "adapter" } else { "model" };
         let there = if self.data.is_there { "there" } else { "expected" };
         writeln!(f, "\ndisk")?;
@@ -115,7 +115,15 @@ impl Plan {
             "  the run's folder    {} with {checkpoints} checkpoints at the same time",
             size(disk.run() as f64)
         )?;
-        writeln!(f, "  shards              {} as {} pixels, {there}", size(*shards as f64), self.data.pixels.name())
+        writeln!(f, "  shards              {} as {} pixels, {there}", size(*shards as f64), self.data.pixels.name())?;
+        if *vision_features > 0 {
+            let features = size(*vision_features as f64);
+            writeln!(
+                f,
+                "  vision features     {features} beside the shards, when all are there (cache_vision_features)"
+            )?;
+        }
+        Ok(())
     }
 
     fn verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,12 +145,18 @@ impl Plan {
             }
         }
         let shards = if self.data.is_there { 0 } else { self.disk.shards };
-        let disk = (self.disk.run() + shards) as f64;
+        let features = self.disk.vision_features;
+        let disk = (self.disk.run() + shards + features) as f64;
         match self.machine.free_disk {
             None => writeln!(f, "  disk                not known here; {} are needed", size(disk)),
             Some(free) => {
                 let fits = if disk <= free as f64 { "fits" } else { "DOES NOT FIT" };
-                let what = if shards > 0 { "the run and the shards need" } else { "the run needs" };
+                let what = match (shards, features) {
+                    (0, 0) => "the run needs",
+                    (0, _) => "the run and the vision features need",
+                    (_, 0) => "the run and the shards need",
+                    _ => "the run, the shards and the vision features need",
+                };
                 let place = self.machine.disk_of.display();
                 writeln!(
                     f,

@@ -2,79 +2,122 @@
 
 use super::report::StepSums;
 use super::{Finished, Trainer};
-use crate::checkpoint::{self, Snapshot};
-use crate::config::Strategy;
+use crate::checkpoint::{self, Manifest, Snapshot};
+use crate::config::Config;
+use crate::run::clock;
+use crate::run::{FinalOutput, RunRecord};
+use crate::setup::Trainee;
+use crate::state::TrainerState;
 use crate::watch::{self, Watch};
 use anyhow::{Context, Result, bail};
-use std::path::Path;
+use common::pulse::Pulse;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 impl Trainer<'_> {
-    /// Begins a checkpoint when it is time, and publishes the one before when all ranks have written their part. Says
-    /// whether one was begun.
-    pub(super) fn save_if_due(&mut self, sums: &StepSums) -> Result<bool> {
+    /// Begins a checkpoint when it is time, and publishes the one before when all ranks have written their part. A step is saved once: after one that was skipped, going on from its checkpoint skips that one again.
+    pub(super) fn save_if_due(&mut self, sums: &StepSums) -> Result<()> {
         if sums.written == self.layout.world_size as f64 {
             self.saver.conclude(&mut self.communicator)?;
         }
-        let due = match self.config.save_strategy {
-            Strategy::No => false,
-            Strategy::Steps => self.state.global_step.is_multiple_of(self.config.save_steps as u64),
-            Strategy::Epoch => self.state.cursor.position == 0,
-        };
-        let saves = due && self.skipped_in_a_row == 0;
-        if saves {
+        let (step, every) = (self.state.global_step, self.config.save_steps.in_run(self.state.max_steps));
+        let due = self.config.save_strategy.is_due(step, every, self.state.run.cursor, self.is_at_end());
+        if due && self.saved_step != Some(step) {
             self.save()?;
         }
-        Ok(saves)
+        Ok(())
     }
 
     fn save(&mut self) -> Result<()> {
         let since = Instant::now();
         self.settle()?;
-        watch::note_best_checkpoint(&mut self.state, &self.config.output_dir);
-        let Self { config, trainee, layout, partitions, state, .. } = self;
-        let snapshot = Snapshot::take(config, trainee, layout, partitions, state);
+        watch::note_best_checkpoint(&mut self.state);
+        self.saved_step = Some(self.state.global_step);
+        let Self { config, record, trainee, layout, partitions, state, .. } = self;
+        let snapshot = Snapshot::take(config, record.as_ref(), trainee, layout, partitions, state);
         self.saver.start(&mut self.communicator, snapshot, since)
     }
 
-    /// Ends as asked: with a checkpoint of this step.
-    pub(super) fn stop(mut self, saved: bool, mut watch: Watch<'_>) -> Result<Finished> {
-        if !saved {
+    /// Ends as asked: with a checkpoint of this step, unless it has one.
+    pub(super) fn stop(mut self, mut watch: Watch<'_>) -> Result<Finished> {
+        if !self.is_saved()? {
             self.save()?;
         }
-        self.saver.conclude(&mut self.communicator)?;
-        self.saver.finish_publishing();
-        watch.flush()?;
-        let dir = checkpoint::dir_of(&self.config.output_dir, self.state.global_step);
-        self.communicator.all_reduce("last checkpoint", [0.0])?;
+        let saved = self.is_saved()?;
+        watch.flush();
         self.communicator.finish()?;
-        if self.layout.rank == 0 && !dir.exists() {
+        let dir = checkpoint::dir_of(&self.config.output_dir, self.state.global_step);
+        if self.layout.rank == 0 && !saved {
             bail!("stopped as asked at step {}, but the checkpoint could not be written", self.state.global_step);
         }
         Ok(Finished { state: self.state, stopped_in: Some(dir) })
     }
 
+    /// Whether this step has a checkpoint of this run under its name; waits for one that is being written. The same on all ranks.
+    fn is_saved(&mut self) -> Result<bool> {
+        self.saver.finish(&mut self.communicator)?;
+        let dir = checkpoint::dir_of(&self.config.output_dir, self.state.global_step);
+        let is_there = |record: &Arc<RunRecord>| Manifest::read(&dir).is_ok_and(|manifest| manifest.is_of(record));
+        let is_saved = self.record.as_ref().is_some_and(is_there);
+        let [saved] = self.communicator.all_reduce("last checkpoint", [f64::from(u8::from(is_saved))])?;
+        Ok(saved > 0.0)
+    }
+
     /// The final model or adapter into `output_dir` itself: the last one, or the best one if that is asked for.
     pub(super) fn finish(mut self, mut watch: Watch<'_>) -> Result<Finished> {
-        self.saver.conclude(&mut self.communicator)?;
-        self.saver.finish_publishing();
+        self.saver.finish(&mut self.communicator)?;
         self.settle()?;
-        watch.finish(&self.trainee)?;
-        if self.layout.rank == 0 {
-            let output_dir = &self.config.output_dir;
-            let best = self.state.best_model_checkpoint.as_ref().filter(|_| self.config.load_best_model_at_end);
-            match best.map(Path::new).filter(|best| best.exists()) {
-                Some(best) => {
-                    watch.say(&format!("the model with the lowest evaluation loss is that of {}", best.display()));
-                    checkpoint::copy_weights(best, output_dir)
-                }
-                None => checkpoint::save_weights(self.config, self.trainee, output_dir),
-            }
-            .context("the final model is not saved; checkpoints are as they were")?;
-            common::json::write(&output_dir.join(checkpoint::TRAINER_STATE), &self.state)?;
-        }
-        self.communicator.all_reduce("final model", [0.0])?;
+        let Self { config, record, trainee, state, .. } = self;
+        // The others wait while rank 0 hashes what was frozen, and writes.
+        let save = || {
+            watch.finish(&trainee)?;
+            record.map_or(Ok(()), |record| put_out(config, &record, trainee, &state, &watch))
+        };
+        self.communicator.attend("final model", &Pulse::default(), save)??;
         self.communicator.finish()?;
-        Ok(Finished { state: self.state, stopped_in: None })
+        Ok(Finished { state, stopped_in: None })
     }
+}
+
+/// The output of a run in its folder, and that it is finished.
+fn put_out(
+    config: &Config,
+    record: &RunRecord,
+    trainee: Trainee,
+    state: &TrainerState,
+    watch: &Watch<'_>,
+) -> Result<()> {
+    let output_dir = &config.output_dir;
+    let weights_of_step = match best(config, record, state, watch) {
+        Some((best, step)) => checkpoint::copy_weights(&best, output_dir).map(|()| step),
+        None => checkpoint::save_weights(config, trainee, output_dir).map(|()| state.global_step),
+    };
+    let weights_of_step = weights_of_step.context("the final model is not saved; checkpoints are as they were")?;
+    common::json::write(&output_dir.join(checkpoint::TRAINER_STATE), state)?;
+    let (global_step, finished_at) = (state.global_step, clock::now());
+    let finished = Some(FinalOutput { global_step, weights_of_step, finished_at });
+    RunRecord { finished, ..record.clone() }.write(output_dir)
+}
+
+/// The checkpoint with the lowest evaluation loss and its step, if its weights are asked for. Says which one it is, and when
+/// there is none or a better one is gone.
+fn best(config: &Config, record: &RunRecord, state: &TrainerState, watch: &Watch<'_>) -> Option<(PathBuf, u64)> {
+    if !config.load_best_model_at_end {
+        return None;
+    }
+    let lowest = state.best_metric.zip(state.best_global_step);
+    let found = checkpoint::best(&config.output_dir, record, state.losses());
+    let found = found.and_then(|(dir, loss)| Some((checkpoint::step_of(&dir)?, dir, loss)));
+    let Some((step, dir, loss)) = found else {
+        watch.say(
+            "warning: load_best_model_at_end: no checkpoint with a finite evaluation loss: the last model is put out",
+        );
+        return None;
+    };
+    if let Some((metric, best_step)) = lowest.filter(|(metric, _)| *metric < loss) {
+        watch.say(&format!("warning: the lowest evaluation loss, {metric:.4} at step {best_step}, has no checkpoint"));
+    }
+    watch.say(&format!("the model with the lowest evaluation loss ({loss:.4}) is that of {}", dir.display()));
+    Some((dir, step))
 }

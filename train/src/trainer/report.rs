@@ -1,8 +1,8 @@
 //! What a step has to say, and what the log's lines say of several.
 
-use crate::checkpoint::TrainerState;
 use crate::collective::background::Traffic;
 use crate::metrics::StepMetrics;
+use crate::state::TrainerState;
 use common::memory::peak_rss_mb;
 use std::time::{Duration, Instant};
 
@@ -79,7 +79,7 @@ impl Log {
             communication_seconds: sum(|report| report.traffic.busy.as_secs_f64()) / count,
             communication_wait_seconds: sum(|report| report.traffic.waited.as_secs_f64()) / count,
             checkpoint_stall_seconds: stalled.as_secs_f64(),
-            skipped_steps: state.skipped_steps,
+            skipped_steps: state.run.skipped_steps,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! From settings to a trainer at work.
 
 use super::{Finished, Trainer};
-use crate::checkpoint::{self, TrainerState};
+use crate::batch::{self, Steps};
+use crate::checkpoint;
 use crate::collective::Collective;
 use crate::collective::background::Communicator;
 use crate::config::Config;
@@ -9,17 +10,23 @@ use crate::layout::Layout;
 use crate::loader::{Loader, Source};
 use crate::order::BatchPlan;
 use crate::parameters;
-use crate::resume::{self, Found};
+use crate::resume::{self, Beginning, Found};
+use crate::run::RunRecord;
+use crate::run::folder;
+use crate::run::function::changed_settings;
+use crate::run::lock::RunLock;
 use crate::saving::Saver;
-use crate::schedule::Schedule;
 use crate::setup::{self, Trainee};
 use crate::signals::StopRequest;
+use crate::state::{RunState, TrainerState};
 use crate::trainable;
 use crate::watch::Watch;
 use crate::zero::{Memory, Partitions};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
+use common::config::LlavaConfig;
 use common::device::computes_in_bf16;
+use common::pulse::Pulse;
 use common::shard::{ShardSet, Split};
 use std::sync::Arc;
 
@@ -38,30 +45,46 @@ pub fn run(
     let shards = Arc::new(setup::shards(config, Split::Train)?);
     setup::agree(config, &shards.fingerprint(), &mut communicator)?;
     if rank == 0 {
-        std::fs::create_dir_all(&config.output_dir).with_context(|| config.output_dir.display().to_string())?;
-        checkpoint::tidy(&config.output_dir)?;
-        common::json::write(&config.output_dir.join(checkpoint::RUN_CONFIG), config)?;
+        setup::check_lengths(config, &LlavaConfig::read(&config.model_name_or_path)?, &shards)?;
     }
-    let plan = BatchPlan {
-        rows: shards.len(),
-        micro_batch_size: config.per_device_train_batch_size,
-        accumulation: config.gradient_accumulation_steps,
-        world_size,
+    let _lock = if rank == 0 { Some(take_folder(config)?) } else { None };
+    let (beginning, found) = resume::begin_together(config, &shards.fingerprint(), &mut communicator)?;
+    let (config, kept_batch) = match &found {
+        Some(found) => batch::keep(config, world_size, &found.state)?,
+        None => (config.clone(), None),
     };
-    let found = resume::find_together(config, &mut communicator)?;
-    let state = state(config, found.as_ref(), &plan, &shards.fingerprint(), rank)?;
-    let (trainee, layout, partitions) = load(config, found.as_ref(), device, (rank, world_size))?;
-    let kept_features = setup::kept_features(config, &trainee, &layout, &shards)?;
+    let config = &config;
+    let found_state = found.as_ref().map(|found| &found.state);
+    let Steps { plan, max_steps, schedule, base, initial_global_batch_size } =
+        Steps::of(config, shards.len(), world_size, found_state)?;
+    let run = RunState {
+        world_size,
+        global_batch_size: plan.global_batch_size(),
+        initial_global_batch_size,
+        schedule_base: base,
+        ..found_state.map(|state| state.run.clone()).unwrap_or_default()
+    };
+    let mut state = state(config, found_state, max_steps, run, rank);
+    let loaded = communicator.attend("model", &Pulse::default(), || -> Result<_> {
+        let (trainee, layout, partitions) = load(config, found.as_ref(), device, (rank, world_size))?;
+        let kept_features = setup::kept_features(config, &trainee, &layout, &shards)?;
+        Ok((trainee, layout, partitions, kept_features))
+    });
+    let (trainee, layout, partitions, kept_features) = loaded??;
     let loader = loader(config, &trainee, shards, plan, &state, rank)?;
+    // Going on from the folder's own checkpoint of this step, it has one.
+    let own = checkpoint::dir_of(&config.output_dir, state.global_step);
+    let saved_step = found.as_ref().filter(|found| found.dir == own).map(|found| found.state.global_step);
+    let record = match beginning {
+        Some(beginning) => Some(Arc::new(begin(config, beginning, found.as_ref(), kept_batch, &mut state)?)),
+        None => None,
+    };
     if rank == 0 {
         describe(&trainee, &layout, &plan, &state);
         describe_memory(config, &trainee, &layout);
-        if let Some(kept) = &kept_features {
-            let gigabytes = kept.full_bytes() as f64 / 1e9;
-            crate::tell!("vision features are kept in {} ({gigabytes:.1} GB when full)", kept.path().display());
-        }
     }
-    let watch = Watch::start(config, &trainee, &state, rank, world_size)?;
+    let start = || Watch::start(config, &trainee, &state, rank, world_size);
+    let watch = communicator.attend("frozen weights", &Pulse::default(), start)??;
     let trainer = Trainer {
         config,
         communicator,
@@ -69,11 +92,13 @@ pub fn run(
         layout,
         partitions,
         kept_features,
-        saver: Saver::new(config),
+        saver: Saver::new(config, record.clone()),
+        record,
         plan,
-        schedule: Schedule::new(config, state.max_steps),
+        schedule,
         state,
         skipped_in_a_row: 0,
+        saved_step,
         stop_request: stop_request.clone(),
     };
     if world_size > 1 {
@@ -91,7 +116,7 @@ fn load(
     (rank, world_size): (usize, usize),
 ) -> Result<(Trainee, Arc<Layout>, Partitions)> {
     let mut trainee = setup::trainee(config, found.map(|found| found.dir.as_path()), device)?;
-    let layout = trainable::layout(&trainee.model, config.train_type, &trainee.config, rank, world_size);
+    let layout = trainable::layout(&trainee.model, trainee.choice(config), &trainee.config, rank, world_size);
     let mut partitions = Partitions::new(&layout, config.accumulate);
     if let Some(found) = found {
         resume::restore(found, &mut trainee.model, &layout, &mut partitions)?;
@@ -103,36 +128,56 @@ fn load(
     Ok((trainee, Arc::new(layout), partitions))
 }
 
-/// Where the run stands: at its start, or where the checkpoint was made.
-fn state(
+/// Makes the run's folder this program's own, and puts it in order.
+fn take_folder(config: &Config) -> Result<RunLock> {
+    std::fs::create_dir_all(&config.output_dir).with_context(|| config.output_dir.display().to_string())?;
+    let lock = RunLock::take(&config.output_dir)?;
+    checkpoint::tidy(&config.output_dir)?;
+    Ok(lock)
+}
+
+/// Rank 0, when nothing stands in the way of the run any more: says how it begins, and writes what it is.
+fn begin(
     config: &Config,
+    beginning: Beginning,
     found: Option<&Found>,
-    plan: &BatchPlan,
-    data_fingerprint: &str,
-    rank: usize,
-) -> Result<TrainerState> {
-    let max_steps = plan.max_steps(config.max_steps, config.num_train_epochs);
-    let (world_size, is_world_process_zero) = (plan.world_size, rank == 0);
-    let Some(found) = found else {
-        return Ok(TrainerState {
-            max_steps,
-            num_train_epochs: config.num_train_epochs,
-            train_batch_size: config.per_device_train_batch_size,
-            logging_steps: config.logging_steps,
-            save_steps: config.save_steps,
-            is_world_process_zero,
-            data_fingerprint: data_fingerprint.to_string(),
-            world_size,
-            ..TrainerState::default()
-        });
-    };
-    resume::check(found, data_fingerprint)?;
-    let state = TrainerState { max_steps, world_size, is_world_process_zero, ..found.state.clone() };
-    if rank == 0 {
-        found.skipped.iter().for_each(|reason| crate::tell!("warning: checkpoint passed over: {reason}"));
-        crate::tell!("resuming from {} at step {}", found.dir.display(), state.global_step);
+    kept_batch: Option<String>,
+    state: &mut TrainerState,
+) -> Result<RunRecord> {
+    let Beginning { record, clears, said, .. } = beginning;
+    said.iter().for_each(|line| crate::tell!("{line}"));
+    if let Some(Found { dir, state }) = found {
+        crate::tell!("resuming from {} at step {} ({})", dir.display(), state.global_step, record.title());
+        let before = common::json::read_if_there(&dir.join(checkpoint::RUN_CONFIG))?.unwrap_or_default();
+        let changed = changed_settings(&before, config, &record.function)?;
+        if !changed.is_empty() {
+            crate::tell!("settings that differ from the checkpoint's: {}", changed.join(", "));
+        }
     }
-    Ok(state)
+    kept_batch.iter().for_each(|line| crate::tell!("{line}"));
+    let output_dir = &config.output_dir;
+    if clears {
+        folder::clear(output_dir)?;
+    }
+    state.run.run_id.clone_from(&record.run_id);
+    let record = RunRecord { finished: None, ..record };
+    record.write(output_dir)?;
+    common::json::write(&output_dir.join(checkpoint::RUN_CONFIG), config)?;
+    Ok(record)
+}
+
+/// Where the run stands: at its start, or where the checkpoint was made.
+fn state(config: &Config, found: Option<&TrainerState>, max_steps: u64, run: RunState, rank: usize) -> TrainerState {
+    TrainerState {
+        max_steps,
+        num_train_epochs: config.num_train_epochs,
+        train_batch_size: config.per_device_train_batch_size,
+        logging_steps: config.logging_steps.in_run(max_steps) as usize,
+        save_steps: config.save_steps.in_run(max_steps) as usize,
+        is_world_process_zero: rank == 0,
+        run,
+        ..found.cloned().unwrap_or_default()
+    }
 }
 
 fn loader(
@@ -143,10 +188,6 @@ fn loader(
     state: &TrainerState,
     rank: usize,
 ) -> Result<Loader> {
-    let max_length = match config.model_max_length {
-        0 => trainee.config.text.max_position_embeddings,
-        limit => limit,
-    };
     let source = Source {
         shards,
         config: Arc::new(trainee.config.clone()),
@@ -154,9 +195,9 @@ fn loader(
         shuffle: config.shuffle,
         seed: config.seed,
         rank,
-        max_length,
+        max_length: setup::max_length(config, &trainee.config)?,
     };
-    Loader::start(source, state.cursor, config.dataloader_num_workers, config.dataloader_prefetch_factor)
+    Loader::start(source, state.run.cursor, config.dataloader_num_workers, config.dataloader_prefetch_factor)
 }
 
 fn describe_memory(config: &Config, trainee: &Trainee, layout: &Layout) {
@@ -192,6 +233,19 @@ fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &Traine
         crate::tell!("computing in bf16; master weights, moments and accumulated gradients in f32");
     }
     if let Some(lora) = &trainee.lora {
-        crate::tell!("LoRA r {}, alpha {}, on {}", lora.r, lora.lora_alpha, lora.target_modules.join(", "));
+        let on = match &lora.modules {
+            None => lora.target_modules.join(", "),
+            Some(modules) => format!("{} layers, as in the adapter that it goes on from", modules.lora.len()),
+        };
+        crate::tell!("LoRA r {}, alpha {}, on {on}", lora.r, lora.lora_alpha);
+    }
+    let dropouts = [
+        ("vision_config", trainee.config.vision.attention_dropout),
+        ("text_config", trainee.config.text.attention_dropout),
+    ];
+    for (part, dropout) in dropouts.into_iter().filter(|(_, dropout)| *dropout > 0.0) {
+        crate::tell!(
+            "warning: config.json: {part}: attention_dropout {dropout} is kept in the file and not applied in training"
+        );
     }
 }

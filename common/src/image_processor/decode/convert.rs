@@ -68,6 +68,35 @@ fn every_second(samples: &mut Vec<u8>, start: usize) {
     samples.truncate(count);
 }
 
+/// Table from samples of 0 to `largest` that were rounded to 8 bits to the same truncated, as Pillow's `Unpack.c` does.
+pub fn truncating_table(largest: usize) -> [u8; 256] {
+    std::array::from_fn(|rounded| ((rounded * largest + 127) / 255 * 255 / largest) as u8)
+}
+
+/// CMYK as TIFF files hold it to RGB.
+///
+/// # Source
+/// Pillow `Convert.c`, `cmyk2rgb`.
+pub fn cmyk_to_rgb(samples: &mut Vec<u8>) {
+    compact(samples, |[cyan, magenta, yellow, black]| {
+        let light = 255 - black;
+        [cyan, magenta, yellow].map(|color| light - mul_div_255(color, light))
+    });
+}
+
+/// Divides colours that were multiplied by their alpha.
+///
+/// # Source
+/// Pillow `Unpack.c`, `unpackRGBa`.
+pub fn divide_by_alpha(samples: &mut [u8]) {
+    for pixel in samples.chunks_exact_mut(4) {
+        let alpha = u32::from(pixel[3]);
+        for color in &mut pixel[..3] {
+            *color = (u32::from(*color) * 255).checked_div(alpha).unwrap_or(0).min(255) as u8;
+        }
+    }
+}
+
 /// A 16-bit gray value as Pillow's `convert("RGB")` gives it: clipped, not scaled.
 pub fn clip_gray16(value: u16) -> u8 {
     value.min(255) as u8

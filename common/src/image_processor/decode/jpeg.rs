@@ -14,6 +14,36 @@ const ROWS_AT_ONCE: usize = 16;
 /// Scans after which a progressive file is taken for an attack: real ones have about ten, and each costs a pass over the image.
 const MAX_SCANS: c_int = 500;
 
+/// What the components of a file are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// As the file's markers say.
+    AsMarked,
+    /// Gray.
+    Gray,
+    /// RGB without a transform.
+    Rgb,
+    /// Luma and two colour differences.
+    YCbCr,
+}
+
+/// The library, pinned in Cargo.toml.
+const LIBRARY: &str = "mozjpeg-sys 2.2.3";
+
+unsafe extern "C" {
+    /// libjpeg's own question before it takes the vectorised inverse DCT; 0 in builds without nasm and on processors without AVX2 or SSE2.
+    fn jsimd_can_idct_islow() -> c_int;
+}
+
+/// The decoder and whether it computes with SIMD instructions.
+///
+/// Undamaged files decode alike with and without; damaged entropy data gives coefficients out of range, on which the two inverse DCTs differ.
+pub fn decoder_build() -> String {
+    // SAFETY: takes nothing and reads the processor's features.
+    let simd = unsafe { jsimd_can_idct_islow() } != 0;
+    format!("{LIBRARY}, {}", if simd { "SIMD" } else { "no SIMD" })
+}
+
 /// What libjpeg's error handler throws through the C code.
 struct LibjpegError(String);
 
@@ -25,9 +55,14 @@ struct LibjpegError(String);
 /// # Source
 /// Pillow `JpegDecode.c`, `ImagingJpegDecode`: the input is "suspended" at its end, and a suspended decoder is a truncated file.
 pub fn decode(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
+    decode_stored(bytes, samples, Stored::AsMarked)
+}
+
+/// As [`decode`], where another file says what the components are.
+pub fn decode_stored(bytes: &[u8], samples: &mut Vec<u8>, stored: Stored) -> Result<Raster, ImageError> {
     let result = catch_unwind(AssertUnwindSafe(|| {
         let mut decoder = Decoder::new(bytes);
-        decoder.decode(samples)
+        decoder.decode(samples, stored)
     }));
     match result {
         Ok(result) => result,
@@ -87,7 +122,7 @@ impl<'a> Decoder<'a> {
         decoder
     }
 
-    fn decode(&mut self, samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
+    fn decode(&mut self, samples: &mut Vec<u8>, stored: Stored) -> Result<Raster, ImageError> {
         // SAFETY: called in libjpeg's order on an initialized decompressor; errors unwind to `catch_unwind`.
         let status = unsafe { jpeg_read_header(&mut self.info, 1) };
         if status != JPEG_HEADER_OK {
@@ -105,6 +140,12 @@ impl<'a> Decoder<'a> {
             other => return Err(ImageError::Damaged(format!("{other} colour components; 1, 3 or 4 are supported"))),
         };
         self.info.out_color_space = color_space;
+        self.info.jpeg_color_space = match stored {
+            Stored::AsMarked => self.info.jpeg_color_space,
+            Stored::Gray => J_COLOR_SPACE::JCS_GRAYSCALE,
+            Stored::Rgb => J_COLOR_SPACE::JCS_RGB,
+            Stored::YCbCr => J_COLOR_SPACE::JCS_YCbCr,
+        };
         // SAFETY: as above.
         if unsafe { jpeg_start_decompress(&mut self.info) } == 0 {
             return Err(ends_early("coefficients"));
@@ -203,5 +244,14 @@ unsafe extern "C-unwind" fn skip(info: &mut jpeg_decompress_struct, count: c_lon
         let count = usize::try_from(count).unwrap_or(0).min(source.bytes_in_buffer);
         source.next_input_byte = source.next_input_byte.add(count);
         source.bytes_in_buffer -= count;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_library_is_the_pinned_one() {
+        let pinned = super::LIBRARY.replace("mozjpeg-sys ", "mozjpeg-sys = { version = \"=");
+        assert!(include_str!("../../../../Cargo.toml").contains(&pinned), "{}", super::decoder_build());
     }
 }

@@ -1,5 +1,6 @@
 //! Image files to RGB or gray pixels, by content and with Pillow's conversions and verdicts.
 
+mod bmp;
 mod convert;
 mod gif;
 mod jpeg;
@@ -7,8 +8,10 @@ mod others;
 mod png;
 mod size;
 mod sniff;
+mod tiff;
 
 use super::ImageError;
+pub use jpeg::decoder_build;
 pub use size::declared_size;
 use sniff::Format;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -62,8 +65,8 @@ pub fn decode(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError>
         Format::Png => png::decode(bytes, samples),
         Format::Gif => gif::decode(bytes, samples),
         Format::WebP => others::webp(bytes, samples),
-        Format::Bmp => others::bmp(bytes, samples),
-        Format::Tiff => others::tiff(bytes, samples),
+        Format::Bmp => bmp::decode(bytes, samples),
+        Format::Tiff => tiff::decode(bytes, samples),
     };
     // Should a library panic on a file, that file is refused and the other rows go on. `samples` is overwritten next time.
     let decoded = catch_unwind(AssertUnwindSafe(decode));

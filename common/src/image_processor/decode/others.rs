@@ -1,13 +1,13 @@
-//! WebP, BMP and TIFF through the image crate.
+//! WebP, and what else goes through the image crate.
 
 use super::{Layout, Raster, check_size, convert, damaged, make_room};
 use crate::image_processor::ImageError;
-use image::codecs::{bmp::BmpDecoder, tiff::TiffDecoder, webp::WebPDecoder};
+use image::codecs::webp::WebPDecoder;
 use image::{ColorType, ImageDecoder, Limits};
 use std::io::Cursor;
 
 /// Memory that a decoder may take beside the pixels it hands over, bytes.
-const WORKING_BYTES: u64 = 1 << 30;
+pub const WORKING_BYTES: u64 = 1 << 30;
 
 /// WebP, lossy or lossless; the first frame of an animation.
 pub fn webp(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
@@ -49,37 +49,17 @@ impl<'a> Iterator for Chunks<'a> {
     }
 }
 
-/// BMP of any depth.
-pub fn bmp(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
-    let raster = read(BmpDecoder::new(Cursor::new(bytes)).map_err(damaged)?, samples)?;
-    let number = |at: usize| bytes.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
-    let bits = number(28).map(|number| number & 0xFFFF);
-    if bits == Some(16) && raster.layout == Layout::Rgb {
-        // Masks are there with compression 3 only; a green one of six bits is the one other layout than 5-5-5.
-        let six_bit_green = number(30) == Some(3) && number(58) == Some(0x07E0);
-        let tables = [31, if six_bit_green { 63 } else { 31 }, 31].map(truncating_table);
-        for pixel in samples.chunks_exact_mut(3) {
-            pixel.iter_mut().zip(&tables).for_each(|(sample, table)| *sample = table[usize::from(*sample)]);
-        }
-    }
-    Ok(raster)
+/// Whatever the image crate decodes.
+pub fn read(decoder: impl ImageDecoder, samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
+    let (width, height, color) = read_samples(decoder, samples)?;
+    Ok(Raster { width, height, layout: to_rgb(samples, color)? })
 }
 
-/// From samples of 0 to `largest` that were rounded to 8 bits to the same truncated, as Pillow's `Unpack.c` does.
-fn truncating_table(largest: usize) -> [u8; 256] {
-    std::array::from_fn(|rounded| ((rounded * largest + 127) / 255 * 255 / largest) as u8)
-}
-
-/// TIFF: the first page.
-///
-/// # Differs
-/// From Pillow for JPEG-compressed pages (another decoder: up to 14 levels at a fifth of the values), and refuses palettes,
-/// gray with alpha, YCbCr without JPEG, CIELab, and samples of 32 bits.
-pub fn tiff(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
-    read(TiffDecoder::new(Cursor::new(bytes)).map_err(damaged)?, samples)
-}
-
-fn read(mut decoder: impl ImageDecoder, samples: &mut Vec<u8>) -> Result<Raster, ImageError> {
+/// Width, height and the samples as the file has them, after checking the size.
+pub fn read_samples(
+    mut decoder: impl ImageDecoder,
+    samples: &mut Vec<u8>,
+) -> Result<(usize, usize, ColorType), ImageError> {
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into())?;
     let mut limits = Limits::default();
@@ -90,11 +70,11 @@ fn read(mut decoder: impl ImageDecoder, samples: &mut Vec<u8>) -> Result<Raster,
     samples.clear();
     make_room(samples, size);
     decoder.read_image(samples).map_err(damaged)?;
-    let layout = to_rgb(samples, color)?;
-    Ok(Raster { width: width as usize, height: height as usize, layout })
+    Ok((width as usize, height as usize, color))
 }
 
-fn to_rgb(samples: &mut Vec<u8>, color: ColorType) -> Result<Layout, ImageError> {
+/// Brings samples of a layout to gray or RGB of 8 bits.
+pub fn to_rgb(samples: &mut Vec<u8>, color: ColorType) -> Result<Layout, ImageError> {
     match color {
         ColorType::L8 => return Ok(Layout::Gray),
         ColorType::L16 => {

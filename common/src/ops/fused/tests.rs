@@ -412,7 +412,8 @@ fn attention_over_caches() {
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,
         bos_token_id: None,
-        eos_token_id: None,
+        eos_token_id: vec![],
+        attention_dropout: 0.0,
     };
     let device = Device::flex();
     let random = |seed, rows, heads: usize| {

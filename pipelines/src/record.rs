@@ -1,0 +1,204 @@
+//! The record of a stage, `<output>.stage.json`: what it is made from, and, when it is finished, what it made.
+
+use crate::fingerprint;
+use anyhow::Result;
+use common::json;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Records of another format say nothing: their stages count as never run.
+const FORMAT: u32 = 2;
+
+/// Written when a stage begins, and again when it has ended well.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    format: u32,
+    /// The program. Another version is no reason to make something again.
+    version: String,
+    /// The options.
+    args: Vec<String>,
+    /// Fingerprint of everything that is read.
+    inputs: BTreeMap<PathBuf, String>,
+    /// Fingerprint of the output, when it is finished.
+    output: Option<String>,
+    /// What was in its place when it began.
+    #[serde(default)]
+    before: Before,
+}
+
+/// What is in the place of an output when a stage begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Before {
+    /// The training run whose folder it is: while it is that, this stage has nothing to go on from.
+    pub run_id: Option<String>,
+    /// It may be replaced: a stage has made it, or the user has said so.
+    pub may_go: bool,
+}
+
+/// How a stage stands to what was made the last time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Made from the same, and still there.
+    Done,
+    /// Begun from the same, and not finished.
+    Unfinished,
+    /// Made from something else: what.
+    Changed(String),
+    /// Finished from the same, but what is there now is something else.
+    Foreign,
+    /// Nothing is known of what is there.
+    Unknown,
+}
+
+impl Record {
+    /// A stage that begins.
+    pub fn begun(version: String, args: Vec<String>, inputs: BTreeMap<PathBuf, String>) -> Self {
+        Self { format: FORMAT, version, args, inputs, output: None, before: Before::default() }
+    }
+
+    /// The same, begun where that is.
+    pub fn instead_of(self, before: Before) -> Self {
+        Self { before, ..self }
+    }
+
+    /// See [`Before`].
+    pub fn before(&self) -> &Before {
+        &self.before
+    }
+
+    /// The same, finished.
+    pub fn finished(self, output: String) -> Self {
+        Self { output: Some(output), ..self }
+    }
+
+    /// Reads a record; one that is no record of this format is as good as none.
+    pub fn read(path: &Path) -> Option<Self> {
+        json::read_if_there::<Self>(path).ok().flatten().filter(|record| record.format == FORMAT)
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        Ok(json::write(path, self)?)
+    }
+
+    /// How this stage stands to the last one, whose output now has the fingerprint `output`. With `strict` another version of
+    /// the program counts as another input.
+    pub fn standing(&self, last: Option<&Self>, output: &str, strict: bool) -> Standing {
+        let Some(last) = last else { return Standing::Unknown };
+        let differences = self.differences(last, strict);
+        match &last.output {
+            _ if !differences.is_empty() => Standing::Changed(differences.join(", ")),
+            None => Standing::Unfinished,
+            Some(made) if made == output => Standing::Done,
+            Some(_) if fingerprint::is_there(output) => Standing::Foreign,
+            // It was finished, and somebody has taken it away: it has to be made again.
+            Some(_) => Standing::Unfinished,
+        }
+    }
+
+    fn differences(&self, last: &Self, strict: bool) -> Vec<String> {
+        let mut differences = Vec::new();
+        if strict && last.version != self.version {
+            differences.push("the program".to_string());
+        }
+        let (options, before) = (options(&self.args), options(&last.args));
+        for name in options.keys().chain(before.keys().filter(|name| !options.contains_key(*name))) {
+            let value =
+                |options: &BTreeMap<&str, &str>| options.get(name).map_or("not given".into(), |v| v.to_string());
+            let (was, is) = (value(&before), value(&options));
+            if was != is {
+                differences.push(format!("{name} {was} → {is}"));
+            }
+        }
+        let inputs = self.inputs.iter().filter(|(path, now)| last.inputs.get(*path).is_some_and(|was| was != *now));
+        differences.extend(inputs.map(|(path, _)| format!("what {} holds", path.display())));
+        if differences.is_empty() && self.inputs.keys().ne(last.inputs.keys()) {
+            differences.push("what is read".to_string());
+        }
+        differences
+    }
+}
+
+/// `--name value` of a command line that [`crate::recipe`] has made; words before the first option have the name "".
+fn options(args: &[String]) -> BTreeMap<&str, &str> {
+    let mut options = BTreeMap::new();
+    let mut words = args.iter();
+    while let Some(word) = words.next() {
+        match word.strip_prefix("--") {
+            Some(name) => options.insert(name, words.next().map_or("", String::as_str)),
+            None => options.insert("", word),
+        };
+    }
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(args: &[&str], input: &str) -> Record {
+        let inputs = BTreeMap::from([(PathBuf::from("model"), input.to_string())]);
+        Record::begun("train 1".into(), args.iter().map(|word| word.to_string()).collect(), inputs)
+    }
+
+    #[test]
+    fn a_stage_is_done_when_its_output_is_there_and_was_made_by_these_options_and_inputs() {
+        let now = record(&["--seed", "1", "--learning_rate", "0.002"], "m");
+        let made = |record: Record| record.finished("weights".into());
+        let changed = |text: &str| Standing::Changed(text.into());
+        let table = [
+            (None, "absent", Standing::Unknown),
+            (None, "weights", Standing::Unknown),
+            (Some(made(now.clone())), "weights", Standing::Done),
+            (Some(made(now.clone())), "other weights", Standing::Foreign),
+            (Some(made(now.clone())), fingerprint::ABSENT, Standing::Unfinished),
+            (Some(now.clone()), fingerprint::ABSENT, Standing::Unfinished),
+            (Some(now.clone()), "weights", Standing::Unfinished),
+            (Some(made(record(&["--seed", "1"], "m"))), "weights", changed("learning_rate not given → 0.002")),
+            (
+                Some(record(&["--seed", "2", "--learning_rate", "0.001"], "m")),
+                "absent",
+                changed("learning_rate 0.001 → 0.002, seed 2 → 1"),
+            ),
+            (
+                Some(made(record(&["--seed", "1", "--learning_rate", "0.002", "--bf16", "true"], "m"))),
+                "weights",
+                changed("bf16 true → not given"),
+            ),
+            (
+                Some(made(record(&["--seed", "1", "--learning_rate", "0.002"], "n"))),
+                "weights",
+                changed("what model holds"),
+            ),
+        ];
+        for (last, output, expected) in table {
+            assert_eq!(now.standing(last.as_ref(), output, false), expected, "{last:?}, {output}");
+        }
+    }
+
+    #[test]
+    fn another_version_counts_only_where_making_again_is_cheap() {
+        let now = record(&[], "m");
+        let last = Record { version: "train 2".into(), ..now.clone() }.finished("weights".into());
+        assert_eq!(now.standing(Some(&last), "weights", false), Standing::Done);
+        assert_eq!(now.standing(Some(&last), "weights", true), Standing::Changed("the program".into()));
+    }
+
+    #[test]
+    fn what_is_no_record_of_this_format_is_none() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("run.stage.json");
+        assert_eq!(Record::read(&path), None);
+        for text in ["{", "{\"version\":\"train 0\",\"args\":[],\"inputs\":{},\"output\":\"x\"}"] {
+            std::fs::write(&path, text).expect("written");
+            assert_eq!(Record::read(&path), None, "{text}");
+        }
+        let record = record(&["--seed", "1"], "m");
+        record.write(&path).expect("written");
+        assert_eq!(Record::read(&path), Some(record));
+    }
+}

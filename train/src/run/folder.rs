@@ -1,0 +1,152 @@
+//! What an earlier run has left in a folder.
+
+use super::RunRecord;
+use crate::checkpoint::{self, Manifest, RUN_CONFIG, TRAINER_STATE};
+use crate::config::Config;
+use crate::trainability::TRAINABLE_FILE;
+use anyhow::{Context, Result, bail};
+use common::names;
+use std::path::{Path, PathBuf};
+
+/// Metrics of a run whose settings name no other file.
+pub const METRICS: &str = "metrics.jsonl";
+/// Sample captions of a step: `captions-<step>.jsonl`.
+pub const CAPTIONS: &str = "captions-";
+/// Event files begin so.
+pub const EVENTS: &str = "events.out.tfevents.";
+
+/// Where a run's metrics go.
+pub fn metrics_file(config: &Config) -> PathBuf {
+    config.metrics.clone().unwrap_or_else(|| config.output_dir.join(METRICS))
+}
+
+/// What is in a run's folder before a program begins to write there.
+#[derive(Debug)]
+pub struct Remains {
+    /// `run.json`.
+    pub record: Option<RunRecord>,
+    /// Checkpoints of any run, oldest first.
+    pub checkpoints: Vec<PathBuf>,
+    /// Weights of a final output.
+    pub weights: Option<PathBuf>,
+    /// Metrics with at least a line.
+    pub metrics: Option<PathBuf>,
+    /// A state or settings that a run of any version leaves.
+    is_of_a_run: bool,
+}
+
+impl Remains {
+    /// Looks into the folder.
+    ///
+    /// # Errors
+    /// A folder that is input of the run, too; a record that cannot be read.
+    pub fn of(config: &Config) -> Result<Self> {
+        refuse_inputs(config)?;
+        let dir = &config.output_dir;
+        let names = entries(dir)?;
+        let is_weights = |name: &&String| {
+            names::is_adapter_file(name)
+                || names::is_model_file(name) && !names::PROCESSOR_FILES.contains(&name.as_str())
+        };
+        let metrics = metrics_file(config);
+        let has_lines = std::fs::metadata(&metrics).is_ok_and(|about| about.len() > 0);
+        let record = RunRecord::read(dir)?;
+        let leavings = [TRAINER_STATE, RUN_CONFIG, METRICS];
+        Ok(Self {
+            is_of_a_run: record.is_some() || names.iter().any(|name| leavings.contains(&name.as_str())),
+            record,
+            checkpoints: checkpoint::list(dir),
+            // Weights say more than the configuration beside them.
+            weights: names
+                .iter()
+                .filter(is_weights)
+                .max_by_key(|name| !name.ends_with(".json"))
+                .map(|name| dir.join(name)),
+            metrics: has_lines.then_some(metrics),
+        })
+    }
+
+    /// What a new run would replace; `None` in a folder in which no run has come to a result.
+    pub fn used_by(&self) -> Option<String> {
+        let record = self.record.as_ref();
+        let whose = |what: &str| record.map_or(what.to_string(), |record| format!("{what} ({})", record.title()));
+        let newest = self.checkpoints.last();
+        let path = newest.or(self.weights.as_ref()).or(self.metrics.as_ref())?;
+        Some(whose(&path.display().to_string()))
+    }
+
+    /// Refuses a folder of model files that no run has made: they may be the only copy.
+    ///
+    /// # Errors
+    /// Such a folder.
+    pub fn require_of_a_run(&self) -> Result<()> {
+        match &self.weights {
+            Some(weights) if !self.is_of_a_run && self.checkpoints.is_empty() => bail!(
+                "{}: found a model or adapter that is no output of train; overwrite_output_dir does not replace it; give \
+                 another --output_dir",
+                weights.display()
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Removes what an earlier run has put into a folder, except for its checkpoints: metrics, captions, event files, the final
+/// output, the record.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn clear(dir: &Path) -> Result<()> {
+    let is_of_run = |name: &str| {
+        let files = [TRAINER_STATE, RUN_CONFIG, METRICS, TRAINABLE_FILE, super::RUN_RECORD];
+        let is_captions = name.starts_with(CAPTIONS) && name.ends_with(".jsonl");
+        let is_output = names::is_model_file(name) || names::is_adapter_file(name);
+        files.contains(&name) || is_captions || is_output || name.starts_with(EVENTS)
+    };
+    for name in entries(dir)?.iter().filter(|name| is_of_run(name)) {
+        let path = dir.join(name);
+        if path.is_file() {
+            std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// Checkpoints of `dir` that are of the run, and those that are of others. One without a readable manifest may be the run's.
+pub fn checkpoints_of(record: &RunRecord, checkpoints: &[PathBuf]) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let is_own = |dir: &PathBuf| Manifest::read(dir).map_or(true, |manifest| manifest.is_of(record));
+    checkpoints.iter().cloned().partition(is_own)
+}
+
+fn entries(dir: &Path) -> Result<Vec<String>> {
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
+    let entries = std::fs::read_dir(dir).with_context(|| dir.display().to_string())?;
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<std::io::Result<Vec<_>>>().with_context(|| dir.display().to_string())?;
+    names.sort();
+    Ok(names)
+}
+
+/// The run's output must not be where its input is, and not in a checkpoint.
+fn refuse_inputs(config: &Config) -> Result<()> {
+    let Ok(output) = config.output_dir.canonicalize() else { return Ok(()) };
+    if output.join(checkpoint::MANIFEST).exists() {
+        bail!("--output_dir {}: a checkpoint's folder; give the run's own, or another", config.output_dir.display());
+    }
+    let inputs = [
+        ("model_name_or_path", Some(&config.model_name_or_path)),
+        ("data_path", Some(&config.data_path)),
+        ("init_adapter", config.init_adapter.as_ref()),
+    ];
+    for (name, input) in inputs {
+        if input.and_then(|input| input.canonicalize().ok()).is_some_and(|input| input == output) {
+            bail!(
+                "--output_dir {}: the same folder as --{name}; give another --output_dir",
+                config.output_dir.display()
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! Where a run stands: `trainer_state.json`, which transformers' `TrainerState.load_from_json` reads too.
+
+use crate::metrics::LogEntry;
+use crate::order::Cursor;
+use crate::schedule::ScheduleBase;
+use common::exact;
+use serde::{Deserialize, Serialize};
+
+/// transformers' `TrainerState` fields. Ours are where its callbacks keep theirs: it refuses names that it does not know.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrainerState {
+    /// Passes over the data, with fraction.
+    #[serde(with = "exact")]
+    pub epoch: f64,
+    /// Finished optimizer updates (skipped steps are not counted).
+    pub global_step: u64,
+    /// Updates of the whole run.
+    pub max_steps: u64,
+    /// Passes that the run was started for.
+    #[serde(with = "exact")]
+    pub num_train_epochs: f64,
+    /// Rows of a micro-batch.
+    pub train_batch_size: usize,
+    /// Steps between log lines.
+    pub logging_steps: usize,
+    /// Steps between checkpoints.
+    pub save_steps: usize,
+    /// Log lines so far.
+    pub log_history: Vec<LogEntry>,
+    /// Lowest evaluation loss.
+    #[serde(with = "exact::option")]
+    pub best_metric: Option<f64>,
+    /// Step with it.
+    pub best_global_step: Option<u64>,
+    /// The checkpoint with the lowest evaluation loss, relative to `output_dir`.
+    pub best_model_checkpoint: Option<String>,
+    /// Always true: rank 0 writes this file.
+    pub is_world_process_zero: bool,
+    /// Tokens trained on, all ranks.
+    pub num_input_tokens_seen: u64,
+    /// What transformers has no field for.
+    #[serde(rename = "stateful_callbacks", with = "as_callback")]
+    pub run: RunState,
+}
+
+/// What a run needs beyond transformers' fields to go on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// The run (`run.json`).
+    pub run_id: String,
+    /// Next row.
+    pub cursor: Cursor,
+    /// Ranks that wrote the checkpoint.
+    pub world_size: usize,
+    /// Rows of a step.
+    pub global_batch_size: usize,
+    /// Rows of a step when the run started: what its epochs and its schedule are counted in.
+    pub initial_global_batch_size: usize,
+    /// Since when a step has another number of rows than at the start.
+    pub schedule_base: Option<ScheduleBase>,
+    /// Steps skipped because a loss or gradient was not finite.
+    pub skipped_steps: u64,
+    /// Evaluations since the one with the lowest loss.
+    pub evaluations_without_improvement: usize,
+    /// Loss of `best_model_checkpoint`: higher than `best_metric` if that step has no checkpoint.
+    #[serde(with = "exact::option")]
+    pub best_checkpoint_metric: Option<f64>,
+}
+
+impl TrainerState {
+    /// Whether this step has been evaluated.
+    pub fn is_evaluated(&self) -> bool {
+        self.losses().any(|(step, _)| step == self.global_step)
+    }
+
+    /// Step and loss of every evaluation.
+    pub fn losses(&self) -> impl Iterator<Item = (u64, f64)> {
+        self.log_history.iter().filter_map(LogEntry::eval_loss)
+    }
+}
+
+/// `{"train": {"args": {}, "attributes": {…}}}`, as transformers stores a callback's state.
+mod as_callback {
+    use super::RunState;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Callbacks<T> {
+        train: Callback<T>,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Callback<T> {
+        args: Args,
+        attributes: T,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Args {}
+
+    pub(super) fn serialize<S: Serializer>(run: &RunState, serializer: S) -> Result<S::Ok, S::Error> {
+        Callbacks { train: Callback { args: Args {}, attributes: run } }.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RunState, D::Error> {
+        Callbacks::deserialize(deserializer).map(|callbacks| callbacks.train.attributes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::EvalMetrics;
+
+    fn evaluation(step: u64, eval_loss: f64) -> LogEntry {
+        LogEntry::Evaluation(EvalMetrics {
+            step,
+            epoch: 1.0 / 3.0,
+            eval_loss,
+            eval_supervised_tokens: 7,
+            eval_samples: 2,
+            eval_runtime: 0.1 + 0.2,
+            eval_samples_per_second: f64::INFINITY,
+        })
+    }
+
+    #[test]
+    fn a_state_with_values_that_are_not_finite_comes_back_as_it_was() {
+        let state = TrainerState {
+            epoch: 0.1 + 0.7,
+            log_history: vec![evaluation(2, 6.0), evaluation(4, f64::NEG_INFINITY), evaluation(6, 0.3 - 1e-17)],
+            best_metric: Some(5.934_612_345_678_901),
+            best_global_step: Some(2),
+            run: RunState { run_id: "a".into(), best_checkpoint_metric: Some(0.1), ..RunState::default() },
+            ..TrainerState::default()
+        };
+        let read: TrainerState =
+            serde_json::from_slice(&serde_json::to_vec_pretty(&state).expect("JSON")).expect("read");
+        assert_eq!(read, state);
+        let text = serde_json::to_string(&TrainerState { log_history: vec![evaluation(2, f64::NAN)], ..state });
+        let read: TrainerState = serde_json::from_str(&text.expect("JSON")).expect("read");
+        assert!(read.losses().all(|(step, loss)| step == 2 && loss.is_nan()), "{read:?}");
+    }
+}

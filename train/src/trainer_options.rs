@@ -1,0 +1,347 @@
+//! Options of the Hugging Face `Trainer` (transformers 4.41 to 5.x), and of LLaVA's scripts, that are none of [`Config`]'s:
+//! for each, what becomes of it. None is ignored without a word.
+//!
+//! [`Config`]: crate::config::Config
+
+use common::{Error, Result};
+use std::ffi::{OsStr, OsString};
+
+/// What becomes of an option.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Answer {
+    /// It is another name of one of ours.
+    SameAs(&'static str),
+    /// It is accepted with any value and changes nothing, because …
+    NoEffect(&'static str),
+    /// It is accepted with these values, which ask for what is done anyway; any other is refused, because …
+    Only(&'static [&'static str], &'static str),
+}
+use Answer::{NoEffect, Only, SameAs};
+
+const FALSE: &[&str] = &["false"];
+const TRUE: &[&str] = &["true"];
+const NOTHING: &[&str] = &["none", "", "false"];
+const ZERO: &[&str] = &["0", "none"];
+
+const NO_PREDICTIONS: &str = "evaluation computes losses and sample captions and keeps no predictions";
+const NO_HUB: &str = "nothing is pushed anywhere";
+const NO_TORCH: &str = "it is a setting of torch";
+const ZERO_2: &str = "ranks share the work by ZeRO-2 only";
+const ONE_EVALUATION: &str = "evaluation computes as training does";
+const PACKED: &str = "rows are packed without padding, so that batches of rows of one length save nothing";
+const QUANTIZED: &str = "weights are trained as f32 or bf16, never quantized";
+const PREPROCESS: &str = "rows and images are processed by preprocess shards, before training";
+
+/// Every such option by its name.
+#[rustfmt::skip]
+pub const TRAINER_OPTIONS: &[(&str, Answer)] = &[
+    // Optimizer and loss.
+    ("optim", Only(&["adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_apex_fused"], "torch's AdamW with f32 moments is the only optimizer")),
+    ("optim_args", Only(NOTHING, "AdamW takes --adam_beta1, --adam_beta2, --adam_epsilon and --weight_decay")),
+    ("optim_target_modules", Only(NOTHING, "AdamW updates whole tensors")),
+    ("adafactor", Only(FALSE, "torch's AdamW is the only optimizer")),
+    ("average_tokens_across_devices", Only(TRUE, "the loss is averaged over the tokens of all ranks; --loss_normalization micro_batch_mean gives the older averaging")),
+    ("label_smoothing_factor", Only(ZERO, "the loss is plain cross entropy")),
+    ("neftune_noise_alpha", Only(ZERO, "no noise is added to embeddings")),
+    // Precision and kernels.
+    ("bf16_full_eval", Only(FALSE, ONE_EVALUATION)),
+    ("fp16_full_eval", Only(FALSE, ONE_EVALUATION)),
+    ("fp16_opt_level", NoEffect("fp16 is refused")),
+    ("fp16_backend", NoEffect("fp16 is refused")),
+    ("half_precision_backend", NoEffect("fp16 is refused")),
+    ("tf32", NoEffect("products of f32 are computed in f32, which is more than tf32 promises")),
+    ("torch_compile", NoEffect("kernels are compiled already")),
+    ("torch_compile_backend", NoEffect("kernels are compiled already")),
+    ("torch_compile_mode", NoEffect("kernels are compiled already")),
+    ("torchdynamo", NoEffect("kernels are compiled already")),
+    ("jit_mode_eval", NoEffect("kernels are compiled already")),
+    ("use_ipex", NoEffect("kernels are compiled already")),
+    ("use_liger_kernel", NoEffect("fused kernels are always used")),
+    ("liger_kernel_config", NoEffect("fused kernels are always used")),
+    ("use_cache", NoEffect("training has no key-value cache")),
+    ("activation_checkpointing", SameAs("gradient_checkpointing")),
+    ("activation_checkpointing_kwargs", NoEffect("a recomputed block has the same values whatever they say")),
+    ("gradient_checkpointing_kwargs", NoEffect("a recomputed block has the same values whatever they say")),
+    ("torch_empty_cache_steps", NoEffect(NO_TORCH)),
+    ("auto_find_batch_size", Only(FALSE, "the batch is what --per_device_train_batch_size says; train plan tells what fits")),
+    ("full_determinism", NoEffect("on a CPU a run gives the same bits every time")),
+    ("use_cpu", Only(FALSE, "--device says where to compute; cpu is its default")),
+    ("no_cuda", Only(FALSE, "--device says where to compute; cpu is its default")),
+    ("use_mps_device", Only(FALSE, "--device says where to compute")),
+    ("tpu_num_cores", Only(NOTHING, "--device says where to compute")),
+    ("tpu_metrics_debug", Only(FALSE, "--device says where to compute")),
+    // Batches.
+    ("per_gpu_train_batch_size", SameAs("per_device_train_batch_size")),
+    ("per_gpu_eval_batch_size", SameAs("per_device_eval_batch_size")),
+    ("dataloader_drop_last", Only(FALSE, "every row is trained on once an epoch; the last batch of an epoch may be smaller")),
+    ("dataloader_multiprocessing_context", NoEffect("loaders are threads")),
+    ("dataloader_in_order", NoEffect("the order of rows never depends on loaders")),
+    ("group_by_length", Only(FALSE, PACKED)),
+    ("group_by_modality_length", Only(FALSE, PACKED)),
+    ("length_column_name", NoEffect(PACKED)),
+    ("train_sampling_strategy", Only(&["random"], "--shuffle true or false chooses the order; rows are packed without padding, so that grouping them saves nothing")),
+    ("data_seed", Only(NOTHING, "--seed is the seed of order, initialisation and dropout")),
+    ("ignore_data_skip", Only(FALSE, "a resumed run goes on with the next row")),
+    ("label_names", NoEffect("labels are a column of the shards")),
+    ("accelerator_config", Only(&["none", "", "{}"], "rows are dealt out to ranks in one way only")),
+    ("split_batches", Only(NOTHING, "--per_device_train_batch_size is the batch of a rank")),
+    ("dispatch_batches", NoEffect("every rank reads its own rows")),
+    ("past_index", Only(&["-1"], "the models have no such state")),
+    ("mp_parameters", Only(NOTHING, ZERO_2)),
+    // Ranks.
+    ("ddp_timeout", SameAs("collective_timeout_seconds")),
+    ("ddp_backend", NoEffect("the exchange follows from the launcher and the device")),
+    ("ddp_find_unused_parameters", NoEffect("ranks exchange every block, also one without a gradient")),
+    ("ddp_bucket_cap_mb", NoEffect("a block of the model is a bucket")),
+    ("ddp_broadcast_buffers", NoEffect("the models have no buffers that change")),
+    ("ddp_static_graph", NoEffect("ranks exchange every block, also one without a gradient")),
+    ("fsdp", Only(NOTHING, ZERO_2)),
+    ("fsdp_config", Only(NOTHING, ZERO_2)),
+    ("fsdp_min_num_params", Only(ZERO, ZERO_2)),
+    ("fsdp_transformer_layer_cls_to_wrap", Only(NOTHING, ZERO_2)),
+    ("parallelism_config", Only(NOTHING, ZERO_2)),
+    ("local_rank", Only(&["-1", "0"], "torchrun and deepspeed cannot start ranks here; use --nproc N, mpirun or srun")),
+    // Logging.
+    ("logging_strategy", Only(&["steps"], "metrics.jsonl has a line every --logging_steps")),
+    ("logging_dir", NoEffect("event files are beside metrics.jsonl, in --output_dir")),
+    ("logging_nan_inf_filter", NoEffect("a step whose loss is not finite is skipped and counted in skipped_steps")),
+    ("log_on_each_node", NoEffect("rank 0 logs")),
+    ("log_level", NoEffect("messages go to stderr, all of them")),
+    ("log_level_replica", NoEffect("rank 0 logs")),
+    ("include_num_input_tokens_seen", NoEffect("trainer_state.json always has num_input_tokens_seen")),
+    ("include_tokens_per_second", NoEffect("metrics.jsonl always has tokens_per_second")),
+    ("disable_tqdm", NoEffect("progress is a bar on a terminal, and a line every few seconds elsewhere")),
+    ("run_name", NoEffect("a run is called by its --output_dir")),
+    ("project", NoEffect("a run is called by its --output_dir")),
+    ("trackio_space_id", NoEffect("there is no report to trackio")),
+    ("trackio_bucket_id", NoEffect("there is no report to trackio")),
+    ("trackio_static_space_id", NoEffect("there is no report to trackio")),
+    ("skip_memory_metrics", NoEffect("metrics.jsonl always has peak_rss_mb")),
+    ("debug", Only(NOTHING, "there is no such debugger here")),
+    // Evaluation.
+    ("eval_delay", Only(ZERO, "evaluations begin with the first that is due")),
+    ("eval_on_start", Only(FALSE, "infer score evaluates a model that is not trained yet")),
+    ("prediction_loss_only", NoEffect(NO_PREDICTIONS)),
+    ("eval_do_concat_batches", NoEffect(NO_PREDICTIONS)),
+    ("eval_use_gather_object", NoEffect(NO_PREDICTIONS)),
+    ("eval_accumulation_steps", NoEffect(NO_PREDICTIONS)),
+    ("include_for_metrics", NoEffect(NO_PREDICTIONS)),
+    ("include_inputs_for_metrics", NoEffect(NO_PREDICTIONS)),
+    ("batch_eval_metrics", NoEffect(NO_PREDICTIONS)),
+    ("use_legacy_prediction_loop", NoEffect(NO_PREDICTIONS)),
+    ("metric_for_best_model", Only(&["loss", "eval_loss", "none"], "the best model is the one with the lowest evaluation loss")),
+    ("greater_is_better", Only(NOTHING, "the best model is the one with the lowest evaluation loss")),
+    ("ray_scope", NoEffect("there is no search for hyperparameters")),
+    // Checkpoints.
+    ("save_only_model", Only(FALSE, "a checkpoint always has the optimizer's state, so that the run can go on from it")),
+    ("save_on_each_node", Only(FALSE, "all ranks write one checkpoint, on a file system that they share")),
+    ("save_safetensors", Only(TRUE, "weights are written as safetensors only")),
+    ("enable_jit_checkpoint", NoEffect("SIGTERM always ends a run with a checkpoint")),
+    ("restore_callback_states_from_checkpoint", NoEffect("there are no callbacks")),
+    ("push_to_hub", Only(FALSE, NO_HUB)),
+    ("hub_token", NoEffect(NO_HUB)),
+    ("hub_private_repo", NoEffect(NO_HUB)),
+    ("hub_model_id", NoEffect(NO_HUB)),
+    ("hub_strategy", NoEffect(NO_HUB)),
+    ("hub_always_push", NoEffect(NO_HUB)),
+    ("hub_revision", NoEffect(NO_HUB)),
+    ("push_to_hub_model_id", NoEffect(NO_HUB)),
+    ("push_to_hub_organization", NoEffect(NO_HUB)),
+    ("push_to_hub_token", NoEffect(NO_HUB)),
+    // Scripts around the Trainer.
+    ("do_train", Only(TRUE, "train trains")),
+    ("do_eval", NoEffect("--eval_strategy asks for evaluations")),
+    ("do_predict", Only(FALSE, "infer caption and infer score do that")),
+    // LLaVA's own scripts.
+    ("lora_enable", Only(TRUE, "--train_type use_lora, none, freeze_vision or projector says what is trained; leave it out")),
+    ("tune_mm_mlp_adapter", Only(FALSE, "--train_type projector trains the projector alone")),
+    ("freeze_backbone", Only(FALSE, "--train_type projector trains the projector alone")),
+    ("freeze_mm_mlp_adapter", Only(FALSE, "every train_type trains the projector")),
+    ("mm_projector_lr", Only(NOTHING, "all trained tensors have one learning rate")),
+    ("lora_bias", Only(&["none"], "LoRA trains no biases")),
+    ("lora_weight_path", Only(NOTHING, "--init_adapter goes on from an adapter")),
+    ("pretrain_mm_mlp_adapter", Only(NOTHING, "--model_name_or_path takes the model that the first stage wrote, projector included")),
+    ("bits", Only(&["16", "32"], QUANTIZED)),
+    ("double_quant", NoEffect(QUANTIZED)),
+    ("quant_type", NoEffect(QUANTIZED)),
+    ("version", Only(NOTHING, "the chat template is the model's own; conversations are made by preprocess shards")),
+    ("vision_tower", Only(NOTHING, "preprocess model joins vision tower and language model; give --model_name_or_path its output")),
+    ("mm_projector_type", Only(&["mlp2x_gelu"], "the projector is LLaVA 1.5's")),
+    ("mm_vision_select_layer", Only(NOTHING, "it is the model's vision_feature_layer; preprocess model sets it")),
+    ("mm_vision_select_feature", Only(NOTHING, "it is the model's vision_feature_select_strategy; preprocess model sets it")),
+    ("mm_use_im_start_end", Only(FALSE, "an image is one <image> token")),
+    ("mm_use_im_patch_token", Only(FALSE, "an image is one <image> token")),
+    ("image_folder", Only(NOTHING, PREPROCESS)),
+    ("image_aspect_ratio", Only(NOTHING, PREPROCESS)),
+    ("lazy_preprocess", NoEffect(PREPROCESS)),
+    ("is_multimodal", NoEffect("rows have images where the shards have them")),
+    ("cache_dir", NoEffect("HF_HOME says where models from Hugging Face are kept")),
+    ("attn_implementation", NoEffect("attention is packed and never makes a T × T matrix")),
+    ("mpt_attn_impl", NoEffect("attention is packed and never makes a T × T matrix")),
+];
+
+/// A command line in our options alone, and what is to be said of the others.
+#[derive(Debug, Default, PartialEq)]
+pub struct Translated {
+    /// The words that are left.
+    pub words: Vec<OsString>,
+    /// Options that have no effect, each with the reason.
+    pub notes: Vec<String>,
+}
+
+/// What becomes of an option, by its name with underscores.
+pub fn answer(name: &str) -> Option<Answer> {
+    TRAINER_OPTIONS.iter().find(|(known, _)| *known == name).map(|(_, answer)| *answer)
+}
+
+/// The table for people, at the end of `train --help`.
+pub fn help() -> String {
+    let mut text = "Options of the Hugging Face Trainer and of LLaVA's scripts:\n".to_string();
+    for (name, answer) in TRAINER_OPTIONS {
+        let answer = match answer {
+            SameAs(ours) => format!("the same as --{}", ours.replace('_', "-")),
+            NoEffect(why) => format!("accepted without effect: {why}"),
+            Only(accepted, why) => match accepted.iter().find(|accepted| !accepted.is_empty()) {
+                Some(first) => format!("{first}: {why}"),
+                None => why.to_string(),
+            },
+        };
+        text += &format!("      --{:<40} {answer}\n", name.replace('_', "-"));
+    }
+    text
+}
+
+/// Takes the Trainer's options out of a command line; `flags` are our options that are true or false, which the Trainer also
+/// takes as `--no_name`; `kept` are names that are options of the subcommand.
+///
+/// # Errors
+/// An option that asks for what is not done, with the reason.
+pub fn translate(words: impl IntoIterator<Item = OsString>, flags: &[String], kept: &[&str]) -> Result<Translated> {
+    let mut translated = Translated::default();
+    let mut words = words.into_iter().peekable();
+    while let Some(word) = words.next() {
+        let text = word.to_str().unwrap_or_default();
+        let option = text.strip_prefix("--").filter(|name| !name.is_empty());
+        let Some((name, value)) =
+            option.map(|option| option.split_once('=').map_or((option, None), |(n, v)| (n, Some(v))))
+        else {
+            translated.words.push(word);
+            continue;
+        };
+        let name = name.replace('-', "_");
+        match answer(&name).filter(|_| !kept.contains(&name.as_str())) {
+            None => translated.words.push(negated(&name, flags).filter(|_| value.is_none()).unwrap_or(word)),
+            Some(SameAs(ours)) => {
+                let value = value.map(|value| format!("={value}")).unwrap_or_default();
+                translated.words.push(format!("--{ours}{value}").into());
+            }
+            Some(answer) => {
+                let mut values: Vec<String> = value.map(String::from).into_iter().collect();
+                while let Some(next) = words.next_if(|next| value.is_none() && is_value(next.as_os_str())) {
+                    values.push(next.to_string_lossy().into_owned());
+                }
+                let value = if value.is_none() && values.is_empty() { "true".to_string() } else { values.join(" ") };
+                translated.notes.extend(take(&format!("--{name}"), &name, answer, &value)?);
+            }
+        }
+    }
+    Ok(translated)
+}
+
+/// Whether a word is an option's value: no option, and not the recipe, which is the only other thing there may be.
+fn is_value(word: &OsStr) -> bool {
+    let text = word.to_string_lossy();
+    !text.starts_with("--") && !text.ends_with(".toml")
+}
+
+fn negated(name: &str, flags: &[String]) -> Option<OsString> {
+    let flag = name.strip_prefix("no_").filter(|name| flags.iter().any(|flag| flag == name))?;
+    Some(format!("--{flag}=false").into())
+}
+
+/// Accepts a value, with a note where it has no effect, or refuses it; `place` is where it was given.
+///
+/// # Errors
+/// A value that asks for what is not done.
+pub fn take(place: &str, name: &str, answer: Answer, value: &str) -> Result<Option<String>> {
+    match answer {
+        Only(accepted, why) if !accepted.iter().any(|accepted| is_same(accepted, value)) => {
+            let words: Vec<&str> = accepted.iter().filter(|accepted| !accepted.is_empty()).copied().collect();
+            let expected = format!("{} ({why})", words.join(" or "));
+            Err(Error::invalid(place, value, expected, format!("leave {name} out")))
+        }
+        NoEffect(why) => Ok(Some(format!("{name} has no effect: {why}"))),
+        Only(..) | SameAs(_) => Ok(None),
+    }
+}
+
+/// Equal as words in any case, as numbers, or as true and false.
+pub(crate) fn is_same(accepted: &str, value: &str) -> bool {
+    let value = value.trim().to_ascii_lowercase();
+    let word = match value.as_str() {
+        "null" => "none",
+        "1" | "yes" | "y" | "t" if accepted == "true" => "true",
+        "0" | "no" | "n" | "f" if accepted == "false" => "false",
+        value => value,
+    };
+    let numbers = accepted.parse::<f64>().ok().zip(word.parse::<f64>().ok());
+    accepted == word || numbers.is_some_and(|(a, b)| a == b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split_whitespace().map(OsString::from).collect()
+    }
+
+    fn translated(line: &str) -> Result<Translated> {
+        translate(words(line), &["bf16".to_string(), "remove_unused_columns".to_string()], &["vision_tower"])
+    }
+
+    #[test]
+    fn names_are_in_the_table_once_and_not_ours() {
+        let ours = serde_json::to_value(crate::config::tests::defaults()).expect("JSON");
+        for (index, (name, answer)) in TRAINER_OPTIONS.iter().enumerate() {
+            assert!(TRAINER_OPTIONS[..index].iter().all(|(other, _)| other != name), "{name} twice");
+            assert!(ours.get(name).is_none(), "{name} is an option of ours");
+            if let SameAs(other) = answer {
+                assert!(ours.get(other).is_some(), "{name}: {other} is no option of ours");
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_of_answer() {
+        let line = "train r.toml --optim adamw_torch_fused --tf32 True --max_steps 3 --ddp-timeout=1800 --label_names a b \
+            --do_train --label_smoothing_factor 0.0 --no_remove_unused_columns --bf16 --vision_tower clip --accelerator_config {} x.toml";
+        let Translated { words: left, notes } = translated(line).expect("accepted");
+        let expected = "train r.toml --max_steps 3 --collective_timeout_seconds=1800 --remove_unused_columns=false --bf16 \
+            --vision_tower clip x.toml";
+        assert_eq!(left, words(expected));
+        let told: Vec<&str> = notes.iter().filter_map(|note| note.split_whitespace().next()).collect();
+        assert_eq!(told, ["tf32", "label_names"]);
+    }
+
+    #[test]
+    fn what_is_not_done_is_refused_with_the_reason() {
+        for (line, reason) in [
+            ("--optim adafactor", "torch's AdamW"),
+            ("--optim=paged_adamw_8bit", "torch's AdamW"),
+            ("--fsdp full_shard auto_wrap", "ZeRO-2"),
+            ("--label_smoothing_factor 0.1", "cross entropy"),
+            ("--push_to_hub", "nothing is pushed"),
+            ("--dataloader_drop_last True", "every row"),
+            ("--no_cuda", "--device"),
+            ("--save_safetensors 0", "safetensors"),
+            ("--local_rank=1", "mpirun"),
+            ("--bits 4", "quantized"),
+            ("--metric_for_best_model accuracy", "evaluation loss"),
+            ("--data_seed 7", "--seed"),
+        ] {
+            let error = translated(line).expect_err(line).to_string();
+            assert!(error.contains(reason) && error.starts_with("--"), "{line}: {error}");
+        }
+    }
+}
