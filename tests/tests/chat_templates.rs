@@ -302,10 +302,12 @@ fn a_row_that_a_template_would_garble_is_refused() {
 fn tokens_beside_the_tokenizer_get_transformers_ids() {
     let text = "At <loc1><loc2> <seg>.</s><|im_end|>";
     let bracket = json!({"content": "<loc1>", "single_word": false, "lstrip": true, "rstrip": false, "normalized": false, "special": true});
+    let mut typed = bracket.clone();
+    typed["__type"] = json!("AddedToken");
     // What the files say, and the ids of the text that are no bytes.
     let table: [(Value, &[(&str, Value)], &[u32]); 7] = [
         (json!({"extra_special_tokens": ["<image>", "<loc1>", "<loc2>"]}), &[], &[258, 259, 256]),
-        (json!({"additional_special_tokens": ["<image>", bracket]}), &[], &[258, 256]),
+        (json!({"additional_special_tokens": ["<image>", typed]}), &[], &[258, 256]),
         (
             json!({"extra_special_tokens": {"image_token": "<image>", "seg_token": "<seg>"}, "pad_token": "</s>"}),
             &[],

@@ -75,12 +75,13 @@ pub fn run(args: &Args) -> Result<String> {
     let output = Output::create(&args.output)?;
     config.write(output.path())?;
     processors.write(output.path(), &config)?;
+    // Before the weights: a template that cannot serve is found in a second.
+    processors::check(output.path(), &config)?;
     weights::Sources::open(&vision_tower, &language_model, &config, &source_text)?.write(
         output.path(),
         args.seed,
         DEFAULT_MAX_PART_BYTES,
     )?;
-    processors::check(output.path(), &config)?;
     output.publish()?;
     Ok(report(args, &config, &source_text))
 }
