@@ -18,7 +18,7 @@ use common::model::lora::{self, LoraConfig};
 use common::names::Block;
 use common::shard::{ShardSet, Split};
 use common::vision_cache::{CachedAs, CachedRows, VisionFeatureCache};
-use common::{Error, files, fingerprint, names, processor_fit};
+use common::{Error, files, fingerprint, processor_fit};
 use std::path::Path;
 
 /// A model with its trained parts chosen. A clone shares the values.
