@@ -57,7 +57,7 @@ fn several_turns_several_images_and_no_image() {
 #[test]
 fn python_turns_rows_into_transformers_pixel_values() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let documents = [root.join("README.md"), root.join("common/src/shard/mod.rs")];
+    let documents = [root.join("docs/formats.md"), root.join("common/src/shard/mod.rs")];
     let dataset = mixed_rows();
     for format in ["predicted", "u8"] {
         let Some(mut python) = tests::python() else { return };
