@@ -54,9 +54,14 @@ pub fn python() -> Option<Command> {
     Some(Command::new(interpreter))
 }
 
+/// A file of the tests' folder.
+pub fn project_file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
 /// A Python script of the tests.
 pub fn python_script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(name)
+    project_file("python").join(name)
 }
 
 /// Bytes as base64.

@@ -41,10 +41,3 @@ mod train_cost;
 mod train_parity;
 mod two_stage;
 mod zero2;
-
-mod skeleton {
-    #[test]
-    fn reference_material_is_there() {
-        tests::shared("fixtures/tiny/spec.json");
-    }
-}
