@@ -15,11 +15,26 @@ use burn::tensor::Device;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The reference material beside the project. Panics (a test must fail loudly) when it is missing.
-pub fn shared(path: &str) -> PathBuf {
-    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(path);
-    assert!(found.exists(), "{} is missing: the tests need the reference material beside the project", found.display());
+/// What `tests/reference/make` made: pictures, a tiny LLaVA and transformers' values for it. Panics (a test must fail loudly) when
+/// it is missing.
+pub fn reference(path: &str) -> PathBuf {
+    let root = std::env::var_os("LLAVA_REFERENCE").map(PathBuf::from);
+    let root = root.expect("LLAVA_REFERENCE is not set: start the tests with tests/run, or set what it prints");
+    let found = root.join(path);
+    assert!(found.exists(), "{} is missing: make it with tests/reference/make", found.display());
     found
+}
+
+/// Real photos, tokenizers and fixtures beside the project, for additional tests; `None`, said on stdout, where they are not.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("LLAVA_SHARED").filter(|root| !root.is_empty()).map(PathBuf::from);
+    let Some(root) = root else {
+        println!("not run: {path} is not here (LLAVA_SHARED)");
+        return None;
+    };
+    let found = root.join(path);
+    assert!(found.exists(), "{} is missing", found.display());
+    Some(found)
 }
 
 /// A program of this workspace, built beside the test binary (`cargo build --release --workspace`).
@@ -43,9 +58,14 @@ pub fn python() -> Option<Command> {
     Some(Command::new(interpreter))
 }
 
+/// A file of the tests' folder.
+pub fn project_file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
 /// A Python script of the tests.
 pub fn python_script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(name)
+    project_file("python").join(name)
 }
 
 /// Bytes as base64.

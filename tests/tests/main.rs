@@ -62,10 +62,3 @@ mod train_parity;
 mod two_stage;
 mod unwritable;
 mod zero2;
-
-mod skeleton {
-    #[test]
-    fn reference_material_is_there() {
-        tests::shared("fixtures/tiny/spec.json");
-    }
-}
