@@ -1,7 +1,7 @@
 //! Small training runs on the tiny fixtures.
 
 use crate::training::succeed;
-use crate::{program, shared};
+use crate::{program, reference};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,8 +10,8 @@ use std::process::Command;
 pub fn shards_with_validation(folder: &Path) -> PathBuf {
     let shards = folder.join("shards");
     let mut command = Command::new(program("preprocess"));
-    command.arg("shards").arg("--model").arg(shared("fixtures/tiny/llava"));
-    command.arg("--data").arg(shared("data/coco224_tiny")).arg("--output").arg(&shards);
+    command.arg("shards").arg("--model").arg(reference("tiny/llava"));
+    command.arg("--data").arg(reference("pictures")).arg("--output").arg(&shards);
     succeed(command.args(["--validation-fraction", "0.25"]));
     shards
 }
@@ -19,7 +19,7 @@ pub fn shards_with_validation(folder: &Path) -> PathBuf {
 /// `train` on the tiny LLaVA: 4 rows a step, as many steps as asked for.
 pub fn train(shards: &Path, output: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(program("train"));
-    command.arg("--model_name_or_path").arg(shared("fixtures/tiny/llava"));
+    command.arg("--model_name_or_path").arg(reference("tiny/llava"));
     command.arg("--data_path").arg(shards).arg("--output_dir").arg(output);
     command.args(["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]);
     command.args(["--learning_rate", "0.002", "--logging_steps", "1", "--save_strategy", "no"]);

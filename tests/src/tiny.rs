@@ -1,6 +1,6 @@
 //! Reference LLaVAs (the tiny one, and folders like it): config, weights, the batch of `forward.safetensors`, gradients.
 
-use crate::shared;
+use crate::reference;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use common::batch::PackedBatch;
@@ -15,9 +15,9 @@ use std::path::Path;
 /// Tensors of a safetensors file: f32 values (integers converted) and shapes.
 pub type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;
 
-/// Reads a whole file of the shared reference material.
+/// Reads a whole reference file.
 pub fn read_tensors(path: &str) -> Tensors {
-    read_tensors_at(&shared(path))
+    read_tensors_at(&reference(path))
 }
 
 /// Reads a whole reference file.
@@ -42,12 +42,12 @@ pub fn read_tensors_at(path: &Path) -> Tensors {
 
 /// The tiny model's config.
 pub fn config() -> LlavaConfig {
-    LlavaConfig::read(&shared("fixtures/tiny/llava")).expect("the tiny config is readable")
+    LlavaConfig::read(&reference("tiny/llava")).expect("the tiny config is readable")
 }
 
 /// The model of a tiny folder (`llava`, `train_none`, …), f32.
 pub fn model(folder: &str, device: &Device) -> Llava {
-    model_at(&shared(&format!("fixtures/tiny/{folder}")), device).1
+    model_at(&reference(&format!("tiny/{folder}")), device).1
 }
 
 /// The config and the model of any folder, f32.

@@ -2,7 +2,7 @@
 //! with transformers' log and weights.
 
 use crate::tiny::read_tensors_at;
-use crate::{assert_norm_close, program, shared};
+use crate::{assert_norm_close, program, reference};
 use burn::tensor::Device;
 use clap::{Args, FromArgMatches};
 use serde_json::Value;
@@ -32,7 +32,7 @@ pub fn fail(command: &mut Command) -> String {
 
 /// Makes the reference's shards in `dir`.
 pub fn make_shards(dir: &Path) {
-    let (model, data) = (shared("fixtures/tiny/llava"), shared("data/coco224_tiny"));
+    let (model, data) = (reference("tiny/llava"), reference("pictures"));
     let mut command = Command::new(program("preprocess"));
     command.arg("shards").arg("--model").arg(model).arg("--data").arg(data).arg("--output").arg(dir);
     succeed(&mut command);
@@ -64,7 +64,7 @@ pub struct Split {
 /// Arguments of the reference's job: file order, 8 steps.
 pub fn arguments(output: &Path, train_type: &str, split: Split, more: &[&str]) -> Vec<String> {
     let (micro_batch, accumulation) = (split.micro_batch.to_string(), split.accumulation.to_string());
-    let (model, shards) = (shared("fixtures/tiny/llava"), shards());
+    let (model, shards) = (reference("tiny/llava"), shards());
     let path = |path: &Path| path.display().to_string();
     let mut arguments: Vec<String> = vec!["--model_name_or_path".into(), path(&model), "--data_path".into()];
     arguments.extend([path(&shards), "--output_dir".into(), path(output)]);
@@ -74,7 +74,7 @@ pub fn arguments(output: &Path, train_type: &str, split: Split, more: &[&str]) -
     arguments.extend(fixed.iter().chain(&batch).chain(&rest).map(|word| word.to_string()));
     arguments.extend(["--save_strategy", "no"].map(String::from));
     if train_type == "use_lora" {
-        let adapter = shared("fixtures/tiny/train_use_lora_init");
+        let adapter = reference("tiny/train_use_lora_init");
         arguments.extend(["--init_adapter".into(), path(&adapter), "--lora_dropout".into(), "0".into()]);
     }
     arguments.extend(more.iter().map(|word| word.to_string()));
@@ -145,7 +145,7 @@ pub fn compare_with_reference(name: &str, train: impl Fn(&Path, &str, Split)) {
             let output = folder.path().join(format!("{train_type}-{ranks}"));
             train(&output, train_type, Split { ranks, micro_batch: 2, accumulation: 2 / ranks });
             compare_log(&name, &output, train_type);
-            compare_weights(&name, &output.join(weights), &format!("fixtures/tiny/train_{train_type}/{weights}"));
+            compare_weights(&name, &output.join(weights), &format!("tiny/train_{train_type}/{weights}"));
         }
     }
 }
@@ -163,8 +163,7 @@ pub fn column(lines: &[Value], key: &str) -> Vec<f64> {
 
 /// The steps of the reference's log.
 pub fn reference_log(train_type: &str) -> Vec<Value> {
-    let file =
-        std::fs::read(shared(&format!("fixtures/tiny/train_{train_type}.json"))).expect("the reference is readable");
+    let file = std::fs::read(reference(&format!("tiny/train_{train_type}.json"))).expect("the reference is readable");
     let reference: Value = serde_json::from_slice(&file).expect("the reference is JSON");
     reference["steps_log"].as_array().expect("a list of steps").clone()
 }
@@ -192,7 +191,7 @@ pub fn compare_log(name: &str, output: &Path, train_type: &str) {
 /// Every tensor of the reference's file against the same name in ours, relative to its own norm.
 pub fn compare_weights(name: &str, found: &Path, reference: &str) {
     let found = read_tensors_at(found);
-    for (tensor, (expected, _)) in read_tensors_at(&shared(reference)) {
+    for (tensor, (expected, _)) in read_tensors_at(&reference(reference)) {
         let (values, _) = found.get(&tensor).unwrap_or_else(|| panic!("{name}: no tensor {tensor}"));
         assert_norm_close(&format!("{name}: {tensor}"), values, &expected, 1e-3);
     }

@@ -8,11 +8,11 @@ use common::model::lora::LoraConfig;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use tests::{shared, tiny};
+use tests::{reference, tiny};
 
 type Stored = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
 
-const FIXTURE: &str = "fixtures/tiny/train_use_lora";
+const FIXTURE: &str = "tiny/train_use_lora";
 const OLD: &str = "base_model.model.language_model.model.layers.";
 const NEW: &str = "base_model.model.model.language_model.layers.";
 
@@ -26,7 +26,7 @@ fn stored(dir: &Path) -> Stored {
 }
 
 fn config_json() -> Value {
-    serde_json::from_slice(&std::fs::read(shared(FIXTURE).join("adapter_config.json")).expect("readable"))
+    serde_json::from_slice(&std::fs::read(reference(FIXTURE).join("adapter_config.json")).expect("readable"))
         .expect("JSON")
 }
 
@@ -55,9 +55,9 @@ fn error(dir: &Path) -> String {
 
 #[test]
 fn an_adapter_is_written_under_both_spellings_with_the_same_bits() {
-    let fixture = stored(&shared(FIXTURE));
+    let fixture = stored(&reference(FIXTURE));
     let mut model = tiny::model("llava", &device::cpu());
-    let config = load_adapter(&mut model, &shared(FIXTURE), &device::cpu()).expect("loads");
+    let config = load_adapter(&mut model, &reference(FIXTURE), &device::cpu()).expect("loads");
     let projections = ["q_proj", "k_proj", "v_proj", "o_proj"].map(String::from).to_vec();
     let expected = LoraConfig {
         r: 8,
@@ -83,7 +83,7 @@ fn an_adapter_is_written_under_both_spellings_with_the_same_bits() {
 
 #[test]
 fn either_spelling_and_peft_s_wrappers_are_read() {
-    let fixture = stored(&shared(FIXTURE));
+    let fixture = stored(&reference(FIXTURE));
     #[allow(clippy::type_complexity)]
     let renamings: [(&str, fn(&str) -> String); 3] = [
         ("old", |name| name.replace(NEW, OLD).replace("model.model.multi", "model.multi")),
@@ -104,7 +104,7 @@ fn either_spelling_and_peft_s_wrappers_are_read() {
 
 #[test]
 fn a_list_of_targets_and_an_absent_projector_are_read() {
-    let mut tensors = stored(&shared(FIXTURE));
+    let mut tensors = stored(&reference(FIXTURE));
     tensors.retain(|name, _| name.contains("lora_") && !name.contains("o_proj"));
     let mut config = config_json();
     config["target_modules"] = json!(["q_proj", "v_proj", "k_proj"]);
@@ -121,7 +121,7 @@ fn a_list_of_targets_and_an_absent_projector_are_read() {
 
 #[test]
 fn misfits_are_named() {
-    let fixture = stored(&shared(FIXTURE));
+    let fixture = stored(&reference(FIXTURE));
     let name = format!("{NEW}0.self_attn.q_proj.lora_B.weight");
     let with = |change: &dyn Fn(&mut Stored)| {
         let mut tensors = fixture.clone();
@@ -158,7 +158,7 @@ fn misfits_are_named() {
     assert!(
         save_adapter(
             &unchanged,
-            &read_config(&shared(FIXTURE), &tiny::config()).expect("read"),
+            &read_config(&reference(FIXTURE), &tiny::config()).expect("read"),
             "base",
             Path::new("/tmp")
         )

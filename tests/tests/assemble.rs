@@ -5,7 +5,7 @@ use common::checkpoint::{TensorFiles, TensorSource, write_tensors};
 use common::config::{LlavaConfig, TextConfig, WeightDtype};
 use std::path::Path;
 use std::process::{Command, Output};
-use tests::{program, shared, tiny};
+use tests::{program, reference, tiny};
 
 fn assemble(vision_tower: &Path, language_model: &Path, output: &Path, options: &[&str]) -> Output {
     let mut command = Command::new(program("preprocess"));
@@ -14,7 +14,7 @@ fn assemble(vision_tower: &Path, language_model: &Path, output: &Path, options: 
 }
 
 fn assemble_tiny(output: &Path, options: &[&str]) -> String {
-    let result = assemble(&shared("fixtures/tiny/clip"), &shared("fixtures/tiny/text"), output, options);
+    let result = assemble(&reference("tiny/clip"), &reference("tiny/text"), output, options);
     assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
     String::from_utf8(result.stdout).expect("text")
 }
@@ -39,7 +39,7 @@ fn the_tiny_llava_is_assembled_bit_for_bit() {
     println!("{}", assemble_tiny(&output, &["--vision_feature_layer", "-2"]));
     assert_eq!(LlavaConfig::read(&output).expect("read"), tiny::config());
 
-    let (found, expected) = (TensorFiles::open(&output).expect("opens"), shared("fixtures/tiny/llava"));
+    let (found, expected) = (TensorFiles::open(&output).expect("opens"), reference("tiny/llava"));
     let expected_files = TensorFiles::open(&expected).expect("opens");
     assert_eq!(found.names(), expected_files.names());
     let mut compared = 0;
@@ -103,7 +103,7 @@ fn embeddings_grow_only_when_the_id_does_not_fit() {
     let folder = tempfile::tempdir().expect("a folder");
     let text = folder.path().join("text");
     std::fs::create_dir(&text).expect("made");
-    copy(&shared("fixtures/tiny/text"), &text);
+    copy(&reference("tiny/text"), &text);
     let source = TensorFiles::open(&text).expect("opens");
     let cut = |name: &&str| {
         let view = source.get(name).expect("there");
@@ -119,7 +119,7 @@ fn embeddings_grow_only_when_the_id_does_not_fit() {
         .expect("written");
 
     let output = folder.path().join("llava");
-    let result = assemble(&shared("fixtures/tiny/clip"), &text, &output, &[]);
+    let result = assemble(&reference("tiny/clip"), &text, &output, &[]);
     assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
     let config = LlavaConfig::read(&output).expect("read");
     assert_eq!((config.image_token_index, config.text.vocab_size), (600, 601));
@@ -137,9 +137,9 @@ fn embeddings_grow_only_when_the_id_does_not_fit() {
 #[test]
 fn a_token_that_is_there_is_used_again() {
     let folder = tempfile::tempdir().expect("a folder");
-    let text = shared("models/stories260k_as_qwen2");
+    let text = reference("tied_text");
     let output = folder.path().join("llava");
-    let result = assemble(&shared("fixtures/tiny/clip"), &text, &output, &[]);
+    let result = assemble(&reference("tiny/clip"), &text, &output, &[]);
     assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
     let same =
         |name: &str| std::fs::read(output.join(name)).expect("read") == std::fs::read(text.join(name)).expect("read");
@@ -172,9 +172,9 @@ fn real_backbones_are_assembled() {
 fn pickled_weights_are_read_bit_for_bit() {
     let Some(mut python) = tests::python() else { return };
     let folder = tempfile::tempdir().expect("a folder");
-    let (clip, text) = (folder.path().join("clip"), shared("fixtures/tiny/text"));
+    let (clip, text) = (folder.path().join("clip"), reference("tiny/text"));
     std::fs::create_dir(&clip).expect("made");
-    copy(&shared("fixtures/tiny/clip"), &clip);
+    copy(&reference("tiny/clip"), &clip);
     // Saved as transformers 4 did it: with the buffer of positions, which is no weight.
     let pickle = "import sys, torch, safetensors.torch as st; w = st.load_file(sys.argv[1] + '/model.safetensors'); \
                   w['vision_model.embeddings.position_ids'] = torch.arange(5)[None]; torch.save(w, sys.argv[1] + '/pytorch_model.bin')";
@@ -201,14 +201,14 @@ fn a_tower_with_its_image_processor_in_processor_config_json_gives_the_same() {
     let folder = tempfile::tempdir().expect("a folder");
     let clip = folder.path().join("clip");
     std::fs::create_dir(&clip).expect("made");
-    copy(&shared("fixtures/tiny/clip"), &clip);
+    copy(&reference("tiny/clip"), &clip);
     let own = clip.join("preprocessor_config.json");
     let settings: serde_json::Value = serde_json::from_slice(&std::fs::read(&own).expect("read")).expect("JSON");
     let nested = serde_json::json!({"processor_class": "CLIPProcessor", "image_processor": settings});
     std::fs::write(clip.join("processor_config.json"), nested.to_string()).expect("written");
     std::fs::remove_file(&own).expect("removed");
     let (output, usual) = (folder.path().join("llava"), folder.path().join("usual"));
-    let assembled = assemble(&clip, &shared("fixtures/tiny/text"), &output, &[]);
+    let assembled = assemble(&clip, &reference("tiny/text"), &output, &[]);
     assert!(assembled.status.success(), "{}", String::from_utf8_lossy(&assembled.stderr));
     assemble_tiny(&usual, &[]);
     for file in ["preprocessor_config.json", "processor_config.json"] {
@@ -219,14 +219,14 @@ fn a_tower_with_its_image_processor_in_processor_config_json_gives_the_same() {
     }
     let other = nested.to_string().replace("CLIPImageProcessor", "SiglipImageProcessor");
     std::fs::write(clip.join("processor_config.json"), other).expect("written");
-    let error = failure(assemble(&clip, &shared("fixtures/tiny/text"), &folder.path().join("siglip"), &[]));
+    let error = failure(assemble(&clip, &reference("tiny/text"), &folder.path().join("siglip"), &[]));
     assert!(error.contains("SiglipImageProcessor"), "{error}");
 }
 
 #[test]
 fn what_is_missing_or_foreign_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (clip, text) = (shared("fixtures/tiny/clip"), shared("fixtures/tiny/text"));
+    let (clip, text) = (reference("tiny/clip"), reference("tiny/text"));
     let output = folder.path().join("llava");
     let swapped = failure(assemble(&text, &clip, &output, &[]));
     assert!(swapped.contains("--vision-tower") && swapped.contains("model_type"), "{swapped}");

@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use tests::{program, shared};
+use tests::{program, reference};
 
 /// The tokens of a caption here: enough that a run can be met in the middle.
 const TOKENS: &str = "40";
@@ -24,17 +24,17 @@ fn lines(path: &Path) -> Vec<Value> {
 fn folder_with_bad_pictures(dir: &Path) -> PathBuf {
     let folder = dir.join("pictures");
     std::fs::create_dir(&folder).expect("a folder");
-    let images = std::fs::read_dir(shared("data/coco224_tiny/images")).expect("readable");
+    let images = std::fs::read_dir(reference("pictures/images")).expect("readable");
     for image in images.map(|entry| entry.expect("an entry").path()) {
         let name = image.file_name().expect("a name").to_str().expect("UTF-8");
         for round in ["a", "b", "c"] {
             std::fs::copy(&image, folder.join(format!("{round}-{name}"))).expect("copied");
         }
     }
-    let whole = std::fs::read(shared("data/coco224_tiny/images/000000011511.jpg")).expect("readable");
+    let whole = std::fs::read(reference("pictures/images/100000000.jpg")).expect("readable");
     std::fs::write(folder.join("a-cut.jpg"), &whole[..whole.len() / 2]).expect("written");
     std::fs::write(folder.join("a-text.png"), "no picture").expect("written");
-    std::fs::copy(shared("data/edge/bomb_header.png"), folder.join("b-bomb.png")).expect("copied");
+    std::fs::copy(reference("edge/bomb_header.png"), folder.join("b-bomb.png")).expect("copied");
     std::fs::write(folder.join("notes.txt"), "not looked at").expect("written");
     folder
 }
@@ -42,7 +42,7 @@ fn folder_with_bad_pictures(dir: &Path) -> PathBuf {
 /// SIGKILL in the middle, as often as the run lasts; then the file is the one of an undisturbed run, byte for byte.
 #[test]
 fn a_killed_run_goes_on_and_bad_pictures_are_recorded() {
-    let (dir, model) = (tempfile::tempdir().expect("a temporary folder"), model_dir("fixtures/tiny/train_none"));
+    let (dir, model) = (tempfile::tempdir().expect("a temporary folder"), model_dir("tiny/train_none"));
     let folder = folder_with_bad_pictures(dir.path());
     let args = |output: &str| -> Vec<String> {
         let output = dir.path().join(output);
@@ -117,8 +117,8 @@ fn a_killed_run_goes_on_and_bad_pictures_are_recorded() {
 /// The same captions from a dataset's folder, from its zip file and from shards made of it; figures against references.
 #[test]
 fn a_dataset_a_zip_file_and_shards_give_the_same_captions() {
-    let (dir, model) = (tempfile::tempdir().expect("a temporary folder"), model_dir("fixtures/tiny/train_none"));
-    let data = shared("data/coco224_tiny");
+    let (dir, model) = (tempfile::tempdir().expect("a temporary folder"), model_dir("tiny/train_none"));
+    let data = reference("pictures");
     let zipped = dir.path().join("zipped");
     std::fs::create_dir(&zipped).expect("a folder");
     for name in ["chat.json", "images.zip", "references.json"] {
@@ -163,7 +163,7 @@ fn a_dataset_a_zip_file_and_shards_give_the_same_captions() {
 /// Rows as people write them: a number for an id, twice; no picture; several pictures; no id; one that cannot be read.
 #[test]
 fn every_row_of_a_dataset_has_its_line() {
-    let (dir, model) = (tempfile::tempdir().expect("a temporary folder"), model_dir("fixtures/tiny/train_none"));
+    let (dir, model) = (tempfile::tempdir().expect("a temporary folder"), model_dir("tiny/train_none"));
     let data = dir.path().join("data");
     std::fs::create_dir_all(data.join("images")).expect("created");
     for number in 0..2u8 {
@@ -212,14 +212,14 @@ fn every_row_of_a_dataset_has_its_line() {
 #[test]
 fn captions_of_another_model_are_refused_whole_or_half() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let model = model_dir("fixtures/tiny/llava");
+    let model = model_dir("tiny/llava");
     let weights = |name: &str| {
-        let source = shared(&format!("fixtures/tiny/{name}/model.safetensors"));
+        let source = reference(&format!("tiny/{name}/model.safetensors"));
         std::fs::copy(source, model.path().join("model.safetensors")).expect("copied");
     };
     let pictures = dir.path().join("pictures");
     std::fs::create_dir(&pictures).expect("a folder");
-    let images = std::fs::read_dir(shared("data/coco224_tiny/images")).expect("readable").flatten();
+    let images = std::fs::read_dir(reference("pictures/images")).expect("readable").flatten();
     for (number, image) in images.take(3).enumerate() {
         std::fs::copy(image.path(), pictures.join(format!("{number}.jpg"))).expect("copied");
     }
@@ -235,7 +235,7 @@ fn captions_of_another_model_are_refused_whole_or_half() {
     let (half, whole) = (read("half.jsonl"), read("whole.jsonl"));
 
     // The same model elsewhere goes on.
-    let moved = model_dir("fixtures/tiny/llava");
+    let moved = model_dir("tiny/llava");
     std::fs::copy(dir.path().join("half.jsonl"), dir.path().join("moved.jsonl")).expect("copied");
     let settings = |name: &str| dir.path().join(format!("{name}.jsonl.settings.json"));
     std::fs::copy(settings("half"), settings("moved")).expect("copied");
@@ -243,7 +243,7 @@ fn captions_of_another_model_are_refused_whole_or_half() {
     assert_eq!(read("moved.jsonl"), whole);
 
     weights("train_none");
-    let adapter = shared("fixtures/tiny/train_use_lora");
+    let adapter = reference("tiny/train_use_lora");
     for (name, before) in [("half.jsonl", &half), ("whole.jsonl", &whole)] {
         let (code, error) = caption(model.path(), name, &[]);
         assert_eq!(code, Some(1), "{name}: {error}");
@@ -273,11 +273,11 @@ fn captions_of_another_model_are_refused_whole_or_half() {
 /// A dataset that was changed gives other questions and references.
 #[test]
 fn captions_of_a_dataset_that_was_changed_are_refused() {
-    let (dir, model) = (tempfile::tempdir().expect("a temporary folder"), model_dir("fixtures/tiny/llava"));
+    let (dir, model) = (tempfile::tempdir().expect("a temporary folder"), model_dir("tiny/llava"));
     let (data, output) = (dir.path().join("data"), dir.path().join("captions.jsonl"));
     std::fs::create_dir(&data).expect("a folder");
     for name in ["chat.json", "images.zip", "references.json"] {
-        std::fs::copy(shared("data/coco224_tiny").join(name), data.join(name)).expect("copied");
+        std::fs::copy(reference("pictures").join(name), data.join(name)).expect("copied");
     }
     let caption = |limit: &str| {
         let args = ["caption", "--model", text(model.path()), "--data", text(&data), "--output", text(&output)];

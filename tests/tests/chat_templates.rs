@@ -441,7 +441,7 @@ fn lists_keep_questions_apart_and_images_where_they_stand() {
 /// A LLaVA directory of the reference material with another template.
 fn llava_with(template: &str) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    for entry in std::fs::read_dir(tests::shared("fixtures/tiny/llava")).expect("listed") {
+    for entry in std::fs::read_dir(tests::reference("tiny/llava")).expect("listed") {
         let source: PathBuf = entry.expect("an entry").path();
         std::fs::copy(&source, folder.path().join(source.file_name().expect("a name"))).expect("copied");
     }

@@ -7,7 +7,7 @@ use common::config::{LlavaConfig, WeightDtype};
 use common::device;
 use std::collections::BTreeMap;
 use std::path::Path;
-use tests::{shared, tiny};
+use tests::{reference, tiny};
 
 type Stored = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
 
@@ -44,7 +44,7 @@ fn folder(config: &LlavaConfig, tensors: &Stored) -> tempfile::TempDir {
 
 #[test]
 fn loading_and_saving_keeps_every_bit() {
-    let source = shared("fixtures/tiny/llava");
+    let source = reference("tiny/llava");
     let original = stored(&source);
     let (config, model) = load_model(&source, LoadAs::F32, &device::cpu()).expect("loads");
     for (max_part_bytes, files) in [(usize::MAX, 1), (300_000, 5)] {
@@ -73,7 +73,7 @@ fn the_layout_is_the_models_own() {
 
 #[test]
 fn every_naming_gives_the_same_model() {
-    let original = stored(&shared("fixtures/tiny/llava"));
+    let original = stored(&reference("tiny/llava"));
     #[allow(clippy::type_complexity)]
     let renamings: [(&str, fn(&str) -> String); 3] = [
         ("5.x", |name| match name.strip_prefix("language_model.lm_head.") {
@@ -106,7 +106,7 @@ fn every_naming_gives_the_same_model() {
 fn a_tied_head_is_not_stored_but_may_be_there() {
     let mut config = tiny::config();
     config.text.tie_word_embeddings = true;
-    let mut tensors = stored(&shared("fixtures/tiny/llava"));
+    let mut tensors = stored(&reference("tiny/llava"));
     let different = folder(&config, &tensors);
     assert!(error(different.path()).contains("lm_head"), "a head that differs from the embedding it is tied to");
     let embedding = tensors["language_model.model.embed_tokens.weight"].clone();
@@ -123,7 +123,7 @@ fn a_tied_head_is_not_stored_but_may_be_there() {
 
 #[test]
 fn half_precision_is_kept_or_widened() {
-    let source = shared("fixtures/tiny/llava");
+    let source = reference("tiny/llava");
     let (mut config, model) = load_model(&source, LoadAs::F32, &device::cpu()).expect("loads");
     for dtype in [WeightDtype::Bf16, WeightDtype::F16] {
         config.dtype = dtype;
@@ -142,7 +142,7 @@ fn half_precision_is_kept_or_widened() {
 #[test]
 fn misfits_are_named_with_the_remedy() {
     let config = tiny::config();
-    let original = stored(&shared("fixtures/tiny/llava"));
+    let original = stored(&reference("tiny/llava"));
     let name = "multi_modal_projector.linear_1.bias";
 
     let mut missing = original.clone();
@@ -180,7 +180,7 @@ fn misfits_are_named_with_the_remedy() {
 #[test]
 fn damaged_and_missing_files_are_named() {
     let config = tiny::config();
-    let original = stored(&shared("fixtures/tiny/llava"));
+    let original = stored(&reference("tiny/llava"));
     let truncated = folder(&config, &original);
     let path = truncated.path().join("model.safetensors");
     let bytes = std::fs::read(&path).expect("read");
@@ -195,7 +195,7 @@ fn damaged_and_missing_files_are_named() {
     std::fs::write(truncated.path().join("pytorch_model.bin"), b"").expect("written");
     assert!(error(truncated.path()).contains("pytorch_model.bin"));
 
-    let (config, model) = load_model(&shared("fixtures/tiny/llava"), LoadAs::F32, &device::cpu()).expect("loads");
+    let (config, model) = load_model(&reference("tiny/llava"), LoadAs::F32, &device::cpu()).expect("loads");
     let parts = tempfile::tempdir().expect("a folder");
     save_model(&model, &config, parts.path(), 300_000).expect("saved");
     std::fs::remove_file(parts.path().join("model-00002-of-00005.safetensors")).expect("removed");

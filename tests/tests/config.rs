@@ -3,7 +3,7 @@
 use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
 use serde_json::{Value, json};
 use std::path::Path;
-use tests::{shared, tiny};
+use tests::{reference, shared, tiny};
 
 /// A folder with this `config.json`.
 fn folder(config: &Value) -> tempfile::TempDir {
@@ -13,7 +13,11 @@ fn folder(config: &Value) -> tempfile::TempDir {
 }
 
 fn file(path: &str) -> Value {
-    serde_json::from_slice(&std::fs::read(shared(path)).expect("readable")).expect("JSON")
+    serde_json::from_slice(&std::fs::read(reference(path)).expect("readable")).expect("JSON")
+}
+
+fn project_json(path: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(tests::project_file(path)).expect("readable")).expect("JSON")
 }
 
 fn read(config: &Value) -> common::Result<LlavaConfig> {
@@ -39,14 +43,16 @@ fn assert_round_trip(config: &LlavaConfig) {
 
 #[test]
 fn the_config_of_transformers_5_is_read() {
-    let config = LlavaConfig::read(&shared("fixtures/tiny/llava")).expect("read");
+    let config = LlavaConfig::read(&reference("tiny/llava")).expect("read");
     assert_eq!(config, tiny::config());
     assert_round_trip(&config);
 }
 
 #[test]
 fn the_original_projects_config_is_read_with_the_defaults_of_its_time() {
-    let config = read(&file("configs/llava-zero_nlp/config.as_printed.json")).expect("read");
+    let Some(printed) = shared("configs/llava-zero_nlp/config.as_printed.json") else { return };
+    let printed = serde_json::from_slice(&std::fs::read(printed).expect("readable")).expect("JSON");
+    let config = read(&printed).expect("read");
     let vision = VisionConfig {
         hidden_size: 1024,
         intermediate_size: 4096,
@@ -87,12 +93,13 @@ fn the_original_projects_config_is_read_with_the_defaults_of_its_time() {
 
 #[test]
 fn the_real_source_configs_are_read() {
-    let (vision, dtype) = VisionConfig::read_clip(&shared("configs/clip-vit-large-patch14-336")).expect("read");
+    let (vision, dtype) =
+        VisionConfig::read_clip(&tests::project_project_json("configs/clip-vit-large-patch14-336")).expect("read");
     assert_eq!((vision.num_hidden_layers, vision.image_size, dtype), (24, 336, WeightDtype::F32));
-    let (text, dtype) = TextConfig::read_qwen2(&shared("configs/Qwen1.5-4B-Chat")).expect("read");
+    let (text, dtype) = TextConfig::read_qwen2(&tests::project_project_json("configs/qwen1.5-4b-chat")).expect("read");
     assert_eq!((text.num_hidden_layers, text.rope_theta, dtype), (40, 5e6, WeightDtype::Bf16));
     // A vision tower alone keeps its settings at the top.
-    let mut alone = file("configs/clip-vit-large-patch14-336/config.json")["vision_config"].clone();
+    let mut alone = project_json("configs/clip-vit-large-patch14-336/config.json")["vision_config"].clone();
     alone["torch_dtype"] = json!("float16");
     let (same, dtype) = VisionConfig::read_clip(folder(&alone).path()).expect("read");
     assert_eq!((same, dtype), (vision, WeightDtype::F16));
@@ -100,7 +107,7 @@ fn the_real_source_configs_are_read() {
 
 #[test]
 fn spellings_mean_the_same() {
-    let tiny = || file("fixtures/tiny/llava/config.json");
+    let tiny = || file("tiny/llava/config.json");
     let expected = tiny::config();
     let rope_4x = with(
         with(tiny(), &["text_config", "rope_parameters"], Value::Null),
@@ -126,7 +133,7 @@ fn spellings_mean_the_same() {
 
 #[test]
 fn variants_survive_writing() {
-    let layers = with(file("fixtures/tiny/llava/config.json"), &["vision_feature_layer"], json!([-3, 2]));
+    let layers = with(file("tiny/llava/config.json"), &["vision_feature_layer"], json!([-3, 2]));
     let layers = with(layers, &["vision_feature_select_strategy"], json!("full"));
     let config = read(&layers).expect("read");
     assert_eq!((config.selected_hidden_states(), config.image_seq_length()), (vec![1, 2], 17));
@@ -176,11 +183,11 @@ fn what_does_not_fit_is_refused_by_key() {
         (&["text_config", "hidden_size"], json!("wide"), "config.json"),
     ];
     for (path, value, named) in table {
-        let error = read(&with(file("fixtures/tiny/llava/config.json"), path, value)).expect_err("refused").to_string();
+        let error = read(&with(file("tiny/llava/config.json"), path, value)).expect_err("refused").to_string();
         assert!(error.contains(named) && error.contains("config.json"), "{path:?}: {error}");
     }
-    let windowed = with(file("configs/Qwen1.5-4B-Chat/config.json"), &["use_sliding_window"], json!(true));
+    let windowed = with(project_json("configs/qwen1.5-4b-chat/config.json"), &["use_sliding_window"], json!(true));
     assert!(TextConfig::read_qwen2(folder(&windowed).path()).expect_err("refused").to_string().contains("sliding"));
     assert!(LlavaConfig::read(Path::new("/nonexistent")).expect_err("refused").to_string().contains("config.json"));
-    assert!(VisionConfig::read_clip(&shared("fixtures/tiny/text")).expect_err("refused").to_string().contains("qwen2"));
+    assert!(VisionConfig::read_clip(&reference("tiny/text")).expect_err("refused").to_string().contains("qwen2"));
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 /// The tiny model.
 pub fn llava() -> PathBuf {
-    tests::shared("fixtures/tiny/llava")
+    tests::reference("tiny/llava")
 }
 
 /// A question turn.
@@ -19,9 +19,9 @@ pub fn answered(text: &str) -> Value {
     json!({"from": "gpt", "value": text})
 }
 
-/// The rows of a shared dataset's chat.json.
+/// The rows of a reference dataset's chat.json.
 pub fn reference_rows(data: &str) -> Vec<Value> {
-    let text = std::fs::read(tests::shared(data).join("chat.json")).expect("read");
+    let text = std::fs::read(tests::reference(data).join("chat.json")).expect("read");
     serde_json::from_slice(&text).expect("a list of rows")
 }
 
@@ -61,9 +61,9 @@ impl Output {
 }
 
 impl Dataset {
-    /// A shared one.
-    pub fn shared(path: &str) -> Self {
-        Self { data: tests::shared(path), _own: None }
+    /// One that `tests/reference/make` made.
+    pub fn reference(path: &str) -> Self {
+        Self { data: tests::reference(path), _own: None }
     }
 
     /// An empty one with an images folder.
@@ -91,13 +91,13 @@ impl Dataset {
         }
     }
 
-    /// Copies the first `count` images of a shared dataset; their names.
+    /// Copies the first `count` images of a reference dataset; their names.
     pub fn copy_images(&self, data: &str, count: usize) -> Vec<String> {
         let rows = reference_rows(data);
         let names = rows.iter().take(count).map(|row| row["image"].as_str().expect("a name").to_owned());
         names
             .inspect(|name| {
-                let source = tests::shared(data).join("images").join(name);
+                let source = tests::reference(data).join("images").join(name);
                 std::fs::copy(source, self.data.join("images").join(name)).expect("copied");
             })
             .collect()

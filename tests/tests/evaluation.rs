@@ -104,8 +104,8 @@ fn what_an_evaluation_needs_is_asked_for() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let shards = folder.path().join("shards");
     let mut command = std::process::Command::new(tests::program("preprocess"));
-    command.arg("shards").arg("--model").arg(tests::shared("fixtures/tiny/llava"));
-    command.arg("--data").arg(tests::shared("data/coco224_tiny")).arg("--output").arg(&shards);
+    command.arg("shards").arg("--model").arg(tests::reference("tiny/llava"));
+    command.arg("--data").arg(tests::reference("pictures")).arg("--output").arg(&shards);
     succeed(&mut command);
     let output = folder.path().join("run");
     let error = fail(&mut train(&shards, &output, &EVALUATED));
@@ -210,7 +210,7 @@ fn the_manifest_lists_what_is_trained_and_warns_of_what_cannot_be() {
             continue;
         }
         // What is listed has changed, and nothing else.
-        let before = read_tensors_at(&tests::shared("fixtures/tiny/llava/model.safetensors"));
+        let before = read_tensors_at(&tests::reference("tiny/llava/model.safetensors"));
         let after = read_tensors_at(&output.join("model.safetensors"));
         let trained: Vec<Value> = list("trained").iter().map(|tensor| tensor["name"].clone()).collect();
         for (name, (values, _)) in &before {

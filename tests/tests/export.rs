@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use tests::tiny::read_tensors_at;
 use tests::training::{fail, succeed};
-use tests::{program, python, python_script, shared};
+use tests::{program, python, python_script, reference};
 
 fn export(model: &Path, output: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(program("infer"));
@@ -17,7 +17,7 @@ fn export(model: &Path, output: &Path, more: &[&str]) -> Command {
 fn every_tensor_is_read_back_by_gguf() {
     let Some(mut python) = python() else { return };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let model = shared("fixtures/tiny/llava");
+    let model = reference("tiny/llava");
     succeed(&mut export(&model, folder.path(), &[]));
     let printed = succeed(python.arg(python_script("read_gguf.py")).arg(&model).arg(folder.path()));
     let read: Value = serde_json::from_slice(&printed.stdout).expect("JSON");
@@ -48,7 +48,7 @@ fn every_tensor_is_read_back_by_gguf() {
 fn an_adapter_is_merged_on_the_way() {
     let Some(mut python) = python() else { return };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let (model, adapter) = (shared("fixtures/tiny/llava"), shared("fixtures/tiny/train_use_lora"));
+    let (model, adapter) = (reference("tiny/llava"), reference("tiny/train_use_lora"));
     let adapter = adapter.to_str().expect("UTF-8");
     let (exported, merged) = (folder.path().join("gguf"), folder.path().join("merged"));
     succeed(&mut export(&model, &exported, &["--adapter", adapter]));
@@ -70,12 +70,12 @@ fn llama_cpp_says_the_same() {
         println!("not run: LLAVA_PYTHON has no xllamacpp (tests/requirements.txt)");
         return;
     }
-    let model = crate::generate::model_dir("fixtures/tiny/train_none");
+    let model = crate::generate::model_dir("tiny/train_none");
     let exported = tempfile::tempdir().expect("a temporary folder");
     succeed(&mut export(model.path(), exported.path(), &[]));
     let mut script = Command::new(python.get_program());
     script.arg(python_script("llama_cpp.py")).arg(exported.path()).arg(model.path());
-    let printed = succeed(script.arg(shared("data/coco224_tiny")).arg(ROWS.to_string()));
+    let printed = succeed(script.arg(reference("pictures")).arg(ROWS.to_string()));
     let rows: Vec<Value> = serde_json::from_slice(&printed.stdout).expect("JSON");
     assert_eq!(rows.len(), ROWS);
     let mut published = 0;
@@ -97,7 +97,7 @@ fn what_llama_cpp_cannot_compute_is_refused() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let model = folder.path().join("model");
     std::fs::create_dir(&model).expect("a folder");
-    for entry in std::fs::read_dir(shared("fixtures/tiny/llava")).expect("readable").flatten() {
+    for entry in std::fs::read_dir(reference("tiny/llava")).expect("readable").flatten() {
         std::fs::copy(entry.path(), model.join(entry.file_name())).expect("copied");
     }
     let config = std::fs::read_to_string(model.join("config.json")).expect("the config");

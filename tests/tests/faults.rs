@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use tests::tiny::read_tensors_at;
 use tests::training::{Split, arguments, column, final_weights, metrics, mpiexec, succeed, threads};
-use tests::{program, shared};
+use tests::{program, reference};
 
 const TWO: Split = Split { ranks: 2, micro_batch: 2, accumulation: 1 };
 
@@ -111,7 +111,7 @@ fn a_link_that_is_cut_ends_both_hosts_at_the_deadline() {
 
 /// A copy of the tiny model whose embedding of one token is infinite.
 pub fn model_with_infinite_token(dir: &Path, token: usize) {
-    let source = shared("fixtures/tiny/llava");
+    let source = reference("tiny/llava");
     std::fs::create_dir(dir).expect("created");
     for entry in std::fs::read_dir(&source).expect("readable").flatten() {
         std::fs::copy(entry.path(), dir.join(entry.file_name())).expect("copied");

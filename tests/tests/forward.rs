@@ -18,7 +18,7 @@ const VALUE_TOLERANCE: f32 = 1e-4;
 const GRADIENT_TOLERANCE: f64 = 1e-3;
 
 fn reference() -> (Tensors, PackedBatch) {
-    let reference = tiny::read_tensors("fixtures/tiny/forward.safetensors");
+    let reference = tiny::read_tensors("tiny/forward.safetensors");
     let batch = tiny::forward_batch(&reference, tiny::config().image_token_index);
     (reference, batch)
 }

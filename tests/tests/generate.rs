@@ -8,21 +8,21 @@ use infer::sampling::SamplingConfig;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use tests::{program, shared};
+use tests::{program, reference};
 
-/// A whole model directory with the weights of one fixture folder; `fixtures/tiny/llava` has the processor files.
+/// A whole model directory with the weights of one fixture folder; `tiny/llava` has the processor files.
 pub fn model_dir(weights: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    copy_processor_files(&shared("fixtures/tiny/llava"), dir.path()).expect("processor files");
+    copy_processor_files(&reference("tiny/llava"), dir.path()).expect("processor files");
     for name in ["config.json", "model.safetensors"] {
-        std::fs::copy(shared(&format!("{weights}/{name}")), dir.path().join(name)).expect("copied");
+        std::fs::copy(reference(&format!("{weights}/{name}")), dir.path().join(name)).expect("copied");
     }
     dir
 }
 
 /// JSON of a file of the reference material.
 pub fn read_json(path: &str) -> Value {
-    serde_json::from_slice(&std::fs::read(shared(path)).expect("readable")).expect("JSON")
+    serde_json::from_slice(&std::fs::read(reference(path)).expect("readable")).expect("JSON")
 }
 
 /// Runs `infer` with arguments.
@@ -43,11 +43,11 @@ fn text(path: &Path) -> &str {
 
 /// (question, picture) of the first rows of the dataset that the fixtures were made from.
 fn questions(count: usize) -> Vec<(String, PathBuf)> {
-    let chat = read_json("data/coco224_tiny/chat.json");
+    let chat = read_json("pictures/chat.json");
     let row = |row: &Value| {
         let image = row["image"].as_str().expect("image");
         let question = row["conversations"][0]["value"].as_str().expect("a question");
-        (question.to_string(), shared(&format!("data/coco224_tiny/images/{image}")))
+        (question.to_string(), reference(&format!("pictures/images/{image}")))
     };
     chat.as_array().expect("rows").iter().take(count).map(row).collect()
 }
@@ -77,8 +77,8 @@ fn together(engine: &Engine, requests: Vec<Request>) -> Vec<(Vec<u32>, String)> 
 /// The program's text and ids of all rows, alone; and the same rows as one batch.
 #[test]
 fn greedy_text_equals_transformers_alone_and_in_a_batch() {
-    let dir = model_dir("fixtures/tiny/train_none");
-    let expected = read_json("fixtures/tiny/generate.json");
+    let dir = model_dir("tiny/train_none");
+    let expected = read_json("tiny/generate.json");
     let expected: Vec<(Vec<u32>, String)> = expected["outputs"]
         .as_array()
         .expect("outputs")
@@ -129,7 +129,7 @@ fn greedy_text_equals_transformers_alone_and_in_a_batch() {
 /// Rows of different lengths with and without pictures, greedy and drawn: the same alone and among the others.
 #[test]
 fn a_row_is_the_same_alone_and_in_any_batch() {
-    let dir = model_dir("fixtures/tiny/train_none");
+    let dir = model_dir("tiny/train_none");
     let engine = Engine::load(dir.path(), None, LoadAs::Stored, DeviceKind::Cpu).expect("the model");
     let mut requests: Vec<Request> =
         questions(19).iter().map(|(question, image)| request(&engine, question, Some(image), 40)).collect();
@@ -148,7 +148,7 @@ fn a_row_is_the_same_alone_and_in_any_batch() {
 
 #[test]
 fn stop_strings_and_limits_end_the_answer() {
-    let dir = model_dir("fixtures/tiny/train_none");
+    let dir = model_dir("tiny/train_none");
     let engine = Engine::load(dir.path(), None, LoadAs::Stored, DeviceKind::Cpu).expect("the model");
     let (question, image) = questions(1).remove(0);
     let whole = together(&engine, vec![request(&engine, &question, Some(&image), 24)]).remove(0);
@@ -163,7 +163,7 @@ fn stop_strings_and_limits_end_the_answer() {
 
 #[test]
 fn bad_input_is_named() {
-    let dir = model_dir("fixtures/tiny/train_none");
+    let dir = model_dir("tiny/train_none");
     let model = text(dir.path());
     let text_file = dir.path().join("config.json");
     for (args, code, expected) in [
@@ -210,7 +210,7 @@ fn assembled(dir: &Path, dtype: &str) -> Option<PathBuf> {
 #[test]
 fn the_assembled_real_backbones_answer_paris_in_the_memory_of_their_weights() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let image = shared("data/coco224_tiny/images/000000011511.jpg");
+    let image = reference("pictures/images/100000000.jpg");
     for (dtype, extra) in [("f32", &[][..]), ("bf16", &[]), ("f16", &[]), ("bf16", &["--quantize", "int8"])] {
         let Some(model) = assembled(dir.path(), dtype) else { return };
         let ask = |question: &str, more: &[&str]| -> Value {

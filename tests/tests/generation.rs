@@ -11,13 +11,13 @@ use common::model::kv_cache::KvCache;
 use common::model::language_model::TextContext;
 use common::model::lora::{self, LoraConfig};
 use common::shard::Row;
-use tests::{assert_close, assert_relative, shared, tiny};
+use tests::{assert_close, assert_relative, reference, tiny};
 
 /// The first rows of the reference data, answers left out: prompts to continue.
 fn prompts(count: usize) -> Vec<Row> {
-    let samples = std::fs::read(shared("fixtures/tiny/samples.json")).expect("samples.json is readable");
+    let samples = std::fs::read(reference("tiny/samples.json")).expect("samples.json is readable");
     let samples: Vec<serde_json::Value> = serde_json::from_slice(&samples).expect("samples.json is JSON");
-    let pixels = tiny::read_tensors("fixtures/tiny/pixels.safetensors").remove("pixel_values").expect("pixel_values").0;
+    let pixels = tiny::read_tensors("tiny/pixels.safetensors").remove("pixel_values").expect("pixel_values").0;
     let each = pixels.len() / samples.len();
     let row = |(index, sample): (usize, &serde_json::Value)| {
         let input_ids: Vec<i32> = serde_json::from_value(sample["prompt_ids"].clone()).expect("prompt_ids");
@@ -69,7 +69,7 @@ fn greedy(model: &Llava, config: &LlavaConfig, rows: Vec<Row>, max_new_tokens: u
 
 #[test]
 fn greedy_tokens_equal_transformers() {
-    let expected = std::fs::read(shared("fixtures/tiny/generate.json")).expect("generate.json is readable");
+    let expected = std::fs::read(reference("tiny/generate.json")).expect("generate.json is readable");
     let expected: serde_json::Value = serde_json::from_slice(&expected).expect("generate.json is JSON");
     let expected: Vec<Vec<u32>> = (expected["outputs"].as_array().expect("outputs").iter())
         .map(|output| serde_json::from_value(output["new_ids"].clone()).expect("new_ids"))
@@ -249,7 +249,7 @@ const INT8_TOLERANCE: f32 = 0.02;
 
 #[test]
 fn int8_weights_cost_little_and_decode_as_the_whole_forward() {
-    let reference = tiny::read_tensors("fixtures/tiny/forward.safetensors");
+    let reference = tiny::read_tensors("tiny/forward.safetensors");
     for (backend, device) in tests::devices() {
         let config = tiny::config();
         let batch = tiny::forward_batch(&reference, config.image_token_index);

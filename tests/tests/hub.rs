@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tests::training::{fail, succeed};
-use tests::{program, shared};
+use tests::{program, reference};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -118,7 +118,7 @@ fn assemble(home: &Path, endpoint: &str, clip: &str, text: &str, output: &Path) 
 #[test]
 fn names_are_downloaded_once_and_then_taken_from_the_cache() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let (clip, text) = (shared("fixtures/tiny/clip"), shared("fixtures/tiny/text"));
+    let (clip, text) = (reference("tiny/clip"), reference("tiny/text"));
     let hub = Hub::start(vec![("tiny-org/clip", clip.clone()), ("tiny-org/text-0.1", text.clone())]);
     let output = |name: &str| folder.path().join(name);
     let weights = |name: &str| std::fs::read(output(name).join("model.safetensors")).expect("weights");
@@ -147,7 +147,7 @@ fn names_are_downloaded_once_and_then_taken_from_the_cache() {
 fn a_repository_with_nothing_but_pickled_weights_is_downloaded() {
     let Some(mut python) = tests::python() else { return };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let (clip, text) = (shared("fixtures/tiny/clip"), shared("fixtures/tiny/text"));
+    let (clip, text) = (reference("tiny/clip"), reference("tiny/text"));
     let pickled = folder.path().join("pickled");
     std::fs::create_dir(&pickled).expect("a folder");
     for name in ["config.json", "preprocessor_config.json"] {
@@ -169,7 +169,7 @@ fn a_repository_with_nothing_but_pickled_weights_is_downloaded() {
 /// A server (or whoever sits between) makes up names; none of them becomes a path out of the cache.
 #[test]
 fn names_from_a_hostile_server_lead_nowhere() {
-    let (clip, text) = (shared("fixtures/tiny/clip"), shared("fixtures/tiny/text"));
+    let (clip, text) = (reference("tiny/clip"), reference("tiny/text"));
     let repositories = || vec![("tiny-org/clip", clip.clone()), ("tiny-org/text", text.clone())];
     let lies = |listed, etag, commit| Lies { listed, etag, commit };
     for (lies, refused) in [
@@ -243,16 +243,14 @@ fn without_a_network_the_files_to_provide_are_named() {
 #[test]
 fn recipes_take_names_too() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let hub = Hub::start(vec![
-        ("tiny-org/clip", shared("fixtures/tiny/clip")),
-        ("tiny-org/text-0.1", shared("fixtures/tiny/text")),
-    ]);
+    let hub =
+        Hub::start(vec![("tiny-org/clip", reference("tiny/clip")), ("tiny-org/text-0.1", reference("tiny/text"))]);
     // What a stage writes is a folder, also where its name looks like a repository's.
     let recipe = "purpose = \"names\"\n[model]\nvision_tower = \"tiny-org/clip\"\nlanguage_model = \"tiny-org/text-0.1\"\n\
         output = \"models/llava\"\n[data]\ndir = \"{data}\"\nshards = \"shards\"\n[train]\n\
         model_name_or_path = \"models/llava\"\ndata_path = \"shards\"\noutput_dir = \"runs/one\"\ntrain_type = \"projector\"\n\
         max_steps = 1\noptim = \"adamw_torch\"\nlr_scheduler_kwargs = {}\n";
-    let data = shared("data/coco224_tiny");
+    let data = reference("pictures");
     let recipe = recipe.replace("{data}", data.to_str().expect("UTF-8"));
     std::fs::write(folder.path().join("recipe.toml"), recipe).expect("written");
     let run = |endpoint: &str| {

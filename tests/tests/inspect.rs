@@ -19,8 +19,8 @@ fn path(path: &Path) -> &str {
 /// Twelve good rows of which two share picture and caption, one whose picture is missing, one without turns.
 fn shards() -> Output {
     let dataset = Dataset::new();
-    let names = dataset.copy_images("data/coco224_tiny", 12);
-    let mut rows: Vec<Value> = crate::dataset::reference_rows("data/coco224_tiny").into_iter().take(12).collect();
+    let names = dataset.copy_images("pictures", 12);
+    let mut rows: Vec<Value> = crate::dataset::reference_rows("pictures").into_iter().take(12).collect();
     rows[11]["image"] = rows[0]["image"].clone();
     rows[11]["conversations"] = rows[0]["conversations"].clone();
     let mut missing = rows[1].clone();

@@ -10,7 +10,7 @@ use common::model::Llava;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
-use tests::{program, python, python_script, shared, tiny};
+use tests::{program, python, python_script, reference, tiny};
 
 /// f32 sums in another order, over a few hundred tokens.
 const LOSS_TOLERANCE: f64 = 1e-5;
@@ -45,10 +45,10 @@ fn assert_same_loss(what: &str, found: &Value, ours: f64) {
 
 #[test]
 fn a_full_checkpoint_loads_and_computes_the_same_loss() {
-    let source = shared("fixtures/tiny/llava");
+    let source = reference("tiny/llava");
     let (config, model) = load_model(&source, LoadAs::F32, &device::cpu()).expect("loads");
-    let batch_path = shared("fixtures/tiny/forward.safetensors");
-    let batch = tiny::forward_batch(&tiny::read_tensors("fixtures/tiny/forward.safetensors"), config.image_token_index);
+    let batch_path = reference("tiny/forward.safetensors");
+    let batch = tiny::forward_batch(&tiny::read_tensors("tiny/forward.safetensors"), config.image_token_index);
     for max_part_bytes in [usize::MAX, 300_000] {
         let folder = tempfile::tempdir().expect("a folder");
         save_model(&model, &config, folder.path(), max_part_bytes).expect("saved");
@@ -64,16 +64,16 @@ fn a_full_checkpoint_loads_and_computes_the_same_loss() {
 
 #[test]
 fn an_adapter_loads_and_computes_the_same_loss() {
-    let (config, mut model) = load_model(&shared("fixtures/tiny/llava"), LoadAs::F32, &device::cpu()).expect("loads");
+    let (config, mut model) = load_model(&reference("tiny/llava"), LoadAs::F32, &device::cpu()).expect("loads");
     // As we write it: the reference's own config is 5.x's, of which 4.41 reads another rope_theta.
     let base = tempfile::tempdir().expect("a folder");
     save_model(&model, &config, base.path(), usize::MAX).expect("saved");
-    let lora = load_adapter(&mut model, &shared("fixtures/tiny/train_use_lora"), &device::cpu()).expect("loads");
+    let lora = load_adapter(&mut model, &reference("tiny/train_use_lora"), &device::cpu()).expect("loads");
     let folder = tempfile::tempdir().expect("a folder");
     save_adapter(&model, &lora, &base.path().display().to_string(), folder.path()).expect("saved");
-    let batch_path = shared("fixtures/tiny/forward.safetensors");
+    let batch_path = reference("tiny/forward.safetensors");
     let Some(found) = interop(base.path(), Some(folder.path()), &batch_path) else { return };
-    let batch = tiny::forward_batch(&tiny::read_tensors("fixtures/tiny/forward.safetensors"), config.image_token_index);
+    let batch = tiny::forward_batch(&tiny::read_tensors("tiny/forward.safetensors"), config.image_token_index);
     assert_same_loss("adapter", &found, loss(&model, &batch, &config));
     assert_eq!(found["adapter_missing"], Value::Array(Vec::new()));
     // The other generation's spelling of the same tensors, which this one does not look at.
@@ -91,9 +91,9 @@ fn an_assembled_model_loads_with_its_processor() {
     let dir = folder.path().join("llava");
     let assembled = Command::new(program("preprocess"))
         .args(["model", "--vision-tower"])
-        .arg(shared("fixtures/tiny/clip"))
+        .arg(reference("tiny/clip"))
         .arg("--language-model")
-        .arg(shared("models/stories260k_as_qwen2"))
+        .arg(reference("tied_text"))
         .arg("--output")
         .arg(&dir)
         .output()

@@ -2,20 +2,20 @@
 
 use crate::generate::{infer, infer_ok, read_json};
 use serde_json::Value;
-use tests::{python, python_script, shared};
+use tests::{python, python_script, reference};
 
 /// f32 sums in another order; the fixture's logits reach about 1.
 const TOLERANCE: f64 = 1e-4;
 
 fn merged(dir: &std::path::Path) -> (String, Value) {
     let output = dir.join("merged").to_str().expect("UTF-8").to_string();
-    let (model, adapter) = (path("fixtures/tiny/llava"), path("fixtures/tiny/train_use_lora"));
+    let (model, adapter) = (path("tiny/llava"), path("tiny/train_use_lora"));
     let report = infer_ok(&["merge", "--model", &model, "--adapter", &adapter, "--output", &output]);
     (output, serde_json::from_str(&report).expect("JSON"))
 }
 
 fn path(shared_path: &str) -> String {
-    shared(shared_path).to_str().expect("UTF-8").to_string()
+    reference(shared_path).to_str().expect("UTF-8").to_string()
 }
 
 #[test]
@@ -27,17 +27,16 @@ fn merged_and_unmerged_adapters_give_the_same_text() {
     assert!(difference <= TOLERANCE);
     assert_eq!(report["same_argmax"], report["positions"]);
 
-    let chat = read_json("data/coco224_tiny/chat.json");
+    let chat = read_json("pictures/chat.json");
     for row in chat.as_array().expect("rows").iter().take(8) {
-        let image = path(&format!("data/coco224_tiny/images/{}", row["image"].as_str().expect("image")));
+        let image = path(&format!("pictures/images/{}", row["image"].as_str().expect("image")));
         let question = row["conversations"][0]["value"].as_str().expect("a question");
         let ask = |model: &[&str]| {
             let rest = ["--image", image.as_str(), "--prompt", question, "--max-new-tokens", "24", "--json"];
             let json: Value = serde_json::from_str(&infer_ok(&[&["generate"], model, &rest].concat())).expect("JSON");
             json["new_ids"].clone()
         };
-        let with_adapter =
-            ask(&["--model", &path("fixtures/tiny/llava"), "--adapter", &path("fixtures/tiny/train_use_lora")]);
+        let with_adapter = ask(&["--model", &path("tiny/llava"), "--adapter", &path("tiny/train_use_lora")]);
         assert_eq!(with_adapter, ask(&["--model", &output]), "{image}");
     }
 }
@@ -47,9 +46,9 @@ fn what_cannot_be_merged_is_refused_by_name() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let adapter = dir.path().join("adapter");
     std::fs::create_dir(&adapter).expect("a folder");
-    std::fs::copy(shared("fixtures/tiny/train_use_lora/adapter_config.json"), adapter.join("adapter_config.json"))
+    std::fs::copy(reference("tiny/train_use_lora/adapter_config.json"), adapter.join("adapter_config.json"))
         .expect("copied");
-    let bytes = std::fs::read(shared("fixtures/tiny/train_use_lora/adapter_model.safetensors")).expect("readable");
+    let bytes = std::fs::read(reference("tiny/train_use_lora/adapter_model.safetensors")).expect("readable");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
     let missing = "layers.1.self_attn.v_proj.lora_B";
     let kept = tensors.tensors().into_iter().filter(|(name, _)| !name.contains(missing));
@@ -57,22 +56,15 @@ fn what_cannot_be_merged_is_refused_by_name() {
 
     let output = dir.path().join("merged");
     let (model, adapter, output) =
-        (path("fixtures/tiny/llava"), adapter.to_str().expect("UTF-8"), output.to_str().expect("UTF-8"));
+        (path("tiny/llava"), adapter.to_str().expect("UTF-8"), output.to_str().expect("UTF-8"));
     let refused = infer(&["merge", "--model", &model, "--adapter", adapter, "--output", output]);
     let stderr = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("v_proj") && !stderr.contains("panicked"), "{stderr}");
     assert!(!std::path::Path::new(output).exists(), "nothing is left behind");
 
-    let taken = infer(&[
-        "merge",
-        "--model",
-        &model,
-        "--adapter",
-        &path("fixtures/tiny/train_use_lora"),
-        "--output",
-        &path("data"),
-    ]);
+    let taken =
+        infer(&["merge", "--model", &model, "--adapter", &path("tiny/train_use_lora"), "--output", &path("data")]);
     assert_eq!(taken.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&taken.stderr).contains("not empty"));
 }
@@ -85,7 +77,7 @@ fn transformers_loads_the_merged_checkpoint() {
     let (output, _) = merged(dir.path());
     let ran = python
         .arg(python_script("merged_logits.py"))
-        .args([path("fixtures/tiny/llava"), path("fixtures/tiny/train_use_lora"), output])
+        .args([path("tiny/llava"), path("tiny/train_use_lora"), output])
         .output()
         .expect("Python runs");
     let stdout = String::from_utf8_lossy(&ran.stdout);

@@ -45,7 +45,7 @@ fn masters_keep_what_bf16_would_lose() {
     let optimizer = read_tensors_at(&output.join("checkpoint-8/optimizer-00000-of-00001.safetensors"));
     let rounded = read_tensors_at(&output.join("model.safetensors"));
     let reference = read_tensors_at(&f32_run.join("model.safetensors"));
-    let start = read_tensors_at(&tests::shared("fixtures/tiny/llava/model.safetensors"));
+    let start = read_tensors_at(&tests::reference("tiny/llava/model.safetensors"));
     let mut compared = 0;
     for (name, (values, _)) in &rounded {
         let Some((masters, _)) = optimizer.get(&format!("master/{name}/0")) else { continue };

@@ -18,7 +18,7 @@ fn rows(output: &Path) -> Vec<Row> {
 #[test]
 fn several_turns_several_images_and_no_image() {
     let dataset = Dataset::new();
-    let images: Vec<String> = dataset.copy_images("data/coco224_tiny", 2);
+    let images: Vec<String> = dataset.copy_images("pictures", 2);
     let system = json!({"from": "system", "value": "Be brief."});
     dataset.write(&json!([
         {"id": "turns", "image": images[0],
@@ -73,8 +73,8 @@ fn python_turns_rows_into_transformers_pixel_values() {
 /// The tiny dataset, and rows of several turns, of several images and of none between.
 fn mixed_rows() -> Dataset {
     let dataset = Dataset::new();
-    let mut rows = reference_rows("data/coco224_tiny");
-    let images = dataset.copy_images("data/coco224_tiny", rows.len());
+    let mut rows = reference_rows("pictures");
+    let images = dataset.copy_images("pictures", rows.len());
     for (number, names) in images.chunks_exact(4).enumerate() {
         let turns = [question("<image>\nWhat?"), answered("A cat."), question("Why?"), answered("It sleeps.")];
         rows.insert(5 * number, json!({"id": format!("turns {number}"), "image": names[0], "conversations": turns}));

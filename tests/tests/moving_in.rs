@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use tests::runs::{json_file, json_lines, shards_with_validation};
 use tests::training::{fail, succeed};
-use tests::{program, shared};
+use tests::{program, reference};
 
 /// The original `run_zero2.sh`'s options and its `ds_zero2_no_offload.json`, for the tiny model; `{…}` are paths.
 const RUN_ZERO2: &str = "--deepspeed {ds} --model_name_or_path {model} --train_type use_lora --data_path {data} \
@@ -35,7 +35,7 @@ fn command_line(folder: &Path, shards: &Path, output: &Path) -> Vec<String> {
     let ds = folder.join("ds_zero2_no_offload.json");
     std::fs::write(&ds, zero2_json().to_string()).expect("written");
     let path = |path: &Path| path.to_str().expect("UTF-8").to_string();
-    let (ds, model, data, output) = (path(&ds), path(&shared("fixtures/tiny/llava")), path(shards), path(output));
+    let (ds, model, data, output) = (path(&ds), path(&reference("tiny/llava")), path(shards), path(output));
     let word = |word: &str| {
         word.replace("{ds}", &ds).replace("{model}", &model).replace("{data}", &data).replace("{output}", &output)
     };

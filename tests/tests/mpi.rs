@@ -5,7 +5,7 @@ use std::process::Command;
 use tests::training::{
     Split, arguments, compare_log, fail, final_weights, metrics, mpi, mpi_prefix, mpiexec, succeed, threads,
 };
-use tests::{program, shared};
+use tests::{program, reference};
 
 const TWO: Split = Split { ranks: 2, micro_batch: 2, accumulation: 1 };
 
@@ -51,8 +51,8 @@ fn ranks_that_disagree_end_before_any_work() {
 fn other_rows(folder: &Path) -> std::path::PathBuf {
     let output = folder.join("other");
     let mut command = Command::new(program("preprocess"));
-    command.arg("shards").arg("--model").arg(shared("fixtures/tiny/llava"));
-    command.arg("--data").arg(shared("data/coco224_tiny")).arg("--output").arg(&output).args(["--limit", "16"]);
+    command.arg("shards").arg("--model").arg(reference("tiny/llava"));
+    command.arg("--data").arg(reference("pictures")).arg("--output").arg(&output).args(["--limit", "16"]);
     succeed(&mut command);
     output
 }
@@ -88,7 +88,7 @@ pub fn two_hosts(script: &str) -> Option<Command> {
         return None;
     }
     let mut command = Command::new("unshare");
-    command.arg("-m").arg(shared("probes/mpi/two_hosts.sh")).arg(prefix).arg(script);
+    command.arg("-m").arg(tests::project_file("hosts/two_hosts")).arg(prefix).arg(script);
     Some(command)
 }
 

@@ -217,7 +217,7 @@ fn a_run_by_a_deepspeed_file() {
     std::fs::write(&ds, json.to_string()).expect("written");
     let command = |output: &Path, more: &[&str]| {
         let mut command = Command::new(program("train"));
-        command.arg("--model_name_or_path").arg(tests::shared("fixtures/tiny/llava"));
+        command.arg("--model_name_or_path").arg(tests::reference("tiny/llava"));
         command.arg("--data_path").arg(&shards).arg("--output_dir").arg(output).arg("--deepspeed").arg(&ds);
         command.args(["--train_type", "projector", "--logging_steps", "1", "--save_strategy", "no"]);
         command.args(["--num_train_epochs", "2"]).args(more);
@@ -261,7 +261,7 @@ fn rows_that_are_too_long_are_refused_before_training() {
         assert!(error.contains(named), "{error}");
         assert!(!output.exists(), "nothing is begun");
         let mut plan = Command::new(program("train"));
-        plan.arg("plan").arg("--model_name_or_path").arg(tests::shared("fixtures/tiny/llava"));
+        plan.arg("plan").arg("--model_name_or_path").arg(tests::reference("tiny/llava"));
         let error = fail(plan.arg("--data_path").arg(&shards).args(["--model_max_length", limit]));
         assert!(error.contains(named), "{error}");
     }

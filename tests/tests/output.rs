@@ -32,7 +32,7 @@ fn commands(folder: &Path) -> Vec<Command> {
     let mut verify = Command::new(program("preprocess"));
     verify.arg("verify").arg(shards());
     let mut score = Command::new(program("infer"));
-    score.arg("score").arg("--model").arg(tests::shared("fixtures/tiny/llava")).arg("--shards").arg(shards());
+    score.arg("score").arg("--model").arg(tests::reference("tiny/llava")).arg("--shards").arg(shards());
     score.args(["--limit", "1"]).arg("--output").arg(folder.join("score.jsonl"));
     let mut run = Command::new(program("pipelines"));
     run.arg("run").arg(&recipe).arg("--dry-run");

@@ -4,9 +4,9 @@
 use crate::serve::{Server, picture};
 use serde_json::{Value, json};
 use tests::browser::Browser;
-use tests::shared;
+use tests::reference;
 
-const IMAGE: &str = "data/coco224_tiny/images/000000011511.jpg";
+const IMAGE: &str = "pictures/images/100000000.jpg";
 /// True when no answer is being written.
 const QUIET: &str = "document.querySelectorAll('[aria-busy]').length === 0 && document.querySelector('#stop').hidden";
 
@@ -33,7 +33,7 @@ fn set_longest_answer(browser: &mut Browser, tokens: &str) {
 }
 
 fn choose_picture(browser: &mut Browser) {
-    browser.choose_file("#drop", &shared(IMAGE));
+    browser.choose_file("#drop", &reference(IMAGE));
     browser.wait("document.querySelector('#drop img')?.naturalWidth > 0");
 }
 

@@ -4,7 +4,7 @@ use common::image_processor::ImageProcessor;
 use safetensors::SafeTensors;
 use std::fs;
 use std::path::PathBuf;
-use tests::{assert_close, reference, shared};
+use tests::{assert_close, reference};
 
 const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
@@ -16,19 +16,19 @@ fn clip336() -> ImageProcessor {
 /// The fixture's crops and values, row by row, with the images of its samples.
 #[test]
 fn tiny_crops_and_pixel_values_are_equal_to_the_bit() {
-    let processor = ImageProcessor::from_dir(&reference("fixtures/tiny/llava")).expect("settings of the tiny model");
-    let bytes = fs::read(reference("fixtures/tiny/pixels.safetensors")).expect("pixels.safetensors");
+    let processor = ImageProcessor::from_dir(&reference("tiny/llava")).expect("settings of the tiny model");
+    let bytes = fs::read(reference("tiny/pixels.safetensors")).expect("pixels.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     let crops = tensors.tensor("crop").expect("crop").data();
     let values = tensors.tensor("pixel_values").expect("pixel_values").data();
     let values: Vec<f32> = values.chunks_exact(4).map(|v| f32::from_le_bytes([v[0], v[1], v[2], v[3]])).collect();
-    let samples = fs::read(reference("fixtures/tiny/samples.json")).expect("samples.json");
+    let samples = fs::read(reference("tiny/samples.json")).expect("samples.json");
     let samples: serde_json::Value = serde_json::from_slice(&samples).expect("JSON");
     let len = 3 * processor.crop_size * processor.crop_size;
     let mut different = 0;
     for (row, sample) in samples.as_array().expect("an array").iter().enumerate() {
         let name = sample["image"].as_str().expect("image");
-        let file = fs::read(reference(&format!("data/coco224_tiny/images/{name}"))).expect(name);
+        let file = fs::read(reference(&format!("pictures/images/{name}"))).expect(name);
         let codes = processor.process(&file).expect(name).codes;
         let expected = &crops[row * len..][..len];
         let bad = codes.iter().zip(expected).position(|(a, b)| a != b);
@@ -160,7 +160,7 @@ fn pictures_in_every_mode_equal_transformers() {
     let Some(mut python) = tests::python() else { return };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let photo =
-        fs::read_dir(reference("data/coco_tiny/images")).expect("listed").map(|entry| entry.expect("an entry").path());
+        fs::read_dir(reference("pictures_large/images")).expect("listed").map(|entry| entry.expect("an entry").path());
     let output = python.arg(tests::python_script("pictures.py")).arg(photo.min().expect("a photo")).arg(folder.path());
     let output = output.output().expect("started");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -8,14 +8,14 @@ use std::path::Path;
 use std::process::Command;
 use tests::runs::json_lines;
 use tests::training::{fail, succeed};
-use tests::{program, shared};
+use tests::{program, reference};
 
 /// The plan of the real job, from the two backbones' configs alone.
 fn real_plan(more: &[&str]) -> String {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut command = Command::new(program("train"));
-    command.arg("plan").arg("--vision-tower").arg(shared("configs/clip-vit-large-patch14-336"));
-    command.arg("--language-model").arg(shared("configs/Qwen1.5-4B-Chat"));
+    command.arg("plan").arg("--vision-tower").arg(tests::project_file("configs/clip-vit-large-patch14-336"));
+    command.arg("--language-model").arg(tests::project_file("configs/qwen1.5-4b-chat"));
     command.arg("--output_dir").arg(folder.path().join("run"));
     command.args(["--nproc", "4", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "8"]);
     let output = succeed(command.args(more));
@@ -78,8 +78,8 @@ fn a_recipe_is_planned_and_a_missing_model_says_what_to_give() {
         command.arg("plan").arg(&recipe).args(more);
         command
     };
-    let clip = shared("configs/clip-vit-large-patch14-336");
-    let qwen = shared("configs/Qwen1.5-4B-Chat");
+    let clip = tests::project_file("configs/clip-vit-large-patch14-336");
+    let qwen = tests::project_file("configs/qwen1.5-4b-chat");
     let (clip, qwen) = (clip.to_str().expect("UTF-8"), qwen.to_str().expect("UTF-8"));
     let text = succeed(&mut plan(&["--vision-tower", clip, "--language-model", qwen, "--nproc", "2"]));
     let text = String::from_utf8(text.stdout).expect("UTF-8");
@@ -93,8 +93,12 @@ fn a_recipe_is_planned_and_a_missing_model_says_what_to_give() {
 fn every_stage_of_a_two_stage_recipe_is_planned() {
     let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../pipelines/recipes/llava-qwen1.5-4b-two-stage.toml");
     let mut command = Command::new(program("train"));
-    command.arg("plan").arg(&recipe).arg("--vision-tower").arg(shared("configs/clip-vit-large-patch14-336"));
-    let output = succeed(command.arg("--language-model").arg(shared("configs/Qwen1.5-4B-Chat")));
+    command
+        .arg("plan")
+        .arg(&recipe)
+        .arg("--vision-tower")
+        .arg(tests::project_file("configs/clip-vit-large-patch14-336"));
+    let output = succeed(command.arg("--language-model").arg(tests::project_file("configs/qwen1.5-4b-chat")));
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     let (first, second) = text.split_once("stage 2 of 2: ").expect("two stages");
     assert!(first.starts_with("stage 1 of 2: runs/llava-qwen1.5-4b-two-stage/1-projector"), "{first}");
@@ -147,7 +151,7 @@ fn the_forecast_of_memory_is_within_15_percent_of_the_peak() {
 
 /// A LLaVA of 30 million parameters with 64 features an image, and shards for it.
 fn medium_model(folder: &Path, model: &Path, shards: &Path) {
-    let tiny = shared("fixtures/tiny/llava");
+    let tiny = reference("tiny/llava");
     let mut config = LlavaConfig::read(&tiny).expect("the tiny config");
     config.vision = VisionConfig {
         hidden_size: 256,
@@ -165,7 +169,7 @@ fn medium_model(folder: &Path, model: &Path, shards: &Path) {
     let text = std::fs::read_to_string(&path).expect("the image processor's settings");
     std::fs::write(&path, text.replace(": 56", ": 112")).expect("written");
     let mut command = Command::new(program("preprocess"));
-    command.arg("shards").arg("--model").arg(model).arg("--data").arg(shared("data/coco224_tiny"));
+    command.arg("shards").arg("--model").arg(model).arg("--data").arg(reference("pictures"));
     succeed(command.arg("--output").arg(shards).current_dir(folder));
 }
 

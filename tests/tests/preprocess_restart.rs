@@ -14,8 +14,8 @@ const ARGS: [&str; 8] =
 /// Rows of the tiny dataset over and over under new ids, some of them faulty.
 fn dataset(repeat: usize) -> Dataset {
     let dataset = Dataset::new();
-    let rows = reference_rows("data/coco224_tiny");
-    dataset.copy_images("data/coco224_tiny", rows.len());
+    let rows = reference_rows("pictures");
+    dataset.copy_images("pictures", rows.len());
     let mut all = Vec::new();
     for number in 0..repeat * rows.len() {
         let mut row = rows[number % rows.len()].clone();
@@ -153,7 +153,7 @@ fn another_input_or_option_is_refused_by_name() {
 #[test]
 fn a_changed_input_or_model_is_refused_by_name() {
     let dataset = dataset(1);
-    std::fs::copy(tests::shared("data/coco224_tiny/images.zip"), dataset.data().join("images.zip")).expect("copied");
+    std::fs::copy(tests::reference("pictures/images.zip"), dataset.data().join("images.zip")).expect("copied");
     let output = tempfile::tempdir().expect("a temporary folder");
     assert_eq!(dataset.run_into(output.path(), &ARGS).code, Some(0));
     let refused = |model: Option<&Path>, difference: &str| {
@@ -180,8 +180,7 @@ fn a_changed_input_or_model_is_refused_by_name() {
         std::fs::write(model.path().join(file), text.replacen(from, to, 1)).expect("written");
         refused(Some(model.path()), difference);
     }
-    let image =
-        dataset.data().join("images").join(reference_rows("data/coco224_tiny")[0]["image"].as_str().expect("a name"));
+    let image = dataset.data().join("images").join(reference_rows("pictures")[0]["image"].as_str().expect("a name"));
     let bytes = std::fs::read(&image).expect("read");
     std::fs::remove_file(&image).expect("removed");
     refused(None, "image_files.found was");
@@ -189,7 +188,7 @@ fn a_changed_input_or_model_is_refused_by_name() {
     refused(None, "image_files.bytes was");
     std::fs::write(&image, bytes).expect("written");
     assert_eq!(dataset.run_into(output.path(), &ARGS).code, Some(0), "as it was");
-    std::fs::copy(tests::shared("data/coco_tiny/images.zip"), dataset.data().join("images.zip")).expect("copied");
+    std::fs::copy(tests::reference("pictures_large/images.zip"), dataset.data().join("images.zip")).expect("copied");
     refused(None, "images[2] was \"images.zip (");
     let again = [question("<image>"), answered("A dog.")];
     dataset.write(&json!([{"id": "new", "image": "absent.jpg", "conversations": again}]));

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use tests::reference;
 use tests::runs::{json_file, json_lines, shards_with_validation, train};
-use tests::shared;
 use tests::training::{fail, succeed};
 
 const SAVED: [&str; 4] = ["--train_type", "none", "--save_strategy", "steps"];
@@ -49,7 +49,7 @@ fn a_used_folder_is_left_as_it_is() {
     let metrics = no_checkpoint.join("metrics.jsonl").display().to_string();
     let elsewhere = folder.path().join("elsewhere");
     let (older, run_text) = (run.join("checkpoint-2").display().to_string(), run.display().to_string());
-    let (model, resume) = (shared("fixtures/tiny/llava"), ["--resume_from_checkpoint", "true"]);
+    let (model, resume) = (reference("tiny/llava"), ["--resume_from_checkpoint", "true"]);
     let foreign = folder.path().join("foreign");
     succeed(Command::new("cp").arg("-r").arg(&model).arg(&foreign));
     succeed(Command::new("chmod").arg("-R").arg("u+w").arg(&foreign));

@@ -4,28 +4,20 @@ use crate::generate::{infer, infer_ok};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
-use tests::{program, python, python_script, shared, tiny};
+use tests::{program, python, python_script, reference, tiny};
 
 /// f32 summation order, relative.
 const TOLERANCE: f64 = 1e-4;
 
 fn path(shared_path: &str) -> String {
-    shared(shared_path).to_str().expect("UTF-8").to_string()
+    reference(shared_path).to_str().expect("UTF-8").to_string()
 }
 
 /// Shards of the fixtures' dataset made with the fixtures' model.
 fn shards(dir: &Path) -> String {
     let output = dir.join("shards").to_str().expect("UTF-8").to_string();
     let ran = Command::new(program("preprocess"))
-        .args([
-            "shards",
-            "--model",
-            &path("fixtures/tiny/llava"),
-            "--data",
-            &path("data/coco224_tiny"),
-            "--output",
-            &output,
-        ])
+        .args(["shards", "--model", &path("tiny/llava"), "--data", &path("pictures"), "--output", &output])
         .output()
         .expect("preprocess runs");
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
@@ -48,15 +40,8 @@ fn row_losses_and_the_total_equal_transformers() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let shards = shards(dir.path());
     let output = dir.path().join("scores.jsonl");
-    let args = [
-        "score",
-        "--model",
-        &path("fixtures/tiny/llava"),
-        "--shards",
-        &shards,
-        "--output",
-        output.to_str().expect("UTF-8"),
-    ];
+    let args =
+        ["score", "--model", &path("tiny/llava"), "--shards", &shards, "--output", output.to_str().expect("UTF-8")];
     let total: Value = serde_json::from_str(&infer_ok(&args)).expect("JSON");
     let rows = lines(&output);
     assert_eq!((rows.len(), total["rows"].as_u64()), (32, Some(32)));
@@ -64,7 +49,7 @@ fn row_losses_and_the_total_equal_transformers() {
     // forward.safetensors has the loss of the first four rows as one batch: sum over tokens ÷ tokens.
     let number = |row: &Value, key: &str| row[key].as_f64().expect("a number");
     let sum = |key: &str| rows[..4].iter().map(|row| number(row, key)).sum::<f64>();
-    let expected = tiny::read_tensors("fixtures/tiny/forward.safetensors").remove("loss").expect("loss").0[0];
+    let expected = tiny::read_tensors("tiny/forward.safetensors").remove("loss").expect("loss").0[0];
     close("loss of the first four rows", sum("loss_sum") / sum("tokens"), f64::from(expected));
     let all = rows.iter().map(|row| number(row, "loss_sum")).sum::<f64>();
     close("total", number(&total, "loss_sum"), all);
@@ -73,11 +58,7 @@ fn row_losses_and_the_total_equal_transformers() {
     let Some(mut python) = python() else { return };
     let ran = python
         .arg(python_script("row_losses.py"))
-        .args([
-            path("fixtures/tiny/llava"),
-            path("fixtures/tiny/samples.json"),
-            path("fixtures/tiny/pixels.safetensors"),
-        ])
+        .args([path("tiny/llava"), path("tiny/samples.json"), path("tiny/pixels.safetensors")])
         .output()
         .expect("Python runs");
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
@@ -96,12 +77,12 @@ fn int8_weights_change_the_loss_little() {
     let shards = shards(dir.path());
     let loss = |extra: &[&str]| {
         let output = dir.path().join("scores.jsonl");
-        let model = path("fixtures/tiny/llava");
+        let model = path("tiny/llava");
         let args = ["score", "--model", &model, "--shards", &shards, "--output", output.to_str().expect("UTF-8")];
         let total: Value = serde_json::from_str(&infer_ok(&[&args[..], extra].concat())).expect("JSON");
         total["loss"].as_f64().expect("a number")
     };
-    let adapter = path("fixtures/tiny/train_use_lora");
+    let adapter = path("tiny/train_use_lora");
     for extra in [vec![], vec!["--adapter", adapter.as_str()]] {
         let difference = loss(&[&extra[..], &["--quantize", "int8"]].concat()) - loss(&extra);
         println!("int8 − stored, {extra:?}: {difference:e} nats a token (tolerance 0.02)");
@@ -114,7 +95,7 @@ fn int8_weights_change_the_loss_little() {
 fn shards_of_another_model_are_refused() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let shards = shards(dir.path());
-    let model = crate::generate::model_dir("fixtures/tiny/llava");
+    let model = crate::generate::model_dir("tiny/llava");
     let config = model.path().join("preprocessor_config.json");
     let text = std::fs::read_to_string(&config).expect("readable");
     let changed = text.replacen("0.48145466", "0.5", 1);

@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use tests::{program, python, python_script, shared, to_base64};
+use tests::{program, python, python_script, reference, to_base64};
 
 /// A running server on a free port, with the tiny fixture model.
 pub struct Server {
@@ -23,7 +23,7 @@ pub struct Server {
 impl Server {
     /// Starts with these options and waits until it listens.
     pub fn start(args: &[&str]) -> Self {
-        let model = model_dir("fixtures/tiny/train_none");
+        let model = model_dir("tiny/train_none");
         let mut server = Self::of(model.path(), args);
         server._model = Some(model);
         server
@@ -131,7 +131,7 @@ pub fn split(answer: &str) -> (u16, String, String) {
 
 /// A picture as data URI.
 pub fn picture() -> String {
-    let bytes = std::fs::read(shared("data/coco224_tiny/images/000000011511.jpg")).expect("a picture");
+    let bytes = std::fs::read(reference("pictures/images/100000000.jpg")).expect("a picture");
     format!("data:image/jpeg;base64,{}", to_base64(&bytes))
 }
 
@@ -146,7 +146,7 @@ fn about_the_picture(text: &str) -> Value {
 #[test]
 fn answers_equal_the_command_line_whole_and_streamed() {
     let server = Server::start(&[]);
-    let image = shared("data/coco224_tiny/images/000000011511.jpg");
+    let image = reference("pictures/images/100000000.jpg");
     let model = server._model.as_ref().and_then(|model| model.path().to_str()).expect("UTF-8");
     let args = [
         "generate",
@@ -193,13 +193,13 @@ fn answers_equal_the_command_line_whole_and_streamed() {
 #[test]
 fn pictures_between_texts_stay_there() {
     // With random weights answers depend on everything in the prompt.
-    let server = Server::of(&shared("fixtures/tiny/llava"), &[]);
+    let server = Server::of(&reference("tiny/llava"), &[]);
     let image = |name: &str| {
-        let bytes = std::fs::read(shared(&format!("data/coco224_tiny/images/{name}"))).expect("a picture");
+        let bytes = std::fs::read(reference(&format!("pictures/images/{name}"))).expect("a picture");
         json!({"type": "image_url", "image_url": {"url": format!("data:image/jpeg;base64,{}", to_base64(&bytes))}})
     };
     let text = |text: &str| json!({"type": "text", "text": text});
-    let (a, b) = (image("000000011511.jpg"), image("000000039769.jpg"));
+    let (a, b) = (image("100000000.jpg"), image("000000039769.jpg"));
     let between = server.text(&question(json!([text("First:"), a, text("Second:"), b, text("Which?")])));
     let marked = text("First:\n<image>\nSecond:\n<image>\nWhich?");
     assert_eq!(server.text(&question(json!([marked, a, b]))), between);
@@ -250,7 +250,7 @@ fn refusals_have_their_status_and_an_error_object() {
         body
     };
     let image = |url: &str| question(json!([{"type": "image_url", "image_url": {"url": url}}]));
-    let big = std::fs::read(shared("data/edge/bomb_header.png")).expect("a file");
+    let big = std::fs::read(reference("edge/bomb_header.png")).expect("a file");
     for (name, body, expected) in [
         ("model", with("model", json!("other")), 404),
         ("max_tokens", with("max_tokens", json!(51)), 400),
@@ -288,8 +288,8 @@ fn refusals_have_their_status_and_an_error_object() {
 fn a_thousand_malformed_requests_get_a_4xx() {
     let server = Server::start(&[]);
     let mut random = StdRng::seed_from_u64(1);
-    let picture = std::fs::read(shared("data/coco224_tiny/images/000000011511.jpg")).expect("a picture");
-    let png = std::fs::read(shared("data/edge/rgba.png")).expect("a picture");
+    let picture = std::fs::read(reference("pictures/images/100000000.jpg")).expect("a picture");
+    let png = std::fs::read(reference("edge/rgba.png")).expect("a picture");
     let ask_about = |kind: &str, bytes: &[u8]| {
         let url = format!("data:image/{kind};base64,{}", to_base64(bytes));
         question(json!([{"type": "image_url", "image_url": {"url": url}}])).to_string().into_bytes()
@@ -450,7 +450,7 @@ fn the_openai_client_works() {
     let has_client = python.args(["-c", "import openai"]).output().is_ok_and(|output| output.status.success());
     assert!(has_client, "LLAVA_PYTHON has no openai package: pip install openai");
     let server = Server::start(&["--api-key", "secret"]);
-    let image = shared("data/coco224_tiny/images/000000011511.jpg");
+    let image = reference("pictures/images/100000000.jpg");
     let mut python = tests::python().expect("still there");
     let ran =
         python.arg(python_script("openai_client.py")).arg(format!("http://{}/v1", server.address)).arg(image).output();

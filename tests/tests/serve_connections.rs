@@ -11,7 +11,7 @@ use tests::{program, to_base64};
 
 /// The tiny model with a context of 60,000 tokens and without an end: its answers can take minutes.
 pub fn patient_model() -> tempfile::TempDir {
-    let model = model_dir("fixtures/tiny/train_none");
+    let model = model_dir("tiny/train_none");
     let path = model.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("a config")).expect("JSON");
     config["text_config"]["max_position_embeddings"] = json!(60_000);
@@ -113,7 +113,7 @@ fn peak_kb(server: &Server) -> u64 {
 fn half_sent_headers_keep_nobody_out() {
     let mut infer = Command::new("sh");
     infer.args(["-c", "ulimit -n 128 && exec \"$0\" \"$@\""]).arg(program("infer"));
-    let model = model_dir("fixtures/tiny/train_none");
+    let model = model_dir("tiny/train_none");
     let server = Server::start_with(model, infer, &["--header-timeout-seconds", "2"]);
     let half_sent =
         ["GET / HTTP/1.1\r\nHost: lo", "", "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Le"];
@@ -147,7 +147,7 @@ fn too_few_descriptors_are_said_at_the_start() {
     for (limit, wanted, message) in
         [("90", None, "this process may open 90"), ("256", Some("500"), "500 connections need 580 descriptors")]
     {
-        let model = model_dir("fixtures/tiny/train_none");
+        let model = model_dir("tiny/train_none");
         let mut infer = Command::new("sh");
         infer.arg("-c").arg(format!("ulimit -n {limit} && exec \"$0\" \"$@\"")).arg(program("infer"));
         infer.args(["serve", "--port", "0", "--model"]).arg(model.path());
@@ -301,7 +301,7 @@ fn bodies_that_grow_in_memory_are_refused() {
 
 #[test]
 fn memory_too_small_for_one_request_is_said_at_the_start() {
-    let model = model_dir("fixtures/tiny/train_none");
+    let model = model_dir("tiny/train_none");
     let mut infer = Command::new(program("infer"));
     infer.args(["serve", "--port", "0", "--max-request-memory", "100000000", "--model"]).arg(model.path());
     let output = infer.output().expect("infer runs");

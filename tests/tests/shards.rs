@@ -22,10 +22,10 @@ fn integers(value: &Value) -> Vec<i32> {
 
 #[test]
 fn tiny_rows_equal_the_reference() {
-    let output = Dataset::shared("data/coco224_tiny").shards(&["--rows-per-shard", "10", "--max-row-group-rows", "4"]);
-    let samples = json_file(&tests::shared("fixtures/tiny/samples.json"));
+    let output = Dataset::reference("pictures").shards(&["--rows-per-shard", "10", "--max-row-group-rows", "4"]);
+    let samples = json_file(&tests::reference("tiny/samples.json"));
     let samples = samples.as_array().expect("a list");
-    let pixels = tests::tiny::read_tensors("fixtures/tiny/pixels.safetensors");
+    let pixels = tests::tiny::read_tensors("tiny/pixels.safetensors");
     let (expected, _) = &pixels["pixel_values"];
     let rows = rows(output.path(), Split::Train);
     assert_eq!(rows.len(), samples.len());
@@ -40,17 +40,17 @@ fn tiny_rows_equal_the_reference() {
         found.extend_from_slice(&row.pixel_values);
     }
     // Decoder and resize are exact, so the normalised values are the reference's bits.
-    tests::assert_close("pixel_values of coco224_tiny", &found, expected, 0.0);
+    tests::assert_close("pixel_values of pictures", &found, expected, 0.0);
 }
 
 /// The original project downloaded pictures into `images_dl`, beside chat.json.
 #[test]
 fn the_original_folder_is_taken_as_it_is() {
-    let shared = tests::shared("data/coco224_tiny");
+    let source = tests::reference("pictures");
     let original = tempfile::tempdir().expect("a temporary folder");
-    std::fs::copy(shared.join("chat.json"), original.path().join("chat.json")).expect("copied");
+    std::fs::copy(source.join("chat.json"), original.path().join("chat.json")).expect("copied");
     std::fs::create_dir(original.path().join("images_dl")).expect("created");
-    for image in std::fs::read_dir(shared.join("images")).expect("the images").flatten() {
+    for image in std::fs::read_dir(source.join("images")).expect("the images").flatten() {
         std::fs::copy(image.path(), original.path().join("images_dl").join(image.file_name())).expect("copied");
     }
     let fingerprint = |data: &Path| {
@@ -62,22 +62,22 @@ fn the_original_folder_is_taken_as_it_is() {
         (index.fingerprint, ShardSet::open(output.path(), Split::Train).expect("shards").len())
     };
     let (found, rows) = fingerprint(original.path());
-    assert_eq!((found, rows), fingerprint(&shared));
+    assert_eq!((found, rows), fingerprint(&source));
     println!("{rows} rows from chat.json and images_dl, the same shards as from images");
 }
 
 #[test]
 fn a_zip_file_gives_the_same_shards_as_a_folder() {
-    let shared = tests::shared("data/coco224_tiny");
-    let folder = Dataset::shared("data/coco224_tiny").shards(&[]);
+    let source = tests::reference("pictures");
+    let folder = Dataset::reference("pictures").shards(&[]);
     let zipped = Dataset::new();
-    std::fs::copy(shared.join("chat.json"), zipped.data().join("chat.json")).expect("copied");
-    std::fs::copy(shared.join("images.zip"), zipped.data().join("images.zip")).expect("copied");
+    std::fs::copy(source.join("chat.json"), zipped.data().join("chat.json")).expect("copied");
+    std::fs::copy(source.join("images.zip"), zipped.data().join("images.zip")).expect("copied");
     let published = zipped.shards(&[]);
     // 70,000 entries need zip64; deflated, in a folder of the archive, after entries that are no images.
     let large = Dataset::new();
-    std::fs::copy(shared.join("chat.json"), large.data().join("chat.json")).expect("copied");
-    write_zip64(&shared.join("images"), &large.data().join("images.zip"));
+    std::fs::copy(source.join("chat.json"), large.data().join("chat.json")).expect("copied");
+    write_zip64(&source.join("images"), &large.data().join("images.zip"));
     let large = large.shards(&[]);
     let hashes = |output: &Output| ShardIndex::read(output.path()).expect("an index").fingerprint;
     assert_eq!(hashes(&published), hashes(&folder));
@@ -109,7 +109,7 @@ fn write_zip64(images: &Path, path: &Path) {
 
 #[test]
 fn pixel_formats_read_back_the_same_values() {
-    let dataset = Dataset::shared("data/coco224_tiny");
+    let dataset = Dataset::reference("pictures");
     let predicted = rows(dataset.shards(&["--limit", "6"]).path(), Split::Train);
     for format in ["u8", "f32", "jpeg", "f16"] {
         let found = rows(dataset.shards(&["--limit", "6", "--pixels", format]).path(), Split::Train);
@@ -131,7 +131,7 @@ fn pixel_formats_read_back_the_same_values() {
 #[test]
 fn every_edge_file_gets_its_verdict() {
     let dataset = Dataset::new();
-    let edge = tests::shared("data/edge");
+    let edge = tests::reference("edge");
     let manifest = json_file(&edge.join("manifest.json"));
     let files = manifest["files"].as_array().expect("a list");
     let rows: Vec<Value> = files
@@ -161,7 +161,7 @@ fn every_edge_file_gets_its_verdict() {
 #[test]
 fn every_row_is_accounted_for_with_its_cause() {
     let dataset = Dataset::new();
-    let image = dataset.copy_images("data/coco224_tiny", 1).remove(0);
+    let image = dataset.copy_images("pictures", 1).remove(0);
     let row = |id: &str, image: &str, turns: &[Value]| json!({"id": id, "image": image, "conversations": turns});
     let good = [question("<image>"), answered("A cat.")];
     let long = "word ".repeat(400);
@@ -248,7 +248,7 @@ fn validation_rows_are_a_share_chosen_by_id() {
 
 #[test]
 fn another_models_shards_are_refused() {
-    let output = Dataset::shared("data/coco224_tiny").shards(&["--limit", "2"]);
+    let output = Dataset::reference("pictures").shards(&["--limit", "2"]);
     let set = ShardSet::open(output.path(), Split::Train).expect("shards");
     let chat = ChatProcessor::from_dir(&llava()).expect("a tokenizer");
     let mut processor = ImageProcessor::from_dir(&llava()).expect("a processor");

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tests::runs::{json_file, json_lines, shards_with_validation, train};
 use tests::training::succeed;
-use tests::{program, shared};
+use tests::{program, reference};
 
 fn signal(child: &Child, name: &str) {
     succeed(Command::new("kill").args(["-s", name, &child.id().to_string()]));
@@ -64,7 +64,7 @@ fn a_stopped_run_goes_on_with_the_printed_command_as_if_nothing_had_happened() {
 
 /// Shards of the tiny photos, a hundred times each.
 fn many_rows(folder: &Path) -> PathBuf {
-    let (data, source, shards) = (folder.join("data"), shared("data/coco224_tiny"), folder.join("shards"));
+    let (data, source, shards) = (folder.join("data"), reference("pictures"), folder.join("shards"));
     let mut rows = Vec::new();
     for repeat in 0..100 {
         for mut row in json_file(&source.join("chat.json")).as_array().expect("rows").clone() {
@@ -76,7 +76,7 @@ fn many_rows(folder: &Path) -> PathBuf {
     common::json::write(&data.join("chat.json"), &rows).expect("written");
     std::os::unix::fs::symlink(source.join("images"), data.join("images")).expect("linked");
     let mut command = Command::new(program("preprocess"));
-    command.arg("shards").arg("--model").arg(shared("fixtures/tiny/llava"));
+    command.arg("shards").arg("--model").arg(reference("tiny/llava"));
     succeed(command.arg("--data").arg(&data).arg("--output").arg(&shards));
     shards
 }

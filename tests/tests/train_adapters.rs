@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::Command;
 use tests::tiny::{gradients, read_tensors_at};
 use tests::training::{fail, succeed};
-use tests::{adapters, assert_relative, program, runs, shared, tiny};
+use tests::{adapters, assert_relative, program, reference, runs, tiny};
 use train::backward::{Pass, forward_backward};
 use train::config::TrainType;
 use train::gradient::BlockGradient;
@@ -197,7 +197,7 @@ fn what_cannot_be_trained_is_said_before_the_run() {
     let error = fail(command.arg("--init_adapter").arg(&given));
     assert!(error.contains("LoRA on lm_head") && error.contains("infer merge"), "{error}");
     let mut plan = Command::new(program("train"));
-    plan.arg("plan").arg("--model_name_or_path").arg(shared("fixtures/tiny/llava")).args(["--train_type", "use_lora"]);
+    plan.arg("plan").arg("--model_name_or_path").arg(reference("tiny/llava")).args(["--train_type", "use_lora"]);
     let error = fail(plan.arg("--data_path").arg(&shards).arg("--init_adapter").arg(&given));
     assert!(error.contains("LoRA on lm_head"), "{error}");
     // It can be used, and merged.

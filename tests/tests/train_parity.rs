@@ -1,7 +1,7 @@
 //! The trainer held against transformers' Trainer: losses, gradient norms, learning rates of every step, final weights.
 
 use std::path::Path;
-use tests::shared;
+use tests::reference;
 use tests::tiny::read_tensors_at;
 use tests::training::{Split, compare_log, compare_with_reference, succeed, threads};
 
@@ -31,7 +31,7 @@ fn the_projector_alone_is_trained_and_nothing_else_changes() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let output = folder.path().join("run");
     train(&output, "projector", 1, &[]);
-    let before = read_tensors_at(&shared("fixtures/tiny/llava/model.safetensors"));
+    let before = read_tensors_at(&reference("tiny/llava/model.safetensors"));
     let after = read_tensors_at(&output.join("model.safetensors"));
     for (name, (values, _)) in &before {
         let changed = after[name].0 != *values;

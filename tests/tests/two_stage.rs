@@ -6,10 +6,10 @@ use std::process::Command;
 use tests::runs::{json_file, json_lines, shards_with_validation};
 use tests::tiny::read_tensors_at;
 use tests::training::succeed;
-use tests::{program, shared};
+use tests::{program, reference};
 
 fn recipe(folder: &Path, shards: &Path) -> String {
-    let model = shared("fixtures/tiny/llava");
+    let model = reference("tiny/llava");
     let path = |path: &Path| path.display().to_string().replace('\\', r"\\");
     let (model, shards, folder) = (path(&model), path(shards), path(folder));
     let stage = |start: &str, output: &str, rest: &str| {

@@ -5,7 +5,7 @@ use tests::tiny::read_tensors_at;
 use tests::training::{
     Split, column, compare, compare_log, compare_weights, fail, final_weights, metrics, mpi, succeed, threads,
 };
-use tests::{program, shared};
+use tests::{program, reference};
 
 const fn split(ranks: usize, micro_batch: usize, accumulation: usize) -> Split {
     Split { ranks, micro_batch, accumulation }
@@ -27,7 +27,7 @@ fn any_division_of_the_batch_follows_the_reference() {
             succeed(&mut threads(&output, "none", division, &["--accumulate", accumulate]));
             let name = format!("{division:?}, accumulate {accumulate}");
             compare_log(&name, &output, "none");
-            compare_weights(&name, &output.join("model.safetensors"), "fixtures/tiny/train_none/model.safetensors");
+            compare_weights(&name, &output.join("model.safetensors"), "tiny/train_none/model.safetensors");
         }
     }
 }
@@ -85,7 +85,7 @@ fn threads_and_mpi_of_the_same_size_give_identical_bits() {
 fn the_bytes_that_are_moved_are_those_of_the_formula() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let values: usize =
-        read_tensors_at(&shared("fixtures/tiny/train_none/model.safetensors")).values().map(|(v, _)| v.len()).sum();
+        read_tensors_at(&reference("tiny/train_none/model.safetensors")).values().map(|(v, _)| v.len()).sum();
     for (ranks, accumulation, accumulate) in
         [(2, 1, "shard"), (2, 4, "shard"), (2, 4, "local"), (3, 2, "shard"), (4, 2, "local")]
     {
