@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What 8-bit weights cost: the loss on ../shared/data/coco224_main with weights as stored and with --quantize int8.
+# What 8-bit weights cost: the loss on data/coco224_main of LLAVA_SHARED with weights as stored and with --quantize int8.
 #
 #   tests/bench/int8.sh MODEL_DIR [ADAPTER_DIR]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 model=$(realpath "${1:?give a model directory}")
 adapter=(${2:+--adapter "$(realpath "$2")"})
-data=$(realpath ../shared/data/coco224_main)
+data=$(realpath "${LLAVA_SHARED:?a folder with data/coco224_main (photos) and tokenizer/qwen1.5-image}/data/coco224_main")
 programs=$(realpath "${CARGO_TARGET_DIR:-target}")/release
 cargo build --release -q -p infer -p preprocess
 work=$(mktemp -d)

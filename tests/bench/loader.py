@@ -4,7 +4,7 @@
     python tests/bench/loader.py --model DIR --shards DIR --data DIR [--batch 4] [--rows 2000] [--peer-rows 400] [--workers 2]
 
 Ours decodes rows of the shards (made once, by preprocess); the DataLoader decodes, resizes and tokenizes with transformers'
-processor and tokenizer in persistent workers, as ../shared/reference/peer_train.py does. CPU-seconds are of all threads and workers.
+processor and tokenizer in persistent workers, as peers/peer_train.py does. CPU-seconds are of all threads and workers.
 """
 import argparse
 import json
@@ -20,7 +20,7 @@ TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "re
 
 
 def peer(a):
-    sys.path.insert(0, str(ROOT.parent / "shared/reference"))
+    sys.path.insert(0, str(ROOT / "tests/bench/peers"))
     import torch
     from peer_train import Rows, collate
     from torch.utils.data import DataLoader

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The forecast of `train plan` against the real peak (VmHWM) of two steps, on the pretrained backbones (162 million parameters).
 #
-#   LLAVA_BACKBONES=… tests/bench/memory.sh [WORK_DIR]
+#   LLAVA_BACKBONES=… LLAVA_SHARED=… tests/bench/memory.sh [WORK_DIR]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 programs=${CARGO_TARGET_DIR:-target}/release
 work=${1:-$(mktemp -d)}
 [ -d "$work/llava" ] || "$programs/preprocess" model --vision-tower "$LLAVA_BACKBONES/dinov2s_as_clip336" \
     --language-model "$LLAVA_BACKBONES/smollm2_as_qwen2" --output "$work/llava" >/dev/null
-[ -d "$work/shards" ] || "$programs/preprocess" shards --model "$work/llava" --data ../shared/data/coco224_main \
+[ -d "$work/shards" ] || "$programs/preprocess" shards --model "$work/llava" --data "${LLAVA_SHARED:?a folder with data/coco224_main (photos) and tokenizer/qwen1.5-image}/data/coco224_main" \
     --output "$work/shards" >/dev/null 2>&1
 
 one() { # OPTIONS OF train …

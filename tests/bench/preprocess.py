@@ -14,18 +14,19 @@ import time
 
 programs, shared, repeat = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve(), int(sys.argv[3])
 data, rounds = shared / "data/coco224_main", 3
+configs = pathlib.Path(__file__).resolve().parents[1] / "configs"
 quiet = dict(os.environ, TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
 
 
 def make_model(folder):
     """The real job's processors: CLIP ViT-L/14-336 and the Qwen1.5 tokenizer. Weights are not needed."""
-    vision = json.loads((shared / "configs/clip-vit-large-patch14-336/config.json").read_text())
-    text = json.loads((shared / "configs/Qwen1.5-4B-Chat/config.json").read_text())
+    vision = json.loads((configs / "clip-vit-large-patch14-336/config.json").read_text())
+    text = json.loads((configs / "qwen1.5-4b-chat/config.json").read_text())
     config = dict(model_type="llava", image_token_index=151646, vision_config=vision.get("vision_config", vision), text_config=text)
     (folder / "config.json").write_text(json.dumps(config))
     for file in (shared / "tokenizer/qwen1.5-image").iterdir():
         (folder / file.name).symlink_to(file)
-    (folder / "preprocessor_config.json").symlink_to(shared / "configs/clip-vit-large-patch14-336/preprocessor_config.json")
+    (folder / "preprocessor_config.json").symlink_to(configs / "clip-vit-large-patch14-336/preprocessor_config.json")
 
 
 def make_data(folder, source, copies):
@@ -89,7 +90,7 @@ def example(name, *arguments):
 
 
 def peer(model, folder, backend):
-    script = shared / "reference/peer_preprocess.py"
+    script = pathlib.Path(__file__).resolve().parent / "peers/peer_preprocess.py"
     run = subprocess.run([sys.executable, script, "--model", model, "--data", data, "--output", folder / "peer.parquet", "--backend", backend,
                           "--repeat", str(repeat)], capture_output=True, text=True, env=quiet)
     assert run.returncode == 0, run.stderr[-2000:]

@@ -3,8 +3,8 @@
 #
 #   LLAVA_PYTHON=PYTHON tests/bench/preprocess.sh [REPEAT]     every row of coco224_main REPEAT times (default 10)
 #
-# PYTHON needs ../shared/reference/requirements.txt (tests/requirements.txt and `datasets`).
+# PYTHON has tests/requirements.txt; LLAVA_SHARED has data/coco224_main, data/coco_tiny and tokenizer/qwen1.5-image.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 cargo build --release -q -p preprocess --bins --examples
-exec "${LLAVA_PYTHON:-python3}" tests/bench/preprocess.py "${CARGO_TARGET_DIR:-target}/release" ../shared "${1:-10}"
+exec "${LLAVA_PYTHON:-python3}" tests/bench/preprocess.py "${CARGO_TARGET_DIR:-target}/release" "${LLAVA_SHARED:?a folder with data/coco224_main (photos) and tokenizer/qwen1.5-image}" "${1:-10}"

@@ -5,6 +5,7 @@
 FOLDER gets the dataset (about 1 GB on disk) and the shards. Prints rows, wall and CPU seconds and peak RSS.
 """
 import json
+import os
 import pathlib
 import resource
 import subprocess
@@ -27,7 +28,7 @@ def thumbnails():
     """Small photos, so that the disk and the time suffice; the sizes that matter here are counts and offsets."""
     from PIL import Image
     import io
-    for path in sorted((pathlib.Path(__file__).resolve().parents[3] / "shared/data/coco224_main/images").iterdir()):
+    for path in sorted((pathlib.Path(os.environ["LLAVA_SHARED"]) / "data/coco224_main/images").iterdir()):
         out = io.BytesIO()
         Image.open(path).convert("RGB").resize((32, 32)).save(out, format="JPEG", quality=75)
         photos.append(out.getvalue())

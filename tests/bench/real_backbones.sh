@@ -11,7 +11,7 @@ mkdir -p "$out"
 cd "$out"
 ln -sfn "${LLAVA_BACKBONES:?a folder made by fetch_backbones.py}/dinov2s_as_clip336" dinov2s_as_clip336
 ln -sfn "$LLAVA_BACKBONES/smollm2_as_qwen2" smollm2_as_qwen2
-ln -sfn "$root/../shared/data/coco224_main" coco224_main
+ln -sfn "${LLAVA_SHARED:?a folder with data/coco224_main (photos) and tokenizer/qwen1.5-image}/data/coco224_main" coco224_main
 "$programs/pipelines" run "$root/tests/bench/real_backbones.toml"
 
 echo "== a question without a picture, before any training"

@@ -8,7 +8,8 @@
 With `--gemm`, the matrix product's rate is measured before and after each of our runs (PROGRAM is target/release/gemm-bench of
 `cargo build --release --manifest-path tests/bench/gemm/Cargo.toml`): the speed of a shared machine changes from minute to minute.
 
-Needs the packages of tests/requirements.txt, the programs (cargo build --release) and, for `real`, LLAVA_BACKBONES. Models
+Needs the packages of tests/requirements.txt, the programs (cargo build --release), LLAVA_SHARED (a folder with data/coco224_main
+and tokenizer/qwen1.5-image) and, for `real`, LLAVA_BACKBONES. Models
 and shards are made once in DIR; every run appends a line to DIR/results.jsonl, and `table` prints the medians. Seconds are
 those of an optimizer step after the warm-up; CPU-seconds include our loader threads (PyTorch's loader processes are not
 counted); peak RSS is that of the training process from its start to its last step.
@@ -23,7 +24,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared"
+SHARED, PEERS = pathlib.Path(os.environ.get("LLAVA_SHARED", "LLAVA_SHARED-is-not-set")), ROOT / "tests/bench/peers"
 DATA = SHARED / "data/coco224_main"
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 TYPES = ("use_lora", "none", "freeze_vision", "projector")
@@ -35,7 +36,7 @@ def prepare(model, work):
     folder = work / model
     llava = folder / "llava"
     if not (llava / "config.json").exists():
-        make = [sys.executable, str(SHARED / "reference/make_model.py")]
+        make = [sys.executable, str(PEERS / "make_model.py")]
         if model == "mini":
             subprocess.run([*make, "random", "mini", str(SHARED / "tokenizer/qwen1.5-image"), str(folder)], check=True)
         else:
@@ -82,7 +83,7 @@ def run_ours(llava, shards, train_type, batch, a, more=()):
 
 
 def run_peer(llava, train_type, batch, a):
-    command = [sys.executable, str(SHARED / "reference/peer_train.py"), "--model", str(llava), "--data", str(DATA), "--train_type",
+    command = [sys.executable, str(PEERS / "peer_train.py"), "--model", str(llava), "--data", str(DATA), "--train_type",
                train_type, "--micro_batch", str(batch), "--steps", str(a.steps), "--warmup", str(a.warmup), "--threads",
                str(a.threads)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

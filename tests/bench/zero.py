@@ -20,7 +20,7 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-SHARED = ROOT.parent / "shared"
+SHARED, REFERENCE = (pathlib.Path(os.environ.get(name, f"{name}-is-not-set")) for name in ("LLAVA_SHARED", "LLAVA_REFERENCE"))
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 # Runs a rank and leaves its CPU-seconds and peak memory (bytes) in a file.
 WRAP = """
@@ -37,7 +37,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 def make(work, python):
     work.mkdir(parents=True, exist_ok=True)
-    reference, model, shards = SHARED / "fixtures/tiny/llava", work / "model", work / "shards"
+    reference, model, shards = REFERENCE / "tiny/llava", work / "model", work / "shards"
     if not model.exists():
         subprocess.run([python, HERE / "zero_model.py", reference, model], check=True)
     if not shards.exists():
@@ -98,7 +98,7 @@ def overlap(work, python):
 
 def deepspeed(work, python, ranks, steps, micro_batch, bucket):
     out = tempfile.mkdtemp(dir=work)
-    rank = f"{python} {HERE}/zero_deepspeed.py --model {work}/model --data {SHARED}/data/coco224_main --peer {SHARED}/reference " \
+    rank = f"{python} {HERE}/zero_deepspeed.py --model {work}/model --data {SHARED}/data/coco224_main --peer {HERE}/peers " \
            f"--steps {steps} --micro-batch {micro_batch} --bucket {bucket} --checkpoint {out}/checkpoint"
     script = "ip link set lo up; export MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 WORLD_SIZE=%d GLOO_SOCKET_IFNAME=lo;" % ranks
     script += "".join(f"RANK={r} LOCAL_RANK={r} {rank} & " for r in range(ranks)) + "wait"
