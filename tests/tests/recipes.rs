@@ -185,7 +185,7 @@ fn a_run_that_no_stage_has_made_is_not_replaced() {
     assert!(recipe.weights() != before);
 }
 
-const LONG: &str = "max_steps = 120\nsave_steps = 3\n";
+const LONG: &str = "max_steps = 200\nsave_steps = 3\n";
 
 /// A signal goes on to the training, which saves; the next run goes on from there, to the same weights. Changed options begin
 /// from the start also where a training is half done.

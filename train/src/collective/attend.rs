@@ -108,7 +108,7 @@ mod tests {
     use super::super::threads::run;
     use super::*;
 
-    const DEADLINE: Duration = Duration::from_millis(200);
+    const DEADLINE: Duration = Duration::from_millis(500);
 
     /// Rank 1 works for five deadlines; the others' waiting is not counted as that of an exchange.
     #[test]
