@@ -73,14 +73,14 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
 /// Where to read, and how many bytes.
 fn samples(file: &File, len: u64) -> Vec<(u64, u64)> {
     let Some((header, tensors)) = header(file, len) else {
-        let stride = (len - SAMPLE_BYTES) / (PLACES_OF_UNKNOWN - 1);
-        return (0..PLACES_OF_UNKNOWN).map(|place| (place * stride, SAMPLE_BYTES)).collect();
+        let at = |place: u64| place * (len - SAMPLE_BYTES) / (PLACES_OF_UNKNOWN - 1);
+        return (0..PLACES_OF_UNKNOWN).map(|place| (at(place), SAMPLE_BYTES)).collect();
     };
     let mut places = vec![(0, header)];
     for [begin, end] in tensors {
         let bytes = (end - begin).min(SAMPLE_BYTES);
-        let stride = (end - begin - bytes) / (PLACES - 1);
-        places.extend((0..PLACES).map(|place| (header + begin + place * stride, bytes)));
+        let at = |place: u64| header + begin + place * (end - begin - bytes) / (PLACES - 1);
+        places.extend((0..PLACES).map(|place| (at(place), bytes)));
     }
     places
 }

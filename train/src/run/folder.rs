@@ -39,9 +39,8 @@ impl Remains {
     /// Looks into the folder.
     ///
     /// # Errors
-    /// A folder that is input of the run, too; a record that cannot be read.
+    /// A folder or a record that cannot be read.
     pub fn of(config: &Config) -> Result<Self> {
-        refuse_inputs(config)?;
         let dir = &config.output_dir;
         let names = entries(dir)?;
         let is_weights = |name: &&String| {
@@ -129,8 +128,11 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The run's output must not be where its input is, and not in a checkpoint.
-fn refuse_inputs(config: &Config) -> Result<()> {
+/// Refuses a run's output where its input is, and in a checkpoint.
+///
+/// # Errors
+/// Which folder it is.
+pub fn refuse_inputs(config: &Config) -> Result<()> {
     let Ok(output) = config.output_dir.canonicalize() else { return Ok(()) };
     if output.join(checkpoint::MANIFEST).exists() {
         bail!("--output_dir {}: a checkpoint's folder; give the run's own, or another", config.output_dir.display());

@@ -130,6 +130,7 @@ fn load(
 
 /// Makes the run's folder this program's own, and puts it in order.
 fn take_folder(config: &Config) -> Result<RunLock> {
+    folder::refuse_inputs(config)?;
     std::fs::create_dir_all(&config.output_dir).with_context(|| config.output_dir.display().to_string())?;
     let lock = RunLock::take(&config.output_dir)?;
     checkpoint::tidy(&config.output_dir)?;
