@@ -175,12 +175,11 @@ pub(super) fn check(object: &Object<'_>, images: usize) -> Result<(), RecordErro
 
 /// Refuses a turn with a key that would change it.
 pub(super) fn check_turn(number: usize, turn: &Object<'_>) -> Result<(), RecordError> {
-    let mut others = turn.iter().filter(|(key, value)| {
-        ![SPEAKER, TEXT].iter().any(|spellings| spellings.contains(key))
-            && !HARMLESS_IN_TURN.contains(key)
-            && !is_empty(value)
-            && !(UNREAD.contains(key) && is_neutral(value))
-    });
+    let is_read = |key: &str| [SPEAKER, TEXT].iter().any(|spellings| spellings.contains(&key));
+    let changes_nothing = |key: &str, value: &RawValue| {
+        HARMLESS_IN_TURN.contains(&key) || is_empty(value) || (UNREAD.contains(&key) && is_neutral(value))
+    };
+    let mut others = turn.iter().filter(|(key, value)| !(is_read(key) || changes_nothing(key, value)));
     match others.next() {
         None => Ok(()),
         Some((key, _)) => Err(refused(&format!("turn {number}, key {key:?}"), "it may change the turn")),
