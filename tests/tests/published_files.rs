@@ -96,7 +96,11 @@ fn language_models() {
             "torchscript": false, "typical_p": 1.0, "use_bfloat16": false}),
             Ok(()),
         ),
-        ("a window as long as the model", json!({"use_sliding_window": true}), Ok(())),
+        (
+            "a window as long as the model",
+            json!({"use_sliding_window": true}),
+            Err(&["use_sliding_window", "width 32768 from layer 21 on"][..]),
+        ),
         (
             "Qwen2.5-7B-Instruct with YaRN",
             json!({"rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32_768,

@@ -7,25 +7,20 @@ use crate::Result;
 const FULL: &str = "full_attention";
 const SLIDING: &str = "sliding_attention";
 
-/// Refuses layers that look at a window which is shorter than the longest sequence.
+/// Refuses layers that look at a window, however wide: a sequence may be longer than the model was made for.
 ///
 /// # Source
 /// transformers 5.24, `configuration_qwen2.py`: `layer_types` wins over `max_window_layers`; without `use_sliding_window` or
 /// without a width there is no window.
 pub(super) fn require_full_attention(raw: &RawText, at: &At) -> Result<()> {
-    let RawText { num_hidden_layers: layers, max_window_layers, max_position_embeddings: longest, .. } = *raw;
+    let RawText { num_hidden_layers: layers, max_window_layers, .. } = *raw;
     if let Some(types) = &raw.layer_types {
         let found = format!("{} layers", types.len());
         at.check(types.len() == layers, "layer_types", found, format!("num_hidden_layers {layers}"))?;
         let other = types.iter().find(|kind| ![FULL, SLIDING].contains(&kind.as_str()));
         at.check(other.is_none(), "layer_types", other.map_or("", String::as_str), FULL)?;
     }
-    // No sequence is longer than the window: it never hides a token.
-    if raw.use_sliding_window && raw.sliding_window.is_some_and(|width| width >= longest) {
-        return Ok(());
-    }
-    let expected =
-        format!("{FULL} everywhere: windows shorter than max_position_embeddings {longest} are not implemented");
+    let expected = format!("{FULL} everywhere: windowed attention is not implemented");
     let width = raw.sliding_window.map_or("no width".to_string(), |width| format!("width {width}"));
     match &raw.layer_types {
         Some(types) => {
