@@ -180,7 +180,11 @@ fn published_templates_give_transformers_ids_or_are_refused_by_name() {
             let mut messages = messages(system, turns);
             let expected: String = turns.iter().map(|(_, answer)| format!("{gap}{answer}{end}")).collect();
             assert_eq!(supervised(&chat, &sample.labels), expected, "{what}");
-            let everything = as_json(&messages);
+            let mut asked = messages.clone();
+            if system.is_empty() && chat.has_default_system() {
+                asked.insert(0, Message { role: Role::System, content: String::new() });
+            }
+            let everything = as_json(&asked);
             messages.pop();
             let prompt = chat.encode_prompt(&messages).expect(&what);
             let row: Vec<u32> = sample.input_ids.iter().map(|&id| id as u32).collect();

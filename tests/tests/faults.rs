@@ -49,9 +49,10 @@ fn a_thread_that_panics_or_stands_still_ends_the_job_and_is_named() {
         ("panic:1:40", &["rank 1", "panicked while exchanging", "on purpose, before "][..]),
         ("stand_still:1:40", &["did not come within 3 s", "ranks [1]", " of "]),
     ] {
+        let output = folder.path().join(fault.replace(':', "-"));
         let mut command = Command::new(faulty());
-        command.args(arguments(folder.path(), "none", TWO, &["--nproc", "2", "--collective_timeout_seconds", "3"]));
-        let stderr = ends(fault, command.env("FAULT", fault), folder.path(), Duration::from_secs(20));
+        command.args(arguments(&output, "none", TWO, &["--nproc", "2", "--collective_timeout_seconds", "3"]));
+        let stderr = ends(fault, command.env("FAULT", fault), &output, Duration::from_secs(20));
         for word in words {
             assert!(stderr.contains(word), "{fault}: {word:?} is not in\n{stderr}");
         }
@@ -71,9 +72,10 @@ fn a_process_that_panics_is_killed_or_stands_still_ends_the_job_and_is_named() {
         ("stand_still:1:40", &["rank 0 of 2", "did not complete within 3 s", "nothing came from ranks [1]", " of "]),
     ] {
         let Some(mut command) = mpiexec(2) else { return };
+        let output = folder.path().join(fault.replace(':', "-"));
         command.arg(faulty());
-        command.args(arguments(folder.path(), "none", TWO, &["--collective_timeout_seconds", "3"]));
-        let stderr = ends(fault, command.env("FAULT", fault), folder.path(), Duration::from_secs(20));
+        command.args(arguments(&output, "none", TWO, &["--collective_timeout_seconds", "3"]));
+        let stderr = ends(fault, command.env("FAULT", fault), &output, Duration::from_secs(20));
         for word in words {
             assert!(stderr.to_lowercase().contains(&word.to_lowercase()), "{fault}: {word:?} is not in\n{stderr}");
         }
@@ -89,7 +91,7 @@ fn a_link_that_is_cut_ends_both_hosts_at_the_deadline() {
     // The first host pulls the cable when training is under way.
     let text = format!(
         "host=$(hostname)
-         [ $host = h1 ] && (until [ $(wc -l <{run}/metrics.jsonl) -ge 5 ]; do sleep 0.1; done; ip link set v1 down) >/dev/null 2>&1 &
+         [ $host = h1 ] && (until [ $(wc -l <{run}/metrics.jsonl) -ge 5 ]; do sleep 0.1; done; ip link set cable1 down) >/dev/null 2>&1 &
          exec {train} {words} >>{log}-$host 2>&1",
         run = folder.path().display(),
         log = log.display(),

@@ -132,6 +132,11 @@ impl ChatProcessor {
         self.contract.system_refusal.is_none()
     }
 
+    /// Whether the template writes a system prompt of its own where none is given.
+    pub fn has_default_system(&self) -> bool {
+        self.contract.has_default_system
+    }
+
     /// The day that the template writes into every conversation, if it does: that of this process's start.
     pub fn date(&self) -> Option<String> {
         self.contract.is_dated.then(|| self.template.day())

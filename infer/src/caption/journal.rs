@@ -137,16 +137,35 @@ impl Journal {
     }
 }
 
-/// The settings are on disk before the first line is, so that no line is without them.
-fn check_settings(path: &Path, settings: &[Compared], empty: bool) -> Result<()> {
+/// Refuses a file of other settings without writing anything.
+///
+/// # Errors
+/// As [`Journal::open`].
+pub(super) fn check(path: &Path, settings: &[Compared], overwrite: bool) -> Result<()> {
+    match std::fs::metadata(path) {
+        Ok(file) if file.len() > 0 && !overwrite => compare_settings(path, settings),
+        _ => Ok(()),
+    }
+}
+
+fn settings_file(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
     name.push(".settings.json");
-    let beside = PathBuf::from(name);
-    if empty {
-        let recorded: Map<String, Value> =
-            settings.iter().map(|setting| (setting.name.to_string(), setting.recorded())).collect();
-        return Ok(common::json::write(&beside, &recorded)?);
+    PathBuf::from(name)
+}
+
+/// The settings are on disk before the first line is, so that no line is without them.
+fn check_settings(path: &Path, settings: &[Compared], empty: bool) -> Result<()> {
+    if !empty {
+        return compare_settings(path, settings);
     }
+    let recorded: Map<String, Value> =
+        settings.iter().map(|setting| (setting.name.to_string(), setting.recorded())).collect();
+    Ok(common::json::write(&settings_file(path), &recorded)?)
+}
+
+fn compare_settings(path: &Path, settings: &[Compared]) -> Result<()> {
+    let beside = settings_file(path);
     const REMEDY: &str = "give another --output, or --overwrite true to begin anew";
     let text = std::fs::read(&beside)
         .map_err(Error::io(&beside))

@@ -36,11 +36,13 @@ struct Summary {
 pub fn run(args: &CaptionArgs) -> Result<String> {
     args.sampling.sampling()?;
     ensure!(args.batch_size > 0, "batch-size: found 0, expected at least 1");
-    // Another model's file is refused before this one is loaded.
-    let mut journal = Journal::open(&args.output, &settings::settings(args)?, args.overwrite)?;
+    // Another model's file is refused before this one is loaded; nothing is written before all of the input is right.
+    let settings = settings::settings(args)?;
+    journal::check(&args.output, &settings, args.overwrite)?;
     let engine = Engine::from_args(&args.model)?;
     let source = Source::open(args, &engine.processors)?;
     let references = References::read(args)?;
+    let mut journal = Journal::open(&args.output, &settings, args.overwrite)?;
     let total = args.limit.unwrap_or(usize::MAX).min(source.len());
     source.check(&journal.lines()?, &args.output)?;
     ensure!(

@@ -3,11 +3,16 @@
 use super::journal::Compared;
 use crate::args::CaptionArgs;
 use anyhow::Result;
+use common::dataset::chat_file;
 use common::hub::{self, Wanted};
 use common::shard::INDEX_FILE;
 use common::{Error, files, names};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+fn index_file(shards: &Path) -> PathBuf {
+    shards.join(INDEX_FILE)
+}
 
 /// Everything that changes a caption. Models and data are what they hold, wherever they are.
 pub(super) fn settings(args: &CaptionArgs) -> Result<Vec<Compared>> {
@@ -21,16 +26,14 @@ pub(super) fn settings(args: &CaptionArgs) -> Result<Vec<Compared>> {
     ];
     for (name, source, index) in [
         ("images", &args.source.images, None),
-        ("data", &args.source.data, Some("chat.json")),
-        ("shards", &args.source.shards, Some(INDEX_FILE)),
+        ("data", &args.source.data, Some(chat_file as fn(&Path) -> PathBuf)),
+        ("shards", &args.source.shards, Some(index_file)),
     ] {
         settings.push(match (source, index) {
             (None, _) => Compared::value(name, json!(null)),
             // Pictures may be added behind those that are captioned: lines are compared with names.
             (Some(folder), None) => Compared::value(name, json!(folder)),
-            (Some(folder), Some(index)) => {
-                Compared::contents(name, folder, files::sha256_of_file(&folder.join(index))?)
-            }
+            (Some(folder), Some(index)) => Compared::contents(name, folder, files::sha256_of_file(&index(folder))?),
         });
     }
     if let Some(references) = args.references_file() {

@@ -94,6 +94,14 @@ impl Model {
         let chat = ChatProcessor::from_dir(dir)?;
         let image_processor = ImageProcessor::from_dir(dir)?;
         processor_fit::check(dir, &config, &chat, &image_processor)?;
+        let (ids, rows) = (chat.vocabulary_size(), config.text.vocab_size);
+        ensure!(
+            ids <= rows,
+            "{}: the tokenizer has ids up to {}, the model's embedding has {rows} rows; take the tokenizer that the model \
+             was made with, or resize the embedding (resize_token_embeddings of transformers)",
+            dir.display(),
+            ids - 1
+        );
         Ok(Self { config, chat, image_processor })
     }
 
