@@ -322,7 +322,7 @@ fn streams_pass_through_nginx_event_by_event() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
     let config = format!(
-        "daemon off; worker_processes 1; pid nginx.pid; error_log error.log; events {{}}\n\
+        "daemon off; master_process off; pid nginx.pid; error_log error.log; events {{}}\n\
          http {{ access_log off; client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u;\n\
          scgi_temp_path s; upstream my_upstream {{ server {}; }}\n\
          server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://my_upstream; }} }} }}",
