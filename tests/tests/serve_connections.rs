@@ -5,7 +5,7 @@ use crate::serve::{CHAT, JSON, Server, split};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tests::{program, to_base64};
 
@@ -312,6 +312,16 @@ fn memory_too_small_for_one_request_is_said_at_the_start() {
     );
 }
 
+/// A process that ends with the test, also when it fails.
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// nginx with its defaults (HTTP/1.0 towards the server, answers collected in buffers): events arrive one by one.
 #[test]
 fn streams_pass_through_nginx_event_by_event() {
@@ -322,7 +332,7 @@ fn streams_pass_through_nginx_event_by_event() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
     let config = format!(
-        "daemon off; worker_processes 1; pid nginx.pid; error_log error.log; events {{}}\n\
+        "daemon off; master_process off; pid nginx.pid; error_log error.log; events {{}}\n\
          http {{ access_log off; client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u;\n\
          scgi_temp_path s; upstream my_upstream {{ server {}; }}\n\
          server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://my_upstream; }} }} }}",
@@ -331,7 +341,7 @@ fn streams_pass_through_nginx_event_by_event() {
     std::fs::write(folder.path().join("nginx.conf"), config).expect("written");
     let mut nginx = Command::new("nginx");
     let nginx = nginx.arg("-p").arg(folder.path()).args(["-e", "error.log", "-c", "nginx.conf"]);
-    let mut nginx = nginx.stderr(Stdio::null()).spawn().expect("nginx starts");
+    let _nginx = Ending(nginx.stderr(Stdio::null()).spawn().expect("nginx starts"));
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let begin = Instant::now();
     while TcpStream::connect(address).is_err() {
@@ -347,8 +357,6 @@ fn streams_pass_through_nginx_event_by_event() {
         arrivals.push(metric(&server, "infer_completion_tokens_total"));
     }
     drop(stream);
-    let _ = nginx.kill();
-    let _ = nginx.wait();
     println!("tokens generated when each of ten events had arrived: {arrivals:?}");
     assert!(arrivals[9] > arrivals[0] && arrivals[0] < 200.0, "events arrive together: {arrivals:?}");
 }
