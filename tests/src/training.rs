@@ -189,9 +189,9 @@ pub fn compare_log(name: &str, output: &Path, train_type: &str) {
 }
 
 /// Every tensor of the reference's file against the same name in ours, relative to its own norm.
-pub fn compare_weights(name: &str, found: &Path, reference: &str) {
+pub fn compare_weights(name: &str, found: &Path, expected: &str) {
     let found = read_tensors_at(found);
-    for (tensor, (expected, _)) in read_tensors_at(&reference(reference)) {
+    for (tensor, (expected, _)) in read_tensors_at(&reference(expected)) {
         let (values, _) = found.get(&tensor).unwrap_or_else(|| panic!("{name}: no tensor {tensor}"));
         assert_norm_close(&format!("{name}: {tensor}"), values, &expected, 1e-3);
     }
