@@ -1,7 +1,7 @@
 //! BLEU-4, ROUGE-L and CIDEr-D against pycocoevalcap 1.2 (its PTB tokenizer on Java 17, its scorers unchanged).
 
 use infer::metrics::caption_metrics;
-use tests::reference;
+use tests::shared;
 
 /// Largest difference allowed; the figures are sums in another order, so far less is expected.
 const TOLERANCE: f64 = 1e-3;

@@ -94,9 +94,9 @@ fn the_original_projects_config_is_read_with_the_defaults_of_its_time() {
 #[test]
 fn the_real_source_configs_are_read() {
     let (vision, dtype) =
-        VisionConfig::read_clip(&tests::project_project_json("configs/clip-vit-large-patch14-336")).expect("read");
+        VisionConfig::read_clip(&tests::project_file("configs/clip-vit-large-patch14-336")).expect("read");
     assert_eq!((vision.num_hidden_layers, vision.image_size, dtype), (24, 336, WeightDtype::F32));
-    let (text, dtype) = TextConfig::read_qwen2(&tests::project_project_json("configs/qwen1.5-4b-chat")).expect("read");
+    let (text, dtype) = TextConfig::read_qwen2(&tests::project_file("configs/qwen1.5-4b-chat")).expect("read");
     assert_eq!((text.num_hidden_layers, text.rope_theta, dtype), (40, 5e6, WeightDtype::Bf16));
     // A vision tower alone keeps its settings at the top.
     let mut alone = project_json("configs/clip-vit-large-patch14-336/config.json")["vision_config"].clone();

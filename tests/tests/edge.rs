@@ -3,7 +3,7 @@
 use common::image_processor::{ImageError, ImageProcessor};
 use std::fs;
 use std::path::Path;
-use tests::{assert_close, reference};
+use tests::{assert_close, reference, shared};
 
 const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
@@ -19,7 +19,7 @@ fn every_file_gets_its_verdict() {
 
 #[test]
 fn every_file_made_from_a_photo_gets_its_verdict() {
-    let Some(edge) = reference("edge") else { return };
+    let Some(edge) = shared("data/edge") else { return };
     verdicts(&edge);
 }
 
@@ -72,7 +72,7 @@ const OVER_WHITE: [(&str, [f32; 3]); 3] = [
 #[test]
 fn pixels_are_the_recorded_ones() {
     let processor = ImageProcessor::new(336, 336, CLIP_MEAN, CLIP_STD);
-    let Some(edge) = reference("edge") else { return };
+    let Some(edge) = shared("data/edge") else { return };
     let expected = json(&edge.join("expected_clip336.json"));
     for (name, record) in expected.as_object().expect("an object") {
         let image = processor.process(&fs::read(edge.join(name)).expect(name)).expect(name);

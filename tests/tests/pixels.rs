@@ -4,7 +4,7 @@ use common::image_processor::ImageProcessor;
 use safetensors::SafeTensors;
 use std::fs;
 use std::path::PathBuf;
-use tests::{assert_close, reference};
+use tests::{assert_close, reference, shared};
 
 const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
