@@ -11,6 +11,7 @@ OUT_DIR/edge            image files that are difficult or damaged; manifest.json
 A picture is coloured noise at several scales with a few shapes over it: content that JPEG and resampling have work with.
 The same numpy and Pillow give the same bytes.
 """
+import hashlib
 import io
 import json
 import pathlib
@@ -25,6 +26,15 @@ from PIL import Image, ImageDraw
 COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "white", "black"]
 SHAPES = ["circle", "square", "triangle", "ring", "stripe"]
 SIZES = ["small", "large"]
+NOUNS = (
+    "anchor apple bakery balloon barn basket bench bicycle blanket boat bottle bridge bucket bus cabin camera candle castle cat chair "
+    "clock cloud coat corner crowd cup curtain dog donkey door eagle engine fence ferry field fireplace fish flag flower forest "
+    "fountain fridge fruit garden gate giraffe glass glove guitar hammer harbour hat helmet hill horse house island jacket jar kettle "
+    "kitchen kite ladder lake lamp laptop leaf library lighthouse lion lorry market meadow mirror monkey mountain mug museum "
+    "notebook ocean onion orchard oven owl palace parrot path pencil piano pigeon pillow pizza plate pond pumpkin puppet "
+    "rabbit raft railway river roof rope sandwich saucer scarf sheep shelf ship shovel skateboard snow sofa spoon station street "
+    "suitcase table teapot tent tiger tower train tree truck tulip umbrella vase village violin wagon wall watch waterfall "
+    "wheel whistle window windmill yard zebra").split()
 PLACES = ["on the left", "on the right", "at the top", "at the bottom", "in the middle"]
 QUESTIONS = [
     "Give a brief, clear account of the picture shown.", "Write a terse but informative summary of the picture.",
@@ -64,9 +74,23 @@ def picture(random, width, height):
             draw.line(box, fill=colour, width=max(2, side // 6))
         else:
             draw.polygon([(x + side // 2, y), (x + side, y + side), (x, y + side)], fill=colour)
-        parts.append(f"a {size} {colour} {shape} {place}")
+        near, beside = (str(noun) for noun in random.choice(NOUNS, 2, replace=False))
+        parts.append(f"a {size} {colour} {shape} {place}, near a {near} and a {beside}")
     return image, [start + " and ".join(parts) + end for start, end in (
         ("", ""), ("", " on a coloured background"), ("There is ", "."), ("The picture shows ", "."), ("One sees ", " before noise."))]
+
+
+def ids(seed, count):
+    """Names of which `preprocess shards --validation-fraction 0.25` holds out a quarter, whose choice is by a hash of the id."""
+    room = {True: count // 4, False: count - count // 4}
+    number = 0
+    while sum(room.values()):
+        name = f"{seed}{number:08}"
+        held_out = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") < 2 ** 62
+        if room[held_out]:
+            room[held_out] -= 1
+            yield name
+        number += 1
 
 
 # How the files of a dataset are written, one after another.
@@ -79,10 +103,9 @@ JPEGS = [
 def dataset(folder, seed, sizes):
     random = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
-    rows, references = [], {}
+    rows, references = [], []
     with zipfile.ZipFile(folder / "images.zip", "w", zipfile.ZIP_STORED) as archive:
-        for number, (width, height) in enumerate(sizes):
-            name = f"{seed}{number:08}"
+        for number, (name, (width, height)) in enumerate(zip(ids(seed, len(sizes)), sizes)):
             image, captions = picture(random, width, height)
             if number % 11 == 7:
                 image = image.convert("L")
@@ -93,7 +116,7 @@ def dataset(folder, seed, sizes):
             answer = captions[number % len(captions)]
             rows.append({"id": name, "image": f"{name}.jpg", "conversations": [
                 {"from": "human", "value": question}, {"from": "gpt", "value": answer}]})
-            references[name] = captions
+            references.append({"id": name, "captions": captions})
     (folder / "chat.json").write_text(json.dumps(rows, ensure_ascii=False, indent=2))
     (folder / "references.json").write_text(json.dumps(references, indent=1))
 

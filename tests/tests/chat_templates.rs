@@ -119,9 +119,10 @@ fn messages(system: &str, turns: &[(&str, &str)]) -> Vec<Message> {
     messages
 }
 
-/// As Python takes them; an empty system prompt stands for none.
-fn as_json(messages: &[Message]) -> Value {
-    let given = messages.iter().filter(|message| message.role != Role::System || !message.content.is_empty());
+/// As Python takes them; an empty system prompt stands for none, unless the template writes its own then.
+fn as_json(messages: &[Message], keeps_empty_system: bool) -> Value {
+    let is_none = |message: &Message| message.role == Role::System && message.content.is_empty() && !keeps_empty_system;
+    let given = messages.iter().filter(|message| !is_none(message));
     given.map(|message| json!({"role": message.role.as_str(), "content": message.content})).collect()
 }
 
@@ -180,11 +181,7 @@ fn published_templates_give_transformers_ids_or_are_refused_by_name() {
             let mut messages = messages(system, turns);
             let expected: String = turns.iter().map(|(_, answer)| format!("{gap}{answer}{end}")).collect();
             assert_eq!(supervised(&chat, &sample.labels), expected, "{what}");
-            let mut asked = messages.clone();
-            if system.is_empty() && chat.has_default_system() {
-                asked.insert(0, Message { role: Role::System, content: String::new() });
-            }
-            let everything = as_json(&asked);
+            let everything = as_json(&messages, chat.has_default_system());
             messages.pop();
             let prompt = chat.encode_prompt(&messages).expect(&what);
             let row: Vec<u32> = sample.input_ids.iter().map(|&id| id as u32).collect();
@@ -392,7 +389,7 @@ fn a_tokenizer_that_puts_spaces_before_texts_encodes_rows_as_transformers_does()
         let turns = [("<image>\nWhat?", "A cat"), ("A?", "cat A")];
         let sample = chat.encode_sample("S", &owned(&turns)).expect("it encodes");
         let mut messages = messages("S", &turns);
-        cases.push(json!({"dir": folder.path(), "messages": as_json(&messages)}));
+        cases.push(json!({"dir": folder.path(), "messages": as_json(&messages, chat.has_default_system())}));
         messages.pop();
         let prompt = chat.encode_prompt(&messages).expect("it encodes");
         let row: Vec<u32> = sample.input_ids.iter().map(|&id| id as u32).collect();

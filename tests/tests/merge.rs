@@ -64,7 +64,7 @@ fn what_cannot_be_merged_is_refused_by_name() {
     assert!(!std::path::Path::new(output).exists(), "nothing is left behind");
 
     let taken =
-        infer(&["merge", "--model", &model, "--adapter", &path("tiny/train_use_lora"), "--output", &path("data")]);
+        infer(&["merge", "--model", &model, "--adapter", &path("tiny/train_use_lora"), "--output", &path("pictures")]);
     assert_eq!(taken.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&taken.stderr).contains("not empty"));
 }

@@ -199,7 +199,7 @@ fn pictures_between_texts_stay_there() {
         json!({"type": "image_url", "image_url": {"url": format!("data:image/jpeg;base64,{}", to_base64(&bytes))}})
     };
     let text = |text: &str| json!({"type": "text", "text": text});
-    let (a, b) = (image("100000000.jpg"), image("000000039769.jpg"));
+    let (a, b) = (image("100000000.jpg"), image("100000001.jpg"));
     let between = server.text(&question(json!([text("First:"), a, text("Second:"), b, text("Which?")])));
     let marked = text("First:\n<image>\nSecond:\n<image>\nWhich?");
     assert_eq!(server.text(&question(json!([marked, a, b]))), between);
