@@ -306,7 +306,8 @@ fn tokens_beside_the_tokenizer_get_transformers_ids() {
     let mut typed = bracket.clone();
     typed["__type"] = json!("AddedToken");
     // What the files say, and the ids of the text that are no bytes.
-    let table: [(Value, &[(&str, Value)], &[u32]); 7] = [
+    type Case<'a> = (Value, &'a [(&'a str, Value)], &'a [u32]);
+    let table: [Case<'_>; 7] = [
         (json!({"extra_special_tokens": ["<image>", "<loc1>", "<loc2>"]}), &[], &[258, 259, 256]),
         (json!({"additional_special_tokens": ["<image>", typed]}), &[], &[258, 256]),
         (

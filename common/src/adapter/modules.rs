@@ -122,7 +122,7 @@ fn plain(file: &AdapterFile, lora: &BTreeSet<String>) -> LoraConfig {
         lora_alpha: file.lora_alpha,
         lora_dropout: file.lora_dropout,
         target_modules: TEXT_PROJECTIONS.into_iter().filter(|name| of_text(name)).map(String::from).collect(),
-        lora_vision: VISION_PROJECTIONS.iter().any(|name| of_tower(name)),
+        lora_vision: VISION_PROJECTIONS.iter().any(of_tower),
         modules: None,
     }
 }

@@ -122,7 +122,8 @@ mod tests {
         let legacy = r#"{"chat_template": "legacy"}"#;
         let tool = "additional_chat_templates/tool_use.jinja";
         // Files beside tokenizer_config.json, its chat_template, and what is found (None: refused).
-        let table: [(&[(&str, &str)], Value, Option<Option<&str>>); 11] = [
+        type Case<'a> = (&'a [(&'a str, &'a str)], Value, Option<Option<&'a str>>);
+        let table: [Case<'_>; 11] = [
             (&[], Value::Null, Some(None)),
             (&[], json!("text"), Some(Some("text"))),
             (&[], named, Some(Some("named"))),

@@ -16,7 +16,7 @@ pub enum Refused {
 /// What the model thread does next.
 pub enum Next {
     /// Start this one.
-    Start(Job),
+    Start(Box<Job>),
     /// Nothing waits.
     Nothing,
     /// Nothing waits and nothing will come.
@@ -75,7 +75,7 @@ impl Queue {
             state.active = active;
             if let Some(job) = state.waiting.pop_front() {
                 state.active += 1;
-                return Next::Start(job);
+                return Next::Start(Box::new(job));
             }
             match (active, state.open) {
                 (1.., _) => return Next::Nothing,

@@ -56,7 +56,7 @@ fn admit(engine: &Engine, jobs: &Queue, active: &mut Vec<Active>, max_batch: usi
     match jobs.next(active.len()) {
         Next::Start(job) => {
             metrics.set_active(active.len() + 1);
-            start(engine, job, active, metrics);
+            start(engine, *job, active, metrics);
             true
         }
         Next::Nothing => true,

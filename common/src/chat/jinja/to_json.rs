@@ -21,13 +21,10 @@ pub fn filter(
     kwargs: Kwargs,
 ) -> Result<Value, Error> {
     let indent = indent.or(kwargs.get("indent")?).filter(|indent| !indent.is_none());
-    let indent = match indent {
-        None => None,
-        Some(indent) => Some(match indent.as_str() {
+    let indent = indent.map(|indent| match indent.as_str() {
             Some(text) => text.to_string(),
             None => " ".repeat(usize::try_from(indent.clone()).unwrap_or(0).min(64)),
-        }),
-    };
+        });
     let separators: Option<Value> = kwargs.get("separators")?;
     let separators = separators.filter(|separators| !separators.is_none());
     let [item_separator, key_separator] = match separators {

@@ -174,7 +174,7 @@ fn in_their_places(parts: Vec<Part>, pictures: usize) -> Vec<Part> {
         let mut lines: Vec<&str> = Vec::new();
         let flush = |lines: &mut Vec<&str>, placed: &mut Vec<Part>| {
             if !lines.is_empty() {
-                placed.push(Part::Text(lines.drain(..).collect::<Vec<_>>().join("\n")));
+                placed.push(Part::Text(std::mem::take(lines).join("\n")));
             }
         };
         for line in text.split('\n') {
