@@ -22,9 +22,9 @@ pub fn filter(
 ) -> Result<Value, Error> {
     let indent = indent.or(kwargs.get("indent")?).filter(|indent| !indent.is_none());
     let indent = indent.map(|indent| match indent.as_str() {
-            Some(text) => text.to_string(),
-            None => " ".repeat(usize::try_from(indent.clone()).unwrap_or(0).min(64)),
-        });
+        Some(text) => text.to_string(),
+        None => " ".repeat(usize::try_from(indent.clone()).unwrap_or(0).min(64)),
+    });
     let separators: Option<Value> = kwargs.get("separators")?;
     let separators = separators.filter(|separators| !separators.is_none());
     let [item_separator, key_separator] = match separators {
