@@ -7,11 +7,11 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use common::config::WeightDtype;
-use common::memory::peak_rss_mb;
 use infer::args::{ModelArgs, Weights};
 use infer::engine::{Engine, Prompt, Request, Sequence, single_question};
 use infer::sampling::SamplingConfig;
+use kernels::memory::peak_rss_mb;
+use model::config::WeightDtype;
 use rayon::prelude::*;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -39,7 +39,7 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse_from(common::args::with_dashes(std::env::args_os()));
+    let args = Args::parse_from(base::args::with_dashes(std::env::args_os()));
     let engine = Engine::from_args(&args.model)?;
     let prompts = prompts(&engine, &args)?;
     let (mut first, mut rate) = (Vec::new(), Vec::new());
@@ -80,7 +80,7 @@ fn main() -> Result<()> {
 /// huge pages, as the weights are.
 fn read_rates(engine: &Engine, batch: &[Prompt], bytes_per_step: f64) -> Result<(Vec<f64>, Vec<f64>)> {
     let values = vec![1f32; 1 << 27];
-    common::memory::move_into_huge_pages(&values);
+    kernels::memory::move_into_huge_pages(&values);
     let sum_of =
         |part: &[f32]| part.chunks_exact(32).fold([0f32; 32], |sums, new| std::array::from_fn(|i| sums[i] + new[i]));
     let start = |prompt: &Prompt| Ok(engine.start(request(prompt.clone(), TURNS * STEPS + 1))?.0);
@@ -105,7 +105,7 @@ fn request(prompt: Prompt, max_new_tokens: usize) -> Request {
 }
 
 fn prompts(engine: &Engine, args: &Args) -> Result<Vec<Prompt>> {
-    let records = common::dataset::read_all(&args.data)?;
+    let records = chat::dataset::read_all(&args.data)?;
     let rows: Vec<_> = records.into_iter().map(|record| Ok(record?)).collect::<Result<_>>()?;
     let count = args.batch * (args.rows + 1);
     rows.iter()
@@ -115,7 +115,7 @@ fn prompts(engine: &Engine, args: &Args) -> Result<Vec<Prompt>> {
             let (question, images, _) = row.first_question().context("a question")?;
             let image = images.first().context("an image")?;
             let image = engine.processors.read_image(&args.data.join("images").join(image))?;
-            let messages = single_question(common::chat::SYSTEM_PROMPT, question, 1);
+            let messages = single_question(chat::SYSTEM_PROMPT, question, 1);
             engine.processors.prompt(&messages, &[image])
         })
         .collect()

@@ -3,7 +3,7 @@
 use crate::sampling::SamplingConfig;
 use crate::serve::args::ServeArgs;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use common::device::DeviceKind;
+use kernels::device::DeviceKind;
 use std::path::PathBuf;
 
 /// Generate, caption, score, merge and serve with the checkpoints of a run.
@@ -136,7 +136,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,
     /// System prompt; "" is an empty one, as in `preprocess shards --system-prompt ""`.
-    #[arg(long, default_value = common::chat::SYSTEM_PROMPT, value_name = "TEXT")]
+    #[arg(long, default_value = chat::SYSTEM_PROMPT, value_name = "TEXT")]
     pub system_prompt: String,
     /// How the answer is generated.
     #[command(flatten)]
@@ -172,7 +172,7 @@ pub struct CaptionArgs {
     #[arg(long, default_value = "Give a brief description of the image.", value_name = "TEXT")]
     pub prompt: String,
     /// System prompt; "" is an empty one (shards bring their own).
-    #[arg(long, default_value = common::chat::SYSTEM_PROMPT, value_name = "TEXT")]
+    #[arg(long, default_value = chat::SYSTEM_PROMPT, value_name = "TEXT")]
     pub system_prompt: String,
     /// JSON list of {"id" or "image", "captions": […]} to compare with (default: references.json of --data, if there is one).
     #[arg(long, value_name = "FILE.json")]
@@ -229,7 +229,7 @@ pub enum SplitArg {
     Validation,
 }
 
-impl From<SplitArg> for common::shard::Split {
+impl From<SplitArg> for shards::Split {
     fn from(split: SplitArg) -> Self {
         match split {
             SplitArg::Train => Self::Train,

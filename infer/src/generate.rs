@@ -3,7 +3,7 @@
 use crate::args::GenerateArgs;
 use crate::engine::{Engine, Request, single_question};
 use anyhow::Result;
-use common::output::print;
+use base::output::print;
 use serde::Serialize;
 use std::io::Write;
 use std::time::Instant;
@@ -40,7 +40,7 @@ pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<()> {
     };
     let mut show = |piece: &str| -> Result<()> {
         if !args.json {
-            out.write_all(piece.as_bytes()).and_then(|()| out.flush()).map_err(common::Error::io("stdout"))?;
+            out.write_all(piece.as_bytes()).and_then(|()| out.flush()).map_err(base::Error::io("stdout"))?;
         }
         Ok(())
     };
@@ -66,7 +66,7 @@ pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<()> {
         new_ids: sequence.new_ids(),
         first_token_seconds,
         decode_tokens_per_second: (sequence.new_ids().len() - 1) as f64 / decode_seconds.max(f64::MIN_POSITIVE),
-        peak_rss_mb: common::memory::peak_rss_mb(),
+        peak_rss_mb: kernels::memory::peak_rss_mb(),
     };
     Ok(print(out, serde_json::to_string(&report)?)?)
 }

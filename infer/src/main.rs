@@ -1,18 +1,18 @@
 //! `infer`: generates, captions, scores, merges and serves.
 
 use anyhow::Result;
+use base::output;
 use clap::Parser;
-use common::output;
 use infer::args::{Cli, Command};
 use infer::{caption, export, generate, merge, score, serve};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(common::args::with_dashes(std::env::args_os()));
+    let cli = Cli::parse_from(base::args::with_dashes(std::env::args_os()));
     match run(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            common::tell!("error: {error:#}");
+            base::tell!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -3,14 +3,15 @@
 use crate::args::MergeArgs;
 use crate::engine::{Engine, Processors, Prompt, single_question};
 use anyhow::{Context, Result, ensure};
-use common::checkpoint::{LoadAs, copy_processor_files, save_model};
-use common::device::DeviceKind;
-use common::hub::{self, Wanted};
-use common::image_processor::ProcessedImage;
+use images::image_processor::ProcessedImage;
+use kernels::device::DeviceKind;
 use serde::Serialize;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use store::checkpoint::{LoadAs, copy_processor_files, save_model};
+use store::hub;
+use store::hub::Wanted;
 
 /// Last positions of the test question that are compared: enough to see a wrong merge, few enough for a large vocabulary.
 const COMPARED_POSITIONS: usize = 16;
@@ -47,7 +48,7 @@ pub fn run(args: &MergeArgs) -> Result<String> {
 
     let temporary = temporary_sibling(&args.output)?;
     let processors = engine.processors.clone();
-    let merged = common::model::lora::merge(engine.into_model());
+    let merged = model::lora::merge(engine.into_model());
     let config = &processors.config;
     save_model(&merged, config, temporary.path(), args.max_part_bytes).context("writing the merged model")?;
     copy_processor_files(&hub::resolve(&args.model, Wanted::Llava)?, temporary.path())
@@ -59,9 +60,9 @@ pub fn run(args: &MergeArgs) -> Result<String> {
         .last_logits(&prompt, COMPARED_POSITIONS)?;
     let report = compare(&before, &after, vocabulary, &args.output, format!("{:?}", config.dtype).to_lowercase());
     if args.output.exists() {
-        std::fs::remove_dir(&args.output).map_err(common::Error::io(&args.output))?;
+        std::fs::remove_dir(&args.output).map_err(base::Error::io(&args.output))?;
     }
-    common::files::publish(&temporary.keep(), &args.output)?;
+    base::files::publish(&temporary.keep(), &args.output)?;
     Ok(serde_json::to_string(&report)?)
 }
 
@@ -69,7 +70,7 @@ fn ensure_free(output: &Path) -> Result<()> {
     let entries = match std::fs::read_dir(output) {
         Ok(mut entries) => entries.next(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => return Err(common::Error::io(output)(error).into()),
+        Err(error) => return Err(base::Error::io(output)(error).into()),
     };
     ensure!(entries.is_none(), "{}: not empty; give a new directory as --output", output.display());
     Ok(())
@@ -78,12 +79,12 @@ fn ensure_free(output: &Path) -> Result<()> {
 /// Beside the output, so that a rename puts it in place; readable for whom the umask lets.
 fn temporary_sibling(output: &Path) -> Result<tempfile::TempDir> {
     let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent).map_err(common::Error::io(parent))?;
+    std::fs::create_dir_all(parent).map_err(base::Error::io(parent))?;
     Ok(tempfile::Builder::new()
         .prefix(".merge-")
         .permissions(Permissions::from_mode(0o777))
         .tempdir_in(parent)
-        .map_err(common::Error::io(parent))?)
+        .map_err(base::Error::io(parent))?)
 }
 
 /// A question about a picture of smooth colours: passes through every part of the model.
@@ -99,7 +100,7 @@ fn test_prompt(processors: &Processors) -> Result<Prompt> {
     };
     let codes = (0..3 * size * size).map(code).collect();
     let image = ProcessedImage { codes, width: size as u32, height: size as u32 };
-    let system = if processors.chat.takes_system() { common::chat::SYSTEM_PROMPT } else { "" };
+    let system = if processors.chat.takes_system() { chat::SYSTEM_PROMPT } else { "" };
     processors.prompt(&single_question(system, "Describe the picture in detail.", 1), &[image])
 }
 

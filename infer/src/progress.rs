@@ -54,6 +54,6 @@ impl Progress {
         let rate = (done - self.already_done) as f64 / self.begin.elapsed().as_secs_f64().max(1e-9);
         let left = total.saturating_sub(done) as f64 / rate.max(1e-9);
         let left = if rate > 0.0 { format!(", {left:.0} s left") } else { String::new() };
-        common::tell!("{done}/{total} {}, {rate:.2}/s{left}", self.what);
+        base::tell!("{done}/{total} {}, {rate:.2}/s{left}", self.what);
     }
 }

@@ -4,10 +4,10 @@ use crate::args::ScoreArgs;
 use crate::engine::{Engine, Processors};
 use crate::progress::Progress;
 use anyhow::{Result, ensure};
-use common::batch::PackedBatch;
-use common::files::AtomicFile;
-use common::shard::{Row, ShardSet};
+use base::files::AtomicFile;
+use model::batch::PackedBatch;
 use serde::Serialize;
+use shards::{Row, ShardSet};
 use std::io::Write;
 use std::path::Path;
 
@@ -79,7 +79,7 @@ fn write_scores(output: &Path, rows: usize, score: impl Fn(usize) -> Result<RowS
         total.loss_sum += row.loss_sum;
         total.tokens += row.tokens;
         serde_json::to_writer(&mut file, &row)?;
-        file.write_all(b"\n").map_err(common::Error::io(output))?;
+        file.write_all(b"\n").map_err(base::Error::io(output))?;
         progress.advance();
     }
     progress.finish();

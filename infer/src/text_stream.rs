@@ -1,6 +1,6 @@
 //! Ids become text piece by piece: only whole UTF-8 characters, never a part of a stop string.
 
-use common::Result;
+use base::Result;
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Whether files are still the ones that they were: names, sizes and times of change.
 
 use anyhow::Result;
-use common::{Error, files, names};
+use base::{Error, files, names};
 use std::fs::Metadata;
 use std::path::Path;
 use std::time::UNIX_EPOCH;

@@ -31,16 +31,16 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(common::args::with_dashes(std::env::args_os()));
+    let cli = Cli::parse_from(base::args::with_dashes(std::env::args_os()));
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<Stopped>() {
             Some(stopped) => {
-                common::tell!("{stopped}");
+                base::tell!("{stopped}");
                 ExitCode::from(stopped.code)
             }
             None => {
-                common::tell!("error: {error:#}");
+                base::tell!("error: {error:#}");
                 ExitCode::FAILURE
             }
         },
@@ -53,7 +53,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Run(args) => run::run(&args, &programs()?, &Signals::listen()?)?,
         Command::Report(args) => report::run(&args)?,
     };
-    Ok(common::output::print(&mut std::io::stdout(), result)?)
+    Ok(base::output::print(&mut std::io::stdout(), result)?)
 }
 
 /// The programs beside this one; `cargo run` builds them first.

@@ -100,7 +100,7 @@ fn build(cargo: &Cargo, folder: &Path) -> Result<()> {
     let profile = folder.file_name().and_then(|name| name.to_str()).unwrap_or("release");
     command.arg("--profile").arg(if profile == "debug" { "dev" } else { profile });
     command.args(PROGRAMS.iter().flat_map(|name| ["-p", name]));
-    common::tell!("building {} …", PROGRAMS.join(", "));
+    base::tell!("building {} …", PROGRAMS.join(", "));
     let status = command.status().with_context(|| format!("{}: not started", cargo.executable.display()))?;
     ensure!(status.success(), "the build of {} failed ({status}); its messages stand above", PROGRAMS.join(", "));
     Ok(())

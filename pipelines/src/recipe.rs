@@ -8,10 +8,11 @@ use crate::fingerprint::Part;
 use crate::programs::Programs;
 use crate::stage::{Anew, Stage};
 use anyhow::{Context, Result, bail, ensure};
-use common::{Error, hub};
+use base::Error;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use store::hub;
 use toml::{Table, Value};
 
 /// A recipe file.
@@ -93,7 +94,7 @@ enum List {
 }
 
 /// A folder of shards is known by this file: it holds the hashes of all others.
-const SHARD_INDEX: &str = common::shard::INDEX_FILE;
+const SHARD_INDEX: &str = shards::INDEX_FILE;
 /// Options that name a folder of shards.
 const SHARD_FOLDERS: [&str; 2] = ["data_path", "shards"];
 /// Options that name a folder of a model or an adapter, which may be the folder of a run.

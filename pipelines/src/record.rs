@@ -2,7 +2,7 @@
 
 use crate::fingerprint;
 use anyhow::Result;
-use common::json;
+use base::json;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@ use crate::programs::Programs;
 use crate::record::{Before, Record, Standing};
 use crate::signals::{STOPPED, Signals, Stopped};
 use anyhow::{Context, Result, bail};
-use common::{Error, json};
+use base::{Error, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -87,7 +87,7 @@ impl Stage {
         let last = Record::read(&record_file);
         let standing = record.standing(last.as_ref(), &output, self.disposable);
         if !force && standing == Standing::Done {
-            common::tell!("[{}] nothing has changed, skipped: {}", self.name, self.output.display());
+            base::tell!("[{}] nothing has changed, skipped: {}", self.name, self.output.display());
             return Ok(Outcome::Skipped);
         }
         let how = self.how(&standing, last.as_ref(), force);
@@ -118,7 +118,7 @@ impl Stage {
             _ if force => How::Anew,
             Standing::Changed(what) => {
                 if self.anew != Anew::OwnWay && self.output.exists() {
-                    common::tell!("[{}] changed: {what}; made anew: {} is replaced", self.name, self.output.display());
+                    base::tell!("[{}] changed: {what}; made anew: {} is replaced", self.name, self.output.display());
                 }
                 How::Anew
             }
@@ -126,7 +126,7 @@ impl Stage {
                 let (run, before) = (self.run_id(), last.map(Record::before).cloned().unwrap_or_default());
                 // Stopped before the run in its place was gone, it would go on with that one.
                 if run.is_some() && run != before.run_id {
-                    common::tell!("[{}] unfinished, with the same options and inputs: it goes on", self.name);
+                    base::tell!("[{}] unfinished, with the same options and inputs: it goes on", self.name);
                     How::GoOn
                 } else if before.may_go || self.may_replace {
                     How::Anew
@@ -215,7 +215,7 @@ impl Stage {
 
     fn execute(&self, programs: &Programs, signals: &Signals, more: &[String], lock: File) -> Result<()> {
         let command_line = words(self.program.as_str(), self.args.iter().chain(more));
-        common::tell!("[{}] {command_line}", self.name);
+        base::tell!("[{}] {command_line}", self.name);
         let path = programs.path(&self.program);
         let mut command = Command::new(&path);
         command.args(&self.args).args(more).stdin(lock).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -270,7 +270,7 @@ fn pass_on(source: Option<impl Read>) -> VecDeque<String> {
     let Some(source) = source else { return last };
     for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).trim_end().to_string();
-        common::tell!("  {line}");
+        base::tell!("  {line}");
         if last.len() == LAST_LINES {
             last.pop_front();
         }

@@ -1,7 +1,7 @@
 //! How fast image files are decoded, and nothing else: `decode_images FOLDER [REPEAT]` prints images a CPU-second of one
 //! thread, as JSON.
 
-use common::image_processor::decode;
+use images::image_processor::decode;
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args_os().skip(1);

@@ -1,8 +1,8 @@
 //! How fast single rows are read at random: `read_shards DIR [ROWS]` prints rows a CPU-second of one thread, as JSON.
 
-use common::shard::{ShardSet, Split};
 use rand::seq::SliceRandom;
 use rand::{SeedableRng, rngs::StdRng};
+use shards::{ShardSet, Split};
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args_os().skip(1);

@@ -1,10 +1,10 @@
 //! CPU milliseconds a row of each stage of `preprocess shards`, on one thread: `stages MODEL DATA [REPEAT]`, as JSON.
 
 use anyhow::Context;
-use common::chat::ChatProcessor;
-use common::files;
-use common::image_processor::{ImageProcessor, decode};
-use common::shard::{PixelFormat, RowGroupEncoder, Sample, SampleImage, ShardMetadata};
+use base::files;
+use chat::ChatProcessor;
+use images::image_processor::{ImageProcessor, decode};
+use shards::{PixelFormat, RowGroupEncoder, Sample, SampleImage, ShardMetadata};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -14,7 +14,7 @@ fn main() -> anyhow::Result<()> {
     let repeat: usize = rest.first().map_or(Ok(5), |repeat| repeat.parse())?;
     let (chat, processor) = (ChatProcessor::from_dir(model.as_ref())?, ImageProcessor::from_dir(model.as_ref())?);
     let metadata = ShardMetadata::new(&chat, &processor, PixelFormat::Predicted);
-    let records = common::dataset::read_all(data.as_ref())?;
+    let records = chat::dataset::read_all(data.as_ref())?;
     let rows: Vec<_> = records.into_iter().map(|record| Ok(record?)).collect::<anyhow::Result<_>>()?;
     let mut stages = BTreeMap::new();
     let mut samples = Vec::new();
@@ -30,7 +30,7 @@ fn main() -> anyhow::Result<()> {
             timed.ends("2 decode")?;
             let image = processor.process(&bytes).context("an image")?;
             timed.ends("3 decode again, resize")?;
-            let tokens = chat.encode_sample(common::chat::SYSTEM_PROMPT, &conversation.turns)?;
+            let tokens = chat.encode_sample(chat::SYSTEM_PROMPT, &conversation.turns)?;
             timed.ends("4 tokens")?;
             let sha256 = files::sha256_hex(&bytes);
             timed.ends("5 hash of the file")?;

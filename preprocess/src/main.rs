@@ -1,8 +1,8 @@
 //! `preprocess`: assembles a LLaVA and turns a dataset into shards.
 
 use anyhow::Result;
+use base::output::print;
 use clap::{Parser, Subcommand};
-use common::output::print;
 use preprocess::{inspect, model, shards, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -30,12 +30,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(common::args::with_dashes(std::env::args_os()));
+    let cli = Cli::parse_from(base::args::with_dashes(std::env::args_os()));
     let done = run(cli.command).and_then(|report| Ok(print(&mut std::io::stdout(), report)?));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            common::tell!("error: {error:#}");
+            base::tell!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -61,7 +61,7 @@ impl Progress {
         let rate = self.done as f64 / seconds;
         let left = (self.rows - self.done.min(self.rows)) as f64 / rate.max(1e-9);
         let Self { name, rows, done, rejected, .. } = self;
-        common::tell!("{name}: {done}/{rows} rows, {rejected} rejected, {rate:.0} rows/s, {left:.0} s left");
+        base::tell!("{name}: {done}/{rows} rows, {rejected} rejected, {rate:.0} rows/s, {left:.0} s left");
     }
 }
 

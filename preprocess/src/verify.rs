@@ -3,8 +3,8 @@
 use crate::progress::{self, Progress};
 use crate::shards::ledger::{REJECTED_FILE, Rejected};
 use anyhow::{Result, bail};
-use common::shard::{Row, RowText, ShardIndex, ShardSet, Split};
-use common::{Error, IGNORE_INDEX, files};
+use base::{Error, IGNORE_INDEX, files};
+use shards::{Row, RowText, ShardIndex, ShardSet, Split};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ impl Problems {
         }
     }
 
-    fn take(&mut self, result: common::Result<()>) {
+    fn take(&mut self, result: base::Result<()>) {
         if let Err(error) = result {
             self.add(error);
         }
@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> Result<String> {
     ))
 }
 
-fn check_file(dir: &Path, shard: &common::shard::ShardFile) -> common::Result<()> {
+fn check_file(dir: &Path, shard: &shards::ShardFile) -> base::Result<()> {
     let path = dir.join(&shard.file);
     let sha256 = files::sha256_of_file(&path)?;
     if sha256 == shard.sha256 {
@@ -164,7 +164,7 @@ fn check_rows(set: &ShardSet, split: Split, workers: usize, problems: &mut Probl
                     if first >= end {
                         break;
                     }
-                    let found: Vec<common::Result<()>> =
+                    let found: Vec<base::Result<()>> =
                         (first..end).map(|row| set.read_row(row).and_then(|row| check_row(&row, set, split))).collect();
                     // A worker that panicked would have ended the scope's thread; its lock is still good.
                     let mut shared = shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -195,7 +195,7 @@ fn check_text(text: &RowText, split: Split, problems: &mut Problems) {
 }
 
 /// Lengths, labels and pixels of one row.
-fn check_row(row: &Row, set: &ShardSet, split: Split) -> common::Result<()> {
+fn check_row(row: &Row, set: &ShardSet, split: Split) -> base::Result<()> {
     let invalid = |found: String, expected: &str| {
         let place = format!("{split:?} row with id {:?}", row.id);
         Err(Error::invalid(place, found, expected, "run preprocess shards again"))

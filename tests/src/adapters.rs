@@ -1,11 +1,11 @@
 //! Adapter folders and models made by the tests themselves.
 
 use burn::tensor::Device;
-use common::checkpoint::{TensorSource, from_f32, write_file};
-use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
-use common::model::Llava;
+use model::Llava;
+use model::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
 use serde_json::Value;
 use std::path::Path;
+use store::checkpoint::{TensorSource, from_f32, write_file};
 
 /// The configuration of a LLaVA with 2 layers of the language model and 3 of the tower, untied.
 pub fn config() -> LlavaConfig {

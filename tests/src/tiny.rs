@@ -3,14 +3,14 @@
 use crate::reference;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
-use common::batch::PackedBatch;
-use common::checkpoint::{LoadAs, load_model};
-use common::config::LlavaConfig;
-use common::model::Llava;
-use common::model::named::{NamedVisitor, visit_named};
+use model::Llava;
+use model::batch::PackedBatch;
+use model::config::LlavaConfig;
+use model::named::{NamedVisitor, visit_named};
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::path::Path;
+use store::checkpoint::{LoadAs, load_model};
 
 /// Tensors of a safetensors file: f32 values (integers converted) and shapes.
 pub type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;

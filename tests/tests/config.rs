@@ -1,6 +1,6 @@
 //! Configurations in every spelling that transformers has written.
 
-use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
+use model::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
 use serde_json::{Value, json};
 use std::path::Path;
 use tests::{reference, shared, tiny};
@@ -20,7 +20,7 @@ fn project_json(path: &str) -> Value {
     serde_json::from_slice(&std::fs::read(tests::project_file(path)).expect("readable")).expect("JSON")
 }
 
-fn read(config: &Value) -> common::Result<LlavaConfig> {
+fn read(config: &Value) -> base::Result<LlavaConfig> {
     LlavaConfig::read(folder(config).path())
 }
 
@@ -87,7 +87,7 @@ fn the_original_projects_config_is_read_with_the_defaults_of_its_time() {
     assert_eq!(config.dtype, WeightDtype::F32);
     assert_round_trip(&config);
     // The real model's size, from names and shapes alone.
-    let parameters: usize = common::checkpoint::expected_tensors(&config).iter().map(|tensor| tensor.len()).sum();
+    let parameters: usize = store::checkpoint::expected_tensors(&config).iter().map(|tensor| tensor.len()).sum();
     assert_eq!(parameters, 4_263_056_896);
 }
 

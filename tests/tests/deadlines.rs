@@ -16,11 +16,11 @@ const LARGE: u64 = 6 << 30;
 /// Puts a large file into the newest checkpoint, as a part of it.
 fn add_large_file(checkpoint: &Path) {
     File::create(checkpoint.join("large.bin")).expect("created").set_len(LARGE).expect("a hole");
-    let sha256 = common::files::sha256_of_file(&checkpoint.join("large.bin")).expect("hashed");
+    let sha256 = base::files::sha256_of_file(&checkpoint.join("large.bin")).expect("hashed");
     let path = checkpoint.join("manifest.json");
     let mut manifest = json_file(&path);
     manifest["files"]["large.bin"] = Value::from(sha256);
-    common::json::write(&path, &manifest).expect("written");
+    base::json::write(&path, &manifest).expect("written");
 }
 
 /// Rank 0 hashes the checkpoint for longer than the others would wait for it.

@@ -1,6 +1,6 @@
 //! Difficult files: each gets the verdict of Pillow, and pixels of transformers where it is an image.
 
-use common::image_processor::{ImageError, ImageProcessor};
+use images::image_processor::{ImageError, ImageProcessor};
 use std::fs;
 use std::path::Path;
 use tests::{assert_close, reference, shared};

@@ -2,8 +2,8 @@
 
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
-use common::device::cpu;
-use common::model::named::{NamedMapper, map_named};
+use kernels::device::cpu;
+use model::named::{NamedMapper, map_named};
 use serde_json::Value;
 use std::path::Path;
 use tests::runs::{json_file, json_lines, shards_with_validation, train};

@@ -140,8 +140,7 @@ pub fn model_with_infinite_token(dir: &Path, token: usize) {
 
 /// The token that only row 9 has (with 2 ranks of 2 rows: the first row of rank 0 in the third step is row 8).
 fn token_of_one_row(row: usize) -> usize {
-    let shards =
-        common::shard::ShardSet::open(&tests::training::shards(), common::shard::Split::Train).expect("shards");
+    let shards = shards::ShardSet::open(&tests::training::shards(), shards::Split::Train).expect("shards");
     let rows: Vec<Vec<i32>> = (0..12).map(|row| shards.read_row(row).expect("a row").input_ids.clone()).collect();
     let elsewhere = |token: &i32| (0..rows.len()).any(|other| other != row && rows[other].contains(token));
     *rows[row].iter().find(|token| !elsewhere(token)).expect("a token that no other row has") as usize

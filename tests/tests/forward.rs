@@ -2,15 +2,15 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use common::batch::PackedBatch;
-use common::config::LlavaConfig;
-use common::model::language_model::TextContext;
-use common::model::named::{NamedMapper, map_named};
-use common::model::vision_tower::VisionContext;
-use common::model::{Llava, pixel_tensor};
-use common::vision_cache::{CachedAs, CachedRows, VisionFeatureCache};
+use model::batch::PackedBatch;
+use model::config::LlavaConfig;
+use model::language_model::TextContext;
+use model::named::{NamedMapper, map_named};
+use model::vision_tower::VisionContext;
+use model::{Llava, pixel_tensor};
 use tests::tiny::{self, Tensors, values};
 use tests::{assert_norm_close, assert_relative};
+use train::vision_cache::{CachedAs, CachedRows, VisionFeatureCache};
 
 /// f32 sums in another order differ by about 1e-6 of the largest value; 1e-4 is what the reference asks for.
 const VALUE_TOLERANCE: f32 = 1e-4;

@@ -1,13 +1,13 @@
 //! `infer generate` against transformers' greedy text; batches, adapters, stop strings, seeds, real backbones.
 
-use common::chat::SYSTEM_PROMPT;
-use common::checkpoint::{LoadAs, copy_processor_files};
-use common::device::DeviceKind;
+use chat::SYSTEM_PROMPT;
 use infer::engine::{Engine, Request, Sequence, single_question};
 use infer::sampling::SamplingConfig;
+use kernels::device::DeviceKind;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use store::checkpoint::{LoadAs, copy_processor_files};
 use tests::{program, reference};
 
 /// A whole model directory with the weights of one fixture folder; `tiny/llava` has the processor files.

@@ -1,16 +1,16 @@
 //! The key/value cache, merged LoRA, other number formats and other shapes of the model, each against the whole forward.
 
+use base::IGNORE_INDEX;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Distribution, Tensor};
-use common::IGNORE_INDEX;
-use common::batch::PackedBatch;
-use common::config::{Activation, FeatureSelect, LlavaConfig};
-use common::model::Llava;
-use common::model::dropout::LoraDropout;
-use common::model::kv_cache::KvCache;
-use common::model::language_model::TextContext;
-use common::model::lora::{self, LoraConfig};
-use common::shard::Row;
+use model::Llava;
+use model::batch::PackedBatch;
+use model::config::{Activation, FeatureSelect, LlavaConfig};
+use model::dropout::LoraDropout;
+use model::language_model::TextContext;
+use model::lora;
+use model::lora::LoraConfig;
+use shards::Row;
 use tests::{assert_close, assert_relative, reference, tiny};
 
 /// The first rows of the reference data, answers left out: prompts to continue.
@@ -46,7 +46,7 @@ fn greedy(model: &Llava, config: &LlavaConfig, rows: Vec<Row>, max_new_tokens: u
     let batch = pack(rows, config);
     let device = model.device();
     let capacities = batch.seq_lens.iter().map(|len| len + max_new_tokens);
-    let mut caches: Vec<_> = capacities.map(|capacity| KvCache::new(&config.text, capacity, &device)).collect();
+    let mut caches: Vec<_> = capacities.map(|capacity| config.text.kv_cache(capacity, &device)).collect();
     let mut outputs = vec![Vec::new(); caches.len()];
     let mut logits = tiny::values(model.prefill(&batch, &mut caches.iter_mut().collect::<Vec<_>>(), config));
     let mut running: Vec<usize> = (0..caches.len()).collect();
@@ -105,8 +105,7 @@ fn decoding_with_a_cache_equals_the_whole_forward() {
             let continuations: [&[u32]; 3] = [&[5, 6, 7, 8], &[9, 10], &[11, 12, 13]];
             let whole = whole_logits(&model, &config, &continuations);
 
-            let mut caches: Vec<_> =
-                batch.seq_lens.iter().map(|len| KvCache::new(&config.text, len + 4, &device)).collect();
+            let mut caches: Vec<_> = batch.seq_lens.iter().map(|len| config.text.kv_cache(len + 4, &device)).collect();
             let mut found = vec![Vec::new(); 3];
             // Row 2 joins after the others have begun to decode: sequences of different ages share a batch.
             let (first, late) = (pack(prompts(2), &config), pack(prompts(3).split_off(2), &config));
@@ -268,7 +267,7 @@ fn int8_weights_cost_little_and_decode_as_the_whole_forward() {
         model.language_model.quantize_int8();
         let whole = whole_logits(&model, &config, &[&[5, 6]]).remove(0);
         let batch = pack(prompts(1), &config);
-        let mut cache = KvCache::new(&config.text, batch.input_ids.len() + 2, &device);
+        let mut cache = config.text.kv_cache(batch.input_ids.len() + 2, &device);
         let mut found = vec![Vec::new()];
         append(&mut found, &[0], model.prefill(&batch, &mut [&mut cache], &config));
         append(&mut found, &[0], model.decode(&[5], &mut [&mut cache], &config));

@@ -1,7 +1,7 @@
 //! The generic path of the model, which a GPU takes too: the trainer on burn's ndarray backend against transformers' Trainer.
 //! (Features, logits, loss, every gradient and greedy text on this backend are in `forward` and `generation`.)
 
-use common::device::DeviceKind;
+use kernels::device::DeviceKind;
 use tests::training::{compare_with_reference, in_process};
 
 #[test]

@@ -1,8 +1,8 @@
 //! `images.zip` as people's programs write it: names, counts, offsets, sizes, checksums, methods.
 
-use common::image_files::{ImageFileError, ImageSources};
 use flate2::Crc;
 use flate2::write::DeflateEncoder;
+use images::image_files::{ImageFileError, ImageSources};
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! `preprocess inspect` and `preprocess verify`: the numbers, the page in a browser, and a flipped byte.
 
 use crate::dataset::{Dataset, Output, llava};
-use common::shard::ShardIndex;
 use serde_json::{Value, json};
+use shards::ShardIndex;
 use std::path::Path;
 use std::process::Command;
 
@@ -84,7 +84,7 @@ fn the_page_renders_in_a_browser() {
     chromium(folder.path(), &page, &[&format!("--screenshot={}", path(&picture)), "--window-size=420,900"]);
     let bytes = std::fs::read(&picture).expect("a screenshot");
     let mut pixels = Vec::new();
-    let raster = common::image_processor::decode(&bytes, &mut pixels).expect("a PNG");
+    let raster = images::image_processor::decode(&bytes, &mut pixels).expect("a PNG");
     let colours: std::collections::HashSet<&[u8]> = pixels.chunks_exact(raster.layout.channels()).collect();
     println!("screenshot {}×{}, {} colours", raster.width, raster.height, colours.len());
     assert!(colours.len() > 20, "the page is blank");

@@ -1,15 +1,15 @@
 //! Our model directories and adapters in transformers and peft: nothing missing, nothing unexpected, the same loss.
 
-use common::adapter::{load_adapter, save_adapter};
-use common::batch::PackedBatch;
-use common::chat::{ChatProcessor, Message, Role};
-use common::checkpoint::{LoadAs, TensorSource, copy_processor_files, load_model, save_model, write_file};
-use common::config::{LlavaConfig, WeightDtype};
-use common::device;
-use common::model::Llava;
+use chat::{ChatProcessor, Message, Role};
+use kernels::device;
+use model::Llava;
+use model::batch::PackedBatch;
+use model::config::{LlavaConfig, WeightDtype};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
+use store::adapter::{load_adapter, save_adapter};
+use store::checkpoint::{LoadAs, TensorSource, copy_processor_files, load_model, save_model, write_file};
 use tests::{program, python, python_script, reference, tiny};
 
 /// f32 sums in another order, over a few hundred tokens.
@@ -127,7 +127,7 @@ fn batch_of(prompt: &[u32], config: &LlavaConfig) -> PackedBatch {
             }
             batch.input_ids.push(id);
             let supervised = !is_image && !batch.image_positions.is_empty();
-            batch.labels.push(if supervised { id as i32 } else { common::IGNORE_INDEX });
+            batch.labels.push(if supervised { id as i32 } else { base::IGNORE_INDEX });
         }
     }
     batch.seq_lens = vec![batch.input_ids.len()];

@@ -1,8 +1,8 @@
 //! `datasets.load_dataset(FOLDER)` of Hugging Face opens a folder of shards with its splits, whatever else is in it.
 
 use crate::dataset::{Dataset, answered, question};
-use common::shard::{ShardSet, Split};
 use serde_json::{Value, json};
+use shards::{ShardSet, Split};
 use std::path::Path;
 use tests::{byte_model, python, python_script};
 

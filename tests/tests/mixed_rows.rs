@@ -1,12 +1,12 @@
 //! Rows of several turns, of several images and of none: through preprocessing, other readers, and training.
 
 use crate::dataset::{Dataset, answered, llava, question, reference_rows};
-use common::IGNORE_INDEX;
-use common::chat::ChatProcessor;
-use common::image_processor::ImageProcessor;
-use common::shard::{Row, ShardSet, Split};
+use base::IGNORE_INDEX;
+use chat::ChatProcessor;
+use images::image_processor::ImageProcessor;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
+use shards::{Row, ShardSet, Split};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -57,7 +57,7 @@ fn several_turns_several_images_and_no_image() {
 #[test]
 fn python_turns_rows_into_transformers_pixel_values() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let documents = [root.join("docs/formats.md"), root.join("common/src/shard/mod.rs")];
+    let documents = [root.join("docs/formats.md"), root.join("common/shards/src/lib.rs")];
     let dataset = mixed_rows();
     for format in ["predicted", "u8"] {
         let Some(mut python) = tests::python() else { return };

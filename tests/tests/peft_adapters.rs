@@ -2,15 +2,16 @@
 //!
 //! Models, adapters and the right losses are made by `python/peft_adapters.py`.
 
-use common::adapter::{load_adapter, save_adapter};
-use common::batch::PackedBatch;
-use common::checkpoint::{LoadAs, load_model, save_model};
-use common::config::LlavaConfig;
-use common::device::cpu;
-use common::model::Llava;
-use common::model::lora::{self, LoraConfig};
+use kernels::device::cpu;
+use model::Llava;
+use model::batch::PackedBatch;
+use model::config::LlavaConfig;
+use model::lora;
+use model::lora::LoraConfig;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use store::adapter::{load_adapter, save_adapter};
+use store::checkpoint::{LoadAs, load_model, save_model};
 use tests::tiny::{forward_batch, read_tensors_at, values};
 use tests::training::succeed;
 use tests::{python, python_script};

@@ -1,6 +1,6 @@
 //! The image processor against transformers' PIL one: recorded crops, recorded pixel values, and every picture of the data.
 
-use common::image_processor::ImageProcessor;
+use images::image_processor::ImageProcessor;
 use safetensors::SafeTensors;
 use std::fs;
 use std::path::PathBuf;
@@ -117,7 +117,7 @@ fn equal_transformers(folders: Vec<PathBuf>) {
                 let mut values = vec![0f32; image.codes.len()];
                 processor.normalize_into(&image.codes, &mut values);
                 let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-                common::files::sha256_hex(&bytes)
+                base::files::sha256_hex(&bytes)
             }
         };
         if found == expected {

@@ -1,11 +1,11 @@
 //! `train plan`: exact numbers of the real job from its configuration files; the forecast of memory against the real peak.
 
-use common::checkpoint::{copy_processor_files, save_model};
-use common::config::{LlavaConfig, TextConfig, VisionConfig};
-use common::device::cpu;
-use common::model::Llava;
+use kernels::device::cpu;
+use model::Llava;
+use model::config::{LlavaConfig, TextConfig, VisionConfig};
 use std::path::Path;
 use std::process::Command;
+use store::checkpoint::{copy_processor_files, save_model};
 use tests::runs::json_lines;
 use tests::training::{fail, succeed};
 use tests::{program, reference};

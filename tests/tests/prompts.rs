@@ -1,14 +1,14 @@
 //! From messages and pictures to ids: order, special tokens as text, empty system prompts, roles at the end, sizes that differ.
 
-use common::chat::{ChatProcessor, IMAGE_TOKEN, Message, Role};
-use common::checkpoint::LoadAs;
-use common::device::DeviceKind;
-use common::image_processor::ProcessedImage;
+use chat::{ChatProcessor, IMAGE_TOKEN, Message, Role};
+use images::image_processor::ProcessedImage;
 use infer::engine::{Engine, Part, Processors, Prompt, single_question};
+use kernels::device::DeviceKind;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use store::checkpoint::LoadAs;
 use tests::program;
 use tests::small::Small;
 use tests::training::{fail, succeed};

@@ -1,10 +1,11 @@
 //! `config.json`, `generation_config.json` and `adapter_config.json` as people publish them: read, or refused by the name of what is
 //! not done. The texts have the fields and values of the published files that they are named after.
 
-use common::adapter::read_config;
-use common::config::{LlavaConfig, TextConfig, VisionConfig, eos_token_ids};
+use chat::eos::eos_token_ids;
+use model::config::{LlavaConfig, TextConfig, VisionConfig};
 use serde_json::{Value, json};
 use std::path::Path;
+use store::adapter::read_config;
 use tests::adapters::{self, text_lora};
 
 fn folder(file: &str, content: &Value) -> tempfile::TempDir {
@@ -23,7 +24,7 @@ fn with(base: Value, more: Value) -> Value {
 /// What has to happen: the file is read, or the error names all of these.
 type Verdict<'a> = Result<(), &'a [&'a str]>;
 
-fn assert_verdict<T: std::fmt::Debug>(name: &str, found: common::Result<T>, expected: Verdict) {
+fn assert_verdict<T: std::fmt::Debug>(name: &str, found: base::Result<T>, expected: Verdict) {
     match (found, expected) {
         (Ok(_), Ok(())) => println!("{name}: read"),
         (Err(error), Err(words)) => {

@@ -1,9 +1,9 @@
 //! Records as published datasets have them, through `preprocess shards`: every key is read, harmless, or the row is refused by it.
 
 use crate::dataset::{Dataset, answered, question};
-use common::chat::ChatProcessor;
-use common::shard::{ShardSet, Split};
+use chat::ChatProcessor;
 use serde_json::{Value, json};
+use shards::{ShardSet, Split};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tests::byte_model;

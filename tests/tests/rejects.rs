@@ -1,8 +1,8 @@
 //! More rejected rows than allowed end with exit code 1, everything kept; causes that say what to do; no reason twice.
 
 use crate::dataset::{Dataset, answered, question};
-use common::shard::ShardIndex;
 use serde_json::{Value, json};
+use shards::ShardIndex;
 use std::path::Path;
 use std::process::Command;
 use tests::{byte_model, program};

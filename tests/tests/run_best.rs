@@ -3,9 +3,9 @@
 
 use crate::faults::model_with_infinite_token;
 use clap::{Args, FromArgMatches};
-use common::device::cpu;
-use common::shard::{ShardSet, Split};
+use kernels::device::cpu;
 use serde_json::json;
+use shards::{ShardSet, Split};
 use std::path::Path;
 use std::time::Duration;
 use tests::python;
@@ -152,7 +152,7 @@ fn in_process(shards: &Path, output: &Path, more: &[&str], stop: bool) {
     let words: Vec<_> =
         std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_os_string()).collect();
     let matches = Config::augment_args(clap::Command::new("train")).args_override_self(true);
-    let matches = matches.get_matches_from(common::args::with_dashes(words));
+    let matches = matches.get_matches_from(base::args::with_dashes(words));
     let config = Config::from_arg_matches(&matches).expect("options of train");
     let config = recipe::resolve(config, &matches, None).expect("valid options");
     let request = StopRequest::default();

@@ -167,7 +167,7 @@ fn a_checkpoint_that_was_copied_alone_goes_on() {
     for name in ["checkpoint-4", "run.json", "model.safetensors", "metrics.jsonl"] {
         succeed(Command::new("rm").arg("-r").arg(copied.join(name)));
     }
-    common::json::write(&manifest, &files).expect("written");
+    base::json::write(&manifest, &files).expect("written");
     let error = fail(&mut train(&shards, &copied, &[&words[..], &RESUME].concat()));
     assert!(error.contains("no run_id"), "{error}");
 }

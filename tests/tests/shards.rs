@@ -1,10 +1,10 @@
 //! `preprocess shards` against the reference: ids, labels, pixels, verdicts, and who can read the result.
 
 use crate::dataset::{Dataset, Output, answered, llava, question};
-use common::chat::ChatProcessor;
-use common::image_processor::ImageProcessor;
-use common::shard::{Row, ShardIndex, ShardSet, Split};
+use chat::ChatProcessor;
+use images::image_processor::ImageProcessor;
 use serde_json::{Value, json};
+use shards::{Row, ShardIndex, ShardSet, Split};
 use std::path::Path;
 
 fn rows(output: &Path, split: Split) -> Vec<Row> {

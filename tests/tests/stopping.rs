@@ -73,7 +73,7 @@ fn many_rows(folder: &Path) -> PathBuf {
         }
     }
     std::fs::create_dir(&data).expect("made");
-    common::json::write(&data.join("chat.json"), &rows).expect("written");
+    base::json::write(&data.join("chat.json"), &rows).expect("written");
     std::os::unix::fs::symlink(source.join("images"), data.join("images")).expect("linked");
     let mut command = Command::new(program("preprocess"));
     command.arg("shards").arg("--model").arg(reference("tiny/llava"));

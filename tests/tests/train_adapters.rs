@@ -1,19 +1,19 @@
 //! Training goes on from adapters that are not this project's own: all of their parts are trained, and all are written.
 
+use base::names;
 use burn::module::Param;
 use burn::tensor::Tensor;
-use common::adapter::{load_adapter, read_config, save_adapter};
-use common::batch::PackedBatch;
-use common::config::LlavaConfig;
-use common::device::cpu;
-use common::model::Llava;
-use common::model::lora::{AdapterModules, LoraConfig, attach};
-use common::model::named::{NamedMapper, map_named};
-use common::names;
+use kernels::device::cpu;
+use model::Llava;
+use model::batch::PackedBatch;
+use model::config::LlavaConfig;
+use model::lora::{AdapterModules, LoraConfig, attach};
+use model::named::{NamedMapper, map_named};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
+use store::adapter::{load_adapter, read_config, save_adapter};
 use tests::tiny::{gradients, read_tensors_at};
 use tests::training::{fail, succeed};
 use tests::{adapters, assert_relative, program, reference, runs, tiny};
@@ -82,7 +82,7 @@ fn batch(config: &LlavaConfig) -> PackedBatch {
         batch.seq_lens.push(batch.input_ids.len() - start);
         let supervised = batch.input_ids[start..].iter().enumerate();
         let first = 1 + config.image_seq_length();
-        batch.labels.extend(supervised.map(|(at, &id)| if at > first { id as i32 } else { common::IGNORE_INDEX }));
+        batch.labels.extend(supervised.map(|(at, &id)| if at > first { id as i32 } else { base::IGNORE_INDEX }));
         batch.ids.push(row.to_string());
     }
     let side = config.vision.image_size;

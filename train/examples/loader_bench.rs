@@ -6,8 +6,8 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use common::config::LlavaConfig;
-use common::shard::{ShardSet, Split};
+use model::config::LlavaConfig;
+use shards::{ShardSet, Split};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;

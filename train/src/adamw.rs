@@ -1,6 +1,6 @@
 //! AdamW on flat f32 slices, as torch's.
 
-use common::ops::fused::{AdamWCoefficients, adamw};
+use kernels::cpu::{AdamWCoefficients, adamw};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 

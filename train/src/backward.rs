@@ -6,18 +6,17 @@
 
 use crate::gradient::BlockGradient;
 use crate::layout::{BlockLayout, Layout};
+use crate::vision_cache::VisionFeatureCache;
 use anyhow::{Result, anyhow};
+use base::names::Block;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
-use common::batch::PackedBatch;
-use common::config::LlavaConfig;
-use common::model::dropout::LoraDropout;
-use common::model::language_model::{LastTokens, Qwen2Layer, TextContext};
-use common::model::vision_tower::{VisionContext, select_features};
-use common::model::{Llava, pixel_tensor};
-use common::names::Block;
-use common::ops;
-use common::vision_cache::VisionFeatureCache;
+use model::batch::PackedBatch;
+use model::config::LlavaConfig;
+use model::dropout::LoraDropout;
+use model::language_model::{LastTokens, Qwen2Layer, TextContext};
+use model::vision_tower::{VisionContext, select_features};
+use model::{Llava, pixel_tensor};
 use std::collections::BTreeMap;
 
 /// What a micro-batch is computed with.
@@ -217,7 +216,7 @@ impl Pass<'_> {
     fn merge(&self, batch: &PackedBatch, vision: Option<&Vision>) -> Tensor<2> {
         let embeds = self.model.language_model.embed(&batch.input_ids).detach();
         match vision {
-            Some(vision) => ops::replace_rows(embeds, &batch.image_positions, vision.projected.clone().detach()),
+            Some(vision) => kernels::replace_rows(embeds, &batch.image_positions, vision.projected.clone().detach()),
             None => embeds,
         }
     }
@@ -255,7 +254,7 @@ impl Pass<'_> {
             finished(block, gradient)?;
         }
         match vision {
-            Some(vision) => self.backward_vision(vision, ops::select_rows(outer, &batch.image_positions), finished),
+            Some(vision) => self.backward_vision(vision, kernels::select_rows(outer, &batch.image_positions), finished),
             None => Ok(()),
         }
     }
@@ -310,7 +309,7 @@ fn leaf(tensor: Tensor<2>) -> Tensor<2> {
 }
 
 fn backward(output: Tensor<2>, outer: Tensor<2>) -> Gradients {
-    ops::with_gradient(output, outer).backward()
+    kernels::with_gradient(output, outer).backward()
 }
 
 /// The gradients of a block, and its input, whose gradient is among them.

@@ -72,7 +72,7 @@ impl Steps {
     ///
     /// # Errors
     /// As [`Schedule::new`].
-    pub fn of(config: &Config, rows: usize, world_size: usize, state: Option<&TrainerState>) -> common::Result<Self> {
+    pub fn of(config: &Config, rows: usize, world_size: usize, state: Option<&TrainerState>) -> base::Result<Self> {
         let plan = BatchPlan {
             rows,
             micro_batch_size: config.per_device_train_batch_size,
@@ -123,7 +123,7 @@ mod tests {
 
     fn config(words: &[&str]) -> Config {
         let words = std::iter::once(&"train").chain(words).map(std::ffi::OsString::from);
-        let matches = Config::augment_args(Command::new("train")).get_matches_from(common::args::with_dashes(words));
+        let matches = Config::augment_args(Command::new("train")).get_matches_from(base::args::with_dashes(words));
         Config::from_arg_matches(&matches).expect("options of train")
     }
 

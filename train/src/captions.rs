@@ -1,16 +1,16 @@
 //! Sample captions of an evaluation: what the model says of the first validation rows, greedily.
 
 use anyhow::{Result, anyhow};
+use base::IGNORE_INDEX;
+use base::pulse;
 use burn::tensor::Tensor;
-use common::IGNORE_INDEX;
-use common::batch::PackedBatch;
-use common::chat::ChatProcessor;
-use common::config::LlavaConfig;
-use common::model::Llava;
-use common::model::kv_cache::KvCache;
-use common::pulse;
-use common::shard::{Row, ShardSet};
+use chat::ChatProcessor;
+use kernels::kv_cache::KvCache;
+use model::Llava;
+use model::batch::PackedBatch;
+use model::config::LlavaConfig;
 use serde::Serialize;
+use shards::{Row, ShardSet};
 
 /// Longest caption, tokens.
 const MAX_NEW_TOKENS: usize = 64;
@@ -100,7 +100,7 @@ pub fn greedy(model: &Llava, config: &LlavaConfig, batch: &PackedBatch, eos: &[u
     let device = model.device();
     let room = |&len: &usize| MAX_NEW_TOKENS.min(context.saturating_sub(len));
     let limits: Vec<usize> = batch.seq_lens.iter().map(room).collect();
-    let cache = |(len, limit)| KvCache::new(&config.text, len + limit, &device);
+    let cache = |(len, limit)| config.text.kv_cache(len + limit, &device);
     let mut caches: Vec<KvCache> = batch.seq_lens.iter().copied().zip(limits.iter().copied()).map(cache).collect();
     let mut answers: Vec<Vec<u32>> = vec![Vec::new(); caches.len()];
     let mut logits = model.prefill(batch, &mut caches.iter_mut().collect::<Vec<_>>(), config);

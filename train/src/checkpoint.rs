@@ -11,14 +11,15 @@ use crate::setup::Trainee;
 use crate::state::TrainerState;
 use crate::zero::Partitions;
 use anyhow::{Context, Result};
-use common::checkpoint::{TensorSource, copy_processor_files, from_f32, model_tensors, write_file, write_tensors};
-use common::config::WeightDtype;
-use common::model::Llava;
-use common::{Error, adapter, files, json, names};
+use base::{Error, files, json, names};
+use model::Llava;
+use model::config::WeightDtype;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use store::adapter;
+use store::checkpoint::{TensorSource, copy_processor_files, from_f32, model_tensors, write_file, write_tensors};
 
 /// Weights larger than this are written in parts, bytes.
 pub const MAX_PART_BYTES: usize = 5_000_000_000;
@@ -218,7 +219,7 @@ impl Manifest {
     ///
     /// # Errors
     /// None, or an unreadable one; one of a version that gave runs no id.
-    pub fn read(dir: &Path) -> common::Result<Self> {
+    pub fn read(dir: &Path) -> base::Result<Self> {
         let path = dir.join(MANIFEST);
         if !path.exists() {
             let found = format!("no {MANIFEST}");

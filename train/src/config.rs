@@ -7,11 +7,11 @@ pub use choices::{Accumulate, CacheVisionFeatures, LossNormalization, ReportTo, 
 use crate::domains;
 use crate::interval::Interval;
 use crate::schedule::{DeepspeedSchedule, SchedulerKwargs};
+use base::{Error, Result};
 use clap::ArgAction;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use common::device::DeviceKind;
-use common::model::lora::LoraConfig;
-use common::{Error, Result};
+use kernels::device::DeviceKind;
+use model::lora::LoraConfig;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::path::PathBuf;
 

@@ -5,7 +5,7 @@ mod scheduler;
 
 use crate::collective::launch;
 use crate::recipe::Given;
-use common::{Error, Result};
+use base::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! Which values the options may have: one table, checked wherever a value comes from (flag, recipe, DeepSpeed file).
 
 use crate::config::Config;
-use common::{Error, Result};
+use base::{Error, Result};
 use serde_json::Value;
 use std::fmt;
 

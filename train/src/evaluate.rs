@@ -8,12 +8,13 @@ use crate::metrics::EvalMetrics;
 use crate::order::{BatchPlan, Cursor};
 use crate::setup::{self, Trainee};
 use anyhow::{Result, anyhow, bail};
+use base::pulse;
+use base::pulse::Pulse;
 use burn::module::Module;
-use common::batch::PackedBatch;
-use common::chat::ChatProcessor;
-use common::model::Llava;
-use common::pulse::{self, Pulse};
-use common::shard::{ShardSet, Split};
+use chat::ChatProcessor;
+use model::Llava;
+use model::batch::PackedBatch;
+use shards::{ShardSet, Split};
 use std::sync::Arc;
 use std::time::Instant;
 

@@ -1,7 +1,7 @@
 //! Where every trained value lives: blocks of the model, cut into buckets, each bucket divided evenly among the ranks.
 
+use base::names::Block;
 use burn::module::ParamId;
-use common::names::Block;
 use std::collections::HashMap;
 use std::ops::Range;
 

@@ -1,6 +1,6 @@
 //! The trainer: shards and a model in, checkpoints out, data-parallel under ZeRO-2.
 
-pub use common::tell;
+pub use base::tell;
 
 pub mod adamw;
 pub mod backward;
@@ -37,5 +37,6 @@ pub mod trainability;
 pub mod trainable;
 pub mod trainer;
 pub mod trainer_options;
+pub mod vision_cache;
 pub mod watch;
 pub mod zero;

@@ -2,10 +2,10 @@
 
 use crate::order::{BatchPlan, Cursor, EpochOrder, GlobalBatch, mix};
 use anyhow::{Result, anyhow, bail};
-use common::batch::PackedBatch;
-use common::config::LlavaConfig;
-use common::shard::ShardSet;
 use crossbeam::channel::{Receiver, Sender, bounded};
+use model::batch::PackedBatch;
+use model::config::LlavaConfig;
+use shards::ShardSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

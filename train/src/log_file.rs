@@ -1,7 +1,7 @@
 //! A file that grows for as long as the run: what cannot be written (a full disk) is kept and written with the next piece.
 
 use anyhow::{Context, Result};
-use common::files;
+use base::files;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,14 +1,15 @@
 //! `train`: trains a LLaVA on shards.
 
 use anyhow::{Context, Result};
+use base::output::print;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use common::hub::{self, Wanted};
-use common::output::print;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use store::hub;
+use store::hub::Wanted;
 use train::collective::{guard, launch};
 use train::config::Config;
 use train::plan::{self, PlanArgs};
@@ -66,7 +67,7 @@ enum Done {
 }
 
 fn main() -> ExitCode {
-    let args = common::args::with_dashes(std::env::args_os());
+    let args = base::args::with_dashes(std::env::args_os());
     let is_plan = args.get(1).is_some_and(|word| word == "plan");
     let translated = match trainer_options::translate(args.clone(), &flags(), if is_plan { PLAN_OPTIONS } else { &[] })
     {
@@ -76,7 +77,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let matches = match command().try_get_matches_from(common::args::with_dashes(translated.words)) {
+    let matches = match command().try_get_matches_from(base::args::with_dashes(translated.words)) {
         Ok(matches) => matches,
         Err(error) => return wrong_usage(&error, is_plan),
     };

@@ -2,7 +2,7 @@
 
 use crate::log_file::LogFile;
 use anyhow::Result;
-use common::exact;
+use base::exact;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 use std::path::Path;

@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 use burn::backend::Flex;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use common::model::Llava;
+use model::Llava;
 
 /// Shows the values of a block's parameters, one parameter after another.
 ///
@@ -195,7 +195,7 @@ fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
 }
 
 fn is_cpu(device: &Device) -> bool {
-    device.clone().inner() == common::device::cpu()
+    device.clone().inner() == kernels::device::cpu()
 }
 
 fn edit_in_place<const D: usize>(tensor: Tensor<D>, change: impl FnOnce(&mut [f32])) -> Tensor<D> {

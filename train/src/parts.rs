@@ -1,6 +1,7 @@
 //! The parts of a model that people speak of, for tables and manifests.
 
-use common::names::{self, Block};
+use base::names;
+use base::names::Block;
 use serde::Serialize;
 
 /// A part of the model.

@@ -4,9 +4,9 @@ use crate::collective::launch;
 use crate::config::Config;
 use crate::deepspeed;
 use crate::trainer_options::{self, Answer};
+use base::{Error, Result};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
-use common::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -273,7 +273,7 @@ mod tests {
     fn parse(args: &[&str], recipe: Option<&str>) -> Result<Config> {
         let words = std::iter::once("train").chain(args.iter().copied()).map(std::ffi::OsString::from);
         let command = Config::augment_args(Command::new("train")).mut_args(|arg| arg.allow_negative_numbers(true));
-        let matches = command.get_matches_from(common::args::with_dashes(words));
+        let matches = command.get_matches_from(base::args::with_dashes(words));
         let config = Config::from_arg_matches(&matches).expect("arguments match the struct");
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = recipe.map(|text| {

@@ -12,8 +12,8 @@ use crate::run::function::Function;
 use crate::run::{RUN_RECORD, RunRecord};
 use crate::state::TrainerState;
 use anyhow::{Context, Result, bail};
-use common::pulse::Pulse;
-use common::{Error, files, json};
+use base::pulse::Pulse;
+use base::{Error, files, json};
 use std::path::{Path, PathBuf};
 
 /// A checkpoint to go on from.
@@ -228,7 +228,7 @@ fn newest_valid(candidates: &[PathBuf]) -> (Option<(Found, Manifest)>, Vec<Strin
 }
 
 /// Reads a checkpoint's state after checking every file against the manifest.
-fn validate(dir: &Path) -> common::Result<(Found, Manifest)> {
+fn validate(dir: &Path) -> base::Result<(Found, Manifest)> {
     let remedy = "the checkpoint is damaged: an older one is used if there is one";
     let manifest = Manifest::read(dir)?;
     for (name, expected) in &manifest.files {

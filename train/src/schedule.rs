@@ -7,7 +7,7 @@ pub use deepspeed::{DeepspeedKind, DeepspeedSchedule, WarmupType};
 pub use kwargs::{Curve, SchedulerKwargs};
 
 use crate::config::{Config, ScheduleType};
-use common::{Error, Result, exact};
+use base::{Error, Result, exact};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 use std::path::Path;

@@ -5,21 +5,23 @@ use crate::config::{CacheVisionFeatures, Config, TrainType};
 use crate::layout::Layout;
 use crate::plan;
 use crate::trainable::{self, Choice};
+use crate::vision_cache::{CachedAs, CachedRows, VisionFeatureCache};
 use anyhow::{Context, Result, bail};
+use base::names::Block;
+use base::{Error, files};
 use burn::tensor::Device;
-use common::adapter;
-use common::chat::ChatProcessor;
-use common::checkpoint::{LoadAs, load_model};
-use common::config::LlavaConfig;
-use common::device::DeviceKind;
-use common::image_processor::ImageProcessor;
-use common::model::Llava;
-use common::model::lora::{self, LoraConfig};
-use common::names::Block;
-use common::shard::{ShardSet, Split};
-use common::vision_cache::{CachedAs, CachedRows, VisionFeatureCache};
-use common::{Error, files, fingerprint, processor_fit};
+use chat::ChatProcessor;
+use images::image_processor::ImageProcessor;
+use kernels::device::DeviceKind;
+use model::Llava;
+use model::config::LlavaConfig;
+use model::lora;
+use model::lora::LoraConfig;
+use shards::{ShardSet, Split};
 use std::path::Path;
+use store::adapter;
+use store::checkpoint::{LoadAs, load_model};
+use store::{fingerprint, processor_fit};
 
 /// A model with its trained parts chosen. A clone shares the values.
 #[derive(Clone)]

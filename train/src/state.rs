@@ -3,7 +3,7 @@
 use crate::metrics::LogEntry;
 use crate::order::Cursor;
 use crate::schedule::ScheduleBase;
-use common::exact;
+use base::exact;
 use serde::{Deserialize, Serialize};
 
 /// transformers' `TrainerState` fields. Ours are where its callbacks keep theirs: it refuses names that it does not know.

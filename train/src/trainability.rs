@@ -5,14 +5,14 @@ use crate::parameters;
 use crate::parts::Part;
 use crate::trainable::{self, Choice};
 use anyhow::{Result, bail};
+use base::files::{hex, sha256, sha256_hex};
+use base::pulse::Pulse;
+use base::{json, names};
 use burn::module::Param;
 use burn::tensor::Tensor;
-use common::config::LlavaConfig;
-use common::files::{hex, sha256, sha256_hex};
-use common::model::Llava;
-use common::model::named::{NamedVisitor, visit_named};
-use common::pulse::Pulse;
-use common::{json, names};
+use model::Llava;
+use model::config::LlavaConfig;
+use model::named::{NamedVisitor, visit_named};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -81,7 +81,7 @@ impl Trainability {
     ///
     /// # Errors
     /// What the operating system refuses.
-    pub fn write(&self, dir: &Path) -> common::Result<()> {
+    pub fn write(&self, dir: &Path) -> base::Result<()> {
         json::write(&dir.join(TRAINABLE_FILE), self)
     }
 

@@ -2,13 +2,14 @@
 
 use crate::config::TrainType;
 use crate::layout::{BlockLayout, Layout, MAX_BUCKET_VALUES, ParamSlot};
+use base::names;
+use base::names::Block;
 use burn::module::Param;
 use burn::tensor::Tensor;
-use common::config::LlavaConfig;
-use common::model::Llava;
-use common::model::lora::LoraConfig;
-use common::model::named::{NamedMapper, NamedVisitor, map_named, visit_named};
-use common::names::{self, Block};
+use model::Llava;
+use model::config::LlavaConfig;
+use model::lora::LoraConfig;
+use model::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use std::collections::BTreeMap;
 
 /// What decides about which parameters are trained.

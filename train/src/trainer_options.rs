@@ -3,7 +3,7 @@
 //!
 //! [`Config`]: crate::config::Config
 
-use common::{Error, Result};
+use base::{Error, Result};
 use std::ffi::{OsStr, OsString};
 
 /// What becomes of an option.

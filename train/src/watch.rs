@@ -13,9 +13,9 @@ use crate::setup::Trainee;
 use crate::state::TrainerState;
 use crate::tensorboard::EventFile;
 use crate::trainability::Trainability;
+use crate::vision_cache::VisionFeatureCache;
 use anyhow::{Context, Result};
-use common::files;
-use common::vision_cache::VisionFeatureCache;
+use base::files;
 use serde::Serialize;
 use std::collections::BTreeSet;
 

@@ -14,7 +14,7 @@ use crate::gradient::{self, BlockGradient, TouchedRows};
 use crate::layout::{Layout, ParamSlot};
 use crate::parameters;
 use anyhow::Result;
-use common::model::Llava;
+use model::Llava;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -378,8 +378,8 @@ impl Memory {
 mod tests {
     use super::*;
     use crate::layout::BlockLayout;
+    use base::names::Block;
     use burn::module::ParamId;
-    use common::names::Block;
 
     fn layout(rank: usize, world_size: usize, lens: &[usize]) -> Layout {
         let slot =

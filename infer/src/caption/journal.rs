@@ -1,7 +1,7 @@
 //! The JSONL file: line k is picture k, so the number of whole lines says where to go on.
 
 use anyhow::{Context, Result, bail, ensure};
-use common::Error;
+use base::Error;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -161,7 +161,7 @@ fn check_settings(path: &Path, settings: &[Compared], empty: bool) -> Result<()>
     }
     let recorded: Map<String, Value> =
         settings.iter().map(|setting| (setting.name.to_string(), setting.recorded())).collect();
-    Ok(common::json::write(&settings_file(path), &recorded)?)
+    Ok(base::json::write(&settings_file(path), &recorded)?)
 }
 
 fn compare_settings(path: &Path, settings: &[Compared]) -> Result<()> {

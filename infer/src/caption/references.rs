@@ -3,7 +3,7 @@
 use super::source::Item;
 use crate::args::CaptionArgs;
 use anyhow::{Context, Result};
-use common::dataset;
+use chat::dataset;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
@@ -33,7 +33,7 @@ impl References {
     /// Reads `--references`, or `references.json` of `--data`; none of both is no error.
     pub fn read(args: &CaptionArgs) -> Result<Self> {
         let Some(path) = args.references_file() else { return Ok(Self::default()) };
-        let text = std::fs::read(&path).map_err(common::Error::io(&path))?;
+        let text = std::fs::read(&path).map_err(base::Error::io(&path))?;
         let entries: Vec<Entry> = serde_json::from_slice(&text).with_context(|| {
             format!("{}: expected a list of {{\"id\" or \"image\", \"captions\": […]}}", path.display())
         })?;

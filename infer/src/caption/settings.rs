@@ -3,12 +3,13 @@
 use super::journal::Compared;
 use crate::args::CaptionArgs;
 use anyhow::Result;
-use common::dataset::chat_file;
-use common::hub::{self, Wanted};
-use common::shard::INDEX_FILE;
-use common::{Error, files, names};
+use base::{Error, files, names};
+use chat::dataset::chat_file;
 use serde_json::json;
+use shards::INDEX_FILE;
 use std::path::{Path, PathBuf};
+use store::hub;
+use store::hub::Wanted;
 
 fn index_file(shards: &Path) -> PathBuf {
     shards.join(INDEX_FILE)

@@ -5,11 +5,12 @@ use crate::args::CaptionArgs;
 use crate::engine::{Processors, Prompt, single_question};
 use crate::score::ensure_same_processors;
 use anyhow::{Context, Result, bail, ensure};
-use common::dataset::{self, Record, RecordError};
-use common::image_files::ImageSources;
-use common::image_processor::ProcessedImage;
-use common::shard::{Row, ShardSet};
-use common::{Error, IGNORE_INDEX};
+use base::{Error, IGNORE_INDEX};
+use chat::dataset;
+use chat::dataset::{Record, RecordError};
+use images::image_files::ImageSources;
+use images::image_processor::ProcessedImage;
+use shards::{Row, ShardSet};
 use std::path::{Path, PathBuf};
 
 /// Endings of the files that a folder is searched for.

@@ -9,19 +9,20 @@ pub use sequence::{Request, Sequence};
 use crate::args::{ModelArgs, Weights};
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor};
-use common::batch::PackedBatch;
-use common::chat::ChatProcessor;
-use common::checkpoint::{LoadAs, load_model};
-use common::config::LlavaConfig;
-use common::device::DeviceKind;
-use common::hub::{self, Wanted};
-use common::image_processor::ImageProcessor;
-use common::model::Llava;
-use common::model::kv_cache::KvCache;
-use common::ops::MAX_INDEPENDENT_TOKENS;
-use common::processor_fit;
+use chat::ChatProcessor;
+use images::image_processor::ImageProcessor;
+use kernels::MAX_INDEPENDENT_TOKENS;
+use kernels::device::DeviceKind;
+use kernels::kv_cache::KvCache;
+use model::Llava;
+use model::batch::PackedBatch;
+use model::config::LlavaConfig;
 use std::path::Path;
 use std::sync::Arc;
+use store::checkpoint::{LoadAs, load_model};
+use store::hub;
+use store::hub::Wanted;
+use store::processor_fit;
 
 /// What turns conversations and pictures into input and ids into text; shared between threads.
 pub struct Processors {
@@ -52,7 +53,7 @@ impl Engine {
         let mut engine = Self::load(&args.model, args.adapter.as_deref(), load_as, args.device)?;
         if weights == Weights::Int8 {
             // An adapter's matrices become part of the weights before these are rounded.
-            let mut model = common::model::lora::merge(engine.model);
+            let mut model = model::lora::merge(engine.model);
             model.language_model.quantize_int8();
             engine.model = model;
         }
@@ -72,7 +73,7 @@ impl Engine {
         processor_fit::check(model, &LlavaConfig::read(model)?, &chat, &images)?;
         let (config, mut llava) = load_model(model, load_as, &device).context("loading the model")?;
         if let Some(adapter) = adapter {
-            common::adapter::load_adapter(&mut llava, adapter, &device).context("loading the adapter")?;
+            store::adapter::load_adapter(&mut llava, adapter, &device).context("loading the adapter")?;
         }
         Ok(Self { processors: Arc::new(Processors { config, chat, images }), model: llava, device })
     }
@@ -101,7 +102,7 @@ impl Engine {
         );
         let max_new_tokens = request.max_new_tokens.min(context - prompt_len);
         in_pool(|| {
-            let mut cache = KvCache::new(&config.text, prompt_len + max_new_tokens, &self.device);
+            let mut cache = config.text.kv_cache(prompt_len + max_new_tokens, &self.device);
             let logits = self.model.prefill(&request.prompt.batch(), &mut [&mut cache], config);
             let mut sequence = Sequence::new(request, max_new_tokens, cache);
             let text = sequence.advance(&mut read_f32(logits)?, &self.processors.chat)?;

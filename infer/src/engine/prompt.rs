@@ -2,10 +2,10 @@
 
 use super::Processors;
 use anyhow::{Result, bail, ensure};
-use common::IGNORE_INDEX;
-use common::batch::PackedBatch;
-use common::chat::{IMAGE_TOKEN, Message, Role};
-use common::image_processor::ProcessedImage;
+use base::IGNORE_INDEX;
+use chat::{IMAGE_TOKEN, Message, Role};
+use images::image_processor::ProcessedImage;
+use model::batch::PackedBatch;
 use std::path::Path;
 
 /// Input of one sequence. T tokens, N pictures of P features each.
@@ -115,7 +115,7 @@ impl Processors {
     /// # Errors
     /// A file that cannot be read or is no usable picture, by name.
     pub fn read_image(&self, path: &Path) -> Result<ProcessedImage> {
-        let bytes = std::fs::read(path).map_err(common::Error::io(path))?;
+        let bytes = std::fs::read(path).map_err(base::Error::io(path))?;
         self.process_image(&path.display().to_string(), &bytes)
     }
 
@@ -126,7 +126,7 @@ impl Processors {
     pub fn process_image(&self, place: &str, bytes: &[u8]) -> Result<ProcessedImage> {
         self.images.process(bytes).map_err(|error| {
             let expected = "a JPEG, PNG, GIF, WebP, BMP or TIFF picture";
-            common::Error::invalid(place, error, expected, "convert or replace the file").into()
+            base::Error::invalid(place, error, expected, "convert or replace the file").into()
         })
     }
 }

@@ -3,9 +3,9 @@
 use super::Prompt;
 use crate::sampling::{Sampler, SamplingConfig};
 use crate::text_stream::{FinishReason, TextStream};
-use common::Result;
-use common::chat::ChatProcessor;
-use common::model::kv_cache::KvCache;
+use base::Result;
+use chat::ChatProcessor;
+use kernels::kv_cache::KvCache;
 
 /// What to answer, and how.
 #[derive(Clone, Debug)]

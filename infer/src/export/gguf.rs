@@ -3,8 +3,8 @@
 //! # Source
 //! ggml `docs/gguf.md`.
 
-use common::files::AtomicFile;
-use common::{Error, Result};
+use base::files::AtomicFile;
+use base::{Error, Result};
 use std::io::Write;
 use std::path::Path;
 

@@ -6,8 +6,8 @@
 use super::gguf::Value;
 use super::{MOSTLY_F16, entry, number, vocabulary};
 use anyhow::Result;
-use common::config::TextConfig;
-use common::names::{EMBED_TOKENS, LM_HEAD, TEXT_MODEL};
+use base::names::{EMBED_TOKENS, LM_HEAD, TEXT_MODEL};
+use model::config::TextConfig;
 use std::path::Path;
 
 const ARCHITECTURE: &str = "qwen2";

@@ -7,10 +7,10 @@
 use super::gguf::Value;
 use super::{MOSTLY_F16, entry, number};
 use anyhow::Result;
-use common::Error;
-use common::config::{Activation, FeatureSelect, LlavaConfig};
-use common::image_processor::ImageProcessor;
-use common::names::{PROJECTOR, VISION_MODEL};
+use base::Error;
+use base::names::{PROJECTOR, VISION_MODEL};
+use images::image_processor::ImageProcessor;
+use model::config::{Activation, FeatureSelect, LlavaConfig};
 use std::path::Path;
 
 const LAYER_PARTS: [(&str, &str); 8] = [
@@ -28,7 +28,7 @@ const LAYER_PARTS: [(&str, &str); 8] = [
 ///
 /// # Errors
 /// Names the setting.
-pub fn require_supported(config: &LlavaConfig) -> common::Result<()> {
+pub fn require_supported(config: &LlavaConfig) -> base::Result<()> {
     let refuse = |key: &str, found: String, expected: &str| {
         Err(Error::invalid(key, found, expected, "llama.cpp's LLaVA has no other; keep the safetensors"))
     };

@@ -8,16 +8,19 @@ mod vocabulary;
 
 use crate::args::ExportArgs;
 use anyhow::{Context, Result};
-use common::chat::ChatProcessor;
-use common::checkpoint::{LoadAs, TensorSource, load_model, model_tensors};
-use common::config::{LlavaConfig, WeightDtype};
-use common::hub::{self, Wanted};
-use common::image_processor::ImageProcessor;
-use common::model::lora;
-use common::{Error, adapter, device, processor_fit};
+use base::Error;
+use chat::ChatProcessor;
 use gguf::{GgufTensor, TensorType, Value};
 use half::f16;
+use images::image_processor::ImageProcessor;
+use kernels::device;
+use model::config::{LlavaConfig, WeightDtype};
+use model::lora;
 use std::collections::BTreeMap;
+use store::checkpoint::{LoadAs, TensorSource, load_model, model_tensors};
+use store::hub;
+use store::hub::Wanted;
+use store::{adapter, processor_fit};
 
 /// File of the language model.
 pub const LANGUAGE_MODEL_FILE: &str = "model-f16.gguf";
@@ -89,7 +92,7 @@ impl Sources {
 }
 
 /// Refuses values that f16 cannot hold.
-fn finite(name: &str, kind: TensorType, bytes: Vec<u8>) -> common::Result<Vec<u8>> {
+fn finite(name: &str, kind: TensorType, bytes: Vec<u8>) -> base::Result<Vec<u8>> {
     let bits = |pair: &[u8; 2]| f16::from_bits(u16::from_le_bytes(*pair));
     if kind == TensorType::F16 && bytes.as_chunks::<2>().0.iter().any(|pair| !bits(pair).is_finite()) {
         let expected = "values within ±65504";

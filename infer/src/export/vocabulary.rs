@@ -6,9 +6,9 @@
 use super::gguf::Value;
 use super::{entry, number};
 use anyhow::{Context, Result, bail};
-use common::chat::ChatProcessor;
-use common::config::TextConfig;
-use common::{Error, json as json_files, names};
+use base::{Error, json as json_files, names};
+use chat::ChatProcessor;
+use model::config::TextConfig;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 use std::collections::HashMap;
@@ -104,7 +104,7 @@ const QWEN2_SPLIT: &str =
 ///
 /// # Errors
 /// A way without a name here: another split would give other tokens, silently.
-fn pre_tokenizer(found: Option<&Json>, path: &Path) -> common::Result<&'static str> {
+fn pre_tokenizer(found: Option<&Json>, path: &Path) -> base::Result<&'static str> {
     let steps = found.and_then(|found| found["pretokenizers"].as_array()).map_or(&[][..], Vec::as_slice);
     let is = |step: &Json, expected: Json| expected.as_object().is_some_and(|e| e.iter().all(|(k, v)| step[k] == *v));
     let byte_level = |own_split| json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": own_split });

@@ -12,7 +12,7 @@ use super::args::Limits;
 use super::error::ApiError;
 use crate::engine::Part;
 use crate::sampling::SamplingConfig;
-use common::chat::Role;
+use chat::Role;
 use fields::{Fields, string, wrong_type};
 use neutral::{BODY, STREAM_OPTIONS, refuse_the_rest};
 use serde_json::Value;

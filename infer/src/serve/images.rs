@@ -6,7 +6,7 @@ use super::data_uri;
 use super::error::ApiError;
 use super::remote;
 use axum::http::StatusCode;
-use common::image_processor::{ImageError, ImageProcessor, ProcessedImage, declared_size};
+use images::image_processor::{ImageError, ImageProcessor, ProcessedImage, declared_size};
 
 /// A picture file and the field that names it.
 pub struct ImageFile {

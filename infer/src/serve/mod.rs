@@ -131,10 +131,10 @@ impl Settings {
         let api_key = api_key(args)?;
         let allowed_origins = AllowedOrigins::new(&args.browsers.allow_origin)?;
         if !args.host.is_loopback() && api_key.is_none() {
-            common::tell!("warning: {} can be reached from the network and no --api-key is set", args.host);
+            base::tell!("warning: {} can be reached from the network and no --api-key is set", args.host);
         }
         if allowed_origins.is_everyone() && api_key.is_none() {
-            common::tell!(
+            base::tell!(
                 "warning: every web page in a browser that reaches {} can use the model: no --api-key is set",
                 args.host
             );
@@ -194,7 +194,7 @@ impl App {
 
 fn api_key(args: &ServeArgs) -> Result<Option<String>> {
     let from_file = args.api_key_file.as_ref().map(|path| {
-        let text = std::fs::read_to_string(path).map_err(common::Error::io(path))?;
+        let text = std::fs::read_to_string(path).map_err(base::Error::io(path))?;
         text.lines().next().map(|line| line.trim().to_string()).with_context(|| format!("{}: empty", path.display()))
     });
     let key = from_file.transpose()?.or_else(|| args.api_key.clone());

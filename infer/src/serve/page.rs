@@ -15,7 +15,7 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = |element: &str| {
         let (begin, end) = (format!("<{element}>"), format!("</{element}>"));
         let text = PAGE.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end)).map_or("", |(text, _)| text);
-        BASE64_STANDARD.encode(common::files::sha256(text.as_bytes()))
+        BASE64_STANDARD.encode(base::files::sha256(text.as_bytes()))
     };
     format!(
         "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; img-src data: blob:; \

@@ -96,16 +96,16 @@ async fn finish(app: &App, signals: &mut StopSignals) {
     app.stopping.store(true, Ordering::SeqCst);
     let (requests, seconds) = (app.connections.busy(), app.shutdown_timeout.as_secs());
     if requests > 0 {
-        common::tell!(
+        base::tell!(
             "stopping: {requests} in progress, {seconds} s to finish; new requests get 503; a second signal ends them now"
         );
     }
     let cause = tokio::select! {
-        () = until(|| app.connections.busy() == 0) => return common::tell!("stopped: no request in progress"),
+        () = until(|| app.connections.busy() == 0) => return base::tell!("stopped: no request in progress"),
         () = sleep(app.shutdown_timeout) => format!("after {seconds} s (--shutdown-timeout)"),
         () = signals.next() => "by a second signal".to_string(),
     };
-    common::tell!("stopped: {} in progress, broken off {cause}", app.connections.busy());
+    base::tell!("stopped: {} in progress, broken off {cause}", app.connections.busy());
     app.broken_off.send_replace(true);
     let _ = timeout(FLUSH_TIMEOUT, until(|| app.connections.busy() == 0)).await;
 }
@@ -129,7 +129,7 @@ async fn accept(app: Arc<App>, listener: TcpListener, router: Router, draining: 
             }
             Err(error) if is_of_the_client(&error) => (),
             Err(error) => {
-                common::tell!("warning: accepting a connection: {error}");
+                base::tell!("warning: accepting a connection: {error}");
                 app.connections.close_oldest();
                 sleep(Duration::from_millis(100)).await;
             }

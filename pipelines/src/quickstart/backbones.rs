@@ -3,15 +3,16 @@
 use super::shapes;
 use super::tokenizer::Vocabulary;
 use anyhow::Result;
+use base::{Error, json, names};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use common::checkpoint::{TensorSource, write_tensors};
-use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
-use common::model::Llava;
-use common::model::named::{NamedVisitor, visit_named};
-use common::{Error, device, json, names};
+use kernels::device;
+use model::Llava;
+use model::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
+use model::named::{NamedVisitor, visit_named};
 use serde_json::json;
 use std::path::Path;
+use store::checkpoint::{TensorSource, write_tensors};
 
 /// Longest row, tokens.
 pub const MAX_POSITIONS: usize = 256;

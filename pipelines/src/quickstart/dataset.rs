@@ -2,9 +2,9 @@
 
 use super::shapes::Scene;
 use anyhow::{Context, Result, ensure};
-use common::chat::IMAGE_TOKEN;
-use common::dataset::chat_file;
-use common::{Error, json};
+use base::{Error, json};
+use chat::IMAGE_TOKEN;
+use chat::dataset::chat_file;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -91,7 +91,7 @@ fn write_folder(scenes: &[Scene], rng: &mut StdRng, folder: &Path) -> Result<()>
 pub fn texts() -> BTreeSet<String> {
     let mut rng = StdRng::seed_from_u64(0);
     let captions = (0..4000).map(|_| Scene::random(&mut rng).caption());
-    captions.chain(QUESTIONS.map(String::from)).chain([common::chat::SYSTEM_PROMPT.to_string()]).collect()
+    captions.chain(QUESTIONS.map(String::from)).chain([chat::SYSTEM_PROMPT.to_string()]).collect()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::recipe::Recipe;
 use crate::run::run_stages;
 use crate::signals::Signals;
 use anyhow::{Context, Result, ensure};
-use common::{Error, files, json};
+use base::{Error, files, json};
 use dataset::DatasetSettings;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -102,21 +102,16 @@ fn make(args: &Args, programs: &Programs) -> Result<()> {
     let current = made(&args.output, &settings, &program)?;
     let last: Option<Made> = json::read_if_there(&record).unwrap_or_default();
     if !args.force && last.is_some_and(|last| last == current) {
-        common::tell!("[data] nothing has changed, skipped: {}", args.output.display());
+        base::tell!("[data] nothing has changed, skipped: {}", args.output.display());
         return Ok(());
     }
     let [training, held_out, clip, qwen2] = MADE.map(|name| args.output.join(name));
     for folder in [&training, &held_out, &clip, &qwen2].into_iter().filter(|folder| folder.exists()) {
         std::fs::remove_dir_all(folder).map_err(Error::io(folder))?;
     }
-    common::tell!(
-        "[data] {} pictures to train on and {} held out: {}",
-        args.pictures,
-        args.held_out,
-        training.display()
-    );
+    base::tell!("[data] {} pictures to train on and {} held out: {}", args.pictures, args.held_out, training.display());
     dataset::write(&settings, &training, &held_out)?;
-    common::tell!(
+    base::tell!(
         "[data] a tokenizer, a tiny CLIP and a tiny Qwen2 with random weights: {}, {}",
         clip.display(),
         qwen2.display()

@@ -1,7 +1,7 @@
 //! A tokenizer trained on the dataset's own texts, saved as Qwen's are: byte-level BPE, ChatML tokens, chat template.
 
 use anyhow::{Result, anyhow};
-use common::{files, json, names};
+use base::{files, json, names};
 use std::collections::BTreeSet;
 use std::path::Path;
 use tokenizers::models::TrainerWrapper;

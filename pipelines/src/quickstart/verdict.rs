@@ -1,7 +1,8 @@
 //! Captions beside the truth.
 
 use anyhow::{Context, Result, ensure};
-use common::{Error, dataset};
+use base::Error;
+use chat::dataset;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::fmt::{Display, Formatter};
@@ -93,7 +94,7 @@ fn compared(pair: &Pair) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::json;
+    use base::json;
 
     #[test]
     fn captions_are_compared_exactly() {

@@ -5,7 +5,7 @@ mod page;
 mod runs;
 
 use anyhow::{Result, ensure};
-use common::files;
+use base::files;
 use runs::Run;
 use std::collections::HashSet;
 use std::path::PathBuf;

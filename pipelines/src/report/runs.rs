@@ -1,7 +1,7 @@
 //! What a run left behind: the numbers of metrics.jsonl, and captions.
 
 use anyhow::{Context, Result, ensure};
-use common::Error;
+use base::Error;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::Path;

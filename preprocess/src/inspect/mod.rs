@@ -7,10 +7,10 @@ mod row;
 mod table;
 
 use anyhow::{Context, Result};
-use common::chat::ChatProcessor;
-use common::files;
-use common::shard::{ShardSet, Split};
+use base::files;
+use chat::ChatProcessor;
 use row::Sample;
+use shards::{ShardSet, Split};
 use std::path::PathBuf;
 use table::Dataset;
 
@@ -67,5 +67,5 @@ fn refuse_foreign_tokenizer(set: &ShardSet, chat: &ChatProcessor) -> Result<()> 
         return Ok(());
     }
     let remedy = "give the model that the shards were made with, or leave --model out";
-    Err(common::Error::invalid("--model", format!("tokenizer {model}"), format!("the shards' {shards}"), remedy).into())
+    Err(base::Error::invalid("--model", format!("tokenizer {model}"), format!("the shards' {shards}"), remedy).into())
 }

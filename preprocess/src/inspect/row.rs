@@ -2,9 +2,9 @@
 
 use super::picture::Picture;
 use anyhow::Result;
-use common::IGNORE_INDEX;
-use common::chat::ChatProcessor;
-use common::shard::ShardSet;
+use base::IGNORE_INDEX;
+use chat::ChatProcessor;
+use shards::ShardSet;
 
 /// Width of a picture in the terminal, characters.
 const TERMINAL_WIDTH: usize = 56;
@@ -37,7 +37,7 @@ impl Sample {
     pub fn read(set: &ShardSet, row: usize, chat: Option<&ChatProcessor>) -> Result<Self> {
         if row >= set.len() {
             let expected = format!("0 to {} (rows of the split)", set.len().saturating_sub(1));
-            return Err(common::Error::invalid("--row", row, expected, "choose another").into());
+            return Err(base::Error::invalid("--row", row, expected, "choose another").into());
         }
         let found = set.read_row(row)?;
         let about = set.metadata();

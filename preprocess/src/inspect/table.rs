@@ -3,9 +3,9 @@
 use crate::shards::ledger::REJECTED_FILE;
 use crate::verify::read_rejected;
 use anyhow::Result;
-use common::shard::{RowText, ShardIndex, ShardSet, Split};
-use common::{IGNORE_INDEX, files};
+use base::{IGNORE_INDEX, files};
 use polars::prelude::*;
+use shards::{RowText, ShardIndex, ShardSet, Split};
 use std::path::Path;
 
 /// Bars of a histogram.

@@ -7,12 +7,13 @@ mod weights;
 use crate::progress::bytes;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use common::checkpoint::{DEFAULT_MAX_PART_BYTES, expected_tensors};
-use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
-use common::hub::{self, Wanted};
+use model::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
 use output::Output;
 use processors::Processors;
 use std::path::PathBuf;
+use store::checkpoint::{DEFAULT_MAX_PART_BYTES, expected_tensors};
+use store::hub;
+use store::hub::Wanted;
 
 /// Options.
 #[derive(clap::Args, Debug)]

@@ -1,7 +1,7 @@
 //! The output directory: made beside its place, moved there when it is whole.
 
 use anyhow::{Context, Result, bail};
-use common::{Error, files, names};
+use base::{Error, files, names};
 use std::path::{Path, PathBuf};
 
 /// A directory under a temporary name; removed again unless published.

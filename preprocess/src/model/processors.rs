@@ -1,10 +1,10 @@
 //! Tokenizer, chat template and image processor of the assembled model.
 
 use anyhow::{Context, Result, ensure};
-use common::chat::{ChatProcessor, ChatTemplate, TextTokenizer, TokenizerConfig, WithImageToken, add_image_token};
-use common::config::LlavaConfig;
-use common::image_processor::ImageProcessor;
-use common::{Error, files, json, names};
+use base::{Error, files, json, names};
+use chat::{ChatProcessor, ChatTemplate, TextTokenizer, TokenizerConfig, WithImageToken, add_image_token};
+use images::image_processor::ImageProcessor;
+use model::config::LlavaConfig;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -98,7 +98,7 @@ impl Processors {
 /// What transformers' LlavaProcessor asks for.
 fn processor_config(config: &LlavaConfig) -> Value {
     json!({
-        "image_token": common::chat::IMAGE_TOKEN,
+        "image_token": chat::IMAGE_TOKEN,
         // CLIP's class token, which the `default` strategy drops again.
         "num_additional_image_tokens": 1,
         "patch_size": config.vision.patch_size,

@@ -2,17 +2,18 @@
 
 use crate::progress::bytes;
 use anyhow::{Context, Result};
-use common::checkpoint::{
-    ExpectedTensor, TensorFiles, TensorSource, TensorView, Weights, expected_text, expected_vision, from_f32,
-    is_tied_head, module_tensors, write_tensors,
-};
-use common::config::{LlavaConfig, TextConfig, WeightDtype};
-use common::model::multi_modal_projector::MultiModalProjector;
-use common::{Error, device, names};
+use base::{Error, names};
+use kernels::device;
+use model::config::{LlavaConfig, TextConfig, WeightDtype};
+use model::multi_modal_projector::MultiModalProjector;
 use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use store::checkpoint::{
+    ExpectedTensor, TensorFiles, TensorSource, TensorView, Weights, expected_text, expected_vision, from_f32,
+    is_tied_head, module_tensors, write_tensors,
+};
 
 /// The mapped weights of both sources.
 pub struct Sources<'a> {
@@ -119,7 +120,7 @@ impl Meter {
             done.set(done.get() + made.len());
             if last_line.get().elapsed() >= Duration::from_secs(5) {
                 last_line.set(Instant::now());
-                common::tell!("model: {} of {} written", bytes(done.get() as u64), bytes(total as u64));
+                base::tell!("model: {} of {} written", bytes(done.get() as u64), bytes(total as u64));
             }
             Ok(made)
         };

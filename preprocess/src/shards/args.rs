@@ -1,8 +1,8 @@
 //! Command line of `preprocess shards` and the options it is validated into.
 
 use anyhow::{Result, ensure};
-use common::chat::SYSTEM_PROMPT;
-use common::shard::PixelFormat;
+use chat::SYSTEM_PROMPT;
+use shards::PixelFormat;
 use std::path::PathBuf;
 
 /// Turns chat.json and its images into shards that train reads.

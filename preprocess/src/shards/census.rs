@@ -1,8 +1,8 @@
 //! Which image files the rows of a dataset name, so that a run notices when they are exchanged.
 
-use common::files;
-use common::image_files::ImageSources;
+use base::files;
 use crossbeam::channel::{Sender, bounded};
+use images::image_files::ImageSources;
 use serde::{Deserialize, Serialize};
 
 /// Names handed to a thread at once.

@@ -4,9 +4,9 @@ use super::args::{MAX_REJECTED, check_max_rejected};
 use super::ledger::{LEDGER_DIR, REJECTED_FILE, ShardLedger};
 use super::plan::Plan;
 use anyhow::{Result, bail};
-use common::Error;
-use common::files::AtomicFile;
-use common::shard::{Counts, ShardIndex, Split};
+use base::Error;
+use base::files::AtomicFile;
+use shards::{Counts, ShardIndex, Split};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 

@@ -1,10 +1,10 @@
 //! The account of rows that did not become samples, kept per shard and joined at the end.
 
 use anyhow::{Context, Result};
-use common::dataset::{Fault, RecordError};
-use common::shard::ShardFile;
-use common::{Error, files};
+use base::{Error, files};
+use chat::dataset::{Fault, RecordError};
 use serde::{Deserialize, Serialize};
+use shards::ShardFile;
 use std::path::{Path, PathBuf};
 
 /// Folder, in the output, of what each finished shard covers; a shard counts as done when its file is there.

@@ -14,20 +14,20 @@ pub use ledger::{Cause, LEDGER_DIR, REJECTED_FILE, Rejected};
 
 use crate::progress::{self, Progress};
 use anyhow::{Context, Result, bail, ensure};
-use common::Error;
-use common::chat::ChatProcessor;
-use common::config::LlavaConfig;
-use common::dataset::chat_file;
-use common::image_files::ImageSources;
-use common::image_processor::ImageProcessor;
-use common::processor_fit;
-use common::shard::{PixelFormat, ShardMetadata};
+use base::Error;
+use chat::ChatProcessor;
+use chat::dataset::chat_file;
+use images::image_files::ImageSources;
+use images::image_processor::ImageProcessor;
 use ledger::ShardLedger;
+use model::config::LlavaConfig;
 use pipeline::Job;
 use plan::{Input, ModelFacts, Plan};
 use sample::RowProcessor;
+use shards::{PixelFormat, ShardMetadata};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use store::processor_fit;
 
 /// Runs the command; the text is its result for stdout.
 pub fn run(args: &Args) -> Result<String> {
@@ -38,7 +38,7 @@ pub fn run(args: &Args) -> Result<String> {
     let chat_json = chat_file(&args.data);
     let input = Input::scan(&chat_json, &images, args.limit.unwrap_or(usize::MAX), args.workers())?;
     for warning in &input.warnings {
-        common::tell!("warning: {}: {warning}", chat_json.display());
+        base::tell!("warning: {}: {warning}", chat_json.display());
     }
     let plan = Plan::new(args, input, images.describe(), model.facts(args.pixels));
     ensure!(plan.rows() > 0, "{}: no rows, expected a list of conversations", chat_json.display());
@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<String> {
     let rows = (0..plan.shards()).filter(|&shard| wanted[shard]).map(|shard| plan.rows_of_shard(shard)).sum();
     announce(&plan, args, rows);
     if let Some(day) = model.chat.date() {
-        common::tell!(
+        base::tell!(
             "the chat template writes the date into every row: {day}; SOURCE_DATE_EPOCH (seconds) sets another, which \
              going on with this run on another day needs"
         );
@@ -126,7 +126,7 @@ fn announce(plan: &Plan, args: &Args, rows: usize) {
     let expected = |format: PixelFormat| progress::bytes(format.expected_bytes(side) * plan.rows() as u64);
     let others = PixelFormat::ALL.into_iter().filter(|&format| format != args.pixels);
     let others: Vec<String> = others.map(|format| format!("{format} {}", expected(format))).collect();
-    common::tell!(
+    base::tell!(
         "{} rows, {} of them to do in part {}; {} pixels: about {} in all expected ({})",
         plan.rows(),
         rows,

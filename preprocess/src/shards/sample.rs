@@ -2,13 +2,13 @@
 
 use super::ledger::{Cause, Refusal};
 use super::plan::Plan;
-use common::IGNORE_INDEX;
-use common::chat::{ChatProcessor, TokenizedSample};
-use common::dataset::{Conversation, Record, SourceRow};
-use common::files;
-use common::image_files::{ImageFileError, ImageSources};
-use common::image_processor::{ImageError, ImageProcessor};
-use common::shard::{Sample, SampleImage, Split};
+use base::IGNORE_INDEX;
+use base::files;
+use chat::dataset::{Conversation, Record, SourceRow};
+use chat::{ChatProcessor, TokenizedSample};
+use images::image_files::{ImageFileError, ImageSources};
+use images::image_processor::{ImageError, ImageProcessor};
+use shards::{Sample, SampleImage, Split};
 
 /// What workers share.
 pub struct RowProcessor<'a> {

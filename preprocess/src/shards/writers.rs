@@ -4,8 +4,8 @@
 use super::ledger::{Rejected, ShardLedger};
 use super::plan::Plan;
 use anyhow::{Result, anyhow, bail};
-use common::shard::{EncodedRowGroup, ShardWriter, Split};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use shards::{EncodedRowGroup, ShardWriter, Split};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::thread::{Builder, Scope, ScopedJoinHandle};
@@ -197,7 +197,7 @@ pub(super) mod tests {
     use crate::shards::census::ImageFiles;
     use crate::shards::ledger::LEDGER_DIR;
     use crate::shards::plan::ChatJson;
-    use common::shard::{CodeTable, FORMAT_VERSION, PixelFormat, ShardMetadata};
+    use shards::{CodeTable, FORMAT_VERSION, PixelFormat, ShardMetadata};
     use std::time::Duration;
 
     #[test]

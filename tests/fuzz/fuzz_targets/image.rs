@@ -1,7 +1,7 @@
 //! Image files of every format.
 #![no_main]
 
-use fuzz::image_processor::ImageProcessor;
+use images::image_processor::ImageProcessor;
 use std::sync::LazyLock;
 
 static PROCESSOR: LazyLock<ImageProcessor> = LazyLock::new(|| ImageProcessor::new(28, 28, [0.5; 3], [0.25; 3]));

@@ -1,7 +1,7 @@
 //! chat.json: the list, and each row of it.
 #![no_main]
 
-use fuzz::dataset::{Record, RowNames, Survey, for_each_row};
+use chat::dataset::{Record, RowNames, Survey, for_each_row};
 use std::ops::ControlFlow;
 use std::path::Path;
 

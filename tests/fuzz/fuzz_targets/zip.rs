@@ -1,7 +1,7 @@
 //! images.zip: its directory and its entries.
 #![no_main]
 
-use fuzz::image_files::{ImageSources, MAX_IMAGE_BYTES};
+use images::image_files::{ImageSources, MAX_IMAGE_BYTES};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 

@@ -89,7 +89,7 @@ fn fault() -> Result<(Kind, usize, usize)> {
 }
 
 fn main() -> Result<ExitCode> {
-    let words = common::args::with_dashes(std::env::args_os());
+    let words = base::args::with_dashes(std::env::args_os());
     if let Some(code) = guard::stand_guard(&words)? {
         return Ok(code);
     }
@@ -97,7 +97,7 @@ fn main() -> Result<ExitCode> {
     let config = recipe::resolve(Config::from_arg_matches(&matches)?, &matches, None)?;
     let (kind, rank, exchange) = fault()?;
     let timeout = Duration::from_secs(config.collective_timeout_seconds);
-    let device = common::device::cpu_autodiff();
+    let device = kernels::device::cpu_autodiff();
     run_ranks(config.nproc, timeout, |inner| {
         let faulty = Faulty { inner, kind, rank, exchanges_left: exchange };
         trainer::run(&config, Box::new(faulty), &device, &StopRequest::default())

@@ -4,7 +4,7 @@ use super::background::Communicator;
 use super::mpi::abort_all;
 use super::threads::panic_message;
 use anyhow::{Result, anyhow, bail};
-use common::pulse::Pulse;
+use base::pulse::Pulse;
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use std::time::{Duration, Instant};
 
@@ -119,7 +119,7 @@ mod tests {
             let work = || {
                 for _ in 0..if rank == 1 { 20 } else { 0 } {
                     std::thread::sleep(DEADLINE / 4);
-                    common::pulse::mark();
+                    base::pulse::mark();
                 }
                 rank
             };

@@ -6,7 +6,7 @@
 
 use super::File;
 use crate::recipe::nearest;
-use common::Result;
+use base::Result;
 use serde_json::{Map, Value};
 
 /// What becomes of a key.

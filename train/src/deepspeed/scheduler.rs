@@ -3,7 +3,7 @@
 use super::File;
 use crate::recipe::Given;
 use crate::schedule::{DeepspeedKind, DeepspeedSchedule, WarmupType};
-use common::Result;
+use base::Result;
 use serde_json::{Map, Value};
 
 const PARAMS: &str = "/scheduler/params";

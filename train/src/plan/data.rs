@@ -5,9 +5,9 @@ use super::model::RecipeTables;
 use crate::config::Config;
 use crate::setup;
 use anyhow::{Result, bail};
-use common::IGNORE_INDEX;
-use common::config::LlavaConfig;
-use common::shard::{PixelFormat, ShardIndex, ShardSet, Split};
+use base::IGNORE_INDEX;
+use model::config::LlavaConfig;
+use shards::{PixelFormat, ShardIndex, ShardSet, Split};
 use toml::Value;
 
 /// Rows of liuhaotian/LLaVA-CC3M-Pretrain-595K.
@@ -48,7 +48,7 @@ impl Data {
     /// Shards that are there and cannot be read; a pixel format that does not exist.
     pub fn describe(config: &Config, args: &PlanArgs, recipe: &RecipeTables, model: &LlavaConfig) -> Result<Self> {
         let dir = &config.data_path;
-        if !dir.as_os_str().is_empty() && dir.join(common::shard::INDEX_FILE).exists() {
+        if !dir.as_os_str().is_empty() && dir.join(shards::INDEX_FILE).exists() {
             return Self::measured(config, args, model);
         }
         let (rows, source) = match args.rows {

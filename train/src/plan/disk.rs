@@ -4,8 +4,8 @@ use super::data::Data;
 use super::parameters::PartCount;
 use crate::config::{Config, Strategy, TrainType};
 use crate::setup;
-use common::config::{LlavaConfig, WeightDtype};
-use common::vision_cache::VisionFeatureCache;
+use crate::vision_cache::VisionFeatureCache;
+use model::config::{LlavaConfig, WeightDtype};
 
 /// Tokenizer, processors, states, manifest: a few megabytes whatever the model.
 const SMALL_FILES: u64 = 8_000_000;

@@ -1,6 +1,6 @@
 //! Memory of a rank, by part: what is held all the time, and what the busiest moment of a step adds.
 //!
-//! Everything is counted in f32 values, from what the model's operations keep for their backward steps (`common::ops::fused`)
+//! Everything is counted in f32 values, from what the model's operations keep for their backward steps (`kernels::fused`)
 //! and from the order in which `backward.rs` walks the blocks.
 
 use super::data::Data;
@@ -8,17 +8,18 @@ use super::parameters::tensors;
 use crate::config::{Accumulate, Config, TrainType};
 use crate::layout::MAX_BUCKET_VALUES;
 use crate::trainable::Choice;
-use common::checkpoint::ExpectedTensor;
-use common::config::{LlavaConfig, TextConfig, VisionConfig};
-use common::model::lora::LoraConfig;
-use common::names::{self, Block};
+use base::names;
+use base::names::Block;
+use model::config::{LlavaConfig, TextConfig, VisionConfig};
+use model::lora::LoraConfig;
 use std::collections::BTreeMap;
+use store::checkpoint::ExpectedTensor;
 
 const F32: f64 = 4.0;
 /// The program itself, its threads, the tokenizer, the allocator's slack, bytes.
 const BASE: f64 = 40e6;
 /// Logits that are kept for the gradient of a trained head at most, and those of a chunk otherwise; sums of the hidden states'
-/// gradient (`ops::fused::cross_entropy`).
+/// gradient (`kernels::cpu::cross_entropy`).
 const KEPT_LOGITS: f64 = (12 << 20) as f64;
 const CHUNK_LOGITS: f64 = (1 << 20) as f64;
 const HEAD_SUMS: f64 = (16 << 20) as f64;

@@ -17,9 +17,9 @@ pub use text::size;
 
 use crate::config::Config;
 use crate::order::BatchPlan;
+use ::model::config::LlavaConfig;
+use ::model::lora::LoraConfig;
 use anyhow::Result;
-use common::config::LlavaConfig;
-use common::model::lora::LoraConfig;
 use model::RecipeTables;
 use std::path::{Path, PathBuf};
 

@@ -4,11 +4,13 @@ use super::PlanArgs;
 use crate::config::{Config, TrainType};
 use crate::setup;
 use anyhow::{Context, Result, bail};
-use common::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
-use common::hub::{self, Wanted};
-use common::model::lora::LoraConfig;
-use common::{Error, adapter, names};
+use base::{Error, names};
+use model::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
+use model::lora::LoraConfig;
 use std::path::{Path, PathBuf};
+use store::adapter;
+use store::hub;
+use store::hub::Wanted;
 use toml::{Table, Value};
 
 /// What the other stages of a recipe say of model and data.

@@ -3,11 +3,11 @@
 use crate::config::TrainType;
 use crate::parts::Part;
 use crate::trainable::Choice;
-use common::checkpoint::{ExpectedTensor, expected_tensors};
-use common::config::LlavaConfig;
-use common::model::lora::LoraConfig;
-use common::names;
+use base::names;
+use model::config::LlavaConfig;
+use model::lora::LoraConfig;
 use std::collections::BTreeMap;
+use store::checkpoint::{ExpectedTensor, expected_tensors};
 
 /// A part's parameters, in values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,12 +6,12 @@ use crate::layout::Layout;
 use crate::parameters;
 use crate::zero::Partitions;
 use anyhow::{Result, bail};
-use common::checkpoint::TensorFiles;
-use common::model::Llava;
-use common::pulse;
+use base::pulse;
+use model::Llava;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use store::checkpoint::TensorFiles;
 
 /// Puts the checkpoint's moments into the partitions, and into the model the f32 values of weights that the checkpoint's
 /// model directory holds rounded. (The weights themselves were loaded with the model.)

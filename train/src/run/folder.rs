@@ -5,7 +5,7 @@ use crate::checkpoint::{self, Manifest, RUN_CONFIG, TRAINER_STATE};
 use crate::config::Config;
 use crate::trainability::TRAINABLE_FILE;
 use anyhow::{Context, Result, bail};
-use common::names;
+use base::names;
 use std::path::{Path, PathBuf};
 
 /// Metrics of a run whose settings name no other file.

@@ -2,11 +2,11 @@
 
 use crate::config::{Config, LossNormalization, TrainType};
 use anyhow::{Context, Result};
-use common::fingerprint;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use store::fingerprint;
 
 /// Options whose values define the function in every run.
 const OPTIONS: [&str; 4] = ["train_type", "seed", "shuffle", "loss_normalization"];
@@ -151,14 +151,14 @@ mod tests {
     fn config(model: &Path, words: &[&str]) -> Config {
         let paths = ["train", "--model_name_or_path", model.to_str().expect("UTF-8"), "--data_path", "d"];
         let words = paths.iter().chain(&["--output_dir", "o"]).chain(words).map(std::ffi::OsString::from);
-        let matches = Config::augment_args(Command::new("train")).get_matches_from(common::args::with_dashes(words));
+        let matches = Config::augment_args(Command::new("train")).get_matches_from(base::args::with_dashes(words));
         Config::from_arg_matches(&matches).expect("options of train")
     }
 
     fn model(weights: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        std::fs::write(dir.path().join(common::names::CONFIG_FILE), "{}").expect("written");
-        std::fs::write(dir.path().join(common::names::PICKLED_WEIGHTS_FILE), weights).expect("written");
+        std::fs::write(dir.path().join(base::names::CONFIG_FILE), "{}").expect("written");
+        std::fs::write(dir.path().join(base::names::PICKLED_WEIGHTS_FILE), weights).expect("written");
         dir
     }
 

@@ -8,7 +8,7 @@ pub mod lock;
 
 use crate::collective::guard::host;
 use anyhow::{Result, bail};
-use common::{files, json};
+use base::{files, json};
 use function::Function;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The Trainer's `lr_scheduler_kwargs`.
 
 use super::ScheduleType;
-use common::{Error, Result};
+use base::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;

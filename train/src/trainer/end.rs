@@ -10,7 +10,7 @@ use crate::setup::Trainee;
 use crate::state::TrainerState;
 use crate::watch::{self, Watch};
 use anyhow::{Context, Result, bail};
-use common::pulse::Pulse;
+use base::pulse::Pulse;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -94,7 +94,7 @@ fn put_out(
         None => checkpoint::save_weights(config, trainee, output_dir).map(|()| state.global_step),
     };
     let weights_of_step = weights_of_step.context("the final model is not saved; checkpoints are as they were")?;
-    common::json::write(&output_dir.join(checkpoint::TRAINER_STATE), state)?;
+    base::json::write(&output_dir.join(checkpoint::TRAINER_STATE), state)?;
     let (global_step, finished_at) = (state.global_step, clock::now());
     let finished = Some(FinalOutput { global_step, weights_of_step, finished_at });
     RunRecord { finished, ..record.clone() }.write(output_dir)

@@ -3,7 +3,7 @@
 use crate::collective::background::Traffic;
 use crate::metrics::StepMetrics;
 use crate::state::TrainerState;
-use common::memory::peak_rss_mb;
+use kernels::memory::peak_rss_mb;
 use std::time::{Duration, Instant};
 
 /// Sums over the ranks of what one step found.

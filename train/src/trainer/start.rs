@@ -23,11 +23,11 @@ use crate::trainable;
 use crate::watch::Watch;
 use crate::zero::{Memory, Partitions};
 use anyhow::{Context, Result};
+use base::pulse::Pulse;
 use burn::tensor::Device;
-use common::config::LlavaConfig;
-use common::device::computes_in_bf16;
-use common::pulse::Pulse;
-use common::shard::{ShardSet, Split};
+use kernels::device::computes_in_bf16;
+use model::config::LlavaConfig;
+use shards::{ShardSet, Split};
 use std::sync::Arc;
 
 /// Runs one rank from start to end.
@@ -149,7 +149,7 @@ fn begin(
     said.iter().for_each(|line| crate::tell!("{line}"));
     if let Some(Found { dir, state }) = found {
         crate::tell!("resuming from {} at step {} ({})", dir.display(), state.global_step, record.title());
-        let before = common::json::read_if_there(&dir.join(checkpoint::RUN_CONFIG))?.unwrap_or_default();
+        let before = base::json::read_if_there(&dir.join(checkpoint::RUN_CONFIG))?.unwrap_or_default();
         let changed = changed_settings(&before, config, &record.function)?;
         if !changed.is_empty() {
             crate::tell!("settings that differ from the checkpoint's: {}", changed.join(", "));
@@ -163,7 +163,7 @@ fn begin(
     state.run.run_id.clone_from(&record.run_id);
     let record = RunRecord { finished: None, ..record };
     record.write(output_dir)?;
-    common::json::write(&output_dir.join(checkpoint::RUN_CONFIG), config)?;
+    base::json::write(&output_dir.join(checkpoint::RUN_CONFIG), config)?;
     Ok(record)
 }
 

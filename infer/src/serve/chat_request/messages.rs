@@ -6,7 +6,7 @@ use super::{ChatMessage, ImagePart, ImageUrl};
 use crate::engine::Part;
 use crate::serve::args::Limits;
 use crate::serve::error::ApiError;
-use common::chat::{IMAGE_TOKEN, Role};
+use chat::{IMAGE_TOKEN, Role};
 use serde_json::Value;
 
 /// OpenAI's sizes of a picture; the model here has one.

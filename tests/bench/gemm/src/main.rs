@@ -1,11 +1,9 @@
 //! gemm-bench THREADS ROUNDS PYTHON: see `../../gemm.sh`.
 //! gemm-bench THREADS: the rate of the fastest library with a square product at this moment, GFLOP/s.
 
-mod ops;
-
 use libloading::Library;
-use ops::fused::gemm::{Start, gemm};
-use ops::fused::matrix::{Matrix, MatrixMut};
+use kernels::cpu::gemm::{Start, gemm};
+use kernels::cpu::matrix::{Matrix, MatrixMut};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;

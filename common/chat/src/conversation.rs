@@ -1,0 +1,213 @@
+//! Conversation → ids: the template's text, cut where answers begin and end.
+
+use super::{ChatProcessor, Message, Role, TokenizedSample};
+use base::{Error, IGNORE_INDEX, Result};
+use std::sync::Arc;
+
+/// Ids of a part of a conversation.
+pub struct Segment {
+    pub ids: Vec<u32>,
+    /// Whether the assistant writes it: an answer and the end of its turn.
+    pub supervised: bool,
+}
+
+/// What the template writes before an answer, encoded.
+pub struct Beginning {
+    segments: Vec<Segment>,
+    /// The text of the last segment, for tokenizers whose tokens depend on the text before them.
+    last_text: String,
+    /// What a finished conversation has before the answer, and behind it.
+    around_answer: Option<(String, String)>,
+}
+
+/// A conversation's text, in pieces: `texts[0] answers[0] texts[1] …`.
+struct Pieces {
+    texts: Vec<String>,
+    answers: Vec<String>,
+}
+
+impl Beginning {
+    /// Ids of the whole beginning.
+    pub fn ids(self) -> Vec<u32> {
+        self.segments.into_iter().flat_map(|segment| segment.ids).collect()
+    }
+}
+
+impl ChatProcessor {
+    /// The beginning of `messages`, which end with a question.
+    pub(super) fn beginning(&self, messages: &[Message]) -> Result<Beginning> {
+        let Pieces { texts, answers } = self.pieces(messages, true)?;
+        let mut segments = Vec::with_capacity(2 * texts.len());
+        let mut last_text = String::new();
+        for (index, text) in texts.iter().enumerate() {
+            let (text, gap) = match answers.get(index) {
+                Some(_) => split_suffix(text, &self.contract.gap),
+                None => (text.as_str(), ""),
+            };
+            let (ids, context) = match index {
+                0 => (self.encode(text)?, text.to_string()),
+                _ => self.encode_behind_end(self.behind_end(text)?)?,
+            };
+            segments.push(Segment { ids, supervised: false });
+            if let Some(answer) = answers.get(index) {
+                segments.push(self.answer(&context, gap, answer)?);
+            }
+            last_text = context;
+        }
+        Ok(Beginning { segments, last_text, around_answer: None })
+    }
+
+    /// A beginning that an answer follows.
+    pub(super) fn beginning_of_answer(&self, messages: &[Message]) -> Result<Beginning> {
+        let beginning = self.beginning(messages)?;
+        let (marked, marker) = with_answer(messages, unused_marker(messages));
+        let finished = self.render(&marked, false)?;
+        let around = finished.split_once(&marker).ok_or_else(|| rewritten("the answer"))?;
+        Ok(Beginning { around_answer: Some((around.0.to_string(), around.1.to_string())), ..beginning })
+    }
+
+    /// Ids and labels of a beginning and its answer.
+    pub(super) fn finish(
+        &self,
+        beginning: &Arc<Beginning>,
+        messages: &[Message],
+        answer: &str,
+    ) -> Result<TokenizedSample> {
+        // As the template writes it: many trim.
+        let (conversation, answer) = with_answer(messages, answer.to_string());
+        let text = self.render(&conversation, false)?;
+        let written = beginning
+            .around_answer
+            .as_ref()
+            .and_then(|(before, after)| text.strip_prefix(before.as_str())?.strip_suffix(after.as_str()))
+            .ok_or_else(|| rewritten(&answer))?;
+        let answer = self.answer(&beginning.last_text, &self.contract.gap, written)?;
+        let mut sample = TokenizedSample { input_ids: Vec::new(), labels: Vec::new() };
+        for Segment { ids, supervised } in beginning.segments.iter().chain([&answer]) {
+            let ids = ids.iter().map(|&id| id as i32);
+            sample.labels.extend(ids.clone().map(|id| if *supervised { id } else { IGNORE_INDEX }));
+            sample.input_ids.extend(ids);
+        }
+        Ok(sample)
+    }
+
+    /// An answer, what the template writes beside it, and the end of the turn.
+    fn answer(&self, context: &str, gap: &str, answer: &str) -> Result<Segment> {
+        let text = format!("{gap}{answer}{}", self.contract.end);
+        let ids = match self.tokens_depend_on_context {
+            false => self.encode(&text)?,
+            true => {
+                let (before, whole) = (self.encode(context)?, self.encode(&format!("{context}{text}"))?);
+                match whole.strip_prefix(before.as_slice()) {
+                    Some(ids) => ids.to_vec(),
+                    None => self.encode(&text)?,
+                }
+            }
+        };
+        if ids.last() != Some(&self.contract.end_token_id) {
+            return Err(rewritten("the end of a turn"));
+        }
+        Ok(Segment { ids, supervised: true })
+    }
+
+    /// What follows the end of an earlier turn.
+    fn behind_end<'a>(&self, text: &'a str) -> Result<&'a str> {
+        text.strip_prefix(self.contract.end.as_str()).ok_or_else(|| rewritten("the end of an earlier turn"))
+    }
+
+    /// Ids of a text behind an end token (which may take white space with it), and the text with the token.
+    fn encode_behind_end(&self, text: &str) -> Result<(Vec<u32>, String)> {
+        let context = format!("{}{text}", self.contract.end_token);
+        let ids = self.encode(&context)?;
+        match ids.split_first() {
+            Some((&first, rest)) if first == self.contract.end_token_id => Ok((rest.to_vec(), context)),
+            _ => Err(rewritten("the end of an earlier turn")),
+        }
+    }
+
+    /// The conversation's text cut at its answers.
+    fn pieces(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Pieces> {
+        let text = self.render(messages, add_generation_prompt)?;
+        let places: Vec<usize> = (0..messages.len()).filter(|&index| messages[index].role == Role::Assistant).collect();
+        if places.is_empty() {
+            return Ok(Pieces { texts: vec![text], answers: Vec::new() });
+        }
+        let marker = unused_marker(messages);
+        let marker = |place: usize| format!("{marker}{place}{marker}");
+        let mut marked = messages.to_vec();
+        for &place in &places {
+            marked[place].content = marker(place);
+        }
+        let skeleton = self.render(&marked, add_generation_prompt)?;
+        let mut texts = Vec::new();
+        let mut rest = skeleton.as_str();
+        for &place in &places {
+            let (before, after) = rest.split_once(&marker(place)).ok_or_else(|| rewritten("an earlier answer"))?;
+            texts.push(before.to_string());
+            rest = after;
+        }
+        texts.push(rest.to_string());
+        let unchanged = places.iter().map(|&place| messages[place].content.clone()).collect();
+        let pieces = Pieces { texts, answers: unchanged };
+        if pieces.text() == text {
+            return Ok(pieces);
+        }
+        // Many templates trim.
+        let mut answers = Vec::new();
+        for &place in &places {
+            // Alone among markers, an answer's place is known whatever it says.
+            let mut one = marked.clone();
+            one[place].content = messages[place].content.clone();
+            let one = self.render(&one, add_generation_prompt)?;
+            let (before, after) = skeleton.split_once(&marker(place)).unwrap_or_default();
+            let written = one.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+            answers.push(written.ok_or_else(|| rewritten("an earlier answer"))?.to_string());
+        }
+        let pieces = Pieces { answers, ..pieces };
+        if pieces.text() != text { Err(rewritten("earlier answers")) } else { Ok(pieces) }
+    }
+}
+
+impl Pieces {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for (index, piece) in self.texts.iter().enumerate() {
+            text.push_str(piece);
+            text.push_str(self.answers.get(index).map_or("", String::as_str));
+        }
+        text
+    }
+}
+
+fn rewritten(what: &str) -> Error {
+    let what: String = what.chars().take(80).collect();
+    Error::invalid(
+        "the chat template",
+        format!("{what:?} changes the text around it"),
+        "messages that the template writes in their places",
+        "correct the row's text, or use a template that keeps the history",
+    )
+}
+
+fn split_suffix<'a>(text: &'a str, suffix: &str) -> (&'a str, &'a str) {
+    match text.strip_suffix(suffix) {
+        Some(before) => (before, &text[before.len()..]),
+        None => (text, ""),
+    }
+}
+
+/// The messages and an answer; and the answer.
+fn with_answer(messages: &[Message], answer: String) -> (Vec<Message>, String) {
+    let mut conversation = Vec::with_capacity(messages.len() + 1);
+    conversation.extend_from_slice(messages);
+    conversation.push(Message { role: Role::Assistant, content: answer.clone() });
+    (conversation, answer)
+}
+
+fn unused_marker(messages: &[Message]) -> String {
+    let mut marker = String::from("\u{f8ff}answer\u{f8ff}");
+    while messages.iter().any(|message| message.content.contains(&marker)) {
+        marker.push('\u{f8ff}');
+    }
+    marker
+}

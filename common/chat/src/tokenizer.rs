@@ -1,0 +1,102 @@
+//! `tokenizer.json`, used as the model's makers wrote it, with the tokens that the files beside it add.
+
+use super::added_tokens;
+use base::{Error, Result, files, names};
+use std::path::Path;
+use tokenizers::{AddedToken, Tokenizer};
+
+pub use super::added_tokens::TokenizerConfig;
+
+/// A model directory's tokenizer.
+pub struct TextTokenizer {
+    tokenizer: Tokenizer,
+    sha256: String,
+    from_config: Vec<(u32, AddedToken)>,
+}
+
+impl TextTokenizer {
+    /// Reads `dir/tokenizer.json`, and from `tokenizer_config.json` (`special_tokens_map.json`, `added_tokens.json`) the tokens
+    /// that transformers adds to it.
+    ///
+    /// Truncation and padding that the file may ask for are switched off: rows keep their own lengths.
+    ///
+    /// # Errors
+    /// Files that give a token different ids.
+    pub fn from_dir(dir: &Path) -> Result<Self> {
+        let path = dir.join(names::TOKENIZER_FILE);
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        let mut tokenizer = load(&bytes, &path)?;
+        let from_config = added_tokens::add(&mut tokenizer, &TokenizerConfig::from_dir(dir)?, dir)?;
+        let mut identity = bytes;
+        for (id, token) in &from_config {
+            // With other tokens, it is another tokenizer.
+            identity.extend_from_slice(format!("\n{id} {token:?}").as_bytes());
+        }
+        Ok(Self { tokenizer, sha256: files::sha256_hex(&identity), from_config })
+    }
+
+    /// The library's tokenizer.
+    pub(super) fn inner(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Lower-case hex SHA-256 of the file and of the tokens that other files add.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// Ids of a text, special tokens recognised, nothing added.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| failure("encoding a text", &error))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of ids.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        self.tokenizer.decode(ids, skip_special_tokens).map_err(|error| failure("decoding ids", &error))
+    }
+
+    /// Id of a token, added or not.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// Whether a token is beside the model's vocabulary: it is found in texts before anything is split.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.tokenizer.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
+    }
+
+    /// Whether a text's ids depend on the text before it, as with tokenizers that put a space before every text.
+    pub fn depends_on_context(&self) -> Result<bool> {
+        let apart = [self.encode("\n")?, self.encode("ab c")?].concat();
+        Ok(apart != self.encode("\nab c")?)
+    }
+
+    /// Tokens that are not, or otherwise, in `tokenizer.json`, by id.
+    pub fn tokens_of_config(&self) -> &[(u32, AddedToken)] {
+        &self.from_config
+    }
+
+    /// The largest id in use, added tokens included, plus one.
+    pub fn next_free_id(&self) -> u32 {
+        self.tokenizer.get_vocab(true).values().max().map_or(0, |&id| id + 1)
+    }
+}
+
+fn load(bytes: &[u8], path: &Path) -> Result<Tokenizer> {
+    let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| {
+        Error::invalid(
+            path.display(),
+            format!("a file that the tokenizers library refuses ({error})"),
+            "a fast tokenizer",
+            "download the model's tokenizer.json again, or convert a slow tokenizer with transformers",
+        )
+    })?;
+    tokenizer.with_padding(None);
+    tokenizer.with_truncation(None).map_err(|error| failure(path.display(), &error))?;
+    Ok(tokenizer)
+}
+
+fn failure(place: impl ToString, error: &tokenizers::Error) -> Error {
+    Error::invalid(place, error, "a text that tokenizer.json can process", "check tokenizer.json")
+}

@@ -1,0 +1,109 @@
+//! Where a dataset's image files are: folders and a zip file, read in place.
+
+mod folder;
+mod zip;
+
+use base::{Error, Result};
+use folder::Folder;
+use std::path::{Component, Path};
+use zip::ZipFile;
+
+/// Largest image file, bytes; a larger one is refused before it is read.
+pub const MAX_IMAGE_BYTES: u64 = 256 << 20;
+
+/// Why an image file gives no bytes.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ImageFileError {
+    /// In none of the places.
+    #[error("{0}")]
+    Missing(String),
+    /// There, and not readable.
+    #[error("{0}")]
+    Unreadable(String),
+    /// More than [`MAX_IMAGE_BYTES`].
+    #[error("{name} has {bytes} bytes, more than the {MAX_IMAGE_BYTES} allowed")]
+    TooLarge {
+        /// The file.
+        name: String,
+        /// Its size, bytes.
+        bytes: u64,
+    },
+}
+
+/// The places of a data folder that hold images, asked in order. Threads read at once.
+pub struct ImageSources {
+    folders: Vec<Folder>,
+    zip: Option<ZipFile>,
+}
+
+impl ImageSources {
+    /// Finds `images/`, `images_dl/`, the folder itself and `images.zip`.
+    ///
+    /// # Errors
+    /// `data` is no folder; a damaged zip file.
+    pub fn find(data: &Path) -> Result<Self> {
+        if !data.is_dir() {
+            let expected = "a folder with chat.json and images";
+            return Err(Error::invalid(data.display(), "no folder", expected, "give the dataset's folder"));
+        }
+        let folders = ["images", "images_dl", ""]
+            .into_iter()
+            .map(|name| Folder::new(name, data.join(name)))
+            .filter(Folder::exists)
+            .collect();
+        let zip = data.join("images.zip");
+        let zip = if zip.is_file() { Some(ZipFile::open(&zip)?) } else { None };
+        Ok(Self { folders, zip })
+    }
+
+    /// The places, for the plan: a zip file with its identity.
+    pub fn describe(&self) -> Vec<String> {
+        self.folder_names().chain(self.zip.iter().map(ZipFile::describe)).collect()
+    }
+
+    fn folder_names(&self) -> impl Iterator<Item = String> {
+        self.folders.iter().map(|folder| match folder.name {
+            "" => "the data folder".to_owned(),
+            name => format!("{name}/"),
+        })
+    }
+
+    /// Size of an image's file in a folder, bytes; `None` if it is not in one.
+    pub fn file_size(&self, name: &str) -> Option<u64> {
+        let mut folders = self.folders.iter().filter(|_| is_inside(name));
+        folders.find_map(|folder| folder.file_size(name))
+    }
+
+    /// Bytes of an image file.
+    ///
+    /// # Errors
+    /// See [`ImageFileError`]; also for a name that leads out of the data folder.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>, ImageFileError> {
+        if !is_inside(name) {
+            return Err(ImageFileError::Missing(format!("{name:?} is not a file name inside the data folder")));
+        }
+        for folder in &self.folders {
+            if let Some(bytes) = folder.read(name)? {
+                return Ok(bytes);
+            }
+        }
+        if let Some(bytes) = self.zip.as_ref().map(|zip| zip.read(name)).transpose()?.flatten() {
+            return Ok(bytes);
+        }
+        let places: Vec<String> = self.folder_names().chain(self.zip.iter().map(ZipFile::contents)).collect();
+        Err(ImageFileError::Missing(format!("{name} is in none of {}", places.join(", "))))
+    }
+}
+
+/// A file name that cannot lead out of the data folder.
+fn is_inside(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    !name.is_empty()
+        && !name.ends_with('/')
+        && !name.contains('\0')
+        && parts.all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+fn too_many_bytes(name: &str, bytes: u64) -> ImageFileError {
+    ImageFileError::TooLarge { name: name.to_owned(), bytes }
+}

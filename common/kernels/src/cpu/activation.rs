@@ -1,0 +1,174 @@
+//! SwiGLU, GELU and QuickGELU.
+
+use super::again::Again;
+use super::operand::{self, buffer, floats, incoming, record};
+use super::simd::{erf, exp, multiversion, sigmoid};
+use crate::LinearInput;
+use burn::backend::Flex;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+
+/// Values in one task.
+const CHUNK: usize = 1 << 14;
+
+/// See [`crate::swiglu`].
+pub fn swiglu(gate: &Tensor<2>, up: &Tensor<2>) -> Option<LinearInput> {
+    let (gate, up) = (operand::operand(gate)?, operand::operand(up)?);
+    let output = product(&gate.values, &up.values);
+    let again = (gate.node.tracked() || up.node.tracked()).then(|| {
+        let (gate, up) = (gate.values.clone(), up.values.clone());
+        Again::new(move || product(&gate, &up))
+    });
+    let values = record(SwiGlu, [gate.node, up.node], || (gate.values, up.values), output);
+    Some(LinearInput { values, again })
+}
+
+/// `silu(gate) ∘ up`.
+fn product(gate: &FlexTensor, up: &FlexTensor) -> FlexTensor {
+    let shape = operand::dims(gate);
+    let mut output = buffer(shape[0] * shape[1]);
+    (output.par_chunks_mut(CHUNK), floats(gate).par_chunks(CHUNK), floats(up).par_chunks(CHUNK))
+        .into_par_iter()
+        .for_each(|(output, gate, up)| swiglu_forward(gate, up, output));
+    operand::tensor(output, shape)
+}
+
+multiversion! {
+    fn swiglu_forward(gate: &[f32], up: &[f32], output: &mut [f32]) {
+        for ((output, &gate), &up) in output.iter_mut().zip(gate).zip(up) {
+            *output = gate / (1.0 + exp(-gate)) * up;
+        }
+    }
+}
+
+multiversion! {
+    // `gradient` becomes that of `up`, `gate_gradient` is written.
+    fn swiglu_backward(gate: &[f32], up: &[f32], gradient: &mut [f32], gate_gradient: &mut [f32]) {
+        let inputs = gate.iter().zip(up);
+        for ((gradient, gate_gradient), (&gate, &up)) in gradient.iter_mut().zip(gate_gradient).zip(inputs) {
+            let s = sigmoid(gate);
+            *gate_gradient = *gradient * up * (s * (1.0 + gate * (1.0 - s)));
+            *gradient *= gate * s;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct SwiGlu;
+
+impl Backward<Flex, 2> for SwiGlu {
+    type State = (FlexTensor, FlexTensor);
+
+    fn backward(self, ops: Ops<Self::State, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let mut gradient = operand::own(incoming(&ops, gradients));
+        let (gate, up) = ops.state;
+        let shape = operand::dims(&gate);
+        let mut gate_gradient = buffer(gradient.len());
+        (
+            gradient.par_chunks_mut(CHUNK),
+            gate_gradient.par_chunks_mut(CHUNK),
+            floats(&gate).par_chunks(CHUNK),
+            floats(&up).par_chunks(CHUNK),
+        )
+            .into_par_iter()
+            .for_each(|(gradient, gate_gradient, gate, up)| swiglu_backward(gate, up, gradient, gate_gradient));
+        let [gate, up] = ops.parents;
+        if let Some(gate) = gate {
+            gradients.register::<Flex>(gate.id, operand::tensor(gate_gradient, shape));
+        }
+        if let Some(up) = up {
+            gradients.register::<Flex>(up.id, operand::tensor(gradient, shape));
+        }
+    }
+}
+
+/// See [`crate::gelu`].
+pub fn gelu(x: &Tensor<2>) -> Option<LinearInput> {
+    activate(x, Unary { forward: gelu_forward, backward: gelu_backward })
+}
+
+/// See [`crate::quick_gelu`].
+pub fn quick_gelu(x: &Tensor<2>) -> Option<LinearInput> {
+    activate(x, Unary { forward: quick_gelu_forward, backward: quick_gelu_backward })
+}
+
+/// An activation: `forward(x, output)` and `backward(x, gradient)`, which multiplies the derivative into the gradient.
+#[derive(Clone, Copy, Debug)]
+struct Unary {
+    forward: fn(&[f32], &mut [f32]),
+    backward: fn(&[f32], &mut [f32]),
+}
+
+impl Unary {
+    fn of(&self, x: &FlexTensor) -> FlexTensor {
+        let shape = operand::dims(x);
+        let mut output = buffer(shape[0] * shape[1]);
+        let chunks = output.par_chunks_mut(CHUNK).zip(floats(x).par_chunks(CHUNK));
+        chunks.for_each(|(output, x)| (self.forward)(x, output));
+        operand::tensor(output, shape)
+    }
+}
+
+fn activate(x: &Tensor<2>, unary: Unary) -> Option<LinearInput> {
+    let x = operand::operand(x)?;
+    let output = unary.of(&x.values);
+    let again = x.node.tracked().then(|| {
+        let x = x.values.clone();
+        Again::new(move || unary.of(&x))
+    });
+    Some(LinearInput { values: record(unary, [x.node], || x.values, output), again })
+}
+
+multiversion! {
+    fn gelu_forward(x: &[f32], output: &mut [f32]) {
+        for (output, &x) in output.iter_mut().zip(x) {
+            *output = 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
+        }
+    }
+}
+
+multiversion! {
+    fn gelu_backward(x: &[f32], gradient: &mut [f32]) {
+        // 1 / √(2π)
+        const DENSITY_AT_0: f32 = 0.398_942_3;
+        for (gradient, &x) in gradient.iter_mut().zip(x) {
+            let distribution = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
+            *gradient *= distribution + x * (DENSITY_AT_0 * exp(-0.5 * x * x));
+        }
+    }
+}
+
+multiversion! {
+    fn quick_gelu_forward(x: &[f32], output: &mut [f32]) {
+        for (output, &x) in output.iter_mut().zip(x) {
+            *output = sigmoid(1.702 * x) * x;
+        }
+    }
+}
+
+multiversion! {
+    fn quick_gelu_backward(x: &[f32], gradient: &mut [f32]) {
+        for (gradient, &x) in gradient.iter_mut().zip(x) {
+            let s = sigmoid(1.702 * x);
+            *gradient *= s * (1.0 + 1.702 * x * (1.0 - s));
+        }
+    }
+}
+
+impl Backward<Flex, 1> for Unary {
+    type State = FlexTensor;
+
+    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let mut gradient = operand::own(incoming(&ops, gradients));
+        let x = ops.state;
+        let chunks = gradient.par_chunks_mut(CHUNK).zip(floats(&x).par_chunks(CHUNK));
+        chunks.for_each(|(gradient, x)| (self.backward)(x, gradient));
+        if let [Some(parent)] = ops.parents {
+            gradients.register::<Flex>(parent.id, operand::tensor(gradient, operand::dims(&x)));
+        }
+    }
+}

@@ -1,0 +1,461 @@
+//! Attention within packed sequences. A block of queries at a time meets all its keys; of the scores, only the logarithm
+//! of each query's sum is kept for the backward step, which computes them again.
+
+use super::dot_products::dots;
+use super::gemm::{Packed, Start, gemm_serial};
+use super::matrix::{Matrix, MatrixMut, Tile};
+use super::operand::{self, buffer, floats, incoming, record};
+use super::scratch::{Aligned, give, take, unused};
+use super::simd::{exp, max, multiversion, sum};
+use crate::Mask;
+use crate::kv_cache::LayerCache;
+use burn::backend::Flex;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+use std::cell::Cell;
+use std::ops::Range;
+
+/// Queries in a block.
+const QUERIES: usize = 64;
+/// Keys are filled up to a multiple of this, so that scores come in whole vectors.
+const LANES: usize = 16;
+/// With at most so many new queries, keys are read where they lie.
+const FEW_QUERIES: usize = 4;
+
+/// See [`crate::attention`].
+pub fn attention(
+    q: &Tensor<2>,
+    k: &Tensor<2>,
+    v: &Tensor<2>,
+    heads: usize,
+    kv_heads: usize,
+    seq_lens: &[usize],
+    mask: Mask,
+) -> Option<Tensor<2>> {
+    of_sequences(q, k, v, heads, kv_heads, seq_lens, seq_lens, mask)
+}
+
+/// See [`crate::attention_of_last`].
+pub fn attention_of_last(
+    q: &Tensor<2>,
+    k: &Tensor<2>,
+    v: &Tensor<2>,
+    heads: usize,
+    kv_heads: usize,
+    query_lens: &[usize],
+    seq_lens: &[usize],
+) -> Option<Tensor<2>> {
+    of_sequences(q, k, v, heads, kv_heads, query_lens, seq_lens, Mask::Causal)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn of_sequences(
+    q: &Tensor<2>,
+    k: &Tensor<2>,
+    v: &Tensor<2>,
+    heads: usize,
+    kv_heads: usize,
+    query_lens: &[usize],
+    seq_lens: &[usize],
+    mask: Mask,
+) -> Option<Tensor<2>> {
+    let (q, k, v) = (operand::operand(q)?, operand::operand(k)?, operand::operand(v)?);
+    let ([queries, width], [tokens, _]) = (operand::dims(&q.values), operand::dims(&k.values));
+    let layout = Layout::new(heads, kv_heads, width / heads, query_lens, seq_lens, mask);
+    if seq_lens.iter().sum::<usize>() != tokens || query_lens.iter().sum::<usize>() != queries {
+        return None;
+    }
+    let mut output = buffer(queries * width);
+    let (keys, values) = (floats(&k.values), floats(&v.values));
+    let contexts: Vec<Context> = (layout.tasks().into_par_iter())
+        .map(|task| {
+            Context::new(
+                layout.queries(floats(&q.values), &task),
+                layout.keys(keys, &task),
+                layout.keys(values, &task),
+                mask,
+            )
+        })
+        .collect();
+    let lse = attend(&layout, &contexts, &mut output);
+    let output = operand::tensor(output, [queries, width]);
+    let nodes = [q.node, k.node, v.node];
+    Some(record(Attention, nodes, || Saved { q: q.values, k: k.values, v: v.values, lse, layout }, output))
+}
+
+/// See [`crate::attention_cached`].
+pub fn attention_cached(
+    q: &Tensor<2>,
+    caches: &[&LayerCache],
+    seq_lens: &[usize],
+    heads: usize,
+    kv_heads: usize,
+) -> Option<Tensor<2>> {
+    let q = operand::operand(q).filter(|q| !q.node.tracked())?;
+    let [tokens, width] = operand::dims(&q.values);
+    let buffers = caches.iter().map(|cache| {
+        let (keys, values) = cache.buffers();
+        Some((cache.len(), operand::operand(keys)?.values, operand::operand(values)?.values))
+    });
+    let buffers: Vec<_> = buffers.collect::<Option<_>>()?;
+    let layout = Layout::new(heads, kv_heads, width / heads, seq_lens, seq_lens, Mask::Causal);
+    let mut output = buffer(tokens * width);
+    let contexts = layout.tasks().into_par_iter().enumerate().map(|(index, task)| {
+        let (len, keys, values) = &buffers[index / kv_heads];
+        let [k, v] = [keys, values].map(|cache| {
+            // `[kv_heads, capacity, head_dim]`
+            let head = floats(cache).chunks_exact(floats(cache).len() / kv_heads).nth(task.kv_head);
+            Matrix::new(&head.unwrap_or_default()[..len * layout.head_dim], *len, layout.head_dim)
+        });
+        Context::new(layout.queries(floats(&q.values), &task), k, v, Mask::Causal)
+    });
+    let contexts: Vec<Context> = contexts.collect();
+    attend(&layout, &contexts, &mut output);
+    Some(q.node.constant(operand::tensor(output, [tokens, width])))
+}
+
+/// Sizes of a packed batch.
+#[derive(Clone, Debug)]
+struct Layout {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    /// Queries of each sequence: its last tokens, or all.
+    query_lens: Vec<usize>,
+    seq_lens: Vec<usize>,
+    mask: Mask,
+}
+
+/// The tokens of one sequence and one key/value head.
+#[derive(Clone, Debug)]
+struct Task {
+    queries: Range<usize>,
+    keys: Range<usize>,
+    kv_head: usize,
+}
+
+impl Layout {
+    fn new(
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        query_lens: &[usize],
+        seq_lens: &[usize],
+        mask: Mask,
+    ) -> Self {
+        Self { heads, kv_heads, head_dim, query_lens: query_lens.to_vec(), seq_lens: seq_lens.to_vec(), mask }
+    }
+
+    /// Query heads of a key/value head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    fn tasks(&self) -> Vec<Task> {
+        let rows = |lens: &[usize]| -> Vec<Range<usize>> {
+            let mut start = 0;
+            lens.iter().map(|len| (start..start + len, start += len).0).collect()
+        };
+        let sequences = rows(&self.query_lens).into_iter().zip(rows(&self.seq_lens));
+        let heads = |(queries, keys): (Range<usize>, Range<usize>)| {
+            (0..self.kv_heads).map(move |kv_head| Task { queries: queries.clone(), keys: keys.clone(), kv_head })
+        };
+        sequences.flat_map(heads).collect()
+    }
+
+    /// `[Σ query_lens, heads · head_dim]` divided among the tasks, in their order.
+    fn query_parts<'a>(&self, data: &'a mut [f32]) -> Vec<MatrixMut<'a>> {
+        self.parts(data, self.heads, &self.query_lens)
+    }
+
+    /// `[T, kv_heads · head_dim]` divided among the tasks, in their order.
+    fn key_parts<'a>(&self, data: &'a mut [f32]) -> Vec<MatrixMut<'a>> {
+        self.parts(data, self.kv_heads, &self.seq_lens)
+    }
+
+    fn parts<'a>(&self, data: &'a mut [f32], heads: usize, lens: &[usize]) -> Vec<MatrixMut<'a>> {
+        let width = heads * self.head_dim;
+        let rows = data.len() / width.max(1);
+        let sequences = MatrixMut::new(data, rows, width).row_groups(lens);
+        sequences
+            .into_iter()
+            .flat_map(|sequence| match sequence.rows {
+                // No rows make no tiles, but every task has its part.
+                0 => (0..self.kv_heads).map(|_| MatrixMut::new(&mut [], 0, width / self.kv_heads)).collect(),
+                _ => sequence.column_groups(width / self.kv_heads),
+            })
+            .collect()
+    }
+
+    /// A task's part of `[Σ query_lens, heads · head_dim]`: the heads that share its key/value head.
+    fn queries<'a>(&self, data: &'a [f32], task: &Task) -> Matrix<'a> {
+        self.view(data, task.queries.clone(), task.kv_head, self.group())
+    }
+
+    /// A task's part of `[T, kv_heads · head_dim]`.
+    fn keys<'a>(&self, data: &'a [f32], task: &Task) -> Matrix<'a> {
+        self.view(data, task.keys.clone(), task.kv_head, 1)
+    }
+
+    /// Rows of a matrix of heads, and of these the `part`-th `group`.
+    fn view<'a>(&self, data: &'a [f32], rows: Range<usize>, part: usize, group: usize) -> Matrix<'a> {
+        let width = self.kv_heads * group * self.head_dim;
+        let columns = part * group * self.head_dim..(part + 1) * group * self.head_dim;
+        Matrix::new(data, data.len() / width.max(1), width).block(rows, columns)
+    }
+}
+
+/// Attention of every task's queries; gives for every task the logarithms of the sums of every query's exponentials, head by head.
+///
+/// output `[Σ query_lens, heads · head_dim]`
+fn attend(layout: &Layout, contexts: &[Context], output: &mut [f32]) -> Vec<Vec<f32>> {
+    let head_dim = layout.head_dim;
+    // A few queries of all heads are done at once: one task reads the keys. Else a block of one head's is a unit of work.
+    let units = layout.query_parts(output).into_iter().zip(contexts).map(|(part, context)| {
+        let mut blocks = part.tiles(QUERIES, head_dim);
+        blocks.sort_by_key(|block| (block.column, block.row));
+        let together = if context.packed.is_none() { blocks.len().max(1) } else { 1 };
+        (context, blocks, together)
+    });
+    let (mut groups, mut groups_of_task) = (Vec::new(), Vec::with_capacity(contexts.len()));
+    for (context, blocks, together) in units {
+        groups_of_task.push(blocks.len().div_ceil(together));
+        let mut blocks = blocks.into_iter().peekable();
+        while blocks.peek().is_some() {
+            groups.push((context, blocks.by_ref().take(together).collect::<Vec<_>>()));
+        }
+    }
+    let of_group = |(context, blocks): (&Context, Vec<Tile>)| -> Vec<f32> {
+        blocks.into_iter().flat_map(|block| context.attend(block)).collect()
+    };
+    let mut lse = groups.into_par_iter().with_max_len(1).map(of_group).collect::<Vec<_>>().into_iter();
+    groups_of_task.iter().map(|&groups| lse.by_ref().take(groups).flatten().collect()).collect()
+}
+
+/// What the queries of a group of heads, the last positions of their sequence, look at: the keys and values of one head.
+struct Context<'a> {
+    /// `[L, group · head_dim]`
+    q: Matrix<'a>,
+    /// `[S, head_dim]`
+    k: Matrix<'a>,
+    /// `[S, head_dim]`
+    v: Matrix<'a>,
+    /// Kᵀ and V as the products take them, unless the queries are few.
+    packed: Option<[Packed; 2]>,
+    mask: Mask,
+}
+
+impl<'a> Context<'a> {
+    fn new(q: Matrix<'a>, k: Matrix<'a>, v: Matrix<'a>, mask: Mask) -> Self {
+        let many = q.rows > FEW_QUERIES;
+        let packed = many.then(|| [Packed::new(k.transposed()), Packed::new(v)]);
+        Self { q, k, v, packed, mask }
+    }
+
+    /// One head's attention for a block of queries; gives the logarithm of the sum of every query's exponentials.
+    fn attend(&self, block: Tile) -> Vec<f32> {
+        let Tile { row: first, column, mut part } = block;
+        let (keys, rows, head_dim) = (self.k.rows, part.rows, part.columns);
+        let q = self.q.block(first..first + rows, column..column + head_dim);
+        let seen = |row: usize| match self.mask {
+            Mask::Causal => keys - self.q.rows + first + row + 1,
+            _ => keys,
+        };
+        let most = seen(rows - 1);
+        let width = most.next_multiple_of(LANES);
+        let mut memory = take(&SCORES, rows * width);
+        let scores = &mut memory[..rows * width];
+        match &self.packed {
+            None => scores.chunks_exact_mut(width).enumerate().for_each(|(row, scores)| {
+                let query = q.row(row);
+                (0..most).for_each(|key| [scores[key]] = dots([query], self.k.row(key)));
+            }),
+            Some([keys, _]) => {
+                let columns = width.min(keys.padded_columns());
+                keys.multiply(q, MatrixMut::new(scores, rows, width).first_columns(columns));
+            }
+        }
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let lse = scores.chunks_exact_mut(width).enumerate().map(|(row, scores)| softmax(scores, seen(row), scale));
+        let lse = lse.collect();
+        match &self.packed {
+            None => {
+                let values = self.v.block(0..most, 0..head_dim);
+                (0..rows).for_each(|row| weighted_sum(&scores[row * width..][..most], values, part.row_mut(row)));
+            }
+            Some([_, values]) => values.multiply(Matrix::new(scores, rows, width).block(0..rows, 0..most), part),
+        }
+        give(&SCORES, memory);
+        lse
+    }
+}
+
+thread_local! {
+    static SCORES: Cell<Aligned> = const { unused() };
+}
+
+multiversion! {
+    // Σ weights[i] · row i of `values`, a stretch of columns at a time, so that their sums stay in registers.
+    fn weighted_sum(weights: &[f32], values: Matrix, output: &mut [f32]) {
+        const COLUMNS: usize = 64;
+        let (wide, rest) = output.as_chunks_mut::<COLUMNS>();
+        let mut start = 0;
+        for output in wide {
+            *output = weighted_columns(weights, values, start);
+            start += COLUMNS;
+        }
+        let (narrow, rest) = rest.as_chunks_mut::<LANES>();
+        for output in narrow {
+            *output = weighted_columns(weights, values, start);
+            start += LANES;
+        }
+        for output in rest {
+            [*output] = weighted_columns(weights, values, start);
+            start += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn weighted_columns<const N: usize>(weights: &[f32], values: Matrix, start: usize) -> [f32; N] {
+    let mut sums = [0.0; N];
+    for (row, &weight) in weights.iter().enumerate() {
+        if let Some(values) = values.row(row)[start..].first_chunk::<N>() {
+            (0..N).for_each(|column| sums[column] += weight * values[column]);
+        }
+    }
+    sums
+}
+
+multiversion! {
+    // Turns scaled scores into probabilities, 0 for the keys not seen; gives the logarithm of the sum.
+    fn softmax(scores: &mut [f32], seen: usize, scale: f32) -> f32 {
+        let (scores, hidden) = scores.split_at_mut(seen);
+        let largest = max(scores) * scale;
+        for score in scores.iter_mut() {
+            *score = exp(*score * scale - largest);
+        }
+        let total = sum(scores.len(), |i| scores[i]);
+        let inverse = 1.0 / total;
+        for score in scores.iter_mut() {
+            *score *= inverse;
+        }
+        hidden.fill(0.0);
+        largest + total.ln()
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Saved {
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    /// For every task.
+    lse: Vec<Vec<f32>>,
+    layout: Layout,
+}
+
+#[derive(Debug)]
+struct Attention;
+
+impl Backward<Flex, 3> for Attention {
+    type State = Saved;
+
+    fn backward(self, ops: Ops<Saved, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = incoming(&ops, gradients);
+        let Saved { q, k, v, lse, layout } = ops.state;
+        let mut of_q = buffer(floats(&q).len());
+        let (mut of_k, mut of_v) = (buffer(floats(&k).len()), buffer(floats(&v).len()));
+        let parts = layout.query_parts(&mut of_q).into_par_iter();
+        let parts = parts.zip(layout.key_parts(&mut of_k)).zip(layout.key_parts(&mut of_v));
+        parts.zip(layout.tasks()).zip(&lse).for_each(|((((of_q, of_k), of_v), task), lse)| {
+            let inputs = Inputs {
+                q: layout.queries(floats(&q), &task),
+                k: layout.keys(floats(&k), &task),
+                v: layout.keys(floats(&v), &task),
+                gradient: layout.queries(floats(&gradient), &task),
+            };
+            inputs.backward(lse, layout.mask, of_q, of_k, of_v);
+        });
+        for (parent, (gradient, values)) in ops.parents.into_iter().zip([(of_q, q), (of_k, k), (of_v, v)]) {
+            if let Some(parent) = parent {
+                gradients.register::<Flex>(parent.id, operand::tensor(gradient, operand::dims(&values)));
+            }
+        }
+    }
+}
+
+/// A task's part of the inputs and of the output's gradient.
+struct Inputs<'a> {
+    q: Matrix<'a>,
+    k: Matrix<'a>,
+    v: Matrix<'a>,
+    gradient: Matrix<'a>,
+}
+
+impl Inputs<'_> {
+    /// Scores are held with a row for each key here: then every product below reads its factors in order.
+    fn backward(&self, lse: &[f32], mask: Mask, mut of_q: MatrixMut, mut of_k: MatrixMut, mut of_v: MatrixMut) {
+        let Self { q, k, v, gradient } = *self;
+        let (len, head_dim) = (k.rows, k.columns);
+        // Keys before the first query.
+        let past = len - q.rows;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let keys = Packed::new(k);
+        for row in 0..len {
+            of_k.row_mut(row).fill(0.0);
+            of_v.row_mut(row).fill(0.0);
+        }
+        let (mut scores, mut slopes) = (buffer(len * QUERIES), buffer(len * QUERIES));
+        let mut tiles = of_q.reborrow().tiles(QUERIES, head_dim);
+        tiles.sort_by_key(|tile| tile.column);
+        let mut lse = lse;
+        for tile in tiles {
+            let (first, rows) = (tile.row, tile.part.rows);
+            let columns = tile.column..tile.column + head_dim;
+            let q = q.block(first..first + rows, columns.clone());
+            let gradient = gradient.block(first..first + rows, columns);
+            let seen = if mask == Mask::Causal { past + first + rows } else { len };
+            let (k, v) = (k.block(0..seen, 0..head_dim), v.block(0..seen, 0..head_dim));
+            let (scores, slopes) = (&mut scores[..seen * rows], &mut slopes[..seen * rows]);
+            gemm_serial(k, q.transposed(), MatrixMut::new(scores, seen, rows), Start::Zero);
+            gemm_serial(v, gradient.transposed(), MatrixMut::new(slopes, seen, rows), Start::Zero);
+            let (block_lse, rest) = lse.split_at(rows);
+            lse = rest;
+            let first_query = if mask == Mask::Causal { past + first } else { len };
+            probabilities(scores, slopes, block_lse, scale, first_query);
+            let (scores, slopes) = (Matrix::new(scores, seen, rows), Matrix::new(slopes, seen, rows));
+            gemm_serial(scores, gradient, of_v.rows(0..seen), Start::Keep);
+            gemm_serial(slopes, q, of_k.rows(0..seen), Start::Keep);
+            keys.multiply(slopes.transposed(), tile.part);
+        }
+    }
+}
+
+multiversion! {
+    // scores `[keys, queries]` become probabilities; slopes, the gradients of the probabilities, become those of the
+    // scores before scaling. Query i of the block sees the keys up to `first_query` + i.
+    fn probabilities(scores: &mut [f32], slopes: &mut [f32], lse: &[f32], scale: f32, first_query: usize) {
+        let queries = lse.len();
+        let mut mean = [0f32; QUERIES];
+        let mean = &mut mean[..queries];
+        for (key, (scores, slopes)) in scores.chunks_exact_mut(queries).zip(slopes.chunks_exact(queries)).enumerate() {
+            let hidden = key.saturating_sub(first_query).min(queries);
+            scores[..hidden].fill(0.0);
+            for query in hidden..queries {
+                let probability = exp(scores[query] * scale - lse[query]);
+                scores[query] = probability;
+                mean[query] += probability * slopes[query];
+            }
+        }
+        for (scores, slopes) in scores.chunks_exact(queries).zip(slopes.chunks_exact_mut(queries)) {
+            for ((slope, &probability), &mean) in slopes.iter_mut().zip(scores).zip(&*mean) {
+                *slope = probability * (*slope - mean) * scale;
+            }
+        }
+    }
+}

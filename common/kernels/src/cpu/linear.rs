@@ -1,0 +1,269 @@
+//! Linear layers, with and without LoRA. A frozen weight gets no gradient, and then its input is not kept.
+
+use super::again::Kept;
+use super::dropout::drop_values;
+use super::gemm::{Packed, Start, gemm};
+use super::matrix::{Matrix, MatrixMut};
+use super::operand::{self, Operand, buffer, floats, incoming, record};
+use super::rows::column_sums;
+use super::scratch::{Aligned, give, take, unused};
+use super::weights::Weight;
+use crate::{Dropout, LinearInput};
+use burn::backend::Flex;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{DType, Tensor};
+use rayon::prelude::*;
+use std::cell::Cell;
+
+/// Rows in one task of the LoRA branch.
+const ROWS: usize = 64;
+
+/// See [`crate::linear`].
+pub fn linear(x: impl Into<LinearInput>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
+    let LinearInput { values, again } = x.into();
+    let x = operand::operand(&values)?;
+    let weight = weight_operand(weight)?;
+    let bias = match bias {
+        Some(bias) => Some(operand::operand(bias)?),
+        None => None,
+    };
+    let [tokens, _] = operand::dims(&x.values);
+    let [out, _] = operand::dims(&weight.values);
+    let output = operand::tensor(forward(&x.values, &weight.values, bias.as_ref())?, [tokens, out]);
+    let state = Saved {
+        x: weight.node.tracked().then(|| Kept::new(&x.values, again.as_ref())),
+        weight: x.node.tracked().then(|| weight.values.clone()),
+    };
+    Some(match bias {
+        Some(bias) => record(Linear, [x.node, weight.node, bias.node], || state, output),
+        None => record(Linear, [x.node, weight.node], || state, output),
+    })
+}
+
+/// A weight in any number format that can be frozen; a trained one is f32.
+fn weight_operand(weight: &Tensor<2>) -> Option<Operand> {
+    let weight = operand::any_operand(weight)?;
+    let supported = Weight::new(&weight.values).is_some();
+    let trained = weight.node.tracked() && weight.values.dtype() != DType::F32;
+    (supported && !trained).then_some(weight)
+}
+
+/// `x Wᵀ + b` as values.
+fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&Operand>) -> Option<Vec<f32>> {
+    let (x, weight) = (matrix(x), Weight::new(weight)?);
+    let mut output = buffer(x.rows * weight.sizes().0);
+    weight.forward(x, &mut output, bias.map(|bias| floats(&bias.values)));
+    Some(output)
+}
+
+fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
+    let [rows, columns] = operand::dims(tensor);
+    Matrix::new(floats(tensor), rows, columns)
+}
+
+/// `a b` as tensor.
+fn product(a: Matrix, b: Matrix) -> FlexTensor {
+    let mut output = buffer(a.rows * b.columns);
+    gemm(a, b, MatrixMut::new(&mut output, a.rows, b.columns), Start::Zero);
+    operand::tensor(output, [a.rows, b.columns])
+}
+
+/// What the backward step needs: x for the weight's gradient, the weight for x's.
+#[derive(Clone, Debug)]
+struct Saved {
+    x: Option<Kept>,
+    weight: Option<FlexTensor>,
+}
+
+#[derive(Debug)]
+struct Linear;
+
+impl<const N: usize> Backward<Flex, N> for Linear {
+    type State = Saved;
+
+    fn backward(self, ops: Ops<Saved, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = incoming(&ops, gradients);
+        let mut parents = ops.parents.into_iter();
+        let mut next = || parents.next().flatten();
+        let Saved { x, weight } = ops.state;
+        let d = matrix(&gradient);
+        let (x_parent, weight_parent, bias_parent) = (next(), next(), next());
+        if let (Some(parent), Some(x)) = (weight_parent, x) {
+            gradients.register::<Flex>(parent.id, product(d.transposed(), matrix(&x.values())));
+        }
+        if let (Some(parent), Some(weight)) = (x_parent, weight.as_ref().and_then(Weight::new)) {
+            let (_, inputs) = weight.sizes();
+            let mut of_x = buffer(d.rows * inputs);
+            weight.backward(d, &mut of_x, false);
+            gradients.register::<Flex>(parent.id, operand::tensor(of_x, [d.rows, inputs]));
+        }
+        if let Some(parent) = bias_parent {
+            gradients.register::<Flex>(parent.id, operand::tensor(column_sums(d), [d.columns]));
+        }
+    }
+}
+
+/// See [`crate::lora_linear`].
+#[allow(clippy::too_many_arguments)]
+pub fn lora_linear(
+    x: impl Into<LinearInput>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    a: &Tensor<2>,
+    b: &Tensor<2>,
+    scale: f32,
+    dropout: Option<&Dropout>,
+) -> Option<Tensor<2>> {
+    let LinearInput { values, again } = x.into();
+    let (x, weight) = (operand::operand(&values)?, weight_operand(weight)?);
+    let (a, b) = (operand::operand(a)?, operand::operand(b)?);
+    let bias = match bias {
+        Some(bias) => Some(operand::operand(bias)?),
+        None => None,
+    };
+    let mut output = forward(&x.values, &weight.values, bias.as_ref())?;
+    let [tokens, _] = operand::dims(&x.values);
+    let ([out, _], [rank, _]) = (operand::dims(&weight.values), operand::dims(&a.values));
+    let low = low_rank(matrix(&x.values), matrix(&a.values), scale, dropout);
+    let low_matrix = Matrix::new(&low, tokens, rank);
+    gemm(low_matrix, matrix(&b.values).transposed(), MatrixMut::new(&mut output, tokens, out), Start::Keep);
+    let weight_tracked = weight.node.tracked();
+    let state = || LoraSaved {
+        x: Kept::new(&x.values, again.as_ref()),
+        weight: weight.values,
+        weight_tracked,
+        a: a.values,
+        b: b.values,
+        low: operand::tensor(low, [tokens, rank]),
+        dropout: dropout.cloned(),
+        scale,
+    };
+    let output = operand::tensor(output, [tokens, out]);
+    Some(match bias {
+        Some(bias) => record(LoraLinear, [x.node, weight.node, a.node, b.node, bias.node], state, output),
+        None => record(LoraLinear, [x.node, weight.node, a.node, b.node], state, output),
+    })
+}
+
+/// `scale · (mask ∘ x) Aᵀ`.
+fn low_rank(x: Matrix, a: Matrix, scale: f32, dropout: Option<&Dropout>) -> Vec<f32> {
+    let mut output = buffer(x.rows * a.rows);
+    let Some(dropout) = dropout else {
+        gemm(x, a.transposed(), MatrixMut::new(&mut output, x.rows, a.rows), Start::Zero);
+        output.iter_mut().for_each(|value| *value *= scale);
+        return output;
+    };
+    // A few rows at a time: masked, they stay in the cache until they are multiplied.
+    let packed = Packed::new(a.transposed());
+    output.par_chunks_mut((ROWS * a.rows).max(1)).enumerate().for_each(|(index, output)| {
+        let first = index * ROWS;
+        let rows = ROWS.min(x.rows - first);
+        let mut memory = take(&MASKED, rows * x.columns);
+        let masked = &mut memory[..rows * x.columns];
+        mask_rows(x, first, dropout, masked);
+        packed.multiply(Matrix::new(masked, rows, x.columns), MatrixMut::new(output, rows, a.rows));
+        output.iter_mut().for_each(|value| *value *= scale);
+        give(&MASKED, memory);
+    });
+    output
+}
+
+/// `mask ∘ x` for as many rows from the `first`-th on as `output` has.
+fn mask_rows(x: Matrix, first: usize, dropout: &Dropout, output: &mut [f32]) {
+    let from = first * x.columns;
+    output.copy_from_slice(&x.values()[from..from + output.len()]);
+    drop_values(dropout, first, x.columns, output);
+}
+
+/// `mask ∘ x`.
+fn masked(x: Matrix, dropout: &Dropout) -> Vec<f32> {
+    let mut output = buffer(x.rows * x.columns);
+    let chunks = output.par_chunks_mut((ROWS * x.columns).max(1)).enumerate();
+    chunks.for_each(|(index, output)| mask_rows(x, index * ROWS, dropout, output));
+    output
+}
+
+thread_local! {
+    static MASKED: Cell<Aligned> = const { unused() };
+}
+
+#[derive(Clone, Debug)]
+struct LoraSaved {
+    x: Kept,
+    weight: FlexTensor,
+    weight_tracked: bool,
+    a: FlexTensor,
+    b: FlexTensor,
+    /// `scale · (mask ∘ x) Aᵀ`
+    low: FlexTensor,
+    dropout: Option<Dropout>,
+    scale: f32,
+}
+
+#[derive(Debug)]
+struct LoraLinear;
+
+impl<const N: usize> Backward<Flex, N> for LoraLinear {
+    type State = LoraSaved;
+
+    fn backward(self, ops: Ops<LoraSaved, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = incoming(&ops, gradients);
+        let mut parents = ops.parents.into_iter();
+        let mut next = || parents.next().flatten();
+        let (x, weight, a, b, bias) = (next(), next(), next(), next(), next());
+        let saved = ops.state;
+        let d = matrix(&gradient);
+        if let Some(weight) = weight.filter(|_| saved.weight_tracked) {
+            gradients.register::<Flex>(weight.id, product(d.transposed(), matrix(&saved.x.values())));
+        }
+        if let Some(bias) = bias {
+            gradients.register::<Flex>(bias.id, operand::tensor(column_sums(d), [d.columns]));
+        }
+        if let Some(b) = b {
+            gradients.register::<Flex>(b.id, product(d.transposed(), matrix(&saved.low)));
+        }
+        // scale · d B, the gradient of (mask ∘ x) Aᵀ.
+        let mut of_low = operand::own(product(d, matrix(&saved.b)));
+        of_low.iter_mut().for_each(|value| *value *= saved.scale);
+        let [_, rank] = operand::dims(&saved.low);
+        let of_low = Matrix::new(&of_low, d.rows, rank);
+        if let Some(a) = a {
+            let values = saved.x.values();
+            let input = matrix(&values);
+            let dropped = saved.dropout.as_ref().map(|dropout| masked(input, dropout));
+            let input = dropped.as_ref().map_or(input, |dropped| Matrix::new(dropped, input.rows, input.columns));
+            gradients.register::<Flex>(a.id, product(of_low.transposed(), input));
+        }
+        if let Some(x) = x {
+            gradients.register::<Flex>(x.id, saved.input_gradient(d, of_low));
+        }
+    }
+}
+
+impl LoraSaved {
+    /// `d W + mask ∘ (of_low A)`.
+    fn input_gradient(&self, d: Matrix, of_low: Matrix) -> FlexTensor {
+        let a = matrix(&self.a);
+        let shape = [d.rows, a.columns];
+        let mut output = buffer(shape[0] * shape[1]);
+        match &self.dropout {
+            None => gemm(of_low, a, MatrixMut::new(&mut output, shape[0], shape[1]), Start::Zero),
+            Some(dropout) => {
+                let packed = Packed::new(a);
+                output.par_chunks_mut((ROWS * a.columns).max(1)).enumerate().for_each(|(index, output)| {
+                    let (first, rows) = (index * ROWS, output.len() / a.columns);
+                    let of_low = of_low.block(first..first + rows, 0..of_low.columns);
+                    packed.multiply(of_low, MatrixMut::new(output, rows, a.columns));
+                    drop_values(dropout, first, a.columns, output);
+                });
+            }
+        }
+        if let Some(weight) = Weight::new(&self.weight) {
+            weight.backward(d, &mut output, true);
+        }
+        operand::tensor(output, shape)
+    }
+}

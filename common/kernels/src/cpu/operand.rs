@@ -1,0 +1,140 @@
+//! Between burn's tensors and slices: what goes into a kernel, what comes out, and the backward step beside it.
+
+use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, NodeGuard, OpsKind};
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::{Bytes, DType, Shape, Tensor};
+
+type Differentiable = Autodiff<Flex>;
+
+/// A tensor of the CPU backend, in one piece of memory.
+pub struct Operand {
+    /// The values.
+    pub values: FlexTensor,
+    /// Its place in the graph, on a device with autodiff.
+    pub node: Node,
+}
+
+/// A tensor's place in the graph.
+pub struct Node {
+    guard: Option<NodeGuard>,
+    tracked: bool,
+}
+
+impl Node {
+    /// Whether a gradient will be wanted for this tensor.
+    pub fn tracked(&self) -> bool {
+        self.tracked
+    }
+
+    /// An output on the same device that has no gradient.
+    pub fn constant<const D: usize>(self, output: FlexTensor) -> Tensor<D> {
+        match self.guard {
+            None => Tensor::from_primitive::<Flex>(output),
+            Some(_) => Tensor::from_primitive::<Differentiable>(FloatTensor::<Differentiable>::new(output)),
+        }
+    }
+}
+
+/// The tensor as f32 operand; `None` on another backend or in another number format.
+pub fn operand<const D: usize>(tensor: &Tensor<D>) -> Option<Operand> {
+    if tensor.dtype() == DType::F32 { any_operand(tensor) } else { None }
+}
+
+/// The tensor as operand in whatever number format; `None` on another backend.
+pub fn any_operand<const D: usize>(tensor: &Tensor<D>) -> Option<Operand> {
+    if !tensor.device().is_autodiff() {
+        let values = tensor.clone().try_into_primitive::<Flex>().ok()?;
+        return Some(Operand { values: contiguous(values), node: Node { guard: None, tracked: false } });
+    }
+    let tensor = tensor.clone().try_into_primitive::<Differentiable>().ok()?;
+    let tracked = tensor.is_tracked();
+    let (values, guard) = tensor.into_parts();
+    Some(Operand { values: contiguous(values), node: Node { guard: Some(guard), tracked } })
+}
+
+fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
+}
+
+/// See [`crate::move_into_huge_pages`].
+pub fn move_into_huge_pages<const D: usize>(weight: &Tensor<D>) {
+    if let Some(operand) = any_operand(weight) {
+        crate::memory::move_into_huge_pages(operand.values.bytes());
+    }
+}
+
+/// The values of an f32 operand.
+pub fn floats(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice().expect("operands are contiguous f32")
+}
+
+/// The sizes of a matrix.
+pub fn dims(tensor: &FlexTensor) -> [usize; 2] {
+    let shape = tensor.layout().shape();
+    [shape[0], shape[1]]
+}
+
+/// A tensor that owns `values`.
+pub fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(Shape::new(shape)), DType::F32)
+}
+
+/// Memory for a result of which every value is going to be written before it is read; its values are whatever was there.
+pub fn buffer(len: usize) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len);
+    // A pass that writes zeros would cost as much as a tenth of a small product.
+    // SAFETY: the capacity is there, every bit pattern is an f32, and the caller writes before it reads.
+    #[allow(clippy::uninit_vec)]
+    unsafe {
+        values.set_len(len);
+    }
+    values
+}
+
+/// Memory for a result that is added to.
+pub fn zeros(len: usize) -> Vec<f32> {
+    vec![0.0; len]
+}
+
+/// The output as tensor, with `op` as the backward step when a gradient is wanted for one of the inputs.
+pub fn record<const N: usize, const D: usize, B: Backward<Flex, N>>(
+    op: B,
+    inputs: [Node; N],
+    state: impl FnOnce() -> B::State,
+    output: FlexTensor,
+) -> Tensor<D> {
+    if inputs.iter().all(|input| input.guard.is_none()) {
+        return Tensor::from_primitive::<Flex>(output);
+    }
+    if !inputs.iter().any(Node::tracked) {
+        return Tensor::from_primitive::<Differentiable>(FloatTensor::<Differentiable>::new(output));
+    }
+    // An input without autodiff is a constant beside those with it.
+    let constant = || FloatTensor::<Differentiable>::new(tensor(Vec::new(), [0])).node();
+    let guards = inputs.map(|input| input.guard.unwrap_or_else(constant));
+    let recorded = match op.prepare::<NoCheckpointing>(guards).compute_bound().stateful() {
+        OpsKind::Tracked(prepared) => prepared.finish(state(), output),
+        OpsKind::UnTracked(prepared) => prepared.finish(output),
+    };
+    Tensor::from_primitive::<Differentiable>(recorded)
+}
+
+/// The incoming gradient of a step's output.
+pub fn incoming<S, const N: usize>(
+    ops: &burn::backend::autodiff::ops::Ops<S, N>,
+    gradients: &mut Gradients,
+) -> FlexTensor {
+    contiguous(gradients.consume::<Flex>(&ops.node))
+}
+
+/// Writable memory with the tensor's values: its own if nobody else holds it, else a copy.
+pub fn own(tensor: FlexTensor) -> Vec<f32> {
+    match tensor.into_data().try_into_vec() {
+        Ok(values) => values,
+        Err(error) => unreachable!("operands are f32: {error}"),
+    }
+}

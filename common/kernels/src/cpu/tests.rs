@@ -1,0 +1,424 @@
+//! Every kernel against its definition: values and gradients, odd shapes, NaN and infinity, any number of threads.
+
+use super::super::{Dropout, LinearInput, Mask, Rope, reference};
+use super::gemm::{Packed, Start, gemm};
+use super::matrix::{Matrix, MatrixMut};
+use crate::kv_cache::KvCache;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// Values in (−1, 1).
+fn values(seed: u64, len: usize) -> Vec<f32> {
+    let mut random = StdRng::seed_from_u64(seed);
+    (0..len).map(|_| random.random_range(-1.0..1.0)).collect()
+}
+
+/// The output of `f`, then the gradients of Σ output ∘ (fixed random weights) for every input.
+fn run(inputs: &[(Vec<f32>, [usize; 2])], f: &dyn Fn(&[Tensor<2>]) -> Tensor<2>) -> Vec<Vec<f32>> {
+    let device = Device::flex().autodiff();
+    let leaf = |(values, shape): &(Vec<f32>, [usize; 2])| {
+        Tensor::<2>::from_data(TensorData::new(values.clone(), *shape), &device).require_grad()
+    };
+    let inputs: Vec<Tensor<2>> = inputs.iter().map(leaf).collect();
+    let output = f(&inputs);
+    let [rows, columns] = output.dims();
+    let weights = Tensor::from_data(TensorData::new(values(99, rows * columns), [rows, columns]), &device);
+    let gradients = (output.clone() * weights).sum().backward();
+    let vec = |data: TensorData| data.try_into_vec::<f32>().expect("f32");
+    let of_inputs = inputs.iter().map(|input| vec(input.grad(&gradients).expect("a gradient").into_data()));
+    std::iter::once(vec(output.into_data())).chain(of_inputs).collect()
+}
+
+/// Compares kernel and definition for random inputs of the shapes; and the kernel with itself on 1, 2 and 4 threads.
+fn check(
+    name: &str,
+    shapes: &[[usize; 2]],
+    tolerance: f32,
+    fused: &(dyn Fn(&[Tensor<2>]) -> Option<Tensor<2>> + Sync),
+    plain: &dyn Fn(&[Tensor<2>]) -> Tensor<2>,
+) {
+    let inputs: Vec<_> = (0..).zip(shapes).map(|(seed, &shape)| (values(seed, shape[0] * shape[1]), shape)).collect();
+    let fused = |inputs: &[Tensor<2>]| fused(inputs).expect("the kernel applies");
+    let found = run(&inputs, &fused);
+    for (part, (found, expected)) in found.iter().zip(run(&inputs, plain)).enumerate() {
+        let what = if part == 0 { "values".into() } else { format!("gradient {part}") };
+        assert_near(&format!("{name} {shapes:?} {what}"), found, &expected, tolerance);
+    }
+    for threads in [1, 2, 4] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        let again = pool.install(|| run(&inputs, &fused));
+        let same = again.iter().flatten().map(|x| x.to_bits()).eq(found.iter().flatten().map(|x| x.to_bits()));
+        assert!(same, "{name} {shapes:?}: {threads} threads give other bits");
+    }
+}
+
+/// |a − b| ≤ tolerance · largest |b|; NaN equals NaN, infinities equal themselves.
+fn assert_near(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len(), "{name}: number of values");
+    let scale = expected.iter().filter(|x| x.is_finite()).fold(1e-6f32, |scale, x| scale.max(x.abs()));
+    let mut largest = 0f32;
+    for (index, (&a, &b)) in found.iter().zip(expected).enumerate() {
+        if a == b || (a.is_nan() && b.is_nan()) {
+            continue;
+        }
+        let difference = (a - b).abs() / scale;
+        assert!(difference <= tolerance, "{name}: first bad index {index}: {a} where {b} is expected");
+        largest = largest.max(difference);
+    }
+    println!("{name}: largest difference {largest:e} of the largest value (tolerance {tolerance:e})");
+}
+
+fn row(x: &Tensor<2>) -> Tensor<1> {
+    let [_, columns] = x.dims();
+    x.clone().reshape([columns])
+}
+
+#[test]
+fn linear() {
+    for (tokens, inputs, out) in
+        [(1, 1, 1), (3, 5, 7), (8, 50, 70), (9, 48, 96), (37, 130, 65), (130, 400, 50), (300, 129, 700)]
+    {
+        let shapes = [[tokens, inputs], [out, inputs], [1, out]];
+        let plain = |x: &[Tensor<2>]| reference::linear(x[0].clone(), x[1].clone(), Some(row(&x[2])));
+        check("linear", &shapes, 2e-6, &|x| super::linear(&x[0], &x[1], Some(&row(&x[2]))), &plain);
+        let plain = |x: &[Tensor<2>]| reference::linear(x[0].clone(), x[1].clone(), None);
+        check("linear without bias", &shapes[..2], 2e-6, &|x| super::linear(&x[0], &x[1], None), &plain);
+    }
+}
+
+#[test]
+fn wide_linear_is_packed_in_parts() {
+    let plain = |x: &[Tensor<2>]| reference::linear(x[0].clone(), x[1].clone(), None);
+    let shapes = [[70, 33], [2 * 2304 + 5, 33]];
+    check("linear", &shapes, 2e-6, &|x| super::linear(&x[0], &x[1], None), &plain);
+}
+
+#[test]
+fn add() {
+    for (tokens, width) in [(0, 3), (1, 1), (3, 5), (130, 400)] {
+        let shapes = [[tokens, width], [tokens, width]];
+        let fused = |x: &[Tensor<2>]| super::add(&x[0], x[1].clone()).ok();
+        check("add", &shapes, 0.0, &fused, &|x| reference::add(x[0].clone(), x[1].clone()));
+    }
+    let ones = |shape: [usize; 2]| Tensor::<2>::ones(shape, &Device::flex());
+    let (x, y) = (ones([1, 2]), ones([1, 1]));
+    assert!(super::add(&x, y).is_err(), "another shape is not for this kernel");
+}
+
+#[test]
+fn lora_linear() {
+    for (tokens, inputs, out, rank) in [(1, 3, 2, 1), (7, 20, 33, 4), (130, 96, 80, 32)] {
+        let shapes = [[tokens, inputs], [out, inputs], [1, out], [rank, inputs], [out, rank]];
+        let dropout = Dropout::new((0..tokens as u64).collect(), 0.25);
+        for dropout in [None, Some(&dropout)] {
+            let plain = |x: &[Tensor<2>]| {
+                let (a, b) = (x[3].clone(), x[4].clone());
+                reference::lora_linear(x[0].clone(), x[1].clone(), Some(row(&x[2])), a, b, 0.25, dropout)
+            };
+            let fused =
+                |x: &[Tensor<2>]| super::lora_linear(&x[0], &x[1], Some(&row(&x[2])), &x[3], &x[4], 0.25, dropout);
+            check("lora_linear", &shapes, 2e-6, &fused, &plain);
+        }
+    }
+}
+
+#[test]
+fn norms() {
+    for (tokens, width) in [(1, 3), (3, 17), (70, 64), (5, 333)] {
+        let shapes = [[tokens, width], [1, width], [1, width]];
+        let plain_rms = |x: &[Tensor<2>]| reference::rms_norm(x[0].clone(), row(&x[1]), 1e-6);
+        check("rms_norm", &shapes[..2], 4e-6, &|x| values_of(super::rms_norm(&x[0], &row(&x[1]), 1e-6)), &plain_rms);
+        let plain_layer = |x: &[Tensor<2>]| reference::layer_norm(x[0].clone(), row(&x[1]), row(&x[2]), 1e-5);
+        let fused = |x: &[Tensor<2>]| values_of(super::layer_norm(&x[0], &row(&x[1]), &row(&x[2]), 1e-5));
+        check("layer_norm", &shapes, 4e-6, &fused, &plain_layer);
+    }
+}
+
+#[test]
+fn activations() {
+    let shapes = [[37, 501], [37, 501]];
+    let spread = |x: &Tensor<2>| x.clone() * 12.0;
+    check("swiglu", &shapes, 2e-6, &|x| values_of(super::swiglu(&spread(&x[0]), &x[1])), &|x| {
+        reference::swiglu(spread(&x[0]), x[1].clone())
+    });
+    check("gelu", &shapes[..1], 2e-6, &|x| values_of(super::gelu(&spread(&x[0]))), &|x| reference::gelu(spread(&x[0])));
+    let plain_quick = |x: &[Tensor<2>]| reference::quick_gelu(spread(&x[0]));
+    check("quick_gelu", &shapes[..1], 2e-6, &|x| values_of(super::quick_gelu(&spread(&x[0]))), &plain_quick);
+}
+
+/// Weights of layers behind a norm or an activation get the same bits whether the input was kept or is computed again, by one
+/// layer or by several.
+#[test]
+fn inputs_that_are_computed_again() {
+    let shapes = [[37, 48], [1, 48], [1, 48], [37, 48], [20, 48], [48, 48], [4, 48], [48, 4]];
+    let inputs: Vec<_> = (0..).zip(shapes).map(|(seed, shape)| (values(seed, shape[0] * shape[1]), shape)).collect();
+    type Made = fn(&[Tensor<2>]) -> Option<LinearInput>;
+    let makers: [(&str, Made); 5] = [
+        ("rms_norm", |x| super::rms_norm(&x[0], &row(&x[1]), 1e-6)),
+        ("layer_norm", |x| super::layer_norm(&x[0], &row(&x[1]), &row(&x[2]), 1e-5)),
+        ("swiglu", |x| super::swiglu(&x[0], &x[3])),
+        ("gelu", |x| super::gelu(&x[0])),
+        ("quick_gelu", |x| super::quick_gelu(&x[0])),
+    ];
+    let dropout = Dropout::new((0..37).collect(), 0.25);
+    for (name, make) in makers {
+        let [kept, again] = [false, true].map(|computed_again| {
+            run(&inputs, &|x| {
+                let input = make(x).expect("the kernel applies");
+                let input = if computed_again { input } else { input.values.into() };
+                let first = super::linear(input.clone(), &x[4], None).expect("the kernel applies");
+                let second = super::lora_linear(input, &x[5], None, &x[6], &x[7], 0.5, Some(&dropout));
+                let second = second.expect("the kernel applies");
+                // Every input has a gradient, whatever is made of it.
+                let all = x.iter().map(|x| x.clone().sum()).reduce(|a, b| a + b).expect("there are inputs");
+                Tensor::cat(vec![first, second], 1) + all.unsqueeze()
+            })
+        });
+        let bits = |values: &[Vec<f32>]| values.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&kept), bits(&again), "{name}");
+    }
+}
+
+fn values_of(input: Option<LinearInput>) -> Option<Tensor<2>> {
+    input.map(Tensor::from)
+}
+
+#[test]
+fn rope() {
+    for (lens, heads, head_dim) in [(vec![1], 1, 2), (vec![5, 30], 3, 16), (vec![40], 2, 64)] {
+        let tokens = lens.iter().sum();
+        let table = |x: &Tensor<2>| Rope::packed(&lens, head_dim, 1e4, &x.device());
+        let fused = |x: &[Tensor<2>]| super::rope(&x[0], &table(&x[0]), heads);
+        let plain = |x: &[Tensor<2>]| reference::rope(x[0].clone(), &table(&x[0]), heads);
+        check("rope", &[[tokens, heads * head_dim]], 1e-6, &fused, &plain);
+    }
+}
+
+#[test]
+fn attention() {
+    let cases: [(&[usize], usize, usize, usize); 6] = [
+        (&[1], 1, 1, 4),
+        (&[3, 2], 2, 1, 6),
+        (&[70, 5, 130], 4, 2, 16),
+        (&[64, 0, 65], 3, 3, 64),
+        (&[300], 6, 2, 64),
+        (&[4, 17], 2, 2, 33),
+    ];
+    for (lens, heads, kv_heads, head_dim) in cases {
+        for mask in [Mask::Causal, Mask::Full] {
+            let tokens = lens.iter().sum();
+            let shapes = [heads, kv_heads, kv_heads].map(|heads| [tokens, heads * head_dim]);
+            let fused = |x: &[Tensor<2>]| super::attention(&x[0], &x[1], &x[2], heads, kv_heads, lens, mask);
+            let plain = |x: &[Tensor<2>]| {
+                reference::attention(x[0].clone(), x[1].clone(), x[2].clone(), heads, kv_heads, lens, mask)
+            };
+            check(&format!("attention {mask:?} {lens:?}"), &shapes, 4e-6, &fused, &plain);
+        }
+    }
+}
+
+#[test]
+fn attention_of_last() {
+    // Last tokens, tokens; query heads, key/value heads, their width.
+    let cases: [([&[usize]; 2], [usize; 3]); 4] = [
+        ([&[1], &[1]], [1, 1, 4]),
+        ([&[2, 3], &[7, 3]], [2, 1, 6]),
+        ([&[1, 20, 0], &[300, 130, 5]], [4, 2, 16]),
+        ([&[70, 6], &[90, 600]], [6, 2, 64]),
+    ];
+    for ([last, lens], [heads, kv_heads, head_dim]) in cases {
+        let (queries, tokens) = (last.iter().sum(), lens.iter().sum());
+        let shapes = [[queries, heads * head_dim], [tokens, kv_heads * head_dim], [tokens, kv_heads * head_dim]];
+        let fused = |x: &[Tensor<2>]| super::attention_of_last(&x[0], &x[1], &x[2], heads, kv_heads, last, lens);
+        let plain = |x: &[Tensor<2>]| {
+            reference::attention_of_last(x[0].clone(), x[1].clone(), x[2].clone(), heads, kv_heads, last, lens)
+        };
+        check(&format!("attention of the last {last:?} of {lens:?}"), &shapes, 4e-6, &fused, &plain);
+    }
+}
+
+#[test]
+fn with_gradient() {
+    let outer = Tensor::<2>::from_data(TensorData::new(values(5, 35), [5, 7]), &Device::flex());
+    let device = Device::flex().autodiff();
+    let input = Tensor::<2>::from_data(TensorData::new(values(6, 35), [5, 7]), &device).require_grad();
+    let of_input = |seed: &dyn Fn(Tensor<2>) -> Tensor<1>| {
+        let gradients = seed(input.clone() * input.clone()).backward();
+        input.grad(&gradients).expect("a gradient").into_data().try_into_vec::<f32>().expect("f32")
+    };
+    let fused = |output| super::with_gradient(&output, &Tensor::from_inner(outer.clone())).expect("the kernel applies");
+    let plain = |output| reference::with_gradient(output, outer.clone());
+    assert_near("with_gradient", &of_input(&fused), &of_input(&plain), 1e-6);
+}
+
+#[test]
+fn products_with_a_transposed_left_side() {
+    // More rows than a task, more columns than two panels, more steps than a slice; then fewer of each.
+    for (m, k, n) in [(211, 801, 97), (96, 385, 33), (7, 5, 3), (100, 9, 20)] {
+        let (a, b) = (values(1, k * m), values(2, k * n));
+        let mut c = values(3, m * n);
+        let expected: Vec<f32> = (0..m * n)
+            .map(|i| {
+                let products = (0..k).map(|step| f64::from(a[step * m + i / n]) * f64::from(b[step * n + i % n]));
+                (f64::from(c[i]) + products.sum::<f64>()) as f32
+            })
+            .collect();
+        let (left, right) = (Matrix::new(&a, k, m).transposed(), Matrix::new(&b, k, n));
+        let mut alone = vec![f32::NAN; m * n];
+        Packed::new(right).multiply(left, MatrixMut::new(&mut alone, m, n));
+        let whole: Vec<f32> = alone.iter().zip(&c).map(|(product, start)| product + start).collect();
+        gemm(left, right, MatrixMut::new(&mut c, m, n), Start::Keep);
+        assert_near(&format!("Aᵀ B, {m} × {k} × {n}"), &c, &expected, 2e-6);
+        assert_near(&format!("Aᵀ B, {m} × {k} × {n}, packed before"), &whole, &expected, 2e-6);
+    }
+}
+
+#[test]
+fn a_packed_right_side_serves_for_its_first_rows_and_columns() {
+    let (a, b) = (values(1, 10 * 500), values(2, 500 * 40));
+    let packed = Packed::new(Matrix::new(&b, 500, 40));
+    for (depth, columns) in [(500, 40), (390, 40), (20, 16), (1, 1)] {
+        let left = Matrix::new(&a, 10, 500).block(0..10, 0..depth);
+        let right = Matrix::new(&b, 500, 40).block(0..depth, 0..columns);
+        let [mut found, mut expected] = [(); 2].map(|()| vec![f32::NAN; 10 * columns]);
+        packed.multiply(left, MatrixMut::new(&mut found, 10, columns));
+        gemm(left, right, MatrixMut::new(&mut expected, 10, columns), Start::Zero);
+        assert_near(&format!("the first {depth} rows, {columns} columns"), &found, &expected, 2e-6);
+    }
+}
+
+#[test]
+fn rows() {
+    let shapes = [[6, 5]];
+    let ids = [3, 0, 3, 5];
+    check("embedding", &shapes, 1e-6, &|x| super::embedding(&x[0], &ids), &|x| {
+        reference::embedding(x[0].clone(), &ids)
+    });
+    let positions = [1, 4];
+    let plain_select = |x: &[Tensor<2>]| reference::select_rows(x[0].clone(), &positions);
+    check("select_rows", &shapes, 1e-6, &|x| super::select_rows(&x[0], &positions), &plain_select);
+    let plain_replace = |x: &[Tensor<2>]| reference::replace_rows(x[0].clone(), &positions, x[1].clone());
+    let fused = |x: &[Tensor<2>]| super::replace_rows(&x[0], &positions, &x[1]);
+    check("replace_rows", &[[6, 5], [2, 5]], 1e-6, &fused, &plain_replace);
+}
+
+#[test]
+fn cross_entropy() {
+    for (rows, width, vocabulary) in [(1, 3, 2), (5, 16, 1000), (17, 48, 3001), (1100, 8, 2000)] {
+        let targets: Vec<u32> = (0..rows as u32).map(|row| row * 7919 % vocabulary as u32).collect();
+        let shapes = [[rows, width], [vocabulary, width]];
+        let matrix = |loss: Tensor<1>| loss.reshape([1, 1]);
+        let spread = |x: &Tensor<2>| x.clone() * 3.0;
+        let fused = |x: &[Tensor<2>]| super::cross_entropy_sum(&spread(&x[0]), &x[1], &targets).map(matrix);
+        let plain = |x: &[Tensor<2>]| matrix(reference::cross_entropy_sum(spread(&x[0]), x[1].clone(), &targets));
+        check("cross_entropy_sum", &shapes, 5e-6, &fused, &plain);
+    }
+}
+
+#[test]
+fn many_logits_are_computed_again() {
+    let (rows, vocabulary) = (800, 16000);
+    let targets: Vec<u32> = (0..rows as u32).collect();
+    let fused = |x: &[Tensor<2>]| super::cross_entropy_sum(&x[0], &x[1], &targets).map(|loss| loss.reshape([1, 1]));
+    let plain = |x: &[Tensor<2>]| reference::cross_entropy_sum(x[0].clone(), x[1].clone(), &targets).reshape([1, 1]);
+    check("cross_entropy_sum", &[[rows, 4], [vocabulary, 4]], 5e-6, &fused, &plain);
+}
+
+#[test]
+fn a_frozen_weight_gets_no_gradient() {
+    let device = Device::flex().autodiff();
+    let x = Tensor::<2>::from_data(TensorData::new(values(1, 12), [3, 4]), &device).require_grad();
+    let weight = Tensor::<2>::from_data(TensorData::new(values(2, 8), [2, 4]), &device);
+    let gradients = super::linear(&x, &weight, None).expect("the kernel applies").sum().backward();
+    assert!(x.grad(&gradients).is_some());
+    assert!(weight.grad(&gradients).is_none());
+}
+
+#[test]
+fn frozen_half_precision_weights() {
+    for (tokens, inputs, out) in [(1, 37, 50), (6, 64, 5), (40, 2100, 1000)] {
+        for dtype in [DType::BF16, DType::F16] {
+            let device = Device::flex().autodiff();
+            let weight = Tensor::<2>::from_data(TensorData::new(values(3, out * inputs), [out, inputs]), &device);
+            let (half, rounded) = (weight.clone().cast(dtype), weight.cast(dtype).cast(DType::F32));
+            let plain = |x: &[Tensor<2>]| reference::linear(x[0].clone(), rounded.clone(), None);
+            let name = format!("linear with {dtype:?} weight");
+            check(&name, &[[tokens, inputs]], 2e-6, &|x| super::linear(&x[0], &half, None), &plain);
+        }
+    }
+}
+
+#[test]
+fn without_autodiff() {
+    let device = Device::flex();
+    let x = Tensor::<2>::from_data(TensorData::new(values(1, 12), [3, 4]), &device);
+    let found = super::linear(&x, &x, None).expect("the kernel applies");
+    let expected = reference::linear(x.clone(), x, None);
+    let vec = |x: Tensor<2>| x.into_data().try_into_vec::<f32>().expect("f32");
+    assert_near("linear without autodiff", &vec(found), &vec(expected), 1e-6);
+}
+
+#[test]
+fn nan_and_infinity_come_through() {
+    for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let device = Device::flex();
+        let mut data = values(1, 20 * 16);
+        data[37] = special;
+        let x = Tensor::<2>::from_data(TensorData::new(data, [20, 16]), &device);
+        let y = Tensor::<2>::from_data(TensorData::new(values(2, 20 * 16), [20, 16]), &device);
+        let weight = row(&y.clone().narrow(0, 0, 1));
+        let lens = [12, 8];
+        let pairs: Vec<(&str, Option<Tensor<2>>, Tensor<2>)> = vec![
+            ("linear", super::linear(&x, &y, None), reference::linear(x.clone(), y.clone(), None)),
+            (
+                "rms_norm",
+                values_of(super::rms_norm(&x, &weight, 1e-6)),
+                reference::rms_norm(x.clone(), weight.clone(), 1e-6),
+            ),
+            ("swiglu", values_of(super::swiglu(&x, &y)), reference::swiglu(x.clone(), y.clone())),
+            ("gelu", values_of(super::gelu(&x)), reference::gelu(x.clone())),
+            ("quick_gelu", values_of(super::quick_gelu(&x)), reference::quick_gelu(x.clone())),
+            (
+                "attention",
+                super::attention(&x, &y, &y, 2, 2, &lens, Mask::Causal),
+                reference::attention(x.clone(), y.clone(), y.clone(), 2, 2, &lens, Mask::Causal),
+            ),
+        ];
+        for (name, found, expected) in pairs {
+            let vec = |x: Tensor<2>| x.into_data().try_into_vec::<f32>().expect("f32");
+            let (found, expected) = (vec(found.expect("the kernel applies")), vec(expected));
+            let differ = found.iter().zip(&expected).position(|(a, b)| a.is_finite() != b.is_finite());
+            assert_eq!(differ, None, "{name} with {special}: finite in one and not in the other");
+        }
+        let loss = |x: Tensor<1>| x.into_scalar::<f32>();
+        let targets: Vec<u32> = (0..20).map(|row| row % 20).collect();
+        let found = loss(super::cross_entropy_sum(&x, &y, &targets).expect("the kernel applies"));
+        assert!(!found.is_finite(), "cross_entropy_sum with {special}: {found}");
+    }
+}
+
+#[test]
+fn attention_over_caches() {
+    let (heads, kv_heads, head_dim) = (4, 2, 16);
+    let device = Device::flex();
+    let random = |seed, rows, heads: usize| {
+        let shape = [rows, heads * head_dim];
+        Tensor::<2>::from_data(TensorData::new(values(seed, rows * heads * head_dim), shape), &device)
+    };
+    // Sequences in all states: first tokens, one more token, a few more.
+    let (past, new) = ([0, 100, 37, 5], [70, 1, 3, 9]);
+    let caches: Vec<KvCache> = (past.iter().zip(&new))
+        .map(|(past, new)| {
+            let mut cache = KvCache::new(1, kv_heads, head_dim, past + new + 3, &device);
+            cache.layer_mut(0).append(random(1, past + new, kv_heads), random(2, past + new, kv_heads));
+            cache
+        })
+        .collect();
+    let layers: Vec<_> = caches.iter().map(|cache| cache.layer(0)).collect();
+    let q = random(3, new.iter().sum(), heads);
+    let found = super::attention_cached(&q, &layers, &new, heads, kv_heads).expect("the kernel applies");
+    let expected = reference::attention_cached(q, &layers, &new, heads);
+    let vec = |x: Tensor<2>| x.into_data().try_into_vec::<f32>().expect("f32");
+    assert_near("attention_cached", &vec(found), &vec(expected), 4e-6);
+}

@@ -1,0 +1,203 @@
+//! Where the model computes: a CPU (burn-flex) by default, CUDA with the feature `cuda`.
+
+use base::{Error, Result};
+use burn::tensor::{Device, DeviceConfig, FloatDType};
+use std::fmt;
+use std::str::FromStr;
+
+/// The CPU, with autodiff.
+pub fn cpu_autodiff() -> Device {
+    cpu().autodiff()
+}
+
+/// The CPU, without autodiff.
+pub fn cpu() -> Device {
+    Device::flex()
+}
+
+/// Whether new activations on a device are bf16 ([`DeviceKind::open_in_bf16`]).
+pub fn computes_in_bf16(device: &Device) -> bool {
+    device.settings().float_dtype == FloatDType::BF16
+}
+
+/// What `--device` names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The CPU, with this project's own kernels.
+    #[default]
+    Cpu,
+    /// The CPU in bf16, with the plain operations: slower than f32, to test the path that a GPU takes.
+    CpuBf16,
+    /// An NVIDIA GPU by index, with the plain operations.
+    Cuda(usize),
+    /// burn's ndarray backend: the plain operations on a CPU, to test the path that a GPU takes.
+    Ndarray,
+}
+
+impl DeviceKind {
+    /// The device, without autodiff.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when this build has no CUDA, or this machine has no driver.
+    pub fn open(self) -> Result<Device> {
+        match self {
+            Self::Cpu | Self::CpuBf16 => Ok(cpu()),
+            Self::Cuda(index) => cuda(index),
+            Self::Ndarray => ndarray(),
+        }
+    }
+
+    /// The device with bf16 as the number format that it computes in, for the rest of the process; `None` where it has no
+    /// bf16. Must come before the first use of the device.
+    ///
+    /// # Errors
+    /// As [`DeviceKind::open`]; a device that has been used in another format.
+    pub fn open_in_bf16(self) -> Result<Option<Device>> {
+        let mut device = self.open()?;
+        if !device.supports_dtype(FloatDType::BF16) {
+            return Ok(None);
+        }
+        let configured = device.configure(DeviceConfig::default().float_dtype(FloatDType::BF16));
+        match configured {
+            Err(error) if !computes_in_bf16(&device) => {
+                Err(Error::invalid(format!("device {self}"), error, "one not used before", "report this"))
+            }
+            // Another rank of this process has done it.
+            _ => Ok(Some(device)),
+        }
+    }
+
+    /// The device of a rank: GPUs are dealt out from the named one on, a CPU is shared.
+    pub fn of_rank(self, local_rank: usize) -> Self {
+        match self {
+            Self::Cuda(first) => Self::Cuda(first + local_rank),
+            other => other,
+        }
+    }
+}
+
+impl FromStr for DeviceKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || Error::invalid("device", format!("\"{text}\""), "cpu, cuda or cuda:N", "name one of them");
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cpu-bf16" => Ok(Self::CpuBf16),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            None if text == "ndarray" => Ok(Self::Ndarray),
+            Some(("cuda", index)) => Ok(Self::Cuda(index.parse().map_err(|_| wrong())?)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::CpuBf16 => f.write_str("cpu-bf16"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Ndarray => f.write_str("ndarray"),
+        }
+    }
+}
+
+#[cfg(feature = "ndarray")]
+#[allow(deprecated)] // burn advises against this backend for use; here it is the second opinion.
+fn ndarray() -> Result<Device> {
+    Ok(Device::ndarray())
+}
+
+#[cfg(not(feature = "ndarray"))]
+fn ndarray() -> Result<Device> {
+    let found = "a program built without it";
+    Err(Error::invalid("device ndarray", found, "the feature ndarray", "build with --features ndarray, or use cpu"))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(index: usize) -> Result<Device> {
+    let found = "a program built without CUDA";
+    Err(Error::invalid(format!("device cuda:{index}"), found, "the feature cuda", "build with --features cuda"))
+}
+
+/// burn loads the driver when it first computes and panics without one, so it is looked for here.
+#[cfg(feature = "cuda")]
+fn cuda(index: usize) -> Result<Device> {
+    require_gpu(index)?;
+    Ok(Device::cuda(index))
+}
+
+/// Looks for the NVIDIA driver and a GPU of this index.
+#[cfg(any(feature = "cuda", test))]
+fn require_gpu(index: usize) -> Result<()> {
+    const DRIVER: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
+    type Init = unsafe extern "C" fn(u32) -> i32;
+    type DeviceCount = unsafe extern "C" fn(*mut i32) -> i32;
+    let place = || format!("device cuda:{index}");
+    let missing =
+        |found: String| Error::invalid(place(), found, "a working NVIDIA driver", "install it, or use --device cpu");
+    // SAFETY: the NVIDIA driver's library runs no code of its own when loaded, and both functions have these signatures in
+    // every version (cuda.h).
+    let (status, count) = unsafe {
+        let driver = libloading::Library::new(DRIVER).map_err(|error| missing(format!("no {DRIVER} ({error})")))?;
+        let init = driver.get::<Init>(b"cuInit").map_err(|error| missing(error.to_string()))?;
+        let device_count =
+            driver.get::<DeviceCount>(b"cuDeviceGetCount").map_err(|error| missing(error.to_string()))?;
+        let mut count = 0;
+        let status = match init(0) {
+            0 => device_count(&mut count),
+            status => status,
+        };
+        (status, count)
+    };
+    match status {
+        0 if index < count as usize => Ok(()),
+        0 => Err(Error::invalid(place(), format!("{count} GPUs"), "an index below that", "choose another, or cpu")),
+        status => Err(missing(format!("error {status} of cuInit"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back() {
+        for (text, kind) in [
+            ("cpu", DeviceKind::Cpu),
+            ("cpu-bf16", DeviceKind::CpuBf16),
+            ("cuda:0", DeviceKind::Cuda(0)),
+            ("ndarray", DeviceKind::Ndarray),
+        ] {
+            assert_eq!(text.parse::<DeviceKind>().expect("a device"), kind);
+            assert_eq!(kind.to_string(), text);
+        }
+        assert_eq!("cuda".parse::<DeviceKind>().expect("a device"), DeviceKind::Cuda(0));
+        for wrong in ["", "gpu", "cuda:", "cuda:x", "cpu:0"] {
+            assert!(wrong.parse::<DeviceKind>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn ranks_get_gpus_of_their_own() {
+        assert_eq!(DeviceKind::Cuda(2).of_rank(3), DeviceKind::Cuda(5));
+        assert_eq!(DeviceKind::Cpu.of_rank(3), DeviceKind::Cpu);
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn without_the_feature_the_remedy_is_named() {
+        let error = DeviceKind::Cuda(1).open().expect_err("no CUDA in this build").to_string();
+        assert!(error.contains("cuda:1") && error.contains("--features cuda"), "{error}");
+    }
+
+    /// Where there is a driver, an index that no GPU has.
+    #[test]
+    fn what_a_gpu_needs_and_is_missing_is_said() {
+        let error = require_gpu(1000).expect_err("no machine has so many").to_string();
+        println!("{error}");
+        let says = |words: &[&str]| words.iter().all(|word| error.contains(word));
+        assert!(says(&["cuda:1000"]) && (says(&["libcuda.so.1", "--device cpu"]) || says(&["GPUs"])), "{error}");
+    }
+}

@@ -1,0 +1,48 @@
+//! Dropout as a function of token and channel: whoever needs a mask makes it, nobody keeps it.
+
+use super::cpu;
+use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Dropout of an input `[T, width]`.
+#[derive(Clone, Debug)]
+pub struct Dropout {
+    /// For each token the number that, with the channel, decides what is dropped.
+    pub(super) streams: Arc<[u64]>,
+    /// Of 65,536: how many values are dropped.
+    pub(super) threshold: u16,
+    /// What the others are multiplied by.
+    pub(super) kept: f32,
+}
+
+impl Dropout {
+    /// Drops each value with `probability` (below 1) and divides the others by 1 − probability. `streams` has a number for each
+    /// token.
+    pub fn new(streams: Vec<u64>, probability: f64) -> Self {
+        let threshold = (probability * 65536.0).round() as u16;
+        Self { streams: streams.into(), threshold, kept: (1.0 / (1.0 - probability)) as f32 }
+    }
+
+    /// What an input is multiplied by, 0 or 1 / (1 − probability): `[T, width]`.
+    pub fn mask(&self, width: usize, device: &Device) -> Tensor<2> {
+        Tensor::from_data(TensorData::new(self.mask_values(width), [self.streams.len(), width]), device)
+    }
+
+    /// The same as values, row by row.
+    pub fn mask_values(&self, width: usize) -> Vec<f32> {
+        let mut values = vec![1.0; self.streams.len() * width];
+        let rows = values.par_chunks_mut(width.max(1)).enumerate();
+        rows.for_each(|(token, row)| cpu::drop_values(self, token, width, row));
+        values
+    }
+}
+
+/// SplitMix64's output function over its increment: neighbouring inputs give unrelated outputs.
+#[inline(always)]
+pub fn mix(value: u64) -> u64 {
+    let z = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,32 @@
+//! What linear layers are applied to.
+
+use super::cpu::Again;
+use burn::tensor::Tensor;
+
+/// The input of linear layers. One that a norm or an activation has made knows how the backward step gets its values again from
+/// what is kept for the norm's or activation's own backward step: the same bits, and nothing of it needs to be kept meanwhile.
+#[derive(Clone, Debug)]
+pub struct LinearInput {
+    /// `[T, in]`
+    pub values: Tensor<2>,
+    /// On the CPU, where a gradient is wanted.
+    pub(super) again: Option<Again>,
+}
+
+impl From<Tensor<2>> for LinearInput {
+    fn from(values: Tensor<2>) -> Self {
+        Self { values, again: None }
+    }
+}
+
+impl From<&Tensor<2>> for LinearInput {
+    fn from(values: &Tensor<2>) -> Self {
+        values.clone().into()
+    }
+}
+
+impl From<LinearInput> for Tensor<2> {
+    fn from(input: LinearInput) -> Self {
+        input.values
+    }
+}

@@ -1,0 +1,240 @@
+//! LoRA: configuration, attaching to a model, merging into its weights.
+
+use super::Llava;
+use super::language_model::{LanguageModel, Qwen2Layer};
+use super::linear::{Linear, LoraMatrix};
+use super::vision_tower::{Embedding, VisionLayer};
+use base::names;
+use base::names::Block;
+use base::{Error, Result};
+use burn::module::Param;
+use burn::tensor::{DType, Device, Tensor};
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// What an adapter says of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Rank.
+    pub r: usize,
+    /// Scale is `lora_alpha / r`.
+    pub lora_alpha: f64,
+    /// Dropout on the LoRA branch's input, probability.
+    pub lora_dropout: f64,
+    /// Projections of the language model that get LoRA (`q_proj`, …).
+    pub target_modules: Vec<String>,
+    /// The vision tower's q, k, v get LoRA too.
+    pub lora_vision: bool,
+    /// Of an adapter whose parts the two fields above do not describe: what exactly it holds. The fields above then name the
+    /// projections of any layer.
+    pub modules: Option<AdapterModules>,
+}
+
+/// The parts of an adapter that is not this project's own, by published names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterModules {
+    /// Layers with LoRA.
+    pub lora: BTreeSet<String>,
+    /// Tensors that are trained in full (of `modules_to_save`).
+    pub trained: BTreeSet<String>,
+    /// Further tensors that the adapter brings along and that are not trained.
+    pub kept: BTreeSet<String>,
+    /// Why training cannot go on from it, if so.
+    pub untrainable: Option<&'static str>,
+    /// Fields of `adapter_config.json` that say so in PEFT's words.
+    pub fields: Vec<(String, Value)>,
+}
+
+impl AdapterModules {
+    /// LoRA or weights of its own in the projector.
+    fn has_projector(&self) -> bool {
+        let mut names = self.lora.iter().chain(&self.trained);
+        names.any(|name| name.starts_with(names::PROJECTOR))
+    }
+}
+
+/// Projections of the language model's layers that can carry LoRA.
+pub const TEXT_PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/// Projections of the vision tower's layers that get LoRA with `lora_vision`.
+pub const VISION_PROJECTIONS: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
+
+impl LoraConfig {
+    /// Factor of the LoRA branch.
+    pub fn scale(&self) -> f32 {
+        (self.lora_alpha / self.r as f64) as f32
+    }
+
+    /// Refuses a rank of 0, a dropout outside `0..1` and targets that the language model does not have.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that names the setting.
+    pub fn validate(&self) -> Result<()> {
+        let wrong =
+            |place: &str, found: String, expected: &str| Err(Error::invalid(place, found, expected, "change it"));
+        if self.r == 0 {
+            return wrong("lora_r", "0".into(), "a rank of at least 1");
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return wrong("lora_dropout", self.lora_dropout.to_string(), "a probability from 0 to below 1");
+        }
+        if self.target_modules.is_empty() && self.modules.is_none() {
+            return wrong("lora_target_modules", "an empty list".into(), &TEXT_PROJECTIONS.join(", "));
+        }
+        match self.target_modules.iter().find(|target| !TEXT_PROJECTIONS.contains(&target.as_str())) {
+            Some(unknown) => wrong("lora_target_modules", format!("\"{unknown}\""), &TEXT_PROJECTIONS.join(", ")),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a layer gets LoRA, by its published path (`language_model.model.layers.0.self_attn.q_proj`).
+    pub fn has_lora(&self, path: &str) -> bool {
+        if let Some(modules) = &self.modules {
+            return modules.lora.contains(path);
+        }
+        let projection = path.rsplit('.').next().unwrap_or_default();
+        match names::block(path) {
+            Some(Block::TextLayer(_)) => self.target_modules.iter().any(|target| target == projection),
+            Some(Block::VisionLayer(_)) => self.lora_vision && VISION_PROJECTIONS.contains(&projection),
+            _ => false,
+        }
+    }
+
+    /// Whether a tensor is trained: LoRA, and the projector in full unless the adapter says otherwise of it.
+    pub fn trains(&self, name: &str) -> bool {
+        let of_projector = name.starts_with(names::PROJECTOR);
+        match &self.modules {
+            Some(modules) => {
+                names::is_lora(name) || modules.trained.contains(name) || of_projector && !modules.has_projector()
+            }
+            None => names::is_lora(name) || of_projector,
+        }
+    }
+
+    /// Whether a tensor is part of the adapter's file.
+    pub fn stores(&self, name: &str) -> bool {
+        self.trains(name) || self.modules.as_ref().is_some_and(|modules| modules.kept.contains(name))
+    }
+
+    /// The projector's tensors are the adapter's without being among its `modules_to_save`.
+    pub fn adds_projector(&self) -> bool {
+        self.modules.as_ref().is_some_and(|modules| !modules.has_projector())
+    }
+}
+
+/// Adds freshly initialised matrices (A Kaiming-uniform as PEFT's, B zero) to the targeted layers. Output weights that are tied
+/// get a table of their own when they are targeted, because the embedding has no part in their LoRA.
+pub fn attach(model: &mut Llava, config: &LoraConfig, seed: u64, device: &Device) {
+    for (index, linear) in targets(model, config).into_iter().enumerate() {
+        let [outputs, inputs] = linear.weight.dims();
+        // Seeds far apart for neighbouring layers and neighbouring runs.
+        let seed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(index as u64);
+        linear.lora_A = Some(LoraMatrix::random(config.r, inputs, seed, device));
+        linear.lora_B = Some(LoraMatrix::zeros(outputs, config.r, device));
+        linear.lora_scale = config.scale();
+    }
+    if config.has_lora(names::HEAD) {
+        let head = untied_head(&mut model.language_model);
+        let [outputs, inputs] = head.weight.dims();
+        head.lora_A = Some(LoraMatrix::random(config.r, inputs, seed, device));
+        head.lora_B = Some(LoraMatrix::zeros(outputs, config.r, device));
+        head.lora_scale = config.scale();
+    }
+}
+
+/// The output weights as a table of their own: a tied one is separated from the embedding, with the same values.
+pub fn untied_head(language_model: &mut LanguageModel) -> &mut Embedding {
+    let LanguageModel { model, lm_head } = language_model;
+    lm_head.get_or_insert_with(|| Embedding::new(Param::from_tensor(model.embed_tokens.weight.val())))
+}
+
+/// Adds `scale · B A` to every weight with LoRA and removes the matrices. The sum is in f32, the weight keeps its format.
+/// Weights in 8-bit integers keep their matrices beside them.
+pub fn merge(mut model: Llava) -> Llava {
+    for (_, linear) in linears(&mut model).into_iter().filter(|(_, linear)| linear.int8.is_none()) {
+        let Linear { weight, lora_A, lora_B, lora_scale, .. } = linear;
+        merge_weight(weight, (lora_A, lora_B), lora_scale);
+    }
+    if let Some(head) = model.language_model.lm_head.as_mut().filter(|head| head.int8.is_none()) {
+        let Embedding { weight, lora_A, lora_B, lora_scale, .. } = head;
+        merge_weight(weight, (lora_A, lora_B), lora_scale);
+    }
+    model
+}
+
+#[allow(non_snake_case)] // `lora_A` and `lora_B` are the published names.
+fn merge_weight(
+    weight: &mut Param<Tensor<2>>,
+    (lora_A, lora_B): (&mut Option<LoraMatrix>, &mut Option<LoraMatrix>),
+    lora_scale: &mut f32,
+) {
+    let (Some(a), Some(b)) = (lora_A.take(), lora_B.take()) else { return };
+    let (a, b) = (a.weight.val().cast(DType::F32), b.weight.val().cast(DType::F32));
+    let delta = b.matmul(a) * *lora_scale;
+    *weight = weight.clone().map(|weight| {
+        let (dtype, trained) = (weight.dtype(), weight.is_require_grad());
+        (weight.cast(DType::F32) + delta).cast(dtype).detach().set_require_grad(trained)
+    });
+    *lora_scale = 0.0;
+}
+
+/// The layers that `config` gives LoRA to, in the model's order: the vision tower's, the projector's, the language model's.
+pub fn targets<'a>(model: &'a mut Llava, config: &LoraConfig) -> Vec<&'a mut Linear> {
+    linears(model).into_iter().filter(|(path, _)| config.has_lora(path)).map(|(_, linear)| linear).collect()
+}
+
+/// Every layer that can carry LoRA but the head, with its published path.
+fn linears(model: &mut Llava) -> Vec<(String, &mut Linear)> {
+    let Llava { vision_tower, multi_modal_projector, language_model } = model;
+    let vision = vision_tower.vision_model.encoder.layers.iter_mut().enumerate().flat_map(|(layer, of_layer)| {
+        let path = format!("{}.encoder.layers.{layer}", names::VISION_MODEL);
+        vision_linears(of_layer).map(move |(name, linear)| (format!("{path}.{name}"), linear))
+    });
+    let projector = [
+        (format!("{}.linear_1", names::PROJECTOR), &mut multi_modal_projector.linear_1),
+        (format!("{}.linear_2", names::PROJECTOR), &mut multi_modal_projector.linear_2),
+    ];
+    let text = language_model.model.layers.iter_mut().enumerate().flat_map(|(layer, of_layer)| {
+        let path = format!("{}.layers.{layer}", names::TEXT_MODEL);
+        text_linears(of_layer).map(move |(name, linear)| (format!("{path}.{name}"), linear))
+    });
+    vision.chain(projector).chain(text).collect()
+}
+
+fn vision_linears(layer: &mut VisionLayer) -> [(&'static str, &mut Linear); 6] {
+    let (attention, mlp) = (&mut layer.self_attn, &mut layer.mlp);
+    [
+        ("self_attn.q_proj", &mut attention.q_proj),
+        ("self_attn.k_proj", &mut attention.k_proj),
+        ("self_attn.v_proj", &mut attention.v_proj),
+        ("self_attn.out_proj", &mut attention.out_proj),
+        ("mlp.fc1", &mut mlp.fc1),
+        ("mlp.fc2", &mut mlp.fc2),
+    ]
+}
+
+/// In the order of [`TEXT_PROJECTIONS`].
+fn text_linears(layer: &mut Qwen2Layer) -> [(&'static str, &mut Linear); 7] {
+    let (attention, mlp) = (&mut layer.self_attn, &mut layer.mlp);
+    [
+        ("self_attn.q_proj", &mut attention.q_proj),
+        ("self_attn.k_proj", &mut attention.k_proj),
+        ("self_attn.v_proj", &mut attention.v_proj),
+        ("self_attn.o_proj", &mut attention.o_proj),
+        ("mlp.gate_proj", &mut mlp.gate_proj),
+        ("mlp.up_proj", &mut mlp.up_proj),
+        ("mlp.down_proj", &mut mlp.down_proj),
+    ]
+}
+
+/// Whether a tensor is the weight of a layer that can carry LoRA, by its published name.
+pub fn can_carry_lora(weight: &str) -> bool {
+    const VISION: [&str; 6] = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"];
+    let Some(path) = weight.strip_suffix(".weight") else { return false };
+    let module = path.rsplit('.').next().unwrap_or_default();
+    match names::block(weight) {
+        Some(Block::TextLayer(_)) => TEXT_PROJECTIONS.contains(&module),
+        Some(Block::VisionLayer(_)) => VISION.contains(&module),
+        Some(Block::Projector) => true,
+        _ => weight == names::LM_HEAD,
+    }
+}

@@ -1,0 +1,159 @@
+//! What shards were made with, in `index.json` and in every file's key-value metadata.
+
+use super::PixelFormat;
+use base::{Error, Result, files};
+use chat::ChatProcessor;
+use images::image_processor::{ImageProcessor, decoder_build};
+use parquet::file::metadata::KeyValue;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Version of the columns and of this metadata.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The normalised f32 of every code, per channel; exact bits (little-endian hex in files).
+#[derive(Clone, Debug, PartialEq)]
+pub struct CodeTable(Box<[[f32; 256]; 3]>);
+
+impl CodeTable {
+    /// `channels[channel][code]`.
+    pub fn new(channels: [[f32; 256]; 3]) -> Self {
+        Self(Box::new(channels))
+    }
+
+    /// `[channel][code]`.
+    pub fn channels(&self) -> &[[f32; 256]; 3] {
+        &self.0
+    }
+
+    fn to_hex(&self) -> String {
+        let bytes: Vec<u8> = self.0.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
+        files::hex(&bytes)
+    }
+
+    fn from_hex(text: &str) -> Option<Self> {
+        let bytes = files::from_hex(text).filter(|bytes| bytes.len() == 3 * 256 * 4)?;
+        let mut values = bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        Some(Self::new(std::array::from_fn(|_| std::array::from_fn(|_| values.next().unwrap_or_default()))))
+    }
+}
+
+impl Serialize for CodeTable {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.to_hex())
+    }
+}
+
+impl<'de> Deserialize<'de> for CodeTable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::from_hex(&text).ok_or_else(|| serde::de::Error::custom("expected 3 × 256 f32 in hex"))
+    }
+}
+
+/// What the shards were made with; a consumer refuses another tokenizer or processor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShardMetadata {
+    /// [`FORMAT_VERSION`] of the program that wrote them.
+    pub format_version: u32,
+    /// SHA-256 of tokenizer.json.
+    pub tokenizer_sha256: String,
+    /// SHA-256 of the chat template.
+    pub chat_template_sha256: String,
+    /// SHA-256 of the image processor's settings.
+    pub image_processor_sha256: String,
+    /// Form of `pixel_values`.
+    pub pixels: PixelFormat,
+    /// The JPEG decoder and its build: damaged JPEG data decodes otherwise in another one. Empty in shards of older programs.
+    #[serde(default)]
+    pub image_decoder: String,
+    /// Shortest edge after resizing, pixels.
+    pub shortest_edge: usize,
+    /// Side of an image (S), pixels.
+    pub crop_size: usize,
+    /// Per-channel mean.
+    pub image_mean: [f64; 3],
+    /// Per-channel standard deviation.
+    pub image_std: [f64; 3],
+    /// Code → normalised f32.
+    pub code_to_f32: CodeTable,
+}
+
+impl ShardMetadata {
+    /// Metadata of shards made with these processors.
+    pub fn new(chat: &ChatProcessor, image_processor: &ImageProcessor, pixels: PixelFormat) -> Self {
+        Self {
+            format_version: FORMAT_VERSION,
+            tokenizer_sha256: chat.tokenizer_sha256.clone(),
+            chat_template_sha256: chat.chat_template_sha256.clone(),
+            image_processor_sha256: image_processor.sha256.clone(),
+            pixels,
+            image_decoder: decoder_build(),
+            shortest_edge: image_processor.shortest_edge,
+            crop_size: image_processor.crop_size,
+            image_mean: image_processor.image_mean,
+            image_std: image_processor.image_std,
+            code_to_f32: CodeTable::new(image_processor.table()),
+        }
+    }
+
+    /// Refuses shards made for another tokenizer, chat template or image processor.
+    ///
+    /// # Errors
+    /// Names the part that differs, with both hashes.
+    pub fn check(&self, chat: &ChatProcessor, image_processor: &ImageProcessor) -> Result<()> {
+        let parts = [
+            ("tokenizer", &self.tokenizer_sha256, &chat.tokenizer_sha256),
+            ("chat template", &self.chat_template_sha256, &chat.chat_template_sha256),
+            ("image processor", &self.image_processor_sha256, &image_processor.sha256),
+        ];
+        match parts.into_iter().find(|(_, shards, model)| shards != model) {
+            None => Ok(()),
+            Some((part, shards, model)) => Err(Error::invalid(
+                format!("{part} of the shards"),
+                format!("SHA-256 {shards}"),
+                format!("the model's, {model}"),
+                "run preprocess shards with this model, or train the model that the shards were made for",
+            )),
+        }
+    }
+
+    /// The image processor that the settings describe.
+    pub fn image_processor(&self) -> ImageProcessor {
+        ImageProcessor {
+            shortest_edge: self.shortest_edge,
+            crop_size: self.crop_size,
+            image_mean: self.image_mean,
+            image_std: self.image_std,
+            sha256: self.image_processor_sha256.clone(),
+        }
+    }
+
+    /// One key-value pair a field: strings as they are, everything else as JSON.
+    pub(super) fn key_values(&self) -> Vec<KeyValue> {
+        let value = serde_json::to_value(self).unwrap_or_default();
+        let fields = value.as_object().into_iter().flatten();
+        fields
+            .map(|(key, value)| {
+                let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                KeyValue::new(key.clone(), text)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_table_keeps_its_bits_in_json() {
+        let table = CodeTable::new(std::array::from_fn(|channel| {
+            std::array::from_fn(|code| (code as f32 - 127.3) / (channel as f32 + 0.7))
+        }));
+        let text = serde_json::to_string(&table).expect("written");
+        let read: CodeTable = serde_json::from_str(&text).expect("read");
+        let bits = |table: &CodeTable| table.channels().iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&read), bits(&table));
+        assert!(serde_json::from_str::<CodeTable>("\"00\"").is_err());
+    }
+}

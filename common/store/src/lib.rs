@@ -1,0 +1,7 @@
+//! Model directories and adapters on disk, and the Hugging Face hub.
+
+pub mod adapter;
+pub mod checkpoint;
+pub mod fingerprint;
+pub mod hub;
+pub mod processor_fit;
