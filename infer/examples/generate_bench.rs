@@ -106,7 +106,8 @@ fn request(prompt: Prompt, max_new_tokens: usize) -> Request {
 
 fn prompts(engine: &Engine, args: &Args) -> Result<Vec<Prompt>> {
     let records = chat::dataset::read_all(&args.data)?;
-    let rows: Vec<_> = records.into_iter().map(|record| Ok(record?)).collect::<Result<_>>()?;
+    let rows: Vec<_> =
+        records.into_iter().map(|record| Ok(record.map_err(|(_, error)| error)?)).collect::<Result<_>>()?;
     let count = args.batch * (args.rows + 1);
     rows.iter()
         .cycle()

@@ -10,8 +10,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use store::checkpoint::{LoadAs, copy_processor_files, save_model};
-use store::hub;
-use store::hub::Wanted;
+use store::hub::{self, Wanted};
 
 /// Last positions of the test question that are compared: enough to see a wrong merge, few enough for a large vocabulary.
 const COMPARED_POSITIONS: usize = 16;

@@ -15,7 +15,8 @@ fn main() -> anyhow::Result<()> {
     let (chat, processor) = (ChatProcessor::from_dir(model.as_ref())?, ImageProcessor::from_dir(model.as_ref())?);
     let metadata = ShardMetadata::new(&chat, &processor, PixelFormat::Predicted);
     let records = chat::dataset::read_all(data.as_ref())?;
-    let rows: Vec<_> = records.into_iter().map(|record| Ok(record?)).collect::<anyhow::Result<_>>()?;
+    let rows: Vec<_> =
+        records.into_iter().map(|record| Ok(record.map_err(|(_, error)| error)?)).collect::<anyhow::Result<_>>()?;
     let mut stages = BTreeMap::new();
     let mut samples = Vec::new();
     for _ in 0..repeat {

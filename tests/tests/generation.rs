@@ -8,8 +8,7 @@ use model::batch::PackedBatch;
 use model::config::{Activation, FeatureSelect, LlavaConfig};
 use model::dropout::LoraDropout;
 use model::language_model::TextContext;
-use model::lora;
-use model::lora::LoraConfig;
+use model::lora::{self, LoraConfig};
 use shards::Row;
 use tests::{assert_close, assert_relative, reference, tiny};
 

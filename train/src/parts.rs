@@ -1,7 +1,6 @@
 //! The parts of a model that people speak of, for tables and manifests.
 
-use base::names;
-use base::names::Block;
+use base::names::{self, Block};
 use serde::Serialize;
 
 /// A part of the model.

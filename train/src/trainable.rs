@@ -2,8 +2,7 @@
 
 use crate::config::TrainType;
 use crate::layout::{BlockLayout, Layout, MAX_BUCKET_VALUES, ParamSlot};
-use base::names;
-use base::names::Block;
+use base::names::{self, Block};
 use burn::module::Param;
 use burn::tensor::Tensor;
 use model::Llava;

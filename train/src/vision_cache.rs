@@ -5,8 +5,7 @@
 //! written counts as empty. What is used is always the rounded value, also where it was just computed, so that a run depends
 //! neither on what the file held nor on what could be written to it.
 
-use base::files;
-use base::files::hex;
+use base::files::{self, hex};
 use base::{Error, Result, pulse};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};

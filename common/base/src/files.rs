@@ -3,7 +3,7 @@
 
 mod publish;
 
-pub use publish::{copy_atomically, create_once, in_folder, publish, rename, sync_dir};
+pub use publish::{copy_atomically, create_once, in_folder, publish, remove_leftovers, rename, sync_dir};
 
 use crate::{Error, Result, pulse};
 use rayon::prelude::*;

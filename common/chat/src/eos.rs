@@ -1,7 +1,6 @@
 //! The ids that end an answer: `generation_config.json`, or `config.json` where that says none.
 
-use base::fields;
-use base::fields::{Place, generation};
+use base::fields::{self, Place, generation};
 use base::json::OneOrMany;
 use base::{Result, json, names};
 use serde::Deserialize;

@@ -8,8 +8,7 @@ use chat::dataset::chat_file;
 use serde_json::json;
 use shards::INDEX_FILE;
 use std::path::{Path, PathBuf};
-use store::hub;
-use store::hub::Wanted;
+use store::hub::{self, Wanted};
 
 fn index_file(shards: &Path) -> PathBuf {
     shards.join(INDEX_FILE)

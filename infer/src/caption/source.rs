@@ -6,8 +6,7 @@ use crate::engine::{Processors, Prompt, single_question};
 use crate::score::ensure_same_processors;
 use anyhow::{Context, Result, bail, ensure};
 use base::{Error, IGNORE_INDEX};
-use chat::dataset;
-use chat::dataset::{Record, RecordError};
+use chat::dataset::{self, ReadRecord};
 use images::image_files::ImageSources;
 use images::image_processor::ProcessedImage;
 use shards::{Row, ShardSet};
@@ -34,7 +33,7 @@ pub(super) enum Source {
     /// Files, all with the same question.
     Folder { files: Vec<PathBuf>, question: String, system: String },
     /// Rows of chat.json, pictures in folders or in images.zip.
-    Dataset { files: ImageSources, records: Vec<Result<Record, RecordError>>, system: String },
+    Dataset { files: ImageSources, records: Vec<ReadRecord>, system: String },
     /// Rows of shards.
     Shards(ShardSet),
 }
@@ -138,15 +137,16 @@ fn file_item(path: &Path, question: &str, system: &str, processors: &Processors)
 fn record_item(
     files: &ImageSources,
     number: usize,
-    record: &Result<Record, RecordError>,
+    record: &ReadRecord,
     system: &str,
     processors: &Processors,
 ) -> Item {
     let record = match record {
         Ok(record) => record,
-        Err(error) => {
-            let id = format!("row {number}");
-            return Item { id, image: String::new(), prompt: Err(error.to_string()), references: Vec::new() };
+        Err((names, error)) => {
+            let id = names.id.clone().unwrap_or_else(|| format!("row {number}"));
+            let image = names.image.clone().unwrap_or_default();
+            return Item { id, image, prompt: Err(error.to_string()), references: Vec::new() };
         }
     };
     let asked = record.first_question();

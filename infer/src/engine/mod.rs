@@ -20,8 +20,7 @@ use model::config::LlavaConfig;
 use std::path::Path;
 use std::sync::Arc;
 use store::checkpoint::{LoadAs, load_model};
-use store::hub;
-use store::hub::Wanted;
+use store::hub::{self, Wanted};
 use store::processor_fit;
 
 /// What turns conversations and pictures into input and ids into text; shared between threads.

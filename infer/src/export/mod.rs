@@ -18,8 +18,7 @@ use model::config::{LlavaConfig, WeightDtype};
 use model::lora;
 use std::collections::BTreeMap;
 use store::checkpoint::{LoadAs, TensorSource, load_model, model_tensors};
-use store::hub;
-use store::hub::Wanted;
+use store::hub::{self, Wanted};
 use store::{adapter, processor_fit};
 
 /// File of the language model.

@@ -49,7 +49,8 @@ impl Verdict {
             found.insert(line.index, said.unwrap_or_default());
         }
         let pairs = dataset::read_all(folder)?.into_iter().enumerate().map(|(number, record)| {
-            let record = record.with_context(|| format!("{}: row {number}", folder.display()))?;
+            let record =
+                record.map_err(|(_, error)| error).with_context(|| format!("{}: row {number}", folder.display()))?;
             let caption = found.remove(&number);
             let found = caption
                 .with_context(|| format!("{}: no line for row {number} (id {:?})", captions.display(), record.id))?;

@@ -12,8 +12,7 @@ use output::Output;
 use processors::Processors;
 use std::path::PathBuf;
 use store::checkpoint::{DEFAULT_MAX_PART_BYTES, expected_tensors};
-use store::hub;
-use store::hub::Wanted;
+use store::hub::{self, Wanted};
 
 /// Options.
 #[derive(clap::Args, Debug)]

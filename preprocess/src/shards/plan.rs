@@ -3,8 +3,7 @@
 use super::args::Args;
 use super::census::{self, ImageFiles};
 use anyhow::{Result, bail};
-use base::files;
-use base::files::HashingReader;
+use base::files::{self, HashingReader};
 use base::{Error, Result as CommonResult, exact};
 use chat::dataset::{Survey, for_each_row};
 use images::image_files::ImageSources;
@@ -171,7 +170,10 @@ impl Plan {
             files::create_once(&output.join(PLAN_FILE), |mut file| file.write_all(&text))?;
         }
         match Self::read(output)? {
-            Some(recorded) => self.compare(&recorded, output),
+            Some(recorded) => {
+                self.compare(&recorded, output)?;
+                Ok(files::remove_leftovers(&output.join(PLAN_FILE))?)
+            }
             None => bail!("{}: {PLAN_FILE} disappeared; run again", output.display()),
         }
     }
@@ -277,5 +279,7 @@ mod tests {
         assert!(error.contains("photo.jpg") && error.contains("choose another --output"), "{error}");
         std::fs::rename(output.path().join("photo.jpg"), output.path().join(".plan.json.x.tmp")).expect("renamed");
         one_row_a_shard().record(output.path()).expect("an unfinished start");
+        let names = std::fs::read_dir(output.path()).expect("listed").flatten().map(|entry| entry.file_name());
+        assert_eq!(names.collect::<Vec<_>>(), [PLAN_FILE], "what the killed run left is gone");
     }
 }

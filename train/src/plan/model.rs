@@ -9,8 +9,7 @@ use model::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionCo
 use model::lora::LoraConfig;
 use std::path::{Path, PathBuf};
 use store::adapter;
-use store::hub;
-use store::hub::Wanted;
+use store::hub::{self, Wanted};
 use toml::{Table, Value};
 
 /// What the other stages of a recipe say of model and data.

@@ -28,6 +28,7 @@ use burn::tensor::Device;
 use kernels::device::computes_in_bf16;
 use model::config::LlavaConfig;
 use shards::{ShardSet, Split};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Runs one rank from start to end.
@@ -80,7 +81,7 @@ pub fn run(
         None => None,
     };
     if rank == 0 {
-        describe(&trainee, &layout, &plan, &state);
+        describe(&trainee, &layout, &plan, &state, config.init_adapter.as_deref());
         describe_memory(config, &trainee, &layout);
     }
     let start = || Watch::start(config, &trainee, &state, rank, world_size);
@@ -220,7 +221,7 @@ fn describe_memory(config: &Config, trainee: &Trainee, layout: &Layout) {
     );
 }
 
-fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &TrainerState) {
+fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &TrainerState, adapter: Option<&Path>) {
     let trained: usize = layout.blocks.iter().map(|block| block.params.len()).sum();
     crate::tell!(
         "training {} values in {trained} tensors of {} blocks; {} rows, global batch {}, {} steps",
@@ -238,7 +239,13 @@ fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &Traine
             None => lora.target_modules.join(", "),
             Some(modules) => format!("{} layers, as in the adapter that it goes on from", modules.lora.len()),
         };
-        crate::tell!("LoRA r {}, alpha {}, on {on}", lora.r, lora.lora_alpha);
+        let whose = match adapter {
+            Some(adapter) => {
+                format!(" (of {}: lora_r, lora_alpha and lora_target_modules have no effect)", adapter.display())
+            }
+            None => String::new(),
+        };
+        crate::tell!("LoRA r {}, alpha {}, on {on}{whose}", lora.r, lora.lora_alpha);
     }
     let dropouts = [
         ("vision_config", trainee.config.vision.attention_dropout),

@@ -77,6 +77,8 @@ pub fn create_once(path: &Path, fill: impl FnOnce(&File) -> std::io::Result<()>)
     let made = match temporary.persist_noclobber(path) {
         Ok(_) => true,
         Err(refused) if refused.error.kind() == ErrorKind::AlreadyExists => false,
+        // Another writer was first, and removed this one's file as a leftover.
+        Err(refused) if refused.error.kind() == ErrorKind::NotFound && path.exists() => false,
         Err(refused) => {
             refused.file.persist(path).map_err(|refused| Error::io(path)(refused.error))?;
             true
@@ -84,6 +86,23 @@ pub fn create_once(path: &Path, fill: impl FnOnce(&File) -> std::io::Result<()>)
     };
     sync_dir(folder)?;
     Ok(made)
+}
+
+/// Removes what killed writers of [`create_once`] left beside a file that is there.
+pub fn remove_leftovers(path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let folder = parent(path);
+    let beginning = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&beginning) && name.ends_with(".tmp") {
+            // Another writer may have removed it just now.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// `dir/name`, for a name that `source` (an index, a manifest, a server) has made up: it is a name in `dir` and nothing else.

@@ -38,16 +38,19 @@ pub fn chat_file(dataset: &Path) -> PathBuf {
     dataset.join("chat.json")
 }
 
-/// Reads all records of a dataset's folder into memory, each as it is or the reason why it cannot be read.
+/// A record, or what identifies a row that cannot be read and the reason.
+pub type ReadRecord = std::result::Result<Record, (RowNames, RecordError)>;
+
+/// Reads all records of a dataset's folder into memory.
 ///
 /// # Errors
 /// A missing file; JSON that is not a list, with line and column.
-pub fn read_all(dataset: &Path) -> Result<Vec<Result<Record, RecordError>>> {
+pub fn read_all(dataset: &Path) -> Result<Vec<ReadRecord>> {
     let path = chat_file(dataset);
     let file = File::open(&path).map_err(Error::io(&path))?;
     let mut records = Vec::new();
     for_each_row(&path, file, |row| {
-        records.push(Record::read(&row));
+        records.push(Record::read(&row).map_err(|error| (RowNames::of(&row), error)));
         ControlFlow::Continue(())
     })?;
     Ok(records)

@@ -5,9 +5,8 @@
 
 use super::read::At;
 use base::Result;
-use base::fields;
 use base::fields::Rule::{Harmless, Only, Read};
-use base::fields::{Place, Row, generation, off, pretrained};
+use base::fields::{self, Place, Row, generation, off, pretrained};
 use serde_json::{Map, Value};
 
 /// `LlavaConfig`.

@@ -3,8 +3,7 @@
 use super::config::AdapterFile;
 use super::targets::Targets;
 use super::weights::AdapterWeights;
-use base::names;
-use base::names::{Block, EMBED_TOKENS, HEAD, LM_HEAD};
+use base::names::{self, Block, EMBED_TOKENS, HEAD, LM_HEAD};
 use base::{Error, Result};
 use model::lora::{AdapterModules, LoraConfig, TEXT_PROJECTIONS, VISION_PROJECTIONS, can_carry_lora};
 use std::collections::BTreeSet;
