@@ -180,6 +180,9 @@ pub struct CaptionArgs {
     /// Only the first N pictures.
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+    /// Share of the pictures that may fail (0 to 1); with more, the run ends with an error once all lines are written.
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
+    pub max_failed: f64,
     /// How captions are generated.
     #[command(flatten)]
     pub sampling: SamplingArgs,

@@ -27,6 +27,7 @@ struct Report<'a> {
 pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<()> {
     let sampling = args.sampling.sampling()?;
     let engine = Engine::from_args(&args.model)?;
+    engine.tell_unused_settings();
     let images = args.image.iter().map(|path| engine.processors.read_image(path)).collect::<Result<Vec<_>>>()?;
     let (system, question) =
         (engine.processors.chat.quote(&args.system_prompt), engine.processors.typed_question(&args.prompt));

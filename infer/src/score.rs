@@ -46,6 +46,13 @@ pub fn run(args: &ScoreArgs) -> Result<String> {
     let shards = ShardSet::open(&args.shards, args.split.into())?;
     ensure_same_processors(&engine.processors, &shards, &args.shards)?;
     let rows = args.limit.unwrap_or(usize::MAX).min(shards.len());
+    ensure!(
+        rows > 0,
+        "{}: no rows to score: the split has {}{}",
+        args.shards.display(),
+        shards.len(),
+        args.limit.map_or(String::new(), |limit| format!(", --limit allows {limit}"))
+    );
     let total = write_scores(&args.output, rows, |index| score_row(&engine, shards.read_row(index)?))?;
     Ok(serde_json::to_string(&total)?)
 }
@@ -75,6 +82,13 @@ fn write_scores(output: &Path, rows: usize, score: impl Fn(usize) -> Result<RowS
     let mut progress = Progress::new(rows, 0, "rows");
     for index in 0..rows {
         let row = score(index)?;
+        ensure!(
+            row.loss_sum.is_finite(),
+            "row {}: its loss is {}; the model's weights hold NaN or infinity, or overflow in their type (--weights f32 \
+             computes in f32)",
+            row.id,
+            row.loss_sum
+        );
         total.rows += 1;
         total.loss_sum += row.loss_sum;
         total.tokens += row.tokens;
@@ -83,8 +97,9 @@ fn write_scores(output: &Path, rows: usize, score: impl Fn(usize) -> Result<RowS
         progress.advance();
     }
     progress.finish();
+    ensure!(total.tokens > 0, "none of the {} rows has an answer's token to score", total.rows);
     file.commit()?;
-    total.loss = total.loss_sum / total.tokens.max(1) as f64;
+    total.loss = total.loss_sum / total.tokens as f64;
     total.perplexity = total.loss.exp();
     Ok(total)
 }

@@ -186,8 +186,15 @@ fn every_row_of_a_dataset_has_its_line() {
     write("references.json", &serde_json::json!([{"id": 7, "captions": ["A ramp."]}]));
     let output = dir.path().join("captions.jsonl");
     let args = ["caption", "--model", text(model.path()), "--data", text(&data), "--output", text(&output)];
+    let args = [&args[..], &["--max-new-tokens", "4"]].concat();
+    let refused = infer(&args);
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && message.contains("2 of 6 pictures failed, more than --max-failed 0.1"),
+        "{message}"
+    );
     let summary: Value =
-        serde_json::from_str(&infer_ok(&[&args[..], &["--max-new-tokens", "4"]].concat())).expect("JSON");
+        serde_json::from_str(&infer_ok(&[&args[..], &["--max-failed", "0.5"]].concat())).expect("JSON");
     assert_eq!((summary["captioned"].as_u64(), summary["failed"].as_u64()), (Some(4), Some(2)));
     let found: Vec<(String, String, Value)> = lines(&output)
         .into_iter()

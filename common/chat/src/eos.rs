@@ -34,6 +34,15 @@ pub fn eos_token_ids(dir: &Path) -> Result<Vec<u32>> {
     Ok(ids.map_or_else(Vec::new, |ids| ids.to_vec()))
 }
 
+/// What `generation_config.json` asks for and the programs leave to their options ([`generation::unused`]).
+///
+/// # Errors
+/// A file that is not JSON.
+pub fn unused_settings(dir: &Path) -> Result<Vec<String>> {
+    let object: Option<Map<String, Value>> = json::read_if_there(&dir.join(names::GENERATION_CONFIG_FILE))?;
+    Ok(object.map_or_else(Vec::new, |object| generation::unused(&object)))
+}
+
 /// `generation_config.json`, if there is one.
 fn generation_config(dir: &Path) -> Result<Option<EosOnly>> {
     let path = dir.join(names::GENERATION_CONFIG_FILE);

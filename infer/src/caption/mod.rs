@@ -32,18 +32,31 @@ struct Summary {
 /// Captions what is not captioned yet, then compares with the references. Returns the summary as JSON.
 ///
 /// # Errors
-/// An unusable model or source; an output file that belongs to another run. A bad picture is no error: it is recorded.
+/// An unusable model or source; no picture; an output file that belongs to another run. A bad picture is recorded, and is an
+/// error only where more than `max_failed` of them are bad.
 pub fn run(args: &CaptionArgs) -> Result<String> {
     args.sampling.sampling()?;
+    ensure!(
+        (0.0..=1.0).contains(&args.max_failed),
+        "max-failed: found {}, expected a share of the pictures from 0 to 1",
+        args.max_failed
+    );
     ensure!(args.batch_size > 0, "batch-size: found 0, expected at least 1");
     // Another model's file is refused before this one is loaded; nothing is written before all of the input is right.
     let settings = settings::settings(args)?;
     journal::check(&args.output, &settings, args.overwrite)?;
     let engine = Engine::from_args(&args.model)?;
+    engine.tell_unused_settings();
     let source = Source::open(args, &engine.processors)?;
     let references = References::read(args)?;
     let mut journal = Journal::open(&args.output, &settings, args.overwrite)?;
     let total = args.limit.unwrap_or(usize::MAX).min(source.len());
+    ensure!(
+        total > 0,
+        "no pictures to caption: the source has {}{}",
+        source.len(),
+        args.limit.map_or(String::new(), |limit| format!(", --limit allows {limit}"))
+    );
     source.check(&journal.lines()?, &args.output)?;
     ensure!(
         journal.len() <= total,
@@ -52,7 +65,18 @@ pub fn run(args: &CaptionArgs) -> Result<String> {
         journal.len()
     );
     caption_rest(args, &engine, &source, &references, total, &mut journal)?;
-    Ok(serde_json::to_string(&summary(&journal.lines()?))?)
+    let summary = summary(&journal.lines()?);
+    let text = serde_json::to_string(&summary)?;
+    ensure!(
+        summary.failed as f64 <= args.max_failed * summary.pictures as f64,
+        "{}: {} of {} pictures failed, more than --max-failed {} allows; their lines say why, the others have their captions: \
+         {text}",
+        args.output.display(),
+        summary.failed,
+        summary.pictures,
+        args.max_failed
+    );
+    Ok(text)
 }
 
 /// A caption in the making.

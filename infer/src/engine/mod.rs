@@ -39,6 +39,8 @@ pub struct Engine {
     pub processors: Arc<Processors>,
     model: Llava,
     device: Device,
+    /// What `generation_config.json` asks for and the options decide instead.
+    unused_settings: Vec<String>,
 }
 
 impl Engine {
@@ -68,13 +70,22 @@ impl Engine {
         let device = device.open()?;
         let model = &hub::resolve(model, Wanted::Llava)?;
         let chat = ChatProcessor::from_dir(model).context("reading the tokenizer")?;
+        let unused_settings = chat::eos::unused_settings(model)?;
         let images = ImageProcessor::from_dir(model).context("reading the image processor")?;
         processor_fit::check(model, &LlavaConfig::read(model)?, &chat, &images)?;
         let (config, mut llava) = load_model(model, load_as, &device).context("loading the model")?;
         if let Some(adapter) = adapter {
             store::adapter::load_adapter(&mut llava, adapter, &device).context("loading the adapter")?;
         }
-        Ok(Self { processors: Arc::new(Processors { config, chat, images }), model: llava, device })
+        Ok(Self { processors: Arc::new(Processors { config, chat, images }), model: llava, device, unused_settings })
+    }
+
+    /// Says which settings of `generation_config.json`, which transformers would follow, the options decide instead.
+    pub fn tell_unused_settings(&self) {
+        if !self.unused_settings.is_empty() {
+            let settings = self.unused_settings.join(", ");
+            base::tell!("generation_config.json is not followed ({settings}): the options decide, greedy by default");
+        }
     }
 
     /// The model itself.

@@ -3,7 +3,7 @@
 use super::Prompt;
 use crate::sampling::{Sampler, SamplingConfig};
 use crate::text_stream::{FinishReason, TextStream};
-use base::Result;
+use base::{Error, Result};
 use chat::ChatProcessor;
 use kernels::kv_cache::KvCache;
 
@@ -72,8 +72,17 @@ impl Sequence {
         &mut self.cache
     }
 
-    /// Chooses the next token from its logits `[V]`; returns the text that became certain.
+    /// Chooses the next token from its logits `[V]`; returns the text that became certain. Logits that are no numbers are an
+    /// error: a token chosen among them would look like an answer.
     pub(super) fn advance(&mut self, logits: &mut [f32], chat: &ChatProcessor) -> Result<String> {
+        if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
+            return Err(Error::invalid(
+                format!("token {} of the answer", self.new_ids.len() + 1),
+                "logits that are NaN or infinite",
+                "finite ones",
+                "the model's weights hold NaN or infinity, or overflow in their type (--weights f32 computes in f32)",
+            ));
+        }
         let id = self.sampler.next(logits);
         self.new_ids.push(id);
         let decode = |ids: &[u32]| chat.decode(ids, true);

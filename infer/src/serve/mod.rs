@@ -85,6 +85,7 @@ struct App {
 pub fn run(args: &ServeArgs, listening: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
     let settings = Settings::from_args(args)?;
     let engine = Engine::from_args(&args.model)?;
+    engine.tell_unused_settings();
     let app = Arc::new(settings.app(args, engine.processors.clone())?);
     let (jobs, metrics, max_batch) = (app.jobs.clone(), app.metrics.clone(), app.limits.max_batch);
     let for_thread = Arc::downgrade(&app);

@@ -1,18 +1,47 @@
 //! How tokens are chosen: `generation_config.json`, and the same fields where older versions kept them, in `config.json`.
 //!
 //! Sampling (`do_sample`, `temperature`, `top_p`, …, `repetition_penalty`) and lengths are options of the programs, which are
-//! greedy by default and say so; everything else that would change a greedy answer is refused.
+//! greedy by default and say what they do not use ([`unused`]); everything else that would change a greedy answer is refused.
 //!
 //! # Source
 //! transformers 4.25 to 5.24, `generation/configuration_utils.py`, `GenerationConfig`.
 
 use super::Rule::{Harmless, Only, Read};
 use super::{Row, empty, off};
+use serde_json::{Map, Value};
 
 const BEAMS: &str = "beam search is not implemented";
 const FORCED: &str = "tokens that are forced or forbidden are not implemented";
 const NGRAMS: &str = "n-grams that must not be repeated are not implemented";
 const ASSISTED: &str = "another way of decoding, which is not implemented";
+
+/// Settings of `transformers`' `generate` that options of the programs stand for, with the value that asks for nothing.
+const OPTIONS: [(&str, &str); 6] = [
+    ("do_sample", "false"),
+    ("repetition_penalty", "1"),
+    ("max_new_tokens", "null"),
+    ("max_length", "20"),
+    ("max_time", "null"),
+    ("num_return_sequences", "1"),
+];
+
+/// The same, without effect unless `do_sample` is true.
+const SAMPLING: [&str; 8] =
+    ["temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"];
+
+/// What a generation configuration asks for and the programs leave to their options, as `name value`.
+pub fn unused(object: &Map<String, Value>) -> Vec<String> {
+    let sampled = object.get("do_sample") == Some(&Value::Bool(true));
+    let asked = |name: &str, neutral: &str| {
+        let value = object.get(name).filter(|value| !value.is_null())?;
+        let text = value.to_string();
+        let same_number = value.is_number() && value.as_f64() == neutral.parse().ok();
+        (text != neutral && !same_number).then(|| format!("{name} {text}"))
+    };
+    let options = OPTIONS.iter().filter_map(|(name, neutral)| asked(name, neutral));
+    let sampling = SAMPLING.iter().filter(|_| sampled).filter_map(|name| asked(name, "null"));
+    options.chain(sampling).collect()
+}
 
 /// `generation_config.json`, and `config.json` of transformers 4.
 pub const FIELDS: &[Row] = &[
@@ -102,3 +131,21 @@ pub const FIELDS: &[Row] = &[
     ("token_healing", off("the prompt's last token is never changed")),
     ("stop_strings", empty("give texts that end an answer as an option of the program")),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::unused;
+    use serde_json::{Map, Value, json};
+
+    #[test]
+    fn what_the_options_stand_for_is_named() {
+        let of = |value: Value| unused(&serde_json::from_value::<Map<String, Value>>(value).expect("an object"));
+        let qwen = json!({"do_sample": true, "repetition_penalty": 1.1, "top_p": 0.8, "eos_token_id": [1, 2]});
+        assert_eq!(of(qwen), ["do_sample true", "repetition_penalty 1.1", "top_p 0.8"]);
+        assert_eq!(
+            of(json!({"repetition_penalty": 1.0, "temperature": 0.7, "max_length": 20, "top_k": null})),
+            [""; 0]
+        );
+        assert_eq!(of(json!({"max_new_tokens": 3})), ["max_new_tokens 3"]);
+    }
+}
