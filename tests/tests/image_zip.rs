@@ -133,10 +133,55 @@ fn names_are_resolved_as_in_folders() {
 }
 
 #[test]
-fn the_last_of_entries_with_one_name_counts() {
-    let dir = folder();
-    write(dir.path(), [stored("a.jpg", b"old"), stored("./a.jpg", b"new")]);
-    assert_eq!(open(dir.path()).read("a.jpg").expect("read"), b"new");
+fn the_exact_name_comes_first_and_different_entries_of_one_name_are_refused() {
+    let cases: [(&[Entry], &[(&str, Result<&str, &[&str]>)]); 7] = [
+        // The exact name before the name in a folder, in either order.
+        (
+            &[stored("images/x/b.png", b"inner"), stored("x/b.png", b"outer")],
+            &[("x/b.png", Ok("outer")), ("./x//b.png", Ok("outer")), ("images/x/b.png", Ok("inner"))],
+        ),
+        (
+            &[stored("b.png", b"outer"), deflated("images_dl/b.png", b"downloaded"), stored("images/b.png", b"inner")],
+            &[("b.png", Ok("outer")), ("images/b.png", Ok("inner")), ("images_dl/b.png", Ok("downloaded"))],
+        ),
+        (
+            &[stored("images/images/b.png", b"deep"), stored("images/b.png", b"inner")],
+            &[("images/b.png", Ok("inner")), ("b.png", Ok("inner")), ("images/images/b.png", Ok("deep"))],
+        ),
+        // One name, one content: as often as it is there.
+        (&[stored("b.png", b"same"), deflated("./b.png", b"same")], &[("b.png", Ok("same"))]),
+        // One name, other sizes or other checksums.
+        (
+            &[stored("x/b.png", b"one"), stored("c.png", b"c"), stored("x/./b.png", b"three")],
+            &[("x/b.png", Err(&["\"x/b.png\" (3 bytes", "\"x/./b.png\" (5 bytes"])), ("c.png", Ok("c"))],
+        ),
+        (
+            &[stored("images\\b.png", b"two"), stored("images/b.png", b"one"), stored("images/b.png", b"one")],
+            &[
+                ("images/b.png", Err(&["\"images\\\\b.png\" (3 bytes, CRC-32 ", " and \"images/b.png\" (3 bytes"])),
+                ("b.png", Err(&["b.png in images.zip is ambiguous: found"])),
+            ],
+        ),
+        (
+            &[stored("b.png", b"old"), stored("b.png", b"new"), stored("images/b.png", b"inner")],
+            &[("b.png", Err(&["\"b.png\" (3 bytes"])), ("images/b.png", Ok("inner"))],
+        ),
+    ];
+    for (entries, reads) in cases {
+        let dir = folder();
+        write(dir.path(), entries.iter().cloned());
+        let images = open(dir.path());
+        let names: Vec<_> = entries.iter().map(|entry| String::from_utf8_lossy(entry.name)).collect();
+        for (name, expected) in reads {
+            match (images.read(name), expected) {
+                (Ok(bytes), Ok(expected)) => assert_eq!(bytes, expected.as_bytes(), "{names:?}: {name}"),
+                (Err(ImageFileError::Unreadable(text)), Err(parts)) => {
+                    assert!(parts.iter().all(|part| text.contains(part)), "{names:?}: {name}: {text}");
+                }
+                (found, _) => panic!("{names:?}: {name}: {found:?}"),
+            }
+        }
+    }
 }
 
 /// 65,536 entries are counted as 0, 65,537 as 1.

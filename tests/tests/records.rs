@@ -95,6 +95,18 @@ fn accepted() -> Vec<Layout> {
                                                 {"from": "chatgpt", "value": "So."}]}),
             Row(&[], "Why?"),
         ),
+        (
+            "ms-swift: turns and rows that are trained on in full",
+            json!({"id": "full", "weight": 1.0, "messages": [{"role": "user", "content": "Why?"},
+                   {"role": "assistant", "content": "So.", "loss": true}]}),
+            Row(&[], "Why?"),
+        ),
+        (
+            "text only, with metadata that names no file",
+            json!({"id": "nested", "conversations": turns("Why?"),
+                   "metadata": {"image": null, "origin": ["flan v2.1", {"has_video": false}]}}),
+            Row(&[], "Why?"),
+        ),
     ]
 }
 
@@ -136,6 +148,38 @@ fn refused() -> Vec<Layout> {
             "ms-swift: a turn that is not trained on",
             json!({"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So.", "loss": 0.0}]}),
             Refused("unread_key", "turn 1, key \"loss\""),
+        ),
+        (
+            "axolotl: a turn that is not trained on",
+            json!({"conversations": [question("Why?"), answered("So."), question("And?"),
+                                     {"from": "gpt", "value": "No.", "train": false}]}),
+            Refused("unread_key", "turn 3, key \"train\""),
+        ),
+        (
+            "a turn with a switch of unknown meaning",
+            json!({"conversations": [question("Why?"), {"from": "gpt", "value": "So.", "supervised": false}]}),
+            Refused("unread_key", "turn 1, key \"supervised\""),
+        ),
+        (
+            "TRL: an undesired answer",
+            json!({"messages": messages("Why?"), "label": false}),
+            Refused("unread_key", "\"label\""),
+        ),
+        ("a masked row", json!({"messages": messages("Why?"), "masked": 1}), Refused("unread_key", "\"masked\"")),
+        (
+            "pictures in metadata alone",
+            json!({"conversations": turns("What is it?"), "metadata": {"files": [{"path": "coco/0.bmp"}]}}),
+            Refused("unread_key", "\"metadata\""),
+        ),
+        (
+            "Qwen-VL: a picture in the question",
+            json!({"conversations": turns("Left: <img>0.bmp</img> What?")}),
+            Refused("image_markers", "<img> in a question"),
+        ),
+        (
+            "a numbered marker without an image",
+            json!({"messages": messages("Describe <image_2>.")}),
+            Refused("image_markers", "<image_2> in a question"),
         ),
         (
             "MiniCPM-V: several pictures by marker",

@@ -3,6 +3,9 @@
 use super::{Fault, Record, RecordError};
 use crate::{IMAGE_TOKEN, Message, Role};
 
+/// Markers that other models and trainers read as an image, video or audio file; here they would be plain text.
+const FOREIGN_MARKERS: [&str; 6] = ["<img>", "<video>", "<audio>", "<|image_pad|>", "<|vision_start|>", "<ImageHere>"];
+
 /// Turns that alternate, answers that are not empty, as many markers as images.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conversation {
@@ -18,7 +21,8 @@ impl Record {
     /// The record as training takes it.
     ///
     /// # Errors
-    /// Turns out of order; an empty answer; markers that are not as many as the images.
+    /// Turns out of order; an empty answer; markers that are not as many as the images; without image, a marker of another
+    /// model.
     pub fn conversation(self) -> Result<Conversation, RecordError> {
         let Self { images, system, turns, .. } = self;
         let turns = pair_turns(turns)?;
@@ -78,10 +82,38 @@ fn check_markers(turns: &[(String, String)], system: Option<&str>, images: usize
         format!("{outside} {IMAGE_TOKEN} marker(s) in an answer or system prompt, expected them in questions only")
     } else if markers != images {
         format!("{markers} {IMAGE_TOKEN} marker(s), {images} image(s); as many are expected")
+    } else if let Some(marker) = turns.iter().find_map(|(question, _)| foreign_marker(question)).filter(|_| images == 0)
+    {
+        format!(
+            "{marker} in a question of a row without image: only {IMAGE_TOKEN} is a marker, for a file named in `image` or \
+             `images`; remove {marker} if the row is text only"
+        )
     } else {
         return Ok(());
     };
     Err(RecordError::new(Fault::ImageMarkers, detail))
+}
+
+/// The first marker of another model in a question: a fixed one, `<image_N>`, or an image in a Markdown data URL.
+fn foreign_marker(text: &str) -> Option<&str> {
+    let fixed = FOREIGN_MARKERS.into_iter().find(|marker| text.contains(marker));
+    fixed.or_else(|| numbered_marker(text)).or_else(|| data_url(text))
+}
+
+fn numbered_marker(text: &str) -> Option<&str> {
+    text.match_indices("<image_").find_map(|(start, begin)| {
+        let digits = text[start + begin.len()..].split('>').next()?;
+        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        let end = start + begin.len() + digits.len();
+        (is_number && text[end..].starts_with('>')).then(|| &text[start..=end])
+    })
+}
+
+fn data_url(text: &str) -> Option<&'static str> {
+    const BEGIN: &str = "data:image";
+    let mut targets = text.split("](").skip(1);
+    // Markdown allows spaces and `<` before the URL.
+    targets.any(|target| target.trim_start_matches([' ', '<']).starts_with(BEGIN)).then_some(BEGIN)
 }
 
 #[cfg(test)]
@@ -138,6 +170,42 @@ mod tests {
             (turns(&[TEXT_QUESTION, marked], IMAGE), Fault::ImageMarkers),
         ] {
             assert_eq!(fault(&json), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn without_image_a_marker_of_another_model_is_refused_by_name() {
+        let asked = |text: &str, image: &str| {
+            let question = serde_json::json!({"from": "human", "value": text}).to_string();
+            read(&turns(&[TEXT_QUESTION, ANSWER, &question, ANSWER], image)).and_then(Record::conversation)
+        };
+        for (text, marker) in [
+            ("First: <img>photos/7.png</img> Who?", "<img>"),
+            ("What happens? <video>", "<video>"),
+            ("<audio>\nWho speaks?", "<audio>"),
+            ("<image_x> <image_03>: which?", "<image_03>"),
+            ("<image_12>?", "<image_12>"),
+            ("<|vision_start|><|vision_end|>Q", "<|vision_start|>"),
+            ("a <|image_pad|> b", "<|image_pad|>"),
+            ("<ImageHere>Q", "<ImageHere>"),
+            ("See ![](data:image/jpeg;base64,/9j/4A==)", "data:image"),
+            ("See ![chart 2]( <data:image/webp;base64,UklGRg==>)", "data:image"),
+        ] {
+            let error = asked(text, "").expect_err(text);
+            assert_eq!(error.fault, Fault::ImageMarkers, "{text}: {error}");
+            assert!(error.detail.starts_with(&format!("{marker} in a question")), "{text}: {error}");
+            // Beside an image it is text of the question.
+            let text = format!("<image>{text}");
+            assert!(asked(&text, IMAGE).is_ok(), "{text}");
+        }
+        for text in [
+            "Is 2 < image_3 > 1?",
+            "<image_> and <image_two> are names",
+            "<image_4 is cut",
+            "An img or a video tag",
+            "[text](notes.md) of data:image",
+        ] {
+            assert!(asked(text, "").is_ok(), "{text}");
         }
     }
 

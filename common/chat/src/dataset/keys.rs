@@ -66,31 +66,46 @@ const HARMLESS: [&str; 46] = [
 const HARMLESS_IN_TURN: [&str; 9] =
     ["category", "id", "index", "lang", "language", "model", "source", "timestamp", "turn"];
 
-/// Keys that other trainers read and that change what a row teaches.
-const UNREAD: [&str; 22] = [
-    "chat_template_kwargs",
-    "chosen",
-    "documents",
-    "function_call",
-    "functions",
-    "history",
-    "kto_label",
-    "kto_tag",
-    "loss",
-    "loss_weight",
-    "mask",
-    "objects",
-    "rejected",
-    "rejected_images",
-    "rejected_messages",
-    "rejected_response",
-    "sample_weight",
-    "tool_calls",
-    "tools",
-    "train_on_turn",
-    "weight",
-    "weights",
+/// The value under which a key of [`UNREAD`] changes nothing. Null and empty values never change anything.
+#[derive(Clone, Copy)]
+enum Neutral {
+    /// `true` or 1: a weight, or a loss that is computed.
+    One,
+    /// `false` or 0: nothing is masked, rejected or added.
+    Zero,
+    /// None: both values of a preference label say something about the answer.
+    Never,
+}
+
+/// Keys that other trainers read and that change what a row teaches. Keys that begin with [`PREFERENCE_PREFIX`] are
+/// [`Neutral::Never`], too.
+const UNREAD: [(&str, Neutral); 24] = [
+    ("chat_template_kwargs", Neutral::Zero),
+    ("chosen", Neutral::Never),
+    ("documents", Neutral::Zero),
+    ("function_call", Neutral::Zero),
+    ("functions", Neutral::Zero),
+    ("history", Neutral::Zero),
+    ("label", Neutral::Never),
+    ("loss", Neutral::One),
+    ("loss_weight", Neutral::One),
+    ("mask", Neutral::Zero),
+    ("masked", Neutral::Zero),
+    ("objects", Neutral::Zero),
+    ("rejected", Neutral::Zero),
+    ("rejected_images", Neutral::Zero),
+    ("rejected_messages", Neutral::Zero),
+    ("rejected_response", Neutral::Zero),
+    ("sample_weight", Neutral::One),
+    ("tool_calls", Neutral::Zero),
+    ("tools", Neutral::Zero),
+    ("train", Neutral::One),
+    ("train_on_turn", Neutral::One),
+    ("trainable", Neutral::One),
+    ("weight", Neutral::One),
+    ("weights", Neutral::One),
 ];
+const PREFERENCE_PREFIX: &str = "kto_";
 
 /// Parts of names that stand for pictures, films and sound.
 const MEDIA_WORDS: [&str; 11] =
@@ -113,9 +128,9 @@ const ORIGINS: [&str; 12] = [
 ];
 
 /// Endings of files that a row without image may not point to.
-const MEDIA_ENDINGS: [&str; 18] = [
-    "avi", "avif", "bmp", "flac", "gif", "heic", "jpeg", "jpg", "mkv", "mov", "mp3", "mp4", "png", "tif", "tiff",
-    "wav", "webm", "webp",
+const MEDIA_ENDINGS: [&str; 21] = [
+    "avi", "avif", "bmp", "flac", "gif", "heic", "heif", "jfif", "jpeg", "jpg", "m4a", "mkv", "mov", "mp3", "mp4",
+    "png", "tif", "tiff", "wav", "webm", "webp",
 ];
 
 /// What a key that is not read means for its row.
@@ -141,8 +156,12 @@ pub(super) fn meaning(key: &str, value: &RawValue, images: usize) -> Meaning {
     if is_empty(value) {
         return Meaning::Harmless;
     }
-    if UNREAD.contains(&name) {
-        return if is_neutral(value) { Meaning::Harmless } else { Meaning::Changes("it changes what the row teaches") };
+    if let Some(neutral) = unread(name) {
+        let harmless = neutral.is_held_by(value);
+        return if harmless { Meaning::Harmless } else { Meaning::Changes("it changes what the row teaches") };
+    }
+    if value.get() == "false" {
+        return Meaning::Harmless;
     }
     let harmless = HARMLESS.contains(&name) || (images > 0 && ORIGINS.contains(&name));
     let is_media = !harmless && value.get().contains('"') && MEDIA_WORDS.iter().any(|word| name.contains(word));
@@ -176,8 +195,10 @@ pub(super) fn check(object: &Object<'_>, images: usize) -> Result<(), RecordErro
 /// Refuses a turn with a key that would change it.
 pub(super) fn check_turn(number: usize, turn: &Object<'_>) -> Result<(), RecordError> {
     let is_read = |key: &str| [SPEAKER, TEXT].iter().any(|spellings| spellings.contains(&key));
+    // `false` under an unknown key may mean that the turn is not trained on: it is refused as `true` is.
     let changes_nothing = |key: &str, value: &RawValue| {
-        HARMLESS_IN_TURN.contains(&key) || is_empty(value) || (UNREAD.contains(&key) && is_neutral(value))
+        let neutral = unread(&key.to_ascii_lowercase());
+        HARMLESS_IN_TURN.contains(&key) || is_empty(value) || neutral.is_some_and(|neutral| neutral.is_held_by(value))
     };
     let mut others = turn.iter().filter(|(key, value)| !(is_read(key) || changes_nothing(key, value)));
     match others.next() {
@@ -193,36 +214,69 @@ fn refused(place: &str, why: &str) -> RecordError {
     )
 }
 
-/// Holds nothing: null, empty, false.
+/// Holds nothing: null or empty.
 fn is_empty(value: &RawValue) -> bool {
     let text = value.get();
     match kind(value) {
         Kind::Null => true,
-        Kind::Boolean => text == "false",
         Kind::Text => text[1..text.len() - 1].trim().is_empty() || text == r#""[]""#,
         Kind::List | Kind::Object => text[1..text.len() - 1].trim().is_empty(),
-        Kind::Number => false,
+        Kind::Boolean | Kind::Number => false,
     }
 }
 
-/// The value under which such a key changes nothing: a weight of 1, a loss that counts.
-fn is_neutral(value: &RawValue) -> bool {
-    matches!(value.get(), "true" | "1" | "1.0")
+/// Looks a key up in [`UNREAD`]; `name` is in lower case.
+fn unread(name: &str) -> Option<Neutral> {
+    if name.starts_with(PREFERENCE_PREFIX) {
+        return Some(Neutral::Never);
+    }
+    UNREAD.iter().find(|(key, _)| *key == name).map(|(_, neutral)| *neutral)
 }
 
-/// A text, or a list with one, that ends as files of pictures, films and sound do.
+impl Neutral {
+    /// Numbers are compared by value: 1, 1.0 and 1.00 are equal.
+    fn is_held_by(self, value: &RawValue) -> bool {
+        let text = value.get();
+        let number = text.parse::<f64>();
+        match self {
+            Self::One => text == "true" || number == Ok(1.0),
+            Self::Zero => text == "false" || number == Ok(0.0),
+            Self::Never => false,
+        }
+    }
+}
+
+/// Whether a text at any depth of the value, keys of objects included, is the name of an image, video or audio file.
 fn names_media(value: &RawValue) -> bool {
-    let is_media = |text: &str| {
-        let ending = text.rsplit_once('.').map(|(_, ending)| ending.trim().to_ascii_lowercase());
-        ending.is_some_and(|ending| MEDIA_ENDINGS.contains(&ending.as_str()))
-    };
-    match kind(value) {
-        Kind::Text => is_media(value.get().trim_matches('"')),
-        Kind::List => serde_json::from_str::<Vec<&RawValue>>(value.get()).is_ok_and(|values| {
-            values.iter().any(|value| kind(value) == Kind::Text && is_media(value.get().trim_matches('"')))
-        }),
-        _ => false,
-    }
+    texts(value.get()).any(|text| {
+        // The query of a URL comes after the file name.
+        let path = text.split_once("://").and_then(|(_, path)| path.split(['?', '#']).next());
+        has_media_ending(&text) || path.is_some_and(has_media_ending)
+    })
+}
+
+fn has_media_ending(name: &str) -> bool {
+    let ending = name.rsplit_once('.').map(|(_, ending)| ending.trim().to_ascii_lowercase());
+    ending.is_some_and(|ending| MEDIA_ENDINGS.contains(&ending.as_str()))
+}
+
+/// All texts of a JSON value, keys of objects included. They are found by their quotes, without recursion: the scan is
+/// linear in the value's length at any depth.
+fn texts(json: &str) -> impl Iterator<Item = String> {
+    let mut rest = json;
+    let quoted = std::iter::from_fn(move || {
+        let text = &rest[rest.find('"')?..];
+        let mut escaped = false;
+        let (end, _) = text.bytes().enumerate().skip(1).find(|&(_, byte)| {
+            let ends = byte == b'"' && !escaped;
+            escaped = byte == b'\\' && !escaped;
+            ends
+        })?;
+        rest = &text[end + 1..];
+        Some(&text[..=end])
+    });
+    // A text with half of a surrogate pair cannot be decoded; its ending can be read all the same.
+    quoted.map(|text| serde_json::from_str(text).unwrap_or_else(|_| text.trim_matches('"').to_owned()))
 }
 
 #[cfg(test)]
@@ -267,8 +321,83 @@ mod tests {
             ("System", "\"Be brief.\"", 1, "refused"),
             ("note", "\"see page 3.\"", 0, "unknown"),
             ("blip_caption", "\"a cat\"", 1, "unknown"),
+            // `false` is empty under keys without a meaning of their own, and there alone.
+            ("is_translated", "false", 0, "harmless"),
+            ("videos", "false", 0, "harmless"),
+            ("is_translated", "true", 0, "unknown"),
+            ("loss_weight", "false", 0, "refused"),
+            ("sample_weight", "0", 1, "refused"),
+            ("Train_On_Turn", "false", 1, "refused"),
+            ("train_on_turn", "true", 1, "harmless"),
+            ("train", "0.0", 0, "refused"),
+            ("trainable", "1", 0, "harmless"),
+            ("weights", "1.000", 0, "harmless"),
+            ("weights", "10e-1", 0, "harmless"),
+            ("weight", "1.0001", 0, "refused"),
+            ("weight", "-1", 0, "refused"),
+            ("weight", "\"1\"", 0, "refused"),
+            ("weight", "null", 0, "harmless"),
+            ("mask", "1.0", 0, "refused"),
+            ("mask", "0.00", 0, "harmless"),
+            ("masked", "true", 0, "refused"),
+            ("masked", "false", 0, "harmless"),
+            ("rejected", "1", 0, "refused"),
+            ("rejected", "-0.0", 0, "harmless"),
+            ("tools", "false", 0, "harmless"),
+            ("tools", "true", 0, "refused"),
+            ("kto_score", "0", 0, "refused"),
+            ("KTO_tag", "true", 0, "refused"),
+            ("kto_label", "null", 0, "harmless"),
+            ("chosen", "false", 0, "refused"),
+            ("chosen", "true", 0, "refused"),
+            ("label", "true", 0, "refused"),
+            ("label", "0", 1, "refused"),
+            ("label", "\"\"", 1, "harmless"),
+            // Names of files at any depth.
+            ("metadata", "{\"origin\": {\"files\": [\"x\", \"clip.MOV\"]}}", 0, "refused"),
+            ("metadata", "{\"origin\": {\"files\": [\"x\", \"clip.MOV\"]}}", 1, "harmless"),
+            ("source", "[[{\"p\": \"scan\\u002etiff\"}]]", 0, "refused"),
+            ("meta", "{\"b.webp\": {\"boxes\": 2}}", 0, "refused"),
+            ("meta", "[\"say \\\"hi\\\"\", \"\\\\\", \"voice.m4a\"]", 0, "refused"),
+            ("url", "\"https://x.org/p.png?w=40\"", 0, "refused"),
+            ("meta", "{\"image\": \"none\", \"png\": 3, \"n\": [0.5, null, \"coco 2017\", \"v1.5\"]}", 0, "harmless"),
+            ("notes", "[{\"text\": \"a film of 3.5 hours\"}]", 0, "unknown"),
         ] {
             assert_eq!(changes(key, value, images), expected, "{key}: {value}, {images} image(s)");
+        }
+    }
+
+    #[test]
+    fn a_turn_may_have_harmless_keys_and_neutral_values_only() {
+        for (entry, harmless) in [
+            (r#""loss": true"#, true),
+            (r#""Loss": 1.00"#, true),
+            (r#""loss": false"#, false),
+            (r#""loss": 0"#, false),
+            (r#""loss": null"#, true),
+            (r#""weight": 1.00"#, true),
+            (r#""weight": 0.999"#, false),
+            (r#""train": false"#, false),
+            (r#""trainable": 0"#, false),
+            (r#""train_on_turn": 1"#, true),
+            (r#""mask": true"#, false),
+            (r#""mask": 0"#, true),
+            (r#""masked": 1.0"#, false),
+            (r#""label": false"#, false),
+            (r#""chosen": true"#, false),
+            (r#""kto_tag": false"#, false),
+            (r#""is_hidden": false"#, false),
+            (r#""is_hidden": true"#, false),
+            (r#""is_hidden": null"#, true),
+            (r#""markdown": {}"#, true),
+            (r#""lang": "en""#, true),
+            (r#""tool_calls": []"#, true),
+        ] {
+            let turn = format!(r#"{{"from": "gpt", "value": "A", {entry}}}"#);
+            let turn: Object<'_> = serde_json::from_str(&turn).expect(entry);
+            let checked = check_turn(1, &turn);
+            assert_eq!(checked.is_ok(), harmless, "{entry}: {checked:?}");
+            assert!(checked.err().is_none_or(|error| error.fault == Fault::UnreadKey), "{entry}");
         }
     }
 }

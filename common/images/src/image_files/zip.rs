@@ -5,7 +5,7 @@ use base::{Error, Result, files};
 use flate2::Crc;
 use flate2::read::DeflateDecoder;
 use rawzip::{CompressionMethod, FileReader, RECOMMENDED_BUFFER_SIZE, RangeReader, ReaderAt, ZipArchive};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -23,6 +23,8 @@ pub(super) struct ZipFile {
     archive: ZipArchive<FileReader>,
     /// By hash of the name: an index of a million entries stays small. A wrong match would need a collision of 128 bits.
     entries: HashMap<u128, Entry>,
+    /// Of normalised names whose entries differ in size or checksum: the entries, for messages.
+    ambiguous: HashMap<u128, Vec<String>>,
     bytes: u64,
     names_sha256: String,
     /// Name of the first file, for messages.
@@ -38,6 +40,13 @@ struct Entry {
     encrypted: bool,
 }
 
+impl Entry {
+    /// Size and checksum: entries in which they are equal hold the same file.
+    fn content(&self) -> (u64, u32) {
+        (self.bytes, self.crc32)
+    }
+}
+
 impl ZipFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let damaged = |found: String| {
@@ -48,7 +57,8 @@ impl ZipFile {
         let mut buffer = vec![0; RECOMMENDED_BUFFER_SIZE];
         let archive = ZipArchive::from_file(file, &mut buffer).map_err(|error| damaged(error.to_string()))?;
         refuse_split(&archive, path)?;
-        let mut entries = HashMap::new();
+        let mut entries: HashMap<u128, Entry> = HashMap::new();
+        let mut ambiguous = HashMap::new();
         // Read to the directory's end, whatever the count says.
         let mut records = archive.entries(&mut buffer);
         let mut found = 0;
@@ -61,7 +71,6 @@ impl ZipFile {
             identity.write_all(name).map_err(Error::io(path))?;
             identity.write_all(&record.crc32().to_le_bytes()).map_err(Error::io(path))?;
             if let Some(name) = normal(name).filter(|_| !record.is_dir()) {
-                // Of entries with one name the last counts, as everywhere.
                 let entry = Entry {
                     local_header_offset: record.local_header_offset(),
                     stored_bytes: record.compressed_size_hint(),
@@ -70,7 +79,11 @@ impl ZipFile {
                     method: record.compression_method(),
                     encrypted: record.flags().is_encrypted(),
                 };
-                entries.insert(key(&name), entry);
+                let key = key(&name);
+                let content = entry.content();
+                if entries.insert(key, entry).is_some_and(|other| other.content() != content) {
+                    ambiguous.insert(key, Vec::new());
+                }
                 first.get_or_insert_with(|| String::from_utf8_lossy(&name).into_owned());
             }
         }
@@ -79,8 +92,9 @@ impl ZipFile {
         if found != expected && (expected >= COUNT_WRAP || found % COUNT_WRAP != expected) {
             return Err(damaged(format!("{found} entries, where its end counts {expected}")));
         }
+        name_ambiguous(&archive, &mut ambiguous, &mut buffer).map_err(|error| damaged(error.to_string()))?;
         let (names_sha256, first) = (identity.finish().1, first.unwrap_or_default());
-        Ok(Self { archive, entries, bytes, names_sha256, first })
+        Ok(Self { archive, entries, ambiguous, bytes, names_sha256, first })
     }
 
     /// Identity for the plan: size, and names and checksums of the entries.
@@ -103,10 +117,16 @@ impl ZipFile {
 
     /// Bytes of an entry, size and checksum verified; `None` if there is none of this name.
     ///
-    /// The zip file stands for the data folder or for the images' folder in it: a name is found wherever a folder that it
-    /// was unpacked into would have it.
+    /// The zip file stands for the data folder or for the images' folder in it: the name itself is looked up first, then the
+    /// names that it would have in the other folder.
     pub(super) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, ImageFileError> {
         let Some((key, entry)) = self.find(name) else { return Ok(None) };
+        if let Some(entries) = self.ambiguous.get(&key) {
+            let entries = entries.join(" and ");
+            return Err(ImageFileError::Unreadable(format!(
+                "{name} in images.zip is ambiguous: found {entries}, expected one entry or equal ones; remove the wrong ones"
+            )));
+        }
         if entry.bytes > MAX_IMAGE_BYTES {
             return Err(too_many_bytes(name, entry.bytes));
         }
@@ -119,7 +139,7 @@ impl ZipFile {
         let name = String::from_utf8(normal(name.as_bytes())?).ok()?;
         let within = FOLDERS.iter().map(|folder| format!("{folder}{name}"));
         let of_folder = FOLDERS.iter().filter_map(|folder| name.strip_prefix(folder).map(str::to_owned));
-        let mut names = within.chain([name.clone()]).chain(of_folder);
+        let mut names = [name.clone()].into_iter().chain(within).chain(of_folder);
         names.find_map(|name| {
             let key = key(name.as_bytes());
             self.entries.get(&key).map(|entry| (key, entry))
@@ -190,6 +210,32 @@ impl ZipFile {
         }
         Ok(Some(name_offset + u64::from(name_bytes) + u64::from(extra_bytes)))
     }
+}
+
+/// Notes one entry of each content for every ambiguous name. The index keeps no names: they are read a second time, which
+/// few zip files need.
+fn name_ambiguous(
+    archive: &ZipArchive<FileReader>,
+    ambiguous: &mut HashMap<u128, Vec<String>>,
+    buffer: &mut [u8],
+) -> Result<(), rawzip::Error> {
+    if ambiguous.is_empty() {
+        return Ok(());
+    }
+    let mut contents = HashSet::new();
+    let mut records = archive.entries(buffer);
+    while let Some(record) = records.next_entry()? {
+        let path = record.file_path();
+        let path: &[u8] = path.as_ref();
+        let Some(key) = normal(path).filter(|_| !record.is_dir()).map(|name| key(&name)) else { continue };
+        let Some(entries) = ambiguous.get_mut(&key) else { continue };
+        let (bytes, crc32) = (record.uncompressed_size_hint(), record.crc32());
+        if contents.insert((key, bytes, crc32)) {
+            let path = String::from_utf8_lossy(path);
+            entries.push(format!("{path:?} ({bytes} bytes, CRC-32 {crc32:08x})"));
+        }
+    }
+    Ok(())
 }
 
 /// Of a zip file in several parts the last one has the directory and little else.
