@@ -77,7 +77,7 @@ fn settings(line: &str, last: Option<&str>) -> Result<Config, String> {
         |arg: &&clap::Arg| arg.get_default_values().first().is_some_and(|value| value == "true" || value == "false");
     let flags: Vec<String> = command.get_arguments().filter(is_flag).map(|arg| arg.get_id().to_string()).collect();
     let translated = translate(words, &flags, &[]).map_err(|error| error.to_string())?;
-    let command = command.args_override_self(true).mut_args(|arg| arg.allow_negative_numbers(true));
+    let command = command.args_override_self(true);
     let matches = command
         .try_get_matches_from(base::args::with_dashes(translated.words))
         .map_err(|error| error.to_string().lines().next().unwrap_or_default().to_string())?;

@@ -59,7 +59,7 @@ pub struct Config {
     #[arg(long, default_value_t = 3.0)]
     pub num_train_epochs: f64,
     /// Optimizer steps in all; ≤ 0: as many as `num_train_epochs` needs.
-    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = -1)]
     pub max_steps: i64,
     /// Rows of a micro-batch, per rank.
     #[arg(long, default_value_t = 8)]

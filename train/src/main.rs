@@ -130,13 +130,9 @@ fn main() -> ExitCode {
 /// Options of `train plan` that have the names of other programs' options.
 const PLAN_OPTIONS: &[&str] = &["vision_tower", "language_model"];
 
-/// The parser: the last of two equal options counts, and a number may be negative everywhere.
+/// The parser: the last of two equal options counts.
 fn command() -> clap::Command {
-    let lenient = |command: clap::Command| {
-        command
-            .args_override_self(true)
-            .mut_args(|arg| if arg.is_positional() { arg } else { arg.allow_negative_numbers(true) })
-    };
+    let lenient = |command: clap::Command| command.args_override_self(true);
     let command = lenient(Cli::command());
     let end = command.get_after_help().map(|end| format!("\n{end}\n")).unwrap_or_default();
     command.after_long_help(trainer_options::help() + &end).mut_subcommand("plan", lenient)

@@ -272,7 +272,7 @@ mod tests {
 
     fn parse(args: &[&str], recipe: Option<&str>) -> Result<Config> {
         let words = std::iter::once("train").chain(args.iter().copied()).map(std::ffi::OsString::from);
-        let command = Config::augment_args(Command::new("train")).mut_args(|arg| arg.allow_negative_numbers(true));
+        let command = Config::augment_args(Command::new("train"));
         let matches = command.get_matches_from(base::args::with_dashes(words));
         let config = Config::from_arg_matches(&matches).expect("arguments match the struct");
         let folder = tempfile::tempdir().expect("a temporary folder");
