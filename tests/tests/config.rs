@@ -131,6 +131,27 @@ fn spellings_mean_the_same() {
     }
 }
 
+/// `rope_scaling`, `rope_parameters` and `rope_theta`, and the base that transformers 5.24 takes.
+#[test]
+fn the_base_of_the_rotary_embedding_is_the_one_that_transformers_takes() {
+    let default = || json!({"rope_type": "default"});
+    for (scaling, parameters, theta, expected) in [
+        (json!({"type": "default", "rope_theta": 250.0}), json!(null), json!(null), 250.0),
+        (json!({"type": "default", "rope_theta": 250.0}), default(), json!(250), 250.0),
+        (default(), json!({"rope_theta": 7e4}), json!(null), 1e4),
+        (default(), json!({"rope_theta": 7e4}), json!(7e4), 7e4),
+        (json!({}), json!({"rope_theta": 7e4, "rope_type": "default"}), json!(null), 7e4),
+        (json!(null), default(), json!(300), 300.0),
+        (json!(null), json!(null), json!(null), 1e4),
+    ] {
+        let rows = [("rope_scaling", &scaling), ("rope_parameters", &parameters), ("rope_theta", &theta)];
+        let set = |config, (key, value): (&str, &Value)| with(config, &["text_config", key], value.clone());
+        let config = rows.into_iter().fold(file("tiny/llava/config.json"), set);
+        let found = read(&config).map(|config| config.text.rope_theta).map_err(|error| error.to_string());
+        assert_eq!(found, Ok(expected), "{scaling}, {parameters}, {theta}");
+    }
+}
+
 #[test]
 fn variants_survive_writing() {
     let layers = with(file("tiny/llava/config.json"), &["vision_feature_layer"], json!([-3, 2]));
@@ -180,7 +201,10 @@ fn what_does_not_fit_is_refused_by_key() {
         (&["vision_config", "patch_size"], json!(15), "patch_size"),
         (&["vision_config", "image_size"], json!([56, 28]), "image_size"),
         (&["dtype"], json!("int8"), "int8"),
-        (&["text_config", "hidden_size"], json!("wide"), "config.json"),
+        (&["text_config", "hidden_size"], json!("wide"), "expected a whole number from 0"),
+        (&["vision_feature_layer"], json!("-1"), "\"-1\", expected a number or a list of numbers"),
+        (&["pad_token_id"], json!(-2), "integer `-2`, expected a whole number from 0"),
+        (&["vision_config", "layer_norm_eps"], json!([1e-5]), "invalid type: list, expected a number"),
     ];
     for (path, value, named) in table {
         let error = read(&with(file("tiny/llava/config.json"), path, value)).expect_err("refused").to_string();

@@ -123,6 +123,18 @@ fn language_models() {
             json!({"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}}),
             Err(&["rope_scaling", "unknown field mrope_section"]),
         ),
+        ("one base in both places", json!({"rope_parameters": {"rope_theta": 1e6}}), Ok(())),
+        (
+            "two bases",
+            json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}),
+            Err(&["rope_theta", "rope_parameters.rope_theta 500000 and rope_theta 1000000"]),
+        ),
+        (
+            "a base of rope_scaling beside another",
+            json!({"rope_theta": null, "rope_scaling": {"type": "default", "rope_theta": 250.0},
+                "rope_parameters": {"rope_theta": 300.0}}),
+            Err(&["rope_scaling.rope_theta 250 and rope_parameters.rope_theta 300"]),
+        ),
         (
             "windows by layer_types",
             json!({"layer_types": mixed, "use_sliding_window": true, "sliding_window": 4096}),
@@ -468,6 +480,19 @@ fn adapters_of_other_programs() {
             QV,
             Err(&["LoRA of language_model.model.layers.0.self_attn.v_proj", "does not name"]),
         ),
+        (
+            "a projector that PEFT initialises with zeros",
+            json!({"target_modules": ["q_proj", "v_proj", "linear_2"]}),
+            QV,
+            Ok(()),
+        ),
+        (
+            "a projector that PEFT initialises at random",
+            json!({"target_modules": ["q_proj", "v_proj", "linear_2"], "init_lora_weights": false}),
+            QV,
+            Err(&["no LoRA of multi_modal_projector.linear_2", "target_modules"]),
+        ),
+        ("random values of nothing", json!({"init_lora_weights": false}), QV, Ok(())),
         ("a module that is not there", json!({"modules_to_save": ["score"]}), QV, Err(&["modules_to_save \"score\""])),
         (
             "a saved module without weights",

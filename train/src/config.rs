@@ -46,7 +46,8 @@ pub struct Config {
     #[arg(long, default_value_t = 1)]
     pub nproc: usize,
     /// DeepSpeed ZeRO-2 JSON file (or its text); its values and `auto` are honoured, unknown keys are refused.
-    #[arg(long)]
+    /// `None` or an empty text: none.
+    #[arg(long, value_parser = any_path())]
     pub deepspeed: Option<PathBuf>,
     /// Compute in bf16 where the device can; the CPU computes in f32. Master weights, moments and accumulated gradients are
     /// f32 always.
@@ -55,7 +56,7 @@ pub struct Config {
     /// Not supported: needs loss scaling, which bf16 does not.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
     pub fp16: bool,
-    /// Passes over the data; may be a fraction. Ignored when `max_steps` is positive.
+    /// Passes over the data, above 0; may be a fraction. Ignored when `max_steps` is positive.
     #[arg(long, default_value_t = 3.0)]
     pub num_train_epochs: f64,
     /// Optimizer steps in all; ≤ 0: as many as `num_train_epochs` needs.

@@ -1,6 +1,7 @@
 //! DeepSpeed's ZeRO-2 JSON file: what it sets is honoured, what we do not do is refused with the reason.
 
 mod keys;
+mod once;
 mod scheduler;
 
 use crate::collective::launch;
@@ -13,14 +14,14 @@ use std::path::Path;
 /// leaves an option as it is. `ranks` is the number of ranks of the run.
 ///
 /// # Errors
-/// A key that is unknown or asks for what is not done, a value of another type, or one that contradicts an option.
+/// A key that stands twice, is unknown or asks for what is not done, a value of another type, or one that contradicts an option.
 pub fn overlay(source: &str, given: &mut Given, ranks: u64) -> Result<()> {
     let (name, text) = match source.trim_start().starts_with('{') {
         true => ("--deepspeed", source.to_string()),
         false => (source, std::fs::read_to_string(source).map_err(Error::io(Path::new(source)))?),
     };
-    let json: Value =
-        serde_json::from_str(&text).map_err(|error| Error::invalid(name, error, "JSON", "correct the file"))?;
+    let json = once::parse(&text)
+        .map_err(|error| Error::invalid(name, error, "JSON with each key once in an object", "correct the file"))?;
     let file = File { name, json };
     keys::check(&file)?;
     file.refuse_what_is_not_done()?;

@@ -52,7 +52,7 @@ const DOMAINS: [(&str, Domain); 27] = [
     ("lr_num_cycles", between(1.0, MOST)),
     ("lr_power", above_0()),
     ("lr_end", at_least(0.0)),
-    ("num_train_epochs", at_least(0.0)),
+    ("num_train_epochs", above_0()),
     ("lora_r", between(1.0, MOST)),
     ("lora_alpha", above_0()),
     // At 1 what is kept is scaled by 1/0.

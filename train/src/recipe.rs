@@ -37,6 +37,12 @@ impl Given {
         }
     }
 
+    /// Takes an option as not given.
+    fn remove(&mut self, option: &str) {
+        self.values.remove(option);
+        self.places.remove(option);
+    }
+
     /// An error that names an option names the place where it was given, too.
     fn placed(&self, error: Error) -> Error {
         match error {
@@ -107,12 +113,19 @@ fn merge_table(defaults: &Map<String, Value>, mut given: Given, table: Given) ->
     for (name, value) in table.values {
         given.insert(&name, value, table.places[&name].clone());
     }
+    // As the Trainer's command lines and scripts with an unset variable say it.
+    if given.get("deepspeed").is_some_and(|source| source == "None" || source == "") {
+        given.remove("deepspeed");
+    }
     if let Some(source) = given.get("deepspeed").and_then(Value::as_str).map(str::to_string) {
         let nproc = given.get("nproc").or(defaults.get("nproc")).and_then(Value::as_u64).unwrap_or(1);
         deepspeed::overlay(&source, &mut given, nproc.max(launch::launched_processes() as u64))?;
     }
     require_one_spelling(&given)?;
     let mut settings = defaults.clone();
+    if given.get("deepspeed").is_none() {
+        settings.insert("deepspeed".to_string(), Value::Null);
+    }
     for (name, value) in &given.values {
         let whole = defaults.get(name).is_some_and(|default| default.is_u64() || default.is_i64());
         let value = if whole { as_whole_number(value) } else { value.clone() };
@@ -320,7 +333,8 @@ mod tests {
             (&["--warmup_ratio", "1.5"], "at most 1"),
             (&["--lora_r", "0"], "at least 1"),
             (&["--lora_alpha", "0"], "above 0"),
-            (&["--num_train_epochs", "-1"], "at least 0"),
+            (&["--num_train_epochs", "-1"], "above 0"),
+            (&["--num_train_epochs", "0.0"], "num_train_epochs: found 0, expected a number above 0"),
             (&["--logging_steps", "0"], "above 0"),
             (&["--lr_scheduler_type", "reduce_lr_on_plateau"], "function of the step"),
             (&["--lr_scheduler_type", "polynomial", "--lr_end", "1"], "below learning_rate"),
@@ -346,6 +360,7 @@ mod tests {
             ("adam_beta1 = 1.0", "recipe.toml: [train] adam_beta1: found 1"),
             ("lora_dropout = 1", "recipe.toml: [train] lora_dropout: found 1"),
             ("learning_rate = nan", "recipe.toml: [train] learning_rate: found NaN"),
+            ("num_train_epochs = 0", "recipe.toml: [train] num_train_epochs: found 0, expected a number above 0"),
             ("seed = 1.5", "recipe.toml: [train] seed"),
             ("lora_r = \"8\"", "recipe.toml: [train] lora_r"),
             ("save_steps = 1.5", "recipe.toml: [train] save_steps"),
@@ -382,6 +397,23 @@ mod tests {
         assert_eq!((config.save_total_limit, config.seed, config.collective_timeout_seconds), (0, 7, 1800));
         assert_eq!((config.per_device_train_batch_size, config.report_to), (4, crate::config::ReportTo::Tensorboard));
         assert_eq!((config.logging_steps.in_run(30), config.lr_scheduler_kwargs.min_lr), (3, Some(1e-6)));
+    }
+
+    /// A flag without a file wins over the recipe's file, as every flag does.
+    #[test]
+    fn deepspeed_may_be_none() {
+        let flag = |value| [&PATHS[..], &["--deepspeed", value]].concat();
+        let recipe = |value| format!("[train]\ndeepspeed = \"{value}\"\n");
+        for (args, recipe) in [
+            (flag("None"), None),
+            (flag(""), None),
+            (PATHS.to_vec(), Some(recipe("None"))),
+            (PATHS.to_vec(), Some(recipe(""))),
+            (flag("None"), Some(recipe("missing.json"))),
+        ] {
+            let config = parse(&args, recipe.as_deref()).expect("valid settings");
+            assert_eq!(config.deepspeed, None, "{args:?}, {recipe:?}");
+        }
     }
 
     #[test]

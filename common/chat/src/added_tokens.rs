@@ -12,6 +12,8 @@ use tokenizers::{AddedToken, Tokenizer};
 /// Special tokens with a role of their own, in the order in which transformers adds them.
 const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+const SPLIT_SPECIAL_TOKENS: &str = "split_special_tokens";
+
 /// Roles that a tokenizer's class fills when the config has no such key.
 const CLASS_DEFAULTS: [(&str, &[(&str, &str)]); 3] = [
     (
@@ -41,6 +43,7 @@ impl TokenizerConfig {
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let fields: Option<Map<String, Value>> = json::read_if_there(&dir.join(names::TOKENIZER_CONFIG_FILE))?;
         let mut config = Self::from_fields(fields.unwrap_or_default());
+        config.refuse_split_special_tokens(dir)?;
         if config.decoder().is_some() {
             return Ok(config);
         }
@@ -57,6 +60,19 @@ impl TokenizerConfig {
         }
         config.added_tokens = json::read_if_there(&dir.join(names::ADDED_TOKENS_FILE))?.unwrap_or_default();
         Ok(config)
+    }
+
+    /// With it, transformers cuts special tokens that stand in a text, those of the chat template among them, into pieces.
+    fn refuse_split_special_tokens(&self, dir: &Path) -> Result<()> {
+        match self.fields.get(SPLIT_SPECIAL_TOKENS) {
+            None | Some(Value::Null | Value::Bool(false)) => Ok(()),
+            Some(value) => Err(Error::invalid(
+                dir.join(names::TOKENIZER_CONFIG_FILE).display(),
+                format!("{SPLIT_SPECIAL_TOKENS} {value}"),
+                "false (special tokens in a text are one token each)",
+                "set it to false",
+            )),
+        }
     }
 
     pub(super) fn from_fields(fields: Map<String, Value>) -> Self {
@@ -211,6 +227,24 @@ fn malformed(dir: &Path, value: &Value) -> Error {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn special_tokens_that_are_to_be_split_are_refused() {
+        for (fields, refused) in [
+            (json!({"split_special_tokens": true, "eos_token": "e"}), Some("split_special_tokens true")),
+            (json!({"split_special_tokens": 1}), Some("split_special_tokens 1")),
+            (json!({"split_special_tokens": false}), None),
+            (json!({"split_special_tokens": null}), None),
+            (json!({}), None),
+        ] {
+            let folder = tempfile::tempdir().expect("a folder");
+            std::fs::write(folder.path().join("tokenizer_config.json"), fields.to_string()).expect("written");
+            let error = TokenizerConfig::from_dir(folder.path()).err().map(|error| error.to_string());
+            let is_right =
+                error.as_ref().map_or(refused.is_none(), |error| refused.is_some_and(|word| error.contains(word)));
+            assert!(is_right, "{fields}: {error:?}");
+        }
+    }
 
     #[test]
     fn special_tokens_are_texts_or_objects_or_the_class_has_them() {

@@ -3,7 +3,7 @@
 use super::added_tokens;
 use base::{Error, Result, files, names};
 use std::path::Path;
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
 
 pub use super::added_tokens::TokenizerConfig;
 
@@ -21,7 +21,7 @@ impl TextTokenizer {
     /// Truncation and padding that the file may ask for are switched off: rows keep their own lengths.
     ///
     /// # Errors
-    /// Files that give a token different ids.
+    /// Files that give a token different ids, and a model with dropout.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join(names::TOKENIZER_FILE);
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
@@ -92,11 +92,52 @@ fn load(bytes: &[u8], path: &Path) -> Result<Tokenizer> {
             "download the model's tokenizer.json again, or convert a slow tokenizer with transformers",
         )
     })?;
+    refuse_dropout(&tokenizer, path)?;
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|error| failure(path.display(), &error))?;
     Ok(tokenizer)
 }
 
+/// With dropout, a text's ids are random, in transformers as well: there are no ids to be equal to, and shards would not be
+/// reproducible. It is refused rather than switched off: whoever loads the trained model reads the same file.
+fn refuse_dropout(tokenizer: &Tokenizer, path: &Path) -> Result<()> {
+    let ModelWrapper::BPE(model) = tokenizer.get_model() else { return Ok(()) };
+    match model.dropout.filter(|dropout| *dropout > 0.0) {
+        Some(dropout) => Err(Error::invalid(
+            format!("{}: model.dropout", path.display()),
+            dropout,
+            "null or 0 (with dropout, the ids of a text differ from call to call)",
+            "set it to null",
+        )),
+        None => Ok(()),
+    }
+}
+
 fn failure(place: impl ToString, error: &tokenizers::Error) -> Error {
     Error::invalid(place, error, "a text that tokenizer.json can process", "check tokenizer.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn dropout_of_the_model_is_refused() {
+        for (dropout, is_refused) in
+            [(json!(null), false), (json!(0.0), false), (json!(0.125), true), (json!(1.0), true)]
+        {
+            let model =
+                json!({"type": "BPE", "dropout": dropout, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]});
+            let file = json!({"version": "1.0", "added_tokens": [], "model": model}).to_string();
+            let loaded = load(file.as_bytes(), Path::new("tokenizer.json"));
+            let error = loaded.err().map(|error| error.to_string()).unwrap_or_default();
+            let word = if is_refused {
+                format!("tokenizer.json: model.dropout: found {}", dropout.as_f64().unwrap_or_default())
+            } else {
+                String::new()
+            };
+            assert!(error.starts_with(&word) && error.is_empty() == word.is_empty(), "{dropout}: {error}");
+        }
+    }
 }

@@ -87,6 +87,17 @@ fn what_is_not_done_is_refused_by_key() {
         (r#"{"zero_optimization": {"stage": 3}}"#.to_string(), vec![], "zero_optimization.stage"),
         ("{}".to_string(), vec![], "zero_optimization.stage"),
         ("[]".to_string(), vec![], "an object"),
+        (zero2(r#""bf16": {"enabled": true}, "bf16": {"enabled": true}"#), vec![], "the key bf16 twice"),
+        (
+            zero2(r#""optimizer": {"params": {"eps": 1e-8, "lr": 1e-4, "eps": 1e-6}}"#),
+            vec![],
+            "the key optimizer.params.eps twice",
+        ),
+        (
+            zero2(r#""comms_logger": {"prof_ops": [{"a": 1, "a": 2}]}"#),
+            vec![],
+            "the key comms_logger.prof_ops.0.a twice",
+        ),
         (
             r#"{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}"#.into(),
             vec![],

@@ -4,7 +4,6 @@
 use super::{ImageProcessor, fields};
 use base::fields::{Place, check};
 use base::{Error, Result, json, names};
-use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -19,29 +18,6 @@ const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 /// Largest size accepted, pixels: a typing error must not ask for gigabytes.
 const MAX_SIZE: usize = 4096;
-
-#[derive(Deserialize)]
-struct Settings {
-    size: Option<Size>,
-    crop_size: Option<Size>,
-    resample: Option<f64>,
-    rescale_factor: Option<f64>,
-    do_resize: Option<bool>,
-    do_center_crop: Option<bool>,
-    do_rescale: Option<bool>,
-    do_normalize: Option<bool>,
-    do_convert_rgb: Option<bool>,
-    do_pad: Option<bool>,
-    image_mean: Option<[f64; 3]>,
-    image_std: Option<[f64; 3]>,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(untagged)]
-enum Size {
-    Integer(usize),
-    Named { shortest_edge: Option<usize>, longest_edge: Option<usize>, height: Option<usize>, width: Option<usize> },
-}
 
 /// Key of the image processor's settings in `processor_config.json`.
 const IMAGE_PROCESSOR: &str = "image_processor";
@@ -85,60 +61,86 @@ pub(super) fn settings_of(dir: &Path) -> Result<(String, Map<String, Value>)> {
 
 fn parse(place: &str, object: Map<String, Value>) -> Result<ImageProcessor> {
     check(&object, &[fields::IMAGE], Place { place, kind: "a CLIP image processor", remedy: REMEDY })?;
-    let settings: Settings = serde_json::from_value(Value::Object(object)).map_err(|error| {
-        let expected = "a CLIP image processor's settings";
-        Error::invalid(place, error, expected, "copy the file from the vision model")
-    })?;
-    settings.validate(place)
+    Settings { place, object: &object }.validate()
 }
 
-impl Settings {
-    fn validate(self, place: &str) -> Result<ImageProcessor> {
-        let refuse = |found: String, expected: &str| Error::invalid(place, found, expected, REMEDY);
-        let switches = [
-            ("do_resize", self.do_resize),
-            ("do_center_crop", self.do_center_crop),
-            ("do_rescale", self.do_rescale),
-            ("do_normalize", self.do_normalize),
-            ("do_convert_rgb", self.do_convert_rgb),
-        ];
-        if let Some((name, _)) = switches.iter().find(|(_, value)| *value == Some(false)) {
-            return Err(refuse(format!("{name} false"), "true"));
+/// An image processor's settings. An absent field has CLIP's default; an explicit null is not absent: transformers takes a
+/// switch of null as false and refuses null elsewhere.
+struct Settings<'a> {
+    place: &'a str,
+    object: &'a Map<String, Value>,
+}
+
+impl Settings<'_> {
+    /// A field's value; `read` gives nothing for a value that is not supported.
+    fn field<T>(&self, name: &str, read: impl Fn(&Value) -> Option<T>, expected: &str) -> Result<Option<T>> {
+        let Some(value) = self.object.get(name) else { return Ok(None) };
+        let refuse = || Error::invalid(self.place, format!("{name} {value}"), expected, REMEDY);
+        read(value).ok_or_else(refuse).map(Some)
+    }
+
+    fn validate(&self) -> Result<ImageProcessor> {
+        for name in ["do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"] {
+            let expected = "true, or no such field (transformers takes null as false)";
+            self.field(name, |value| value.as_bool().filter(|on| *on), expected)?;
         }
-        if self.do_pad == Some(true) {
-            return Err(refuse("do_pad true".into(), "false"));
-        }
-        if self.resample.is_some_and(|resample| resample != BICUBIC) {
-            return Err(refuse(format!("resample {:?}", self.resample.unwrap_or_default()), "3 (bicubic)"));
-        }
-        if self.rescale_factor.is_some_and(|factor| factor != RESCALE_FACTOR) {
-            return Err(refuse(format!("rescale_factor {:?}", self.rescale_factor.unwrap_or_default()), "1/255"));
-        }
-        let shortest_edge = match self.size.unwrap_or(Size::Integer(CLIP_SIZE)) {
-            Size::Integer(size) => size,
-            Size::Named { shortest_edge: Some(size), longest_edge: None, height: None, width: None } => size,
-            other => return Err(refuse(format!("size {other:?}"), "an integer or shortest_edge alone")),
+        self.field("do_pad", |value| (value.is_null() || *value == false).then_some(()), "false")?;
+        let only = |number: f64| move |value: &Value| value.as_f64().filter(|found| *found == number);
+        self.field("resample", only(BICUBIC), "3 (bicubic)")?;
+        self.field("rescale_factor", only(RESCALE_FACTOR), "1/255")?;
+        let in_pixels = |name: &str, read: fn(&Value) -> Option<usize>, expected: &str| {
+            let size = self.field(name, read, expected)?.unwrap_or(CLIP_SIZE);
+            let is_possible = (1..=MAX_SIZE).contains(&size);
+            let expected = format!("1 to {MAX_SIZE} pixels");
+            is_possible
+                .then_some(size)
+                .ok_or_else(|| Error::invalid(self.place, format!("{name} {size}"), expected, REMEDY))
         };
-        let crop_size = match self.crop_size.unwrap_or(Size::Integer(CLIP_SIZE)) {
-            Size::Integer(size) => size,
-            Size::Named { height: Some(height), width: Some(width), shortest_edge: None, longest_edge: None }
-                if height == width =>
-            {
-                height
-            }
-            other => return Err(refuse(format!("crop_size {other:?}"), "an integer or equal height and width")),
-        };
-        for (name, size) in [("size", shortest_edge), ("crop_size", crop_size)] {
-            if !(1..=MAX_SIZE).contains(&size) {
-                return Err(refuse(format!("{name} {size}"), &format!("1 to {MAX_SIZE} pixels")));
-            }
-        }
-        let (image_mean, image_std) = (self.image_mean.unwrap_or(CLIP_MEAN), self.image_std.unwrap_or(CLIP_STD));
-        if !image_mean.iter().all(|v| v.is_finite()) || !image_std.iter().all(|v| v.is_finite() && *v > 0.0) {
-            return Err(refuse(format!("mean {image_mean:?}, std {image_std:?}"), "finite numbers, std above 0"));
-        }
+        let shortest_edge = in_pixels("size", shortest_edge, "an integer or shortest_edge alone")?;
+        let crop_size = in_pixels("crop_size", square, "an integer or equal height and width")?;
+        let image_mean = self.field("image_mean", |value| three(value, |_| true), "three finite numbers")?;
+        let image_std =
+            self.field("image_std", |value| three(value, |std| std > 0.0), "three finite numbers above 0")?;
+        let (image_mean, image_std) = (image_mean.unwrap_or(CLIP_MEAN), image_std.unwrap_or(CLIP_STD));
         Ok(ImageProcessor::new(shortest_edge, crop_size, image_mean, image_std))
     }
+}
+
+fn pixels(value: &Value) -> Option<usize> {
+    usize::try_from(value.as_u64()?).ok()
+}
+
+/// The sides of a size with names, those of null left out.
+fn sides(value: &Value) -> Option<Vec<(&str, usize)>> {
+    let sides = value.as_object()?.iter().filter(|(_, side)| !side.is_null());
+    sides.map(|(name, side)| Some((name.as_str(), pixels(side)?))).collect()
+}
+
+/// `size`: an integer, or the shortest edge alone.
+fn shortest_edge(value: &Value) -> Option<usize> {
+    let named = || match sides(value)?[..] {
+        [("shortest_edge", size)] => Some(size),
+        _ => None,
+    };
+    pixels(value).or_else(named)
+}
+
+/// `crop_size`: an integer, or equal height and width.
+fn square(value: &Value) -> Option<usize> {
+    let named = || match sides(value)?[..] {
+        [("height", height), ("width", width)] | [("width", width), ("height", height)] if height == width => {
+            Some(height)
+        }
+        _ => None,
+    };
+    pixels(value).or_else(named)
+}
+
+/// A number for each channel.
+fn three(value: &Value, holds: impl Fn(f64) -> bool) -> Option<[f64; 3]> {
+    let numbers =
+        value.as_array()?.iter().map(|number| number.as_f64().filter(|number| number.is_finite() && holds(*number)));
+    numbers.collect::<Option<Vec<f64>>>()?.try_into().ok()
 }
 
 /// SHA-256 of everything that decides about a pixel, in a fixed spelling.
@@ -166,7 +168,8 @@ mod tests {
     #[test]
     fn old_and_new_spellings_mean_the_same() {
         let old = parse(r#"{"size": 336, "crop_size": 336, "resample": 3}"#).expect("old spelling");
-        let new = r#"{"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "do_resize": true}"#;
+        let new = r#"{"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "do_resize": true,
+            "do_pad": null}"#;
         assert_eq!(old, parse(new).expect("new spelling"));
         assert_eq!((old.shortest_edge, old.crop_size), (336, 336));
     }
@@ -187,6 +190,22 @@ mod tests {
             (r#"{"pad_size": {"height": 56, "width": 56}}"#, "pad_size"),
             (r#"{"do_reduce_labels": false}"#, "unknown field do_reduce_labels"),
             (r#"{"imagemean": [0.5, 0.5, 0.5]}"#, "did you mean image_mean?"),
+            (r#"{"do_resize": null, "size": 28}"#, "do_resize null"),
+            (r#"{"do_center_crop": null, "crop_size": 28}"#, "do_center_crop null"),
+            (r#"{"do_rescale": null}"#, "do_rescale null"),
+            (r#"{"do_normalize": null}"#, "do_normalize null"),
+            (r#"{"do_convert_rgb": null}"#, "do_convert_rgb null"),
+            (r#"{"image_mean": null}"#, "image_mean null"),
+            (r#"{"image_std": null}"#, "image_std null"),
+            (r#"{"size": null}"#, "size null"),
+            (r#"{"crop_size": null}"#, "crop_size null"),
+            (r#"{"resample": null}"#, "resample null"),
+            (r#"{"rescale_factor": null}"#, "rescale_factor null"),
+            (r#"{"resample": "lanczos"}"#, "resample \"lanczos\", expected 3 (bicubic)"),
+            (r#"{"image_std": [0.5, 0.5]}"#, "image_std [0.5,0.5], expected three"),
+            (r#"{"size": {"width": 42, "height": 28}}"#, "size {\"width\":42,\"height\":28}, expected an integer"),
+            (r#"{"size": {"shortest_edge": -1}}"#, "size {\"shortest_edge\":-1}, expected an integer"),
+            (r#"{"crop_size": {"shortest_edge": 70}}"#, "crop_size {\"shortest_edge\":70}, expected an integer"),
         ];
         for (text, word) in cases {
             let error = parse(text).expect_err(text).to_string();

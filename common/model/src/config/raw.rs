@@ -120,6 +120,13 @@ pub struct RawRope {
 }
 
 impl RawRope {
+    /// Whether it says nothing, as `{}`.
+    pub fn is_empty(&self) -> bool {
+        let Self { rope_theta, rope_type, older_rope_type, partial_rotary_factor, others } = self;
+        let has_number = rope_theta.or(*partial_rotary_factor).is_some();
+        !has_number && rope_type.is_none() && older_rope_type.is_none() && others.is_empty()
+    }
+
     /// The type that is not the default, if there is one.
     pub fn scaled_type(&self) -> Option<&str> {
         let types = [self.rope_type.as_deref(), self.older_rope_type.as_deref()];

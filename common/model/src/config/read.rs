@@ -1,7 +1,7 @@
 //! From the files' many spellings to one validated configuration.
 
 use super::attention::require_full_attention;
-use super::raw::{RawClip, RawLlava, RawModelType, RawText, RawVision, defaults};
+use super::raw::{RawClip, RawLlava, RawModelType, RawRope, RawText, RawVision, defaults};
 use super::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype, fields};
 use base::json::OneOrMany;
 use base::{Error, Result, json, names};
@@ -290,7 +290,11 @@ fn text(raw: &RawText, tie_word_embeddings: bool, at: &At) -> Result<TextConfig>
     Ok(config)
 }
 
-/// The base of the rotary embedding; scaled and partial ones are refused by name.
+/// The base of the rotary embedding; scaled and partial ones, and two different bases, are refused by name.
+///
+/// # Source
+/// transformers 5.24, `modeling_rope_utils.py`, `convert_rope_params_to_dict`: `rope_scaling`, if not empty, replaces
+/// `rope_parameters`; `rope_theta` beside them is the default of the one that counts.
 fn rope_theta(raw: &RawText, at: &At) -> Result<f64> {
     for (key, rope) in [("rope_parameters", &raw.rope_parameters), ("rope_scaling", &raw.rope_scaling)] {
         let Some(rope) = rope else { continue };
@@ -300,8 +304,22 @@ fn rope_theta(raw: &RawText, at: &At) -> Result<f64> {
         at.check(factor == 1.0, key, format!("partial_rotary_factor {factor}"), "1: all of a head is rotated")?;
         fields::check_rope(&rope.others, &at.key(key))?;
     }
-    let nested = raw.rope_parameters.as_ref().and_then(|rope| rope.rope_theta);
-    let theta = nested.or(raw.rope_theta).unwrap_or_else(defaults::rope_theta);
+    let nested = |rope: &Option<RawRope>| rope.as_ref().and_then(|rope| rope.rope_theta);
+    let given = [
+        ("rope_scaling.rope_theta", nested(&raw.rope_scaling)),
+        ("rope_parameters.rope_theta", nested(&raw.rope_parameters)),
+        ("rope_theta", raw.rope_theta),
+    ];
+    let mut given = given.into_iter().filter_map(|(key, theta)| Some((key, theta?)));
+    if let Some((key, theta)) = given.next()
+        && let Some((other_key, other)) = given.find(|(_, other)| *other != theta)
+    {
+        let found = format!("{key} {theta} and {other_key} {other}");
+        return Err(at.invalid("rope_theta", found, "one value", "keep the one that the weights were trained with"));
+    }
+    let is_given = |rope: &&RawRope| !rope.is_empty();
+    let rope = raw.rope_scaling.as_ref().filter(is_given).or(raw.rope_parameters.as_ref());
+    let theta = rope.and_then(|rope| rope.rope_theta).or(raw.rope_theta).unwrap_or_else(defaults::rope_theta);
     at.check(theta > 0.0, "rope_theta", theta, "a positive number")?;
     Ok(theta)
 }

@@ -25,6 +25,8 @@ pub struct AdapterFile {
     pub ensure_weight_tying: bool,
     /// Why training cannot go on from it, if so.
     pub untrainable: Option<&'static str>,
+    /// PEFT gives matrices that the weights lack random values, of which the product is not 0: `init_lora_weights: false`.
+    pub has_random_init: bool,
     /// Fields about modules, as they stand in the file; those that are not set are left out.
     pub module_fields: Vec<(String, Value)>,
 }
@@ -72,6 +74,7 @@ pub fn read(dir: &Path) -> Result<AdapterFile> {
     let raw: Raw = json::read(&path)?;
     Ok(AdapterFile {
         untrainable: initialisation(&raw.init_lora_weights, &place)?,
+        has_random_init: raw.init_lora_weights == json!(false),
         r: raw.r.unwrap_or(DEFAULT_RANK),
         lora_alpha: raw.lora_alpha.unwrap_or(DEFAULT_RANK as f64),
         lora_dropout: raw.lora_dropout.unwrap_or_default(),

@@ -59,7 +59,7 @@ pub fn resolve(file: &AdapterFile, weights: &AdapterWeights, model: &ModelTensor
     let (lora, values) = (weights.lora_layers(), weights.values());
     let mut problems = without_place(weights, model, &lora, &values);
     problems.extend(halves(weights, &lora));
-    let saved = disagreements(&targets, model, &lora, &values, &mut problems);
+    let saved = disagreements(file, &targets, model, &lora, &values, &mut problems);
     let refuse = |found: String, expected: &str, remedy: &str| {
         Err(Error::invalid(weights.path.display(), found, expected, remedy))
     };
@@ -151,8 +151,9 @@ fn halves(weights: &AdapterWeights, lora: &BTreeSet<String>) -> Vec<String> {
 /// the tensors that `modules_to_save` names.
 ///
 /// A part of the model (a tower, the projector, the head) without any LoRA in the file may be named nevertheless: PEFT gives it
-/// fresh matrices, which change nothing.
+/// fresh matrices, which change nothing, unless it initialises them at random.
 fn disagreements(
+    file: &AdapterFile,
     targets: &Targets,
     model: &ModelTensors,
     lora: &BTreeSet<String>,
@@ -165,7 +166,7 @@ fn disagreements(
         for layer in model.linears().filter(|_| targets.are_given()) {
             let named = targets.has_lora(&names::module_spellings(layer)[spelling]);
             match (named, lora.contains(layer)) {
-                (true, false) if parts.contains(&part(layer)) => {
+                (true, false) if file.has_random_init || parts.contains(&part(layer)) => {
                     problems.push(format!("no LoRA of {layer}, which target_modules names"));
                 }
                 (false, true) => problems.push(format!("LoRA of {layer}, which target_modules does not name")),
