@@ -132,9 +132,12 @@ fn names_are_resolved_as_in_folders() {
     }
 }
 
+/// A row's name for an image, and the bytes as text or parts of the error that reading it gives.
+type Reading = (&'static str, Result<&'static str, &'static [&'static str]>);
+
 #[test]
 fn the_exact_name_comes_first_and_different_entries_of_one_name_are_refused() {
-    let cases: [(&[Entry], &[(&str, Result<&str, &[&str]>)]); 7] = [
+    let cases: [(&[Entry], &[Reading]); 7] = [
         // The exact name before the name in a folder, in either order.
         (
             &[stored("images/x/b.png", b"inner"), stored("x/b.png", b"outer")],
