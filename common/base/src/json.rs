@@ -99,9 +99,10 @@ mod tests {
 
     #[derive(Debug, Deserialize)]
     #[serde(untagged)]
+    #[expect(dead_code, reason = "nothing is read as it here")]
     enum Either {
-        _Text(String),
-        _Flag(bool),
+        Text(String),
+        Flag(bool),
     }
 
     fn message_of<T: DeserializeOwned>(text: &str) -> String {
