@@ -488,11 +488,22 @@ fn adapters_of_other_programs() {
         ),
         (
             "a projector that PEFT initialises at random",
-            json!({"target_modules": ["q_proj", "v_proj", "linear_2"], "init_lora_weights": false}),
+            json!({"target_modules": r".*language_model.*\.[qv]_proj|.*linear_2", "init_lora_weights": false}),
             QV,
             Err(&["no LoRA of multi_modal_projector.linear_2", "target_modules"]),
         ),
-        ("random values of nothing", json!({"init_lora_weights": false}), QV, Ok(())),
+        (
+            "a vision tower that PEFT initialises at random",
+            json!({"init_lora_weights": false}),
+            QV,
+            Err(&["no LoRA of vision_tower", "target_modules"]),
+        ),
+        (
+            "nothing that PEFT initialises at random",
+            json!({"target_modules": r".*language_model.*\.[qv]_proj", "init_lora_weights": false}),
+            QV,
+            Ok(()),
+        ),
         ("a module that is not there", json!({"modules_to_save": ["score"]}), QV, Err(&["modules_to_save \"score\""])),
         (
             "a saved module without weights",
