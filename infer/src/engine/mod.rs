@@ -84,7 +84,9 @@ impl Engine {
     pub fn tell_unused_settings(&self) {
         if !self.unused_settings.is_empty() {
             let settings = self.unused_settings.join(", ");
-            base::tell!("generation_config.json is not followed ({settings}): the options decide, greedy by default");
+            base::tell!(
+                "settings of generation_config.json without effect: {settings}; the options decide, greedy by default"
+            );
         }
     }
 
