@@ -1,6 +1,6 @@
 //! `infer score` against transformers' loss.
 
-use crate::generate::{infer, infer_ok};
+use crate::generate::{infer, infer_ok, model_dir};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -115,4 +115,52 @@ fn shards_of_another_model_are_refused() {
     assert_eq!(refused.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("another image processor"), "{stderr}");
     assert!(!output.exists());
+}
+
+/// A model with one NaN, whose answers would look like empty ones, and sets without rows or pictures, whose figures would look
+/// perfect.
+#[test]
+fn results_that_say_nothing_are_errors() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let shards = shards(dir.path());
+    let broken = model_dir("tiny/llava");
+    let file = broken.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&file).expect("readable");
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).expect("JSON");
+    let tensors = header.as_object().expect("an object");
+    let (_, norm) = tensors.iter().find(|(name, _)| name.ends_with("model.norm.weight")).expect("a final norm");
+    assert_eq!(norm["dtype"], "F32");
+    let first = 8 + header_len + norm["data_offsets"][0].as_u64().expect("an offset") as usize;
+    bytes[first..first + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&file, bytes).expect("written");
+
+    let pictures = dir.path().join("pictures");
+    std::fs::create_dir(&pictures).expect("a folder");
+    std::fs::copy(reference("pictures/images/100000000.jpg"), pictures.join("a.jpg")).expect("copied");
+    let (whole, broken) = (path("tiny/llava"), broken.path().to_str().expect("UTF-8").to_string());
+    let (output, pictures) = (dir.path().join("out.jsonl"), pictures.to_str().expect("UTF-8").to_string());
+    let output = output.to_str().expect("UTF-8");
+    for (args, message) in [
+        (&["generate", "--model", &broken, "--prompt", "Why?"][..], "logits that are NaN or infinite"),
+        (
+            &["caption", "--model", &broken, "--images", &pictures, "--output", output],
+            "logits that are NaN or infinite",
+        ),
+        (&["score", "--model", &broken, "--shards", &shards, "--output", output], "its loss is NaN"),
+        (&["score", "--model", &whole, "--shards", &shards, "--output", output, "--limit", "0"], "no rows to score"),
+        (
+            &["score", "--model", &whole, "--shards", &shards, "--output", output, "--split", "validation"],
+            "no rows to score: the split has 0",
+        ),
+        (
+            &["caption", "--model", &whole, "--images", &pictures, "--output", output, "--limit", "0"],
+            "no pictures to caption",
+        ),
+    ] {
+        let ran = infer(args);
+        let text = String::from_utf8_lossy(&ran.stderr);
+        assert!(!ran.status.success() && text.contains(message), "{args:?}: {text}");
+        assert!(ran.stdout.is_empty(), "{args:?}");
+    }
 }

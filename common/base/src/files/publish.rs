@@ -1,4 +1,4 @@
-//! How finished files and folders get their names: what has a name is whole and on disk, whatever happens.
+//! Atomic publication of files and folders: contents are synced to disk before the rename, so that a crash leaves no partial file.
 
 use super::AtomicFile;
 use crate::{Error, Result, names, pulse};
