@@ -125,8 +125,8 @@ fn prompts(engine: &Engine, args: &Args) -> Result<Vec<Prompt>> {
 /// Weights of the language model that every decode step reads: all matrices and the head.
 fn weights_per_step(engine: &Engine) -> usize {
     let text = &engine.processors.config.text;
-    let (width, kv_width) = (text.hidden_size, text.num_key_value_heads * text.head_dim());
-    let layer = width * (2 * text.num_attention_heads * text.head_dim() + 2 * kv_width + 3 * text.intermediate_size);
+    let (width, kv_width) = (text.hidden_size, text.num_key_value_heads * text.head_dim);
+    let layer = width * (2 * text.num_attention_heads * text.head_dim + 2 * kv_width + 3 * text.intermediate_size);
     text.num_hidden_layers * layer + width * text.vocab_size
 }
 
@@ -134,7 +134,7 @@ fn weights_per_step(engine: &Engine) -> usize {
 fn cache_bytes_per_step(engine: &Engine, batch: &[Prompt]) -> f64 {
     let text = &engine.processors.config.text;
     let tokens: usize = batch.iter().map(|prompt| prompt.input_ids.len() + TURNS * STEPS / 2).sum();
-    let values_of_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim();
+    let values_of_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim;
     (tokens * values_of_token * size_of::<f32>()) as f64
 }
 

@@ -2,7 +2,9 @@
 
 use burn::tensor::Device;
 use model::Llava;
-use model::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
+use model::config::{
+    Activation, FeatureSelect, LlavaConfig, TextConfig, TextFamily, VisionConfig, VisionFamily, WeightDtype,
+};
 use serde_json::Value;
 use std::path::Path;
 use store::checkpoint::{TensorSource, from_f32, write_file};
@@ -11,6 +13,7 @@ use store::checkpoint::{TensorSource, from_f32, write_file};
 pub fn config() -> LlavaConfig {
     LlavaConfig {
         vision: VisionConfig {
+            family: VisionFamily::Clip,
             hidden_size: 16,
             intermediate_size: 24,
             num_hidden_layers: 3,
@@ -18,22 +21,29 @@ pub fn config() -> LlavaConfig {
             image_size: 28,
             patch_size: 14,
             num_channels: 3,
-            projection_dim: 8,
+            projection_dim: Some(8),
             hidden_act: Activation::QuickGelu,
             layer_norm_eps: 1e-5,
             attention_dropout: 0.0,
         },
         text: TextConfig {
+            family: TextFamily::Qwen2,
             hidden_size: 32,
             intermediate_size: 48,
             num_hidden_layers: 2,
             num_attention_heads: 4,
             num_key_value_heads: 4,
+            head_dim: 8,
             vocab_size: 64,
             max_position_embeddings: 128,
             rope_theta: 10_000.0,
+            rope_scaling: None,
             rms_norm_eps: 1e-6,
             tie_word_embeddings: false,
+            qkv_bias: true,
+            o_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
             bos_token_id: None,
             eos_token_id: vec![2],
             attention_dropout: 0.0,

@@ -144,7 +144,7 @@ fn a_token_that_is_there_is_used_again() {
     let same =
         |name: &str| std::fs::read(output.join(name)).expect("read") == std::fs::read(text.join(name)).expect("read");
     assert!(same("tokenizer.json") && same("generation_config.json"));
-    let (source, _) = TextConfig::read_qwen2(&text).expect("read");
+    let (source, _) = TextConfig::read(&text).expect("read");
     let config = LlavaConfig::read(&output).expect("read");
     assert_eq!(config.text, source, "tied, grouped queries, vocabulary as it was");
     assert!(TensorFiles::open(&output).expect("opens").get("language_model.lm_head.weight").is_none());

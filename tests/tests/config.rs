@@ -1,6 +1,8 @@
 //! Configurations in every spelling that transformers has written.
 
-use model::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
+use model::config::{
+    Activation, FeatureSelect, LlavaConfig, TextConfig, TextFamily, VisionConfig, VisionFamily, WeightDtype,
+};
 use serde_json::{Value, json};
 use std::path::Path;
 use tests::{reference, shared, tiny};
@@ -54,6 +56,7 @@ fn the_original_projects_config_is_read_with_the_defaults_of_its_time() {
     let printed = serde_json::from_slice(&std::fs::read(printed).expect("readable")).expect("JSON");
     let config = read(&printed).expect("read");
     let vision = VisionConfig {
+        family: VisionFamily::Clip,
         hidden_size: 1024,
         intermediate_size: 4096,
         num_hidden_layers: 24,
@@ -61,22 +64,29 @@ fn the_original_projects_config_is_read_with_the_defaults_of_its_time() {
         image_size: 336,
         patch_size: 14,
         num_channels: 3,
-        projection_dim: 768,
+        projection_dim: Some(768),
         hidden_act: Activation::QuickGelu,
         layer_norm_eps: 1e-5,
         attention_dropout: 0.0,
     };
     let text = TextConfig {
+        family: TextFamily::Qwen2,
         hidden_size: 2560,
         intermediate_size: 6912,
         num_hidden_layers: 40,
         num_attention_heads: 20,
         num_key_value_heads: 20,
+        head_dim: 128,
         vocab_size: 151_936,
         max_position_embeddings: 32_768,
         rope_theta: 5e6,
+        rope_scaling: None,
         rms_norm_eps: 1e-6,
         tie_word_embeddings: false,
+        qkv_bias: true,
+        o_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
         bos_token_id: Some(151_643),
         eos_token_id: vec![151_645],
         attention_dropout: 0.0,
@@ -93,15 +103,14 @@ fn the_original_projects_config_is_read_with_the_defaults_of_its_time() {
 
 #[test]
 fn the_real_source_configs_are_read() {
-    let (vision, dtype) =
-        VisionConfig::read_clip(&tests::project_file("configs/clip-vit-large-patch14-336")).expect("read");
+    let (vision, dtype) = VisionConfig::read(&tests::project_file("configs/clip-vit-large-patch14-336")).expect("read");
     assert_eq!((vision.num_hidden_layers, vision.image_size, dtype), (24, 336, WeightDtype::F32));
-    let (text, dtype) = TextConfig::read_qwen2(&tests::project_file("configs/qwen1.5-4b-chat")).expect("read");
+    let (text, dtype) = TextConfig::read(&tests::project_file("configs/qwen1.5-4b-chat")).expect("read");
     assert_eq!((text.num_hidden_layers, text.rope_theta, dtype), (40, 5e6, WeightDtype::Bf16));
     // A vision tower alone keeps its settings at the top.
     let mut alone = project_json("configs/clip-vit-large-patch14-336/config.json")["vision_config"].clone();
     alone["torch_dtype"] = json!("float16");
-    let (same, dtype) = VisionConfig::read_clip(folder(&alone).path()).expect("read");
+    let (same, dtype) = VisionConfig::read(folder(&alone).path()).expect("read");
     assert_eq!((same, dtype), (vision, WeightDtype::F16));
 }
 
@@ -186,8 +195,9 @@ fn variants_survive_writing() {
 fn what_does_not_fit_is_refused_by_key() {
     let table = [
         (&["model_type"][..], json!("llava_next"), "model_type"),
-        (&["text_config", "model_type"], json!("llama"), "llama"),
-        (&["vision_config", "model_type"], json!("siglip_vision_model"), "siglip_vision_model"),
+        (&["text_config", "model_type"], json!("mistral"), "mistral"),
+        (&["vision_config", "model_type"], json!("dinov2"), "dinov2"),
+        (&["vision_config", "model_type"], json!("siglip_vision_model"), "no class token"),
         (&["vision_feature_layer"], json!(-5), "vision_feature_layer"),
         (&["vision_feature_layer"], json!([]), "vision_feature_layer"),
         (&["vision_feature_select_strategy"], json!("cls"), "cls"),
@@ -196,9 +206,12 @@ fn what_does_not_fit_is_refused_by_key() {
         (&["text_config", "num_key_value_heads"], json!(3), "num_key_value_heads"),
         (&["text_config", "hidden_act"], json!("gelu"), "hidden_act"),
         (&["text_config", "rope_parameters", "rope_type"], json!("yarn"), "yarn"),
-        (&["text_config", "rope_scaling"], json!({"type": "linear", "factor": 2.0}), "linear"),
+        (&["text_config", "rope_scaling"], json!({"type": "dynamic", "factor": 2.0}), "dynamic"),
+        (&["text_config", "rope_scaling"], json!({"type": "linear"}), "factor"),
+        (&["text_config", "rope_scaling"], json!({"rope_type": "llama3", "factor": 8.0}), "low_freq_factor"),
+        (&["text_config", "rope_scaling"], json!({"rope_type": "linear", "type": "default", "factor": 2}), "one type"),
         (&["vision_config", "hidden_act"], json!("relu"), "relu"),
-        (&["vision_config", "patch_size"], json!(15), "patch_size"),
+        (&["vision_config", "patch_size"], json!(57), "patch_size"),
         (&["vision_config", "image_size"], json!([56, 28]), "image_size"),
         (&["dtype"], json!("int8"), "int8"),
         (&["text_config", "hidden_size"], json!("wide"), "expected a whole number from 0"),
@@ -211,7 +224,7 @@ fn what_does_not_fit_is_refused_by_key() {
         assert!(error.contains(named) && error.contains("config.json"), "{path:?}: {error}");
     }
     let windowed = with(project_json("configs/qwen1.5-4b-chat/config.json"), &["use_sliding_window"], json!(true));
-    assert!(TextConfig::read_qwen2(folder(&windowed).path()).expect_err("refused").to_string().contains("sliding"));
+    assert!(TextConfig::read(folder(&windowed).path()).expect_err("refused").to_string().contains("sliding"));
     assert!(LlavaConfig::read(Path::new("/nonexistent")).expect_err("refused").to_string().contains("config.json"));
-    assert!(VisionConfig::read_clip(&reference("tiny/text")).expect_err("refused").to_string().contains("qwen2"));
+    assert!(VisionConfig::read(&reference("tiny/text")).expect_err("refused").to_string().contains("qwen2"));
 }

@@ -1,12 +1,12 @@
 //! The model against transformers' values: features, logits, loss, every gradient, generation.
 
-use burn::module::{Module, Param};
+use burn::module::Param;
 use burn::tensor::Tensor;
 use model::batch::PackedBatch;
 use model::config::LlavaConfig;
-use model::language_model::TextContext;
 use model::named::{NamedMapper, map_named};
-use model::vision_tower::VisionContext;
+use model::vision::VisionContext;
+use model::walk::{BatchContext, Layer};
 use model::{Llava, pixel_tensor};
 use tests::tiny::{self, Tensors, values};
 use tests::{assert_norm_close, assert_relative};
@@ -31,7 +31,7 @@ fn features_logits_and_loss_equal_transformers() {
         let model = tiny::model("llava", &device);
         let name = |part: &str| format!("{backend}: {part}");
 
-        let pixels = pixel_tensor(&batch, &config, &device).expect("the batch has images");
+        let pixels = pixel_tensor(&batch, &config, &device);
         let context = VisionContext::new(&config.vision, batch.num_images);
         let tower = &model.vision_tower.vision_model;
         let mut hidden = tower.embed(pixels, &context);
@@ -41,7 +41,7 @@ fn features_logits_and_loss_equal_transformers() {
         assert_relative(&name("vision_features"), &values(hidden), &reference["vision_features"].0, VALUE_TOLERANCE);
 
         let features = model.image_features(&batch, &config).expect("the batch has images");
-        let projected = model.multi_modal_projector.forward(features, config.projector_hidden_act);
+        let projected = model.multi_modal_projector.forward(features, config.projector_hidden_act, None, 0);
         assert_relative(&name("projected"), &values(projected), &reference["projected"].0, VALUE_TOLERANCE);
 
         let (positions, targets) = batch.supervised();
@@ -218,11 +218,11 @@ fn a_block_without_a_graph_computes_the_same_values() {
     for (backend, device) in tests::devices() {
         let model = tiny::model("llava", &device.autodiff());
         let embeds = model.inputs_embeds(&batch, &config);
-        let context = TextContext::new(&config.text, &batch.seq_lens, &embeds.device());
-        let layer = &model.language_model.model.layers[1];
-        let kept = layer.forward(embeds.clone(), 1, &context);
-        let without = layer.valid().forward(embeds.inner(), 1, &context.inner());
-        assert!(!without.is_autodiff());
+        let context = BatchContext::new(&config, &batch, &embeds.device());
+        let layer = Layer::Text(1);
+        let kept = layer.forward(&model, embeds.clone(), &context, None);
+        let without = layer.forward_without_graph(&model, embeds, &context);
+        assert!(!without.is_tracked());
         // A backend may compute an operation otherwise where nobody asks for its gradient.
         assert_relative(&format!("{backend}: hidden states"), &values(without), &values(kept), 1e-6);
     }

@@ -7,8 +7,8 @@ use model::Llava;
 use model::batch::PackedBatch;
 use model::config::{Activation, FeatureSelect, LlavaConfig};
 use model::dropout::LoraDropout;
-use model::language_model::TextContext;
 use model::lora::{self, LoraConfig};
+use model::walk::{BatchContext, Plain, text_layers};
 use shards::Row;
 use tests::{assert_close, assert_relative, reference, tiny};
 
@@ -202,9 +202,10 @@ fn a_row_with_dropout_is_the_same_in_any_batch() {
         let model = with_lora(&config, false, &device);
         let hidden = |rows: Vec<Row>, row_keys: Vec<u64>| {
             let batch = pack(rows, &config);
-            let mut context = TextContext::new(&config.text, &batch.seq_lens, &device);
-            context.dropout = Some(LoraDropout { probability: 0.3, seed: 1, row_keys });
-            tiny::values(model.language_model.forward(model.inputs_embeds(&batch, &config), &context))
+            let mut context = BatchContext::new(&config, &batch, &device);
+            context.text.dropout = Some(LoraDropout { probability: 0.3, seed: 1, row_keys });
+            let Ok(hidden) = text_layers(&mut Plain::new(&model), model.inputs_embeds(&batch, &config), &context);
+            tiny::values(hidden)
         };
         let mut rows = prompts(2);
         let together = hidden(rows.clone(), vec![40, 41]);

@@ -1,8 +1,9 @@
 //! One micro-batch through the model and back, block by block.
 //!
-//! The forward pass cuts the graph between blocks: each block starts from a detached input. The backward pass then walks the
-//! blocks from the loss to the images; a block's gradients are handed on and its graph is freed before the next one starts,
-//! so that no more than one block's gradients exist at a time and their exchange can begin at once.
+//! The forward pass ([`model::walk`]) cuts the graph between blocks: each block starts from a detached input, which the tape
+//! keeps. The backward pass then walks the tape from the loss to the images; a block's gradients are handed on and its graph is
+//! freed before the next one starts, so that no more than one block's gradients exist at a time and their exchange can begin at
+//! once.
 
 use crate::gradient::BlockGradient;
 use crate::layout::{BlockLayout, Layout};
@@ -11,12 +12,11 @@ use anyhow::{Result, anyhow};
 use base::names::Block;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
+use model::Llava;
 use model::batch::PackedBatch;
 use model::config::LlavaConfig;
 use model::dropout::LoraDropout;
-use model::language_model::{LastTokens, Qwen2Layer, TextContext};
-use model::vision_tower::{VisionContext, select_features};
-use model::{Llava, pixel_tensor};
+use model::walk::{self, BatchContext, Layer, Plain, Walk, tower_features};
 use std::collections::BTreeMap;
 
 /// What a micro-batch is computed with.
@@ -27,7 +27,7 @@ pub struct Pass<'a> {
     pub config: &'a LlavaConfig,
     /// The trained parameters.
     pub layout: &'a Layout,
-    /// Recompute each block in the backward pass instead of keeping its graph.
+    /// Recompute each layer in the backward pass instead of keeping its graph.
     pub recompute: bool,
     /// Features of the frozen vision tower that are kept, and the batch's rows in the data.
     pub kept_features: Option<(&'a VisionFeatureCache, &'a [usize])>,
@@ -35,12 +35,6 @@ pub struct Pass<'a> {
     pub dropout: Option<LoraDropout>,
     /// The loss is multiplied by this before the backward pass.
     pub loss_scale: f32,
-}
-
-/// A block's input (a leaf of the graph) and, unless it is recomputed, its output with the graph.
-struct Step {
-    input: Tensor<2>,
-    output: Option<Tensor<2>>,
 }
 
 /// Forward and backward: the sum of the cross entropy over the supervised tokens (not scaled). `begin(model, block)` is called
@@ -52,254 +46,237 @@ struct Step {
 pub fn forward_backward(
     pass: &mut Pass<'_>,
     batch: &PackedBatch,
-    mut begin: impl FnMut(&mut Llava, Block) -> Result<()>,
+    begin: impl FnMut(&mut Llava, Block) -> Result<()>,
     mut finished: impl FnMut(usize, BlockGradient) -> Result<()>,
 ) -> Result<f64> {
     let (positions, targets) = batch.supervised();
-    let vision = pass.forward_vision(batch, &mut begin)?;
-    let device = pass.model.device();
-    let mut context = TextContext::new(&pass.config.text, &batch.seq_lens, &device);
-    context.dropout = pass.dropout.clone();
-    let plain = context.inner();
-
-    begin(pass.model, Block::TokenEmbeddings)?;
-    let num_layers = pass.model.language_model.model.layers.len();
-    // Of the last layer, only what the loss needs is computed.
-    let last = (!positions.is_empty() && num_layers > 0).then(|| context.last_tokens(&positions));
-    let plain_last = last.as_ref().map(LastTokens::inner);
-    let last_of = |index: usize| last.as_ref().filter(|_| index + 1 == num_layers);
-    let mut hidden = leaf(pass.merge(batch, vision.as_ref()));
-    let mut steps = Vec::new();
-    for index in 0..num_layers {
-        begin(pass.model, Block::TextLayer(index))?;
-        let layer = &pass.model.language_model.model.layers[index];
-        let step = pass.forward_block(hidden, layer, |layer, input, has_graph| {
-            let (context, last) = if has_graph { (&context, &last) } else { (&plain, &plain_last) };
-            forward_layer(layer, input, index, context, last.as_ref().filter(|_| index + 1 == num_layers))
-        });
-        hidden = leaf(step.1);
-        steps.push(step.0);
-    }
-    let positions = last.as_ref().map_or(positions.clone(), |last| last.places(&positions));
-    begin(pass.model, Block::Head)?;
-    let loss = pass.model.language_model.loss_sum(hidden.clone(), &positions, &targets, &pass.config.text);
+    let mut context = BatchContext::new(pass.config, batch, &pass.model.device()).for_positions(&positions);
+    context.text.dropout = pass.dropout.clone();
+    context.vision.dropout = pass.dropout.as_ref().map(|dropout| per_image(dropout, batch, pass.config));
+    let mut tape = Tape::new(pass, begin);
+    let loss = walk::loss_sum(&mut tape, batch, (&positions, &targets), &context)?;
     let loss_sum = f64::from(scalar(&loss)?);
-
-    let mut gradients = (loss * pass.loss_scale).backward();
-    let mut tied = None;
-    if let Some(block) = pass.layout.block(Block::Head) {
-        finished(block, collect(&pass.model.language_model, &mut gradients, &pass.layout.blocks[block])?)?;
-    }
-    if let (None, Some(block)) = (&pass.model.language_model.lm_head, pass.layout.block(Block::TokenEmbeddings)) {
-        let embedding = &pass.model.language_model.model.embed_tokens;
-        tied = Some(collect(embedding, &mut gradients, &pass.layout.blocks[block])?);
-    }
-    let mut gradient = hidden.grad_remove(&mut gradients);
-    drop((gradients, hidden));
-    for (index, layer) in pass.model.language_model.model.layers.iter().enumerate().rev() {
-        let (Some(step), Some(outer)) = (steps.pop(), gradient.take()) else { break };
-        let forward = |input| forward_layer(layer, input, index, &context, last_of(index));
-        let (mut gradients, input) = backward_block(step, outer, forward);
-        if let Some(block) = pass.layout.block(Block::TextLayer(index)) {
-            finished(block, collect(layer, &mut gradients, &pass.layout.blocks[block])?)?;
-        }
-        gradient = input.grad_remove(&mut gradients);
-    }
-    let Some(outer) = gradient else { return Ok(loss_sum) };
-    pass.backward_inputs(batch, vision, outer, tied, &mut finished)?;
+    tape.backward(loss, batch, &context, &mut finished)?;
     Ok(loss_sum)
 }
 
-/// A language layer for all tokens, or the last one for the last tokens alone.
-fn forward_layer(
-    layer: &Qwen2Layer,
-    input: Tensor<2>,
-    index: usize,
-    context: &TextContext,
-    last: Option<&LastTokens>,
-) -> Tensor<2> {
-    match last {
-        Some(last) => layer.forward_last(input, index, context, last),
-        None => layer.forward(input, index, context),
-    }
+/// A block that the backward pass comes back to.
+enum Step {
+    /// From a state to the next one; without `output`, that is computed again.
+    Layer { layer: Layer, input: usize, output: Option<Tensor<2>>, state: usize },
+    /// To the first state of the tower.
+    VisionEmbeddings { output: Tensor<2>, state: usize },
+    /// From any of the tower's states.
+    Projector { output: Tensor<2>, state: usize },
+    /// Token embeddings and projected features `projected` to the language model's first state.
+    Merge { projected: Option<usize>, state: usize },
 }
 
-/// The images' way to the language model.
-struct Vision {
-    context: VisionContext,
-    /// Output of the embeddings with its graph; nothing with a frozen tower, as with `layers` and `states`.
-    embedded: Option<Tensor<2>>,
-    layers: Vec<Step>,
-    /// Hidden states as leaves, in order: what is selected and what the next layer starts from.
-    states: Vec<Tensor<2>>,
-    projected: Tensor<2>,
+/// A forward pass that keeps, of each block, what its backward pass needs.
+struct Tape<'p, 'a, B> {
+    pass: &'p mut Pass<'a>,
+    begin: B,
+    steps: Vec<Step>,
+    /// What blocks start from: leaves of the graph (or no part of it, where nothing below is trained), and their gradients as
+    /// far as they are known.
+    states: Vec<(Tensor<2>, Option<Tensor<2>>)>,
+    /// Lowest vision layer with trained parameters, 0 with trained embeddings; `None`: the tower is frozen.
+    first_trained: Option<usize>,
 }
 
-impl Pass<'_> {
-    fn trains_vision(&self) -> bool {
-        let layers = 0..self.config.computed_vision_layers();
-        let blocks = layers.map(Block::VisionLayer).chain([Block::VisionEmbeddings]);
-        blocks.into_iter().any(|block| self.layout.block(block).is_some())
+impl<B: FnMut(&mut Llava, Block) -> Result<()>> Walk for Tape<'_, '_, B> {
+    type Error = anyhow::Error;
+
+    fn model(&mut self, block: Block) -> Result<&Llava> {
+        (self.begin)(self.pass.model, block)?;
+        Ok(self.pass.model)
     }
 
-    /// Lowest vision layer with trained parameters: below it nothing needs a gradient. 0 with trained embeddings.
-    fn first_trained_vision_layer(&self) -> usize {
-        if self.layout.block(Block::VisionEmbeddings).is_some() {
-            return 0;
-        }
-        let mut layers = 0..self.config.computed_vision_layers();
-        layers.find(|&layer| self.layout.block(Block::VisionLayer(layer)).is_some()).unwrap_or(usize::MAX)
-    }
-
-    fn forward_vision(
-        &mut self,
-        batch: &PackedBatch,
-        begin: &mut impl FnMut(&mut Llava, Block) -> Result<()>,
-    ) -> Result<Option<Vision>> {
-        if batch.num_images == 0 {
-            return Ok(None);
-        }
-        let mut context = VisionContext::new(&self.config.vision, batch.num_images);
-        context.dropout = self.dropout.as_ref().map(|dropout| per_image(dropout, batch, self.config));
-        let (first, trained) = (self.first_trained_vision_layer(), self.trains_vision());
-        if !trained {
-            // No parameter below wants a gradient, so no graph and no states are kept.
-            let Some(features) = self.frozen_features(batch, &context)? else { return Ok(None) };
-            begin(self.model, Block::Projector)?;
-            let projected = self.project(features, &context);
-            return Ok(Some(Vision { context, embedded: None, layers: Vec::new(), states: Vec::new(), projected }));
-        }
-        let Some(pixel_values) = pixel_tensor(batch, self.config, &self.model.device()) else { return Ok(None) };
-        begin(self.model, Block::VisionEmbeddings)?;
-        let embedded = self.model.vision_tower.vision_model.embed(pixel_values, &context);
-        let trains_embeddings = self.layout.block(Block::VisionEmbeddings).is_some();
-        let as_state = |tensor: Tensor<2>, index: usize| {
-            // States below the lowest trained layer stay outside the graph.
-            if index > first || trains_embeddings { leaf(tensor) } else { tensor.detach() }
+    fn layer(&mut self, layer: Layer, input: Tensor<2>, context: &BatchContext<'_>) -> Result<Tensor<2>> {
+        let recompute = self.pass.recompute;
+        let model = self.model(layer.block())?;
+        // A graph that nobody walks would be kept until the next backward step, so values alone are computed without one.
+        let output = match recompute {
+            true => layer.forward_without_graph(model, input, context),
+            false => layer.forward(model, input, context, None),
         };
-        let mut states = vec![as_state(embedded.clone(), 0)];
-        let mut layers = Vec::new();
-        for index in 0..self.config.computed_vision_layers() {
-            begin(self.model, Block::VisionLayer(index))?;
-            let layer = &self.model.vision_tower.vision_model.encoder.layers[index];
-            let (step, output) = self
-                .forward_block(states[index].clone(), layer, |layer, input, _| layer.forward(input, index, &context));
-            layers.push(step);
-            states.push(as_state(output, index + 1));
+        if !self.is_in_graph(layer) {
+            return Ok(self.keep(output.detach()));
         }
-        let features = self.selected(&states, batch.num_images);
-        begin(self.model, Block::Projector)?;
-        let projected = self.project(features, &context);
-        Ok(Some(Vision { context, embedded: Some(embedded), layers, states, projected }))
+        let (input, state) = (self.states.len() - 1, self.states.len());
+        let kept = (!recompute).then(|| output.clone());
+        self.steps.push(Step::Layer { layer, input, output: kept, state });
+        Ok(self.keep(leaf(output)))
     }
 
-    fn frozen_features(&self, batch: &PackedBatch, context: &VisionContext) -> Result<Option<Tensor<2>>> {
-        if let Some((kept, rows)) = self.kept_features {
-            return Ok(kept.image_features(self.model, batch, rows, self.config)?);
+    fn pass_on(&mut self, block: Block, output: Tensor<2>) -> Tensor<2> {
+        let state = self.states.len();
+        if block == Block::Projector {
+            self.steps.push(Step::Projector { output: output.clone(), state });
+            return self.keep(leaf(output));
         }
-        let pixel_values = pixel_tensor(batch, self.config, &self.model.device());
-        Ok(pixel_values.map(|pixels| self.model.vision_tower.vision_model.features(pixels, self.config, context)))
+        if self.pass.layout.block(block).is_none() {
+            return self.keep(output.detach());
+        }
+        self.steps.push(Step::VisionEmbeddings { output: output.clone(), state });
+        self.keep(leaf(output))
     }
 
-    /// Image features in the language model's width, with the dropout of the projector's LoRA branches.
-    fn project(&self, features: Tensor<2>, context: &VisionContext) -> Tensor<2> {
-        let (act, per_image) = (self.config.projector_hidden_act, self.config.image_seq_length());
-        self.model.multi_modal_projector.forward_dropped(features, act, context.dropout.as_ref(), per_image)
+    fn image_features(&mut self, batch: &PackedBatch, context: &BatchContext<'_>) -> Result<Option<Tensor<2>>> {
+        if self.first_trained.is_some() {
+            return tower_features(self, batch, context);
+        }
+        // No parameter wants a gradient, so no graph and no states are kept.
+        if let Some((kept, rows)) = self.pass.kept_features {
+            return Ok(kept.image_features(self.pass.model, batch, rows, self.pass.config)?);
+        }
+        let Ok(features) = tower_features(&mut Plain::new(self.pass.model), batch, context);
+        Ok(features)
     }
 
-    fn selected(&self, states: &[Tensor<2>], num_images: usize) -> Tensor<2> {
-        let selected = self.config.selected_hidden_states().into_iter().map(|index| states[index].clone()).collect();
-        select_features(selected, self.config.vision_feature_select_strategy, num_images)
+    /// Without a graph: [`Tape::backward`] goes back by hand.
+    fn merge(&mut self, batch: &PackedBatch, projected: Option<Tensor<2>>) -> Result<Tensor<2>> {
+        let embeds = self.model(Block::TokenEmbeddings)?.language_model.embed(&batch.input_ids).detach();
+        let (merged, projected) = match projected {
+            Some(features) => {
+                let merged = kernels::replace_rows(embeds, &batch.image_positions, features.detach());
+                (merged, Some(self.states.len() - 1))
+            }
+            None => (embeds, None),
+        };
+        self.steps.push(Step::Merge { projected, state: self.states.len() });
+        Ok(self.keep(leaf(merged)))
+    }
+}
+
+impl<'p, 'a, B> Tape<'p, 'a, B> {
+    fn new(pass: &'p mut Pass<'a>, begin: B) -> Self {
+        let is_trained = |block| pass.layout.block(block).is_some();
+        let layers = 0..pass.config.computed_vision_layers();
+        let first_layer = layers.into_iter().find(|&layer| is_trained(Block::VisionLayer(layer)));
+        let first_trained = if is_trained(Block::VisionEmbeddings) { Some(0) } else { first_layer };
+        Self { pass, begin, steps: Vec::new(), states: Vec::new(), first_trained }
     }
 
-    /// Embedded tokens with the image features in their places, without a graph: [`Pass::backward_inputs`] goes back by hand.
-    fn merge(&self, batch: &PackedBatch, vision: Option<&Vision>) -> Tensor<2> {
-        let embeds = self.model.language_model.embed(&batch.input_ids).detach();
-        match vision {
-            Some(vision) => kernels::replace_rows(embeds, &batch.image_positions, vision.projected.clone().detach()),
-            None => embeds,
+    /// Whether a layer's backward pass is needed.
+    fn is_in_graph(&self, layer: Layer) -> bool {
+        match layer {
+            Layer::Vision(index) => self.first_trained.is_some_and(|first| index >= first),
+            Layer::Text(_) => true,
         }
     }
 
-    /// Runs a block on its input; keeps the graph, or only the input when it is to be recomputed.
-    fn forward_block<M: Module>(
-        &self,
-        input: Tensor<2>,
-        block: &M,
-        forward: impl Fn(&M, Tensor<2>, bool) -> Tensor<2>,
-    ) -> (Step, Tensor<2>) {
-        if self.recompute {
-            // Without autodiff: a graph that nobody walks would be kept until the next backward step.
-            let values = forward(&block.valid(), input.clone().inner(), false);
-            return (Step { input, output: None }, Tensor::from_inner(values));
-        }
-        let output = forward(block, input.clone(), true);
-        (Step { input, output: Some(output.clone()) }, output)
+    fn keep(&mut self, state: Tensor<2>) -> Tensor<2> {
+        self.states.push((state.clone(), None));
+        state
     }
 
-    /// From the gradient of the merged embeddings down to the images.
-    fn backward_inputs(
-        &self,
+    /// From the loss to the images.
+    fn backward(
+        mut self,
+        loss: Tensor<1>,
         batch: &PackedBatch,
-        vision: Option<Vision>,
-        outer: Tensor<2>,
-        tied: Option<BlockGradient>,
+        context: &BatchContext<'_>,
         finished: &mut impl FnMut(usize, BlockGradient) -> Result<()>,
     ) -> Result<()> {
-        if let Some(block) = self.layout.block(Block::TokenEmbeddings) {
-            let mut gradient = BlockGradient::Rows(embedding_gradient(batch, &outer)?);
-            if let Some(tied) = tied {
-                gradient.add(tied);
+        let language_model = &self.pass.model.language_model;
+        let mut gradients = (loss * self.pass.loss_scale).backward();
+        self.collect(Block::Head, language_model, &mut gradients, finished)?;
+        // Tied output weights are the embedding's, whose gradient is not complete before the end.
+        let mut tied = match (&language_model.lm_head, self.pass.layout.block(Block::TokenEmbeddings)) {
+            (None, Some(block)) => {
+                Some(collect(&language_model.model.embed_tokens, &mut gradients, &self.pass.layout.blocks[block])?)
             }
-            finished(block, gradient)?;
-        }
-        match vision {
-            Some(vision) => self.backward_vision(vision, kernels::select_rows(outer, &batch.image_positions), finished),
-            None => Ok(()),
-        }
-    }
-
-    fn backward_vision(
-        &self,
-        vision: Vision,
-        outer: Tensor<2>,
-        finished: &mut impl FnMut(usize, BlockGradient) -> Result<()>,
-    ) -> Result<()> {
-        if !self.trains_vision() && self.layout.block(Block::Projector).is_none() {
-            return Ok(());
-        }
-        let Vision { context, embedded, mut layers, states, projected } = vision;
-        let mut gradients = backward(projected, outer);
-        if let Some(block) = self.layout.block(Block::Projector) {
-            let projector = &self.model.multi_modal_projector;
-            finished(block, collect(projector, &mut gradients, &self.layout.blocks[block])?)?;
-        }
-        if !self.trains_vision() {
-            return Ok(());
-        }
-        // A selected state's gradient comes from the projector, and from the layer above it if there is one.
-        let mut selected: Vec<_> = states.iter().map(|state| state.grad_remove(&mut gradients)).collect();
+            _ => None,
+        };
+        self.take_gradient(self.states.len() - 1, &mut gradients);
         drop(gradients);
-        let mut gradient = None;
-        let tower = &self.model.vision_tower.vision_model;
-        for index in (self.first_trained_vision_layer()..layers.len()).rev() {
-            gradient = sum(gradient, selected[index + 1].take());
-            layers.truncate(index + 1);
-            let (Some(step), Some(outer)) = (layers.pop(), gradient.take()) else { continue };
-            let layer = &tower.encoder.layers[index];
-            let (mut gradients, input) = backward_block(step, outer, |input| layer.forward(input, index, &context));
-            if let Some(block) = self.layout.block(Block::VisionLayer(index)) {
-                finished(block, collect(layer, &mut gradients, &self.layout.blocks[block])?)?;
+        while let Some(step) = self.steps.pop() {
+            match step {
+                Step::Layer { layer, input, output, state } => {
+                    let Some(outer) = self.gradient(state) else { continue };
+                    let model = &*self.pass.model;
+                    let again = || layer.forward(model, self.states[input].0.clone(), context, None);
+                    let mut gradients = backward(output.unwrap_or_else(again), outer);
+                    self.collect_with(layer.block(), &mut gradients, finished, |collector| {
+                        layer.visit(self.pass.model, collector);
+                    })?;
+                    self.take_gradient(input, &mut gradients);
+                }
+                Step::Merge { projected, state } => {
+                    let Some(outer) = self.gradient(state) else { continue };
+                    if let Some(block) = self.pass.layout.block(Block::TokenEmbeddings) {
+                        let mut gradient = BlockGradient::Rows(embedding_gradient(batch, &outer)?);
+                        if let Some(tied) = tied.take() {
+                            gradient.add(tied);
+                        }
+                        finished(block, gradient)?;
+                    }
+                    if let Some(projected) = projected {
+                        self.states[projected].1 = Some(kernels::select_rows(outer, &batch.image_positions));
+                    }
+                }
+                Step::Projector { output, state } => {
+                    let is_trained = self.pass.layout.block(Block::Projector).is_some();
+                    if !is_trained && self.first_trained.is_none() {
+                        return Ok(());
+                    }
+                    let Some(outer) = self.gradient(state) else { continue };
+                    let mut gradients = backward(output, outer);
+                    let projector = &self.pass.model.multi_modal_projector;
+                    self.collect(Block::Projector, projector, &mut gradients, finished)?;
+                    (0..state).for_each(|state| self.take_gradient(state, &mut gradients));
+                }
+                Step::VisionEmbeddings { output, state } => {
+                    let Some(outer) = self.gradient(state) else { continue };
+                    let mut gradients = backward(output, outer);
+                    let tower = &self.pass.model.vision_tower.vision_model;
+                    self.collect(Block::VisionEmbeddings, tower, &mut gradients, finished)?;
+                }
             }
-            gradient = input.grad_remove(&mut gradients);
-        }
-        let gradient = sum(gradient, selected[0].take());
-        let block = self.layout.block(Block::VisionEmbeddings);
-        if let (Some(block), Some(outer), Some(embedded)) = (block, gradient, embedded) {
-            let mut gradients = backward(embedded, outer);
-            finished(block, collect(tower, &mut gradients, &self.layout.blocks[block])?)?;
         }
         Ok(())
+    }
+
+    /// A state's whole gradient. The states after it are not needed any more.
+    fn gradient(&mut self, state: usize) -> Option<Tensor<2>> {
+        self.states.truncate(state + 1);
+        self.states.pop()?.1
+    }
+
+    /// Adds a state's gradient, if there is one: several blocks may start from it.
+    fn take_gradient(&mut self, state: usize, gradients: &mut Gradients) {
+        let (tensor, known) = &mut self.states[state];
+        if let Some(gradient) = tensor.grad_remove(gradients) {
+            *known = Some(match known.take() {
+                Some(known) => gradient + known,
+                None => gradient,
+            });
+        }
+    }
+
+    /// Hands on the gradient of a block, if it is trained.
+    fn collect(
+        &self,
+        block: Block,
+        module: &impl Module,
+        gradients: &mut Gradients,
+        finished: &mut impl FnMut(usize, BlockGradient) -> Result<()>,
+    ) -> Result<()> {
+        self.collect_with(block, gradients, finished, |collector| module.visit(collector))
+    }
+
+    fn collect_with(
+        &self,
+        block: Block,
+        gradients: &mut Gradients,
+        finished: &mut impl FnMut(usize, BlockGradient) -> Result<()>,
+        visit: impl FnOnce(&mut Collector<'_>),
+    ) -> Result<()> {
+        match self.pass.layout.block(block) {
+            Some(index) => finished(index, collect_with(gradients, &self.pass.layout.blocks[index], visit)?),
+            None => Ok(()),
+        }
     }
 }
 
@@ -310,12 +287,6 @@ fn leaf(tensor: Tensor<2>) -> Tensor<2> {
 
 fn backward(output: Tensor<2>, outer: Tensor<2>) -> Gradients {
     kernels::with_gradient(output, outer).backward()
-}
-
-/// The gradients of a block, and its input, whose gradient is among them.
-fn backward_block(step: Step, outer: Tensor<2>, forward: impl Fn(Tensor<2>) -> Tensor<2>) -> (Gradients, Tensor<2>) {
-    let output = step.output.unwrap_or_else(|| forward(step.input.clone()));
-    (backward(output, outer), step.input)
 }
 
 /// The embedding's gradient from that of the embedded tokens `[T, D]`: each token's is added to its row, but for those whose
@@ -333,13 +304,6 @@ fn embedding_gradient(batch: &PackedBatch, outer: &Tensor<2>) -> Result<BTreeMap
         }
     }
     Ok(rows)
-}
-
-fn sum(a: Option<Tensor<2>>, b: Option<Tensor<2>>) -> Option<Tensor<2>> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a + b),
-        (a, b) => a.or(b),
-    }
 }
 
 /// The dropout of the tower's layers: an image's mask is that of its row.
@@ -371,8 +335,16 @@ fn scalar(tensor: &Tensor<1>) -> Result<f32> {
 
 /// The gradients of a block's parameters; a parameter without one gets zeros.
 fn collect(module: &impl Module, gradients: &mut Gradients, block: &BlockLayout) -> Result<BlockGradient> {
+    collect_with(gradients, block, |collector| module.visit(collector))
+}
+
+fn collect_with(
+    gradients: &mut Gradients,
+    block: &BlockLayout,
+    visit: impl FnOnce(&mut Collector<'_>),
+) -> Result<BlockGradient> {
     let mut collector = Collector { gradients, block, params: vec![Vec::new(); block.params.len()], error: None };
-    module.visit(&mut collector);
+    visit(&mut collector);
     if let Some(error) = collector.error {
         return Err(anyhow!("gradient of {}: {error}", block.name));
     }

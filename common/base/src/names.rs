@@ -104,7 +104,7 @@ pub fn weights_part(number: usize, parts: usize) -> String {
 pub const VISION_MODEL: &str = "vision_tower.vision_model";
 /// Prefix of the projector's tensors.
 pub const PROJECTOR: &str = "multi_modal_projector";
-/// Prefix of Qwen2's body.
+/// Prefix of the language model's body.
 pub const TEXT_MODEL: &str = "language_model.model";
 /// Output weights.
 pub const LM_HEAD: &str = "language_model.lm_head.weight";
@@ -125,13 +125,13 @@ const SPELLINGS: [(&str, &str); 17] = [
     ("language_model.lm_head.", "language_model.lm_head."),
     ("language_model.model.", "language_model.model."),
     ("language_model.", "language_model.model."),
-    // CLIPModel and CLIPVisionModel.
+    // Vision towers, alone or with a text tower.
     ("vision_model.", "vision_tower.vision_model."),
     ("embeddings.", "vision_tower.vision_model.embeddings."),
     ("encoder.", "vision_tower.vision_model.encoder."),
     ("pre_layrnorm.", "vision_tower.vision_model.pre_layrnorm."),
     ("post_layernorm.", "vision_tower.vision_model.post_layernorm."),
-    // Qwen2ForCausalLM.
+    // Language models alone.
     ("model.", "language_model.model."),
     ("lm_head.", "language_model.lm_head."),
 ];
@@ -165,9 +165,16 @@ pub fn lora_matrices(layer: &str) -> [String; 2] {
     LORA_ENDS.map(|end| format!("{layer}{end}"))
 }
 
-/// Parts of a CLIPModel that a LLaVA has no use for: the text tower, the projections into the joint space.
-pub fn is_clip_only(name: &str) -> bool {
-    ["text_model.", "text_projection.", "visual_projection.", "logit_scale"].iter().any(|part| name.starts_with(part))
+/// Parts of a model with a vision tower and a text tower that a LLaVA has no use for: the text tower, the projections into the
+/// joint space, the pooling head. The names are as stored.
+pub fn is_of_two_towers_only(name: &str) -> bool {
+    const PARTS: [&str; 5] = ["text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias"];
+    PARTS.iter().any(|part| name.starts_with(part)) || name.starts_with("head.") || is_pooling_head(name)
+}
+
+/// The pooling head of a SigLIP, by a stored name: a LLaVA does not compute it.
+pub fn is_pooling_head(name: &str) -> bool {
+    canonical(name).is_some_and(|name| name.strip_prefix(VISION_MODEL).is_some_and(|rest| rest.starts_with(".head.")))
 }
 
 /// A part of the model that computes and is updated as one: what a backward pass finishes at a time.

@@ -127,7 +127,7 @@ fn quick_gelu(bencher: Bencher, side: Side) {
 #[divan::bench(args = SIDES)]
 fn rope(bencher: Bencher, side: Side) {
     let x = leaf(TOKENS, WIDTH);
-    let table = Rope::packed(&SEQ_LENS, WIDTH / HEADS, 1e6, &x.device());
+    let table = Rope::packed(&SEQ_LENS, &Rope::frequencies(WIDTH / HEADS, 1e6), &x.device());
     bench(bencher, side, || cpu::rope(&x, &table, HEADS), || reference::rope(x.clone(), &table, HEADS));
 }
 

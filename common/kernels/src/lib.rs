@@ -72,6 +72,11 @@ pub fn gelu(x: Tensor<2>) -> LinearInput {
     cpu::gelu(&x).unwrap_or_else(|| reference::gelu(x).into())
 }
 
+/// GELU with tanh in place of erf: `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
+pub fn gelu_tanh(x: Tensor<2>) -> LinearInput {
+    cpu::gelu_tanh(&x).unwrap_or_else(|| reference::gelu_tanh(x).into())
+}
+
 /// `x · sigmoid(1.702 x)`.
 pub fn quick_gelu(x: Tensor<2>) -> LinearInput {
     cpu::quick_gelu(&x).unwrap_or_else(|| reference::quick_gelu(x).into())
@@ -86,6 +91,7 @@ pub fn silu(x: Tensor<2>) -> Tensor<2> {
 pub fn activate(x: Tensor<2>, activation: Activation) -> LinearInput {
     match activation {
         Activation::Gelu => gelu(x),
+        Activation::GeluTanh => gelu_tanh(x),
         Activation::QuickGelu => quick_gelu(x),
         Activation::Silu => silu(x).into(),
     }
@@ -101,25 +107,33 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// The table for tokens at `positions` of their sequences.
+    /// The table for tokens at `positions` of their sequences; `frequencies` `[head_dim / 2]` are angles from one token to the
+    /// next, radians.
     ///
     /// # Source
-    /// transformers `Qwen2RotaryEmbedding`: frequency i is theta^(−2i / head_dim), angles and frequencies in f32.
-    pub fn new(positions: &[usize], head_dim: usize, theta: f64, device: &Device) -> Self {
-        let half = head_dim / 2;
-        let frequency = |i: usize| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32);
-        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+    /// transformers `Qwen2RotaryEmbedding.forward`: angles in f32.
+    pub fn new(positions: &[usize], frequencies: &[f32], device: &Device) -> Self {
         let table = |of: fn(f32) -> f32| {
             let values = positions.iter().flat_map(|&p| frequencies.iter().map(move |f| of(p as f32 * f)));
-            Tensor::from_data(TensorData::new(values.collect::<Vec<f32>>(), [positions.len(), half]), device)
+            let shape = [positions.len(), frequencies.len()];
+            Tensor::from_data(TensorData::new(values.collect::<Vec<f32>>(), shape), device)
         };
         Self { cos: table(f32::cos), sin: table(f32::sin) }
     }
 
     /// The table for packed sequences that each start at position 0.
-    pub fn packed(seq_lens: &[usize], head_dim: usize, theta: f64, device: &Device) -> Self {
+    pub fn packed(seq_lens: &[usize], frequencies: &[f32], device: &Device) -> Self {
         let positions: Vec<usize> = seq_lens.iter().flat_map(|&len| 0..len).collect();
-        Self::new(&positions, head_dim, theta, device)
+        Self::new(&positions, frequencies, device)
+    }
+
+    /// Unscaled angles from one token to the next, `[head_dim / 2]`, radians: theta^(−2i / head_dim), in f32.
+    ///
+    /// # Source
+    /// transformers `Qwen2RotaryEmbedding.compute_default_rope_parameters`.
+    pub fn frequencies(head_dim: usize, theta: f64) -> Vec<f32> {
+        let frequency = |i: usize| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32);
+        (0..head_dim / 2).map(frequency).collect()
     }
 }
 

@@ -82,6 +82,14 @@ pub fn gelu(x: Tensor<2>) -> Tensor<2> {
     narrowed(activation::gelu(widened(x)), dtype)
 }
 
+/// See [`super::gelu_tanh`].
+pub fn gelu_tanh(x: Tensor<2>) -> Tensor<2> {
+    let dtype = x.dtype();
+    let x = widened(x);
+    let inner = (x.clone() + x.clone().powi_scalar(3) * 0.044_715) * (2.0 / std::f64::consts::PI).sqrt();
+    narrowed(x * (inner.tanh() + 1.0) * 0.5, dtype)
+}
+
 /// See [`super::quick_gelu`].
 pub fn quick_gelu(x: Tensor<2>) -> Tensor<2> {
     let dtype = x.dtype();

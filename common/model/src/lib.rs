@@ -1,28 +1,31 @@
-//! The LLaVA: one architecture per file, field names are the checkpoint's names.
+//! The LLaVA: field names are the checkpoint's names, families of towers and language models are files of [`vision`] and
+//! [`text`].
 //!
 //! Sequences are packed: hidden states are `[T, D]` with the rows' lengths beside (`seq_lens`), so nothing is padded.
-//! Every block (embeddings, a layer, the projector, the head) has a forward of its own, so that training can walk the blocks;
-//! the functions here compose them for everyone else.
+//! The forward pass is [`walk`]: inference and training walk the same blocks.
 
 pub mod batch;
 pub mod config;
 pub mod dropout;
-pub mod init;
-pub mod language_model;
-pub mod linear;
+pub mod expected;
 pub mod lora;
 pub mod multi_modal_projector;
 pub mod named;
-pub mod vision_tower;
+pub mod nn;
+pub mod text;
+pub mod vision;
+pub mod walk;
 
 use crate::batch::PackedBatch;
 use crate::config::LlavaConfig;
+use crate::multi_modal_projector::MultiModalProjector;
+use crate::nn::init::Initializer;
+use crate::text::{LanguageModel, TextContext};
+use crate::vision::{VisionContext, VisionTower};
+use crate::walk::{BatchContext, Plain, Walk, text_layers};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use kernels::kv_cache::KvCache;
-use language_model::{LanguageModel, TextContext};
-use multi_modal_projector::MultiModalProjector;
-use vision_tower::{VisionContext, VisionTower};
 
 /// Vision tower, projector, language model. Module paths equal the published tensor names.
 #[derive(Module, Debug)]
@@ -36,6 +39,25 @@ pub struct Llava {
 }
 
 impl Llava {
+    /// A whole model with random weights, f32, distributed as transformers initialises the same families: the same for the same
+    /// seed.
+    pub fn random(config: &LlavaConfig, seed: u64, device: &Device) -> Self {
+        Self::init(config, &mut Initializer::random(seed, device))
+    }
+
+    /// A model of the config's shapes, to be filled: its zeros take no memory before they are written or replaced.
+    pub fn zeros(config: &LlavaConfig, device: &Device) -> Self {
+        Self::init(config, &mut Initializer::zeros(device))
+    }
+
+    fn init(config: &LlavaConfig, init: &mut Initializer<'_>) -> Self {
+        Self {
+            vision_tower: VisionTower::init(&config.vision, init),
+            multi_modal_projector: MultiModalProjector::init(config, init),
+            language_model: LanguageModel::init(&config.text, init),
+        }
+    }
+
     /// Where the weights are.
     pub fn device(&self) -> Device {
         self.language_model.model.norm.weight.val().device()
@@ -44,39 +66,30 @@ impl Llava {
     /// Features of the batch's images, in order, as the projector gets them: `[N·P, D_vision · selected layers]`; `None`
     /// without images.
     pub fn image_features(&self, batch: &PackedBatch, config: &LlavaConfig) -> Option<Tensor<2>> {
-        let pixel_values = pixel_tensor(batch, config, &self.device())?;
-        let context = VisionContext::new(&config.vision, batch.num_images);
-        Some(self.vision_tower.vision_model.features(pixel_values, config, &context))
+        let Ok(features) = Plain::new(self).image_features(batch, &BatchContext::new(config, batch, &self.device()));
+        features
     }
 
     /// Token embeddings with each image's place taken by its projected features: `[T, D]`.
-    ///
-    /// # Source
-    /// transformers `modeling_llava.py`, `LlavaModel.forward`.
     pub fn inputs_embeds(&self, batch: &PackedBatch, config: &LlavaConfig) -> Tensor<2> {
-        let embeds = self.language_model.embed(&batch.input_ids);
-        match self.image_features(batch, config) {
-            Some(features) => {
-                let projected = self.multi_modal_projector.forward(features, config.projector_hidden_act);
-                kernels::replace_rows(embeds, &batch.image_positions, projected)
-            }
-            None => embeds,
-        }
+        let context = BatchContext::new(config, batch, &self.device());
+        let Ok(embeds) = walk::inputs_embeds(&mut Plain::new(self), batch, &context);
+        embeds
     }
 
     /// Hidden states after the last layer, before the final norm: `[T, D]`.
     pub fn hidden(&self, batch: &PackedBatch, config: &LlavaConfig) -> Tensor<2> {
-        let embeds = self.inputs_embeds(batch, config);
-        let context = TextContext::new(&config.text, &batch.seq_lens, &embeds.device());
-        self.language_model.forward(embeds, &context)
+        let context = BatchContext::new(config, batch, &self.device());
+        let Ok(hidden) = text_layers(&mut Plain::new(self), self.inputs_embeds(batch, config), &context);
+        hidden
     }
 
     /// Sum of the cross entropy over the batch's supervised tokens `[1]`, and their number.
     pub fn loss(&self, batch: &PackedBatch, config: &LlavaConfig) -> (Tensor<1>, usize) {
         let (positions, targets) = batch.supervised();
-        let embeds = self.inputs_embeds(batch, config);
-        let context = TextContext::new(&config.text, &batch.seq_lens, &embeds.device());
-        (self.language_model.loss(embeds, &positions, &targets, &context), targets.len())
+        let context = BatchContext::new(config, batch, &self.device()).for_positions(&positions);
+        let Ok(loss) = walk::loss_sum(&mut Plain::new(self), batch, (&positions, &targets), &context);
+        (loss, targets.len())
     }
 
     /// Logits after the tokens at `positions`: `[positions, V]`.
@@ -90,8 +103,7 @@ impl Llava {
     /// # Panics
     /// If a cache is smaller than its prompt.
     pub fn prefill(&self, batch: &PackedBatch, caches: &mut [&mut KvCache], config: &LlavaConfig) -> Tensor<2> {
-        let embeds = self.inputs_embeds(batch, config);
-        self.language_model.forward_cached(embeds, &batch.seq_lens, caches, &config.text)
+        self.forward_cached(self.inputs_embeds(batch, config), &batch.seq_lens, caches, config)
     }
 
     /// Adds one token to each sequence: logits after it, `[sequences, V]`. The sequences may have any lengths, and may be
@@ -100,14 +112,30 @@ impl Llava {
     /// # Panics
     /// If a cache is full.
     pub fn decode(&self, tokens: &[u32], caches: &mut [&mut KvCache], config: &LlavaConfig) -> Tensor<2> {
-        let embeds = self.language_model.embed(tokens);
-        self.language_model.forward_cached(embeds, &vec![1; tokens.len()], caches, &config.text)
+        self.forward_cached(self.language_model.embed(tokens), &vec![1; tokens.len()], caches, config)
+    }
+
+    /// The language model for tokens that follow those in `caches`, which they are added to: hidden `[T, D]`, `seq_lens[i]`
+    /// tokens of the sequence of `caches[i]` → logits after the last token of each sequence, `[sequences, V]`.
+    fn forward_cached(
+        &self,
+        hidden: Tensor<2>,
+        seq_lens: &[usize],
+        caches: &mut [&mut KvCache],
+        config: &LlavaConfig,
+    ) -> Tensor<2> {
+        let mut end = 0;
+        let ends: Vec<usize> = seq_lens.iter().map(|len| (end += len, end - 1).1).collect();
+        let text = TextContext::continuing(&config.text, seq_lens, caches, &hidden.device()).for_positions(&ends);
+        let context = BatchContext { config, vision: VisionContext::new(&config.vision, 0), text };
+        let Ok(hidden) = text_layers(&mut Plain::cached(self, caches), hidden, &context);
+        self.language_model.logits(hidden, &context.text.places(&ends), &config.text)
     }
 }
 
-/// The batch's pixels `[N, C, S, S]` on a device, in the number format that it computes in; `None` without images.
-pub fn pixel_tensor(batch: &PackedBatch, config: &LlavaConfig, device: &Device) -> Option<Tensor<4>> {
-    let (images, side) = (batch.num_images, config.vision.image_size);
-    let shape = [images, config.vision.num_channels, side, side];
-    (images > 0).then(|| Tensor::from_data(TensorData::new(batch.pixel_values.clone(), shape), device))
+/// The pixels of a batch with images, `[N, C, S, S]`, on a device and in the number format that it computes in.
+pub fn pixel_tensor(batch: &PackedBatch, config: &LlavaConfig, device: &Device) -> Tensor<4> {
+    let side = config.vision.image_size;
+    let shape = [batch.num_images, config.vision.num_channels, side, side];
+    Tensor::from_data(TensorData::new(batch.pixel_values.clone(), shape), device)
 }

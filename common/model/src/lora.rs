@@ -1,9 +1,10 @@
 //! LoRA: configuration, attaching to a model, merging into its weights.
 
 use super::Llava;
-use super::language_model::{LanguageModel, Qwen2Layer};
-use super::linear::{Linear, LoraMatrix};
-use super::vision_tower::{Embedding, VisionLayer};
+use super::multi_modal_projector::MultiModalProjector;
+use super::nn::{Embedding, Linear, LoraMatrix};
+use super::text::{LanguageModel, TEXT_LINEARS};
+use super::vision::VISION_LINEARS;
 use base::names::{self, Block};
 use base::{Error, Result};
 use burn::module::Param;
@@ -184,55 +185,33 @@ pub fn targets<'a>(model: &'a mut Llava, config: &LoraConfig) -> Vec<&'a mut Lin
 /// Every layer that can carry LoRA but the head, with its published path.
 fn linears(model: &mut Llava) -> Vec<(String, &mut Linear)> {
     let Llava { vision_tower, multi_modal_projector, language_model } = model;
-    let vision = vision_tower.vision_model.encoder.layers.iter_mut().enumerate().flat_map(|(layer, of_layer)| {
-        let path = format!("{}.encoder.layers.{layer}", names::VISION_MODEL);
-        vision_linears(of_layer).map(move |(name, linear)| (format!("{path}.{name}"), linear))
+    let vision = vision_tower.vision_model.encoder.layers.iter_mut().enumerate().flat_map(|(index, layer)| {
+        named(format!("{}.encoder.layers.{index}", names::VISION_MODEL), VISION_LINEARS, layer.linears_mut())
     });
-    let projector = [
-        (format!("{}.linear_1", names::PROJECTOR), &mut multi_modal_projector.linear_1),
-        (format!("{}.linear_2", names::PROJECTOR), &mut multi_modal_projector.linear_2),
-    ];
-    let text = language_model.model.layers.iter_mut().enumerate().flat_map(|(layer, of_layer)| {
-        let path = format!("{}.layers.{layer}", names::TEXT_MODEL);
-        text_linears(of_layer).map(move |(name, linear)| (format!("{path}.{name}"), linear))
+    let MultiModalProjector { linear_1, linear_2 } = multi_modal_projector;
+    let projector = named(names::PROJECTOR.into(), ["linear_1", "linear_2"], [linear_1, linear_2]);
+    let text = language_model.model.layers.iter_mut().enumerate().flat_map(|(index, layer)| {
+        named(format!("{}.layers.{index}", names::TEXT_MODEL), TEXT_LINEARS, layer.linears_mut())
     });
     vision.chain(projector).chain(text).collect()
 }
 
-fn vision_linears(layer: &mut VisionLayer) -> [(&'static str, &mut Linear); 6] {
-    let (attention, mlp) = (&mut layer.self_attn, &mut layer.mlp);
-    [
-        ("self_attn.q_proj", &mut attention.q_proj),
-        ("self_attn.k_proj", &mut attention.k_proj),
-        ("self_attn.v_proj", &mut attention.v_proj),
-        ("self_attn.out_proj", &mut attention.out_proj),
-        ("mlp.fc1", &mut mlp.fc1),
-        ("mlp.fc2", &mut mlp.fc2),
-    ]
-}
-
-/// In the order of [`TEXT_PROJECTIONS`].
-fn text_linears(layer: &mut Qwen2Layer) -> [(&'static str, &mut Linear); 7] {
-    let (attention, mlp) = (&mut layer.self_attn, &mut layer.mlp);
-    [
-        ("self_attn.q_proj", &mut attention.q_proj),
-        ("self_attn.k_proj", &mut attention.k_proj),
-        ("self_attn.v_proj", &mut attention.v_proj),
-        ("self_attn.o_proj", &mut attention.o_proj),
-        ("mlp.gate_proj", &mut mlp.gate_proj),
-        ("mlp.up_proj", &mut mlp.up_proj),
-        ("mlp.down_proj", &mut mlp.down_proj),
-    ]
+/// Layers with their paths below `root`.
+fn named<'a, const N: usize>(
+    root: String,
+    names: [&'static str; N],
+    linears: [&'a mut Linear; N],
+) -> impl Iterator<Item = (String, &'a mut Linear)> {
+    names.into_iter().zip(linears).map(move |(name, linear)| (format!("{root}.{name}"), linear))
 }
 
 /// Whether a tensor is the weight of a layer that can carry LoRA, by its published name.
 pub fn can_carry_lora(weight: &str) -> bool {
-    const VISION: [&str; 6] = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"];
     let Some(path) = weight.strip_suffix(".weight") else { return false };
-    let module = path.rsplit('.').next().unwrap_or_default();
+    let is_one_of = |linears: &[&str]| linears.iter().any(|name| path.ends_with(name));
     match names::block(weight) {
-        Some(Block::TextLayer(_)) => TEXT_PROJECTIONS.contains(&module),
-        Some(Block::VisionLayer(_)) => VISION.contains(&module),
+        Some(Block::TextLayer(_)) => is_one_of(&TEXT_LINEARS),
+        Some(Block::VisionLayer(_)) => is_one_of(&VISION_LINEARS),
         Some(Block::Projector) => true,
         _ => weight == names::LM_HEAD,
     }

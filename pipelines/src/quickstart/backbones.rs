@@ -4,15 +4,15 @@ use super::shapes;
 use super::tokenizer::Vocabulary;
 use anyhow::Result;
 use base::{Error, json, names};
-use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::module::Module;
 use kernels::device;
 use model::Llava;
-use model::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
-use model::named::{NamedVisitor, visit_named};
+use model::config::{
+    Activation, FeatureSelect, LlavaConfig, TextConfig, TextFamily, VisionConfig, VisionFamily, WeightDtype,
+};
 use serde_json::json;
 use std::path::Path;
-use store::checkpoint::{TensorSource, write_tensors};
+use store::checkpoint::{module_tensors, write_tensors};
 
 /// Longest row, tokens.
 pub const MAX_POSITIONS: usize = 256;
@@ -23,6 +23,7 @@ const VOCABULARY_STEP: usize = 64;
 fn config(vocabulary: Vocabulary) -> LlavaConfig {
     LlavaConfig {
         vision: VisionConfig {
+            family: VisionFamily::Clip,
             hidden_size: 96,
             intermediate_size: 192,
             // Features come from the layer before the last, so two of them are computed.
@@ -31,22 +32,29 @@ fn config(vocabulary: Vocabulary) -> LlavaConfig {
             image_size: shapes::SIDE as usize,
             patch_size: 8,
             num_channels: 3,
-            projection_dim: 32,
+            projection_dim: Some(32),
             hidden_act: Activation::QuickGelu,
             layer_norm_eps: 1e-5,
             attention_dropout: 0.0,
         },
         text: TextConfig {
+            family: TextFamily::Qwen2,
             hidden_size: 96,
             intermediate_size: 192,
             num_hidden_layers: 3,
             num_attention_heads: 4,
             num_key_value_heads: 4,
+            head_dim: 24,
             vocab_size: (vocabulary.size + 1).next_multiple_of(VOCABULARY_STEP),
             max_position_embeddings: MAX_POSITIONS,
             rope_theta: 10_000.0,
+            rope_scaling: None,
             rms_norm_eps: 1e-6,
             tie_word_embeddings: false,
+            qkv_bias: true,
+            o_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
             bos_token_id: Some(vocabulary.pad),
             eos_token_id: vec![vocabulary.eos],
             attention_dropout: 0.0,
@@ -79,21 +87,6 @@ pub fn write(vocabulary: Vocabulary, seed: u64, clip: &Path, qwen2: &Path) -> Re
 }
 
 fn write_clip(config: &VisionConfig, folder: &Path) -> Result<()> {
-    let about = json!({
-        "architectures": ["CLIPVisionModel"],
-        "model_type": "clip_vision_model",
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "image_size": config.image_size,
-        "patch_size": config.patch_size,
-        "num_channels": config.num_channels,
-        "projection_dim": config.projection_dim,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": config.layer_norm_eps,
-        "torch_dtype": "float32",
-    });
     let processor = json!({
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": true, "size": {"shortest_edge": config.image_size}, "resample": 3,
@@ -103,57 +96,22 @@ fn write_clip(config: &VisionConfig, folder: &Path) -> Result<()> {
         "do_normalize": true,
         "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
     });
-    json::write(&folder.join(names::CONFIG_FILE), &about)?;
+    json::write(&folder.join(names::CONFIG_FILE), &config.to_json(WeightDtype::F32))?;
     Ok(json::write(&folder.join(names::PREPROCESSOR_CONFIG_FILE), &processor)?)
 }
 
 fn write_qwen2(config: &TextConfig, vocabulary: Vocabulary, folder: &Path) -> Result<()> {
-    let about = json!({
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.rms_norm_eps,
-        "hidden_act": "silu",
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "bos_token_id": vocabulary.pad,
-        "eos_token_id": vocabulary.eos,
-        "torch_dtype": "float32",
-    });
     let generation = json!({
         "bos_token_id": vocabulary.pad, "eos_token_id": [vocabulary.eos, vocabulary.pad], "pad_token_id": vocabulary.pad,
         "do_sample": false,
     });
-    json::write(&folder.join(names::CONFIG_FILE), &about)?;
+    json::write(&folder.join(names::CONFIG_FILE), &config.to_json(WeightDtype::F32))?;
     Ok(json::write(&folder.join(names::GENERATION_CONFIG_FILE), &generation)?)
 }
 
 /// A part of the model under the names of its own checkpoint: its paths from the part on are those names.
 fn write_weights(part: &impl Module, folder: &Path) -> Result<()> {
-    let mut collector = Collector::default();
-    visit_named(part, &mut collector);
-    Ok(write_tensors(collector.tensors, folder, usize::MAX)?)
-}
-
-/// Every tensor with its path.
-#[derive(Default)]
-struct Collector {
-    tensors: Vec<TensorSource<'static>>,
-}
-
-impl NamedVisitor for Collector {
-    fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
-        let tensor = param.val();
-        let shape = tensor.dims().to_vec();
-        let bytes = Box::new(move || Ok(tensor.into_data().bytes().to_vec()));
-        self.tensors.push(TensorSource { name, dtype: WeightDtype::F32, shape, bytes });
-    }
+    Ok(write_tensors(module_tensors(part, None, WeightDtype::F32), folder, usize::MAX)?)
 }
 
 #[cfg(test)]

@@ -67,8 +67,8 @@ pub enum Dtype {
 pub fn run(args: &Args) -> Result<String> {
     let vision_tower = hub::resolve(&args.vision_tower, Wanted::VisionTower).context("--vision-tower")?;
     let language_model = hub::resolve(&args.language_model, Wanted::LanguageModel).context("--language-model")?;
-    let (vision, _) = VisionConfig::read_clip(&vision_tower).context("--vision-tower")?;
-    let (source_text, text_dtype) = TextConfig::read_qwen2(&language_model).context("--language-model")?;
+    let (vision, _) = VisionConfig::read(&vision_tower).context("--vision-tower")?;
+    let (source_text, text_dtype) = TextConfig::read(&language_model).context("--language-model")?;
     let processors = Processors::read(&vision_tower, &language_model)?;
     let config = llava_config(args, vision, source_text.clone(), text_dtype, &processors)?;
 

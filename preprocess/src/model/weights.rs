@@ -37,7 +37,7 @@ impl<'a> Sources<'a> {
     /// Writes tower, projector and language model in the config's format; parts of at most `max_part_bytes`.
     pub fn write(&self, dir: &Path, seed: u64, max_part_bytes: usize) -> Result<()> {
         let (config, dtype) = (self.config, self.config.dtype);
-        let vision = Weights::resolve(&self.vision, &expected_vision(&config.vision), names::is_clip_only)
+        let vision = Weights::resolve(&self.vision, &expected_vision(&config.vision), names::is_of_two_towers_only)
             .context("--vision-tower")?;
         let is_harmless = |stored: &str| is_tied_head(self.source_text, &self.text, stored);
         let text =

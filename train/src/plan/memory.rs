@@ -178,7 +178,7 @@ impl Step<'_> {
         let layer = shape.tokens * self.kept_by_text_layer();
         let (kept, again) = if config.gradient_checkpointing { (shape.tokens * hidden, layer) } else { (layer, 0.0) };
         // The last layer is computed for what the loss needs: keys and values of all tokens, the rest of supervised ones.
-        let kv = (model.text.num_key_value_heads * model.text.head_dim()) as f64;
+        let kv = (model.text.num_key_value_heads * model.text.head_dim) as f64;
         let last = shape.tokens * (hidden + 2.0 * kv);
         let logits = shape.supervised * model.text.vocab_size as f64;
         let logits = if blocks.trains_head() && logits <= KEPT_LOGITS { logits } else { CHUNK_LOGITS };
@@ -255,7 +255,7 @@ impl Step<'_> {
     fn kept_by_text_layer(&self) -> f64 {
         let TextConfig { hidden_size, intermediate_size, num_key_value_heads, .. } = self.model.text;
         let (d, f) = (hidden_size as f64, intermediate_size as f64);
-        let kv = (num_key_value_heads * self.model.text.head_dim()) as f64;
+        let kv = (num_key_value_heads * self.model.text.head_dim) as f64;
         let trained = matches!(self.config.train_type, TrainType::None | TrainType::FreezeVision);
         // Two norms' inputs; rotated queries and keys, values; gate and up.
         let mut kept = 2.0 * d + d + 2.0 * kv + 2.0 * f;

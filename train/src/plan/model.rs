@@ -65,8 +65,8 @@ pub fn describe(config: &Config, args: &PlanArgs, recipe: &RecipeTables) -> Resu
 
 /// What `preprocess model` will make of the two.
 fn assembled(vision_tower: &Path, language_model: &Path, options: &Table) -> Result<LlavaConfig> {
-    let (vision, _) = VisionConfig::read_clip(vision_tower)?;
-    let (text, text_dtype) = TextConfig::read_qwen2(language_model)?;
+    let (vision, _) = VisionConfig::read(vision_tower)?;
+    let (text, text_dtype) = TextConfig::read(language_model)?;
     let vision_feature_layers = match options.get("vision_feature_layer") {
         None => vec![-2],
         Some(Value::Integer(layer)) => vec![*layer],

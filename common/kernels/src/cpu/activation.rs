@@ -91,6 +91,11 @@ pub fn gelu(x: &Tensor<2>) -> Option<LinearInput> {
     activate(x, Unary { forward: gelu_forward, backward: gelu_backward })
 }
 
+/// See [`crate::gelu_tanh`].
+pub fn gelu_tanh(x: &Tensor<2>) -> Option<LinearInput> {
+    activate(x, Unary { forward: gelu_tanh_forward, backward: gelu_tanh_backward })
+}
+
 /// See [`crate::quick_gelu`].
 pub fn quick_gelu(x: &Tensor<2>) -> Option<LinearInput> {
     activate(x, Unary { forward: quick_gelu_forward, backward: quick_gelu_backward })
@@ -138,6 +143,27 @@ multiversion! {
         for (gradient, &x) in gradient.iter_mut().zip(x) {
             let distribution = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
             *gradient *= distribution + x * (DENSITY_AT_0 * exp(-0.5 * x * x));
+        }
+    }
+}
+
+/// 2 √(2/π): `½ (1 + tanh(z))` is `sigmoid(2 z)`.
+const TANH_SCALE: f32 = 1.595_769_2;
+const TANH_CUBIC: f32 = 0.044_715;
+
+multiversion! {
+    fn gelu_tanh_forward(x: &[f32], output: &mut [f32]) {
+        for (output, &x) in output.iter_mut().zip(x) {
+            *output = x * sigmoid(TANH_SCALE * x * (1.0 + TANH_CUBIC * x * x));
+        }
+    }
+}
+
+multiversion! {
+    fn gelu_tanh_backward(x: &[f32], gradient: &mut [f32]) {
+        for (gradient, &x) in gradient.iter_mut().zip(x) {
+            let s = sigmoid(TANH_SCALE * x * (1.0 + TANH_CUBIC * x * x));
+            *gradient *= s * (1.0 + x * (1.0 - s) * TANH_SCALE * (1.0 + 3.0 * TANH_CUBIC * x * x));
         }
     }
 }

@@ -28,7 +28,7 @@ mod tests;
 mod transpose;
 mod weights;
 
-pub use activation::{gelu, quick_gelu, swiglu};
+pub use activation::{gelu, gelu_tanh, quick_gelu, swiglu};
 pub use adamw::{AdamWCoefficients, adamw};
 pub use add::add;
 pub use again::Again;

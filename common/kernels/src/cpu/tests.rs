@@ -143,6 +143,8 @@ fn activations() {
         reference::swiglu(spread(&x[0]), x[1].clone())
     });
     check("gelu", &shapes[..1], 2e-6, &|x| values_of(super::gelu(&spread(&x[0]))), &|x| reference::gelu(spread(&x[0])));
+    let plain_tanh = |x: &[Tensor<2>]| reference::gelu_tanh(spread(&x[0]));
+    check("gelu_tanh", &shapes[..1], 2e-6, &|x| values_of(super::gelu_tanh(&spread(&x[0]))), &plain_tanh);
     let plain_quick = |x: &[Tensor<2>]| reference::quick_gelu(spread(&x[0]));
     check("quick_gelu", &shapes[..1], 2e-6, &|x| values_of(super::quick_gelu(&spread(&x[0]))), &plain_quick);
 }
@@ -154,11 +156,12 @@ fn inputs_that_are_computed_again() {
     let shapes = [[37, 48], [1, 48], [1, 48], [37, 48], [20, 48], [48, 48], [4, 48], [48, 4]];
     let inputs: Vec<_> = (0..).zip(shapes).map(|(seed, shape)| (values(seed, shape[0] * shape[1]), shape)).collect();
     type Made = fn(&[Tensor<2>]) -> Option<LinearInput>;
-    let makers: [(&str, Made); 5] = [
+    let makers: [(&str, Made); 6] = [
         ("rms_norm", |x| super::rms_norm(&x[0], &row(&x[1]), 1e-6)),
         ("layer_norm", |x| super::layer_norm(&x[0], &row(&x[1]), &row(&x[2]), 1e-5)),
         ("swiglu", |x| super::swiglu(&x[0], &x[3])),
         ("gelu", |x| super::gelu(&x[0])),
+        ("gelu_tanh", |x| super::gelu_tanh(&x[0])),
         ("quick_gelu", |x| super::quick_gelu(&x[0])),
     ];
     let dropout = Dropout::new((0..37).collect(), 0.25);
@@ -188,7 +191,7 @@ fn values_of(input: Option<LinearInput>) -> Option<Tensor<2>> {
 fn rope() {
     for (lens, heads, head_dim) in [(vec![1], 1, 2), (vec![5, 30], 3, 16), (vec![40], 2, 64)] {
         let tokens = lens.iter().sum();
-        let table = |x: &Tensor<2>| Rope::packed(&lens, head_dim, 1e4, &x.device());
+        let table = |x: &Tensor<2>| Rope::packed(&lens, &Rope::frequencies(head_dim, 1e4), &x.device());
         let fused = |x: &[Tensor<2>]| super::rope(&x[0], &table(&x[0]), heads);
         let plain = |x: &[Tensor<2>]| reference::rope(x[0].clone(), &table(&x[0]), heads);
         check("rope", &[[tokens, heads * head_dim]], 1e-6, &fused, &plain);
@@ -378,6 +381,7 @@ fn nan_and_infinity_come_through() {
             ),
             ("swiglu", values_of(super::swiglu(&x, &y)), reference::swiglu(x.clone(), y.clone())),
             ("gelu", values_of(super::gelu(&x)), reference::gelu(x.clone())),
+            ("gelu_tanh", values_of(super::gelu_tanh(&x)), reference::gelu_tanh(x.clone())),
             ("quick_gelu", values_of(super::quick_gelu(&x)), reference::quick_gelu(x.clone())),
             (
                 "attention",

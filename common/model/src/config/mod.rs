@@ -1,23 +1,30 @@
-//! `config.json` of a LLaVA, a CLIP and a Qwen2: read in every spelling that transformers has written, validated once.
+//! `config.json` of a LLaVA: read in every spelling that transformers has written, validated once. The parts of it that describe
+//! a tower or a language model belong to their families, in [`crate::vision`] and [`crate::text`].
 
-mod attention;
-mod fields;
-mod raw;
-mod read;
-mod write;
+mod llava;
+pub(crate) mod reader;
 
+pub use crate::text::{RopeScaling, TextConfig, TextFamily};
+pub use crate::vision::{VisionConfig, VisionFamily};
 pub use kernels::Activation;
-
-use burn::tensor::Device;
-use kernels::kv_cache::KvCache;
 
 /// Which patch features of the selected layers the projector gets (`vision_feature_select_strategy`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FeatureSelect {
     /// The patches, without the class token.
     Default,
-    /// The class token and the patches.
+    /// All tokens: the patches, and the class token if the tower has one.
     Full,
+}
+
+impl FeatureSelect {
+    /// transformers' name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Full => "full",
+        }
+    }
 }
 
 /// Number format of weights in a file (`dtype` / `torch_dtype`).
@@ -55,64 +62,6 @@ impl WeightDtype {
     }
 }
 
-/// CLIP's vision tower.
-#[derive(Clone, Debug, PartialEq)]
-pub struct VisionConfig {
-    /// Width.
-    pub hidden_size: usize,
-    /// Width of the MLP.
-    pub intermediate_size: usize,
-    /// Layers in the checkpoint (those after the selected one are not computed).
-    pub num_hidden_layers: usize,
-    /// Heads.
-    pub num_attention_heads: usize,
-    /// Side of the square input, pixels.
-    pub image_size: usize,
-    /// Side of a patch, pixels.
-    pub patch_size: usize,
-    /// Colour channels.
-    pub num_channels: usize,
-    /// Width of CLIP's joint space; unused by LLaVA, kept for the config file.
-    pub projection_dim: usize,
-    /// MLP activation.
-    pub hidden_act: Activation,
-    /// Epsilon of every LayerNorm.
-    pub layer_norm_eps: f64,
-    /// Dropout of attention weights in training; not applied here, kept for the config file.
-    pub attention_dropout: f64,
-}
-
-/// Qwen2.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TextConfig {
-    /// Width.
-    pub hidden_size: usize,
-    /// Width of the MLP.
-    pub intermediate_size: usize,
-    /// Layers.
-    pub num_hidden_layers: usize,
-    /// Query heads.
-    pub num_attention_heads: usize,
-    /// Key/value heads.
-    pub num_key_value_heads: usize,
-    /// Rows of the embedding.
-    pub vocab_size: usize,
-    /// Longest position the model was made for, tokens.
-    pub max_position_embeddings: usize,
-    /// RoPE base.
-    pub rope_theta: f64,
-    /// Epsilon of every RMSNorm.
-    pub rms_norm_eps: f64,
-    /// lm_head shares the embedding's weight.
-    pub tie_word_embeddings: bool,
-    /// `bos_token_id`, if any.
-    pub bos_token_id: Option<u32>,
-    /// `eos_token_id` of the config, one id or several; may be empty.
-    pub eos_token_id: Vec<u32>,
-    /// Dropout of attention weights in training; not applied here, kept for the config file.
-    pub attention_dropout: f64,
-}
-
 /// A whole LLaVA.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LlavaConfig {
@@ -124,7 +73,7 @@ pub struct LlavaConfig {
     pub image_token_index: u32,
     /// Padding id, if any.
     pub pad_token_id: Option<u32>,
-    /// Indices into CLIP's `hidden_states` (0 is the embedding's output), as written: negative counts from the end.
+    /// Indices into the tower's `hidden_states` (0 is the embedding's output), as written: negative counts from the end.
     pub vision_feature_layers: Vec<i64>,
     /// `vision_feature_layer` stood as one integer, not as a list (kept so that the file is written the same way).
     pub vision_feature_layer_is_scalar: bool,
@@ -139,10 +88,12 @@ pub struct LlavaConfig {
 }
 
 impl LlavaConfig {
-    /// Features that one image becomes: patches, plus one with [`FeatureSelect::Full`].
+    /// Features that one image becomes: the tower's tokens, without the class token with [`FeatureSelect::Default`].
     pub fn image_seq_length(&self) -> usize {
-        let side = self.vision.image_size / self.vision.patch_size;
-        side * side + usize::from(self.vision_feature_select_strategy == FeatureSelect::Full)
+        match self.vision_feature_select_strategy {
+            FeatureSelect::Default => self.vision.patches(),
+            FeatureSelect::Full => self.vision.tokens(),
+        }
     }
 
     /// Absolute indices into `hidden_states`, in the config's order; 0 is the embedding's output.
@@ -157,17 +108,5 @@ impl LlavaConfig {
     /// Vision layers that have to be computed: the largest selected hidden state.
     pub fn computed_vision_layers(&self) -> usize {
         self.selected_hidden_states().into_iter().max().unwrap_or(0)
-    }
-}
-
-impl TextConfig {
-    /// An empty cache for a sequence of at most `capacity` tokens.
-    pub fn kv_cache(&self, capacity: usize, device: &Device) -> KvCache {
-        KvCache::new(self.num_hidden_layers, self.num_key_value_heads, self.head_dim(), capacity, device)
-    }
-
-    /// Width of a head.
-    pub fn head_dim(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
     }
 }

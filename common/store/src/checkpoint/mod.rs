@@ -1,12 +1,11 @@
 //! Model directories: memory-mapped safetensors (or a pickled file) in, safetensors (in parts when large) out.
 
-mod expected;
 mod pickled;
 mod read;
 mod resolve;
 mod write;
 
-pub use expected::{ExpectedTensor, expected_projector, expected_tensors, expected_text, expected_vision};
+pub use model::expected::{ExpectedTensor, expected_projector, expected_tensors, expected_text, expected_vision};
 pub use read::{TensorFiles, TensorView};
 pub use resolve::Weights;
 pub(crate) use write::tensor_bytes;
@@ -44,7 +43,8 @@ pub fn load_model(dir: &Path, load_as: LoadAs, device: &Device) -> Result<(Llava
     let config = LlavaConfig::read(dir)?;
     let files = TensorFiles::open(dir)?;
     let expected = expected_tensors(&config);
-    let weights = Weights::resolve(&files, &expected, |stored| is_tied_head(&config.text, &files, stored))?;
+    let is_unused = |stored: &str| is_tied_head(&config.text, &files, stored) || names::is_pooling_head(stored);
+    let weights = Weights::resolve(&files, &expected, is_unused)?;
     let dtype = match load_as {
         LoadAs::F32 => Some(WeightDtype::F32),
         LoadAs::Stored => is_mixed(&weights, &expected).then_some(config.dtype),

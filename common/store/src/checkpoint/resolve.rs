@@ -1,8 +1,8 @@
 //! Which of a configuration's tensors a directory holds, and under which names.
 
-use super::expected::ExpectedTensor;
 use super::read::{TensorFiles, TensorView};
 use base::{Error, Result, names};
+use model::expected::ExpectedTensor;
 use std::collections::BTreeMap;
 
 /// Tensors of mapped files by published name, complete and of the right shapes.

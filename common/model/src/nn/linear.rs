@@ -2,7 +2,7 @@
 
 #![allow(non_snake_case)] // `lora_A` and `lora_B` are the published names.
 
-use super::dropout::SiteDropout;
+use crate::dropout::SiteDropout;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use kernels::LinearInput;

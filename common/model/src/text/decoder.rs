@@ -1,0 +1,282 @@
+//! The decoder of all text families: pre-norm layers of rotary attention and SwiGLU. What a family adds (biases, norms of
+//! queries and keys) is a field of [`TextConfig`].
+
+use super::TextConfig;
+use super::context::TextContext;
+use crate::nn::init::Initializer;
+use crate::nn::{Embedding, Linear, RmsNorm};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
+use kernels::int8::Int8Weight;
+use kernels::kv_cache::KvCache;
+use kernels::{LinearInput, Mask};
+
+/// `language_model.…`
+#[derive(Module, Debug)]
+pub struct LanguageModel {
+    /// Embedding, layers, final norm.
+    pub model: Decoder,
+    /// Output weights; `None` when tied to the embedding.
+    pub lm_head: Option<Embedding>,
+}
+
+/// `language_model.model.…`
+#[derive(Module, Debug)]
+pub struct Decoder {
+    /// `[V, D]`
+    pub embed_tokens: Embedding,
+    /// In order.
+    pub layers: Vec<TextLayer>,
+    /// Before the head.
+    pub norm: RmsNorm,
+}
+
+/// Pre-norm transformer layer.
+#[derive(Module, Debug)]
+pub struct TextLayer {
+    /// Before attention.
+    pub input_layernorm: RmsNorm,
+    /// Causal attention with RoPE.
+    pub self_attn: TextAttention,
+    /// Before the MLP.
+    pub post_attention_layernorm: RmsNorm,
+    /// SwiGLU.
+    pub mlp: TextMlp,
+}
+
+/// `self_attn.…`
+#[derive(Module, Debug)]
+pub struct TextAttention {
+    /// Queries.
+    pub q_proj: Linear,
+    /// Keys.
+    pub k_proj: Linear,
+    /// Values.
+    pub v_proj: Linear,
+    /// Output.
+    pub o_proj: Linear,
+    /// Norm of each query head, before its rotation.
+    pub q_norm: Option<RmsNorm>,
+    /// Norm of each key head, before its rotation.
+    pub k_norm: Option<RmsNorm>,
+}
+
+/// `mlp.…`
+#[derive(Module, Debug)]
+pub struct TextMlp {
+    /// Gate.
+    pub gate_proj: Linear,
+    /// Up.
+    pub up_proj: Linear,
+    /// Down.
+    pub down_proj: Linear,
+}
+
+/// Names of a layer's linear layers, in the order of [`TextLayer::linears_mut`].
+pub const TEXT_LINEARS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+impl LanguageModel {
+    /// Embeddings of tokens in the number format that the device computes in: `[T]` → `[T, D]`.
+    pub fn embed(&self, input_ids: &[u32]) -> Tensor<2> {
+        self.model.embed_tokens.rows(input_ids)
+    }
+
+    /// Logits after the tokens at `positions`: hidden `[T, D]` → `[positions, V]`.
+    pub fn logits(&self, hidden: Tensor<2>, positions: &[usize], config: &TextConfig) -> Tensor<2> {
+        let rows = kernels::select_rows(hidden, positions);
+        self.head().logits(self.model.norm.forward(rows, config.rms_norm_eps).values)
+    }
+
+    /// Sum of the cross entropy of `targets` at `positions`: hidden `[T, D]` → `[1]`. No other logits are computed.
+    pub fn loss_sum(&self, hidden: Tensor<2>, positions: &[usize], targets: &[u32], config: &TextConfig) -> Tensor<1> {
+        let rows = kernels::select_rows(hidden, positions);
+        let normed = self.model.norm.forward(rows, config.rms_norm_eps).values;
+        match self.head() {
+            head if head.is_composed() => kernels::reference::cross_entropy_of_logits(head.logits(normed), targets),
+            head => kernels::cross_entropy_sum(normed, head.weight.val(), targets),
+        }
+    }
+
+    /// `[V, D]`: lm_head, or the embedding when tied.
+    pub fn head(&self) -> &Embedding {
+        self.lm_head.as_ref().unwrap_or(&self.model.embed_tokens)
+    }
+
+    /// The head's weight `[V, D]`.
+    pub fn head_weight(&self) -> Tensor<2> {
+        self.head().weight.val()
+    }
+
+    /// Keeps the matrices of the layers and of the head in 8-bit integers, one scale an output channel: inference only,
+    /// for a quarter of f32's memory traffic. LoRA matrices stay as they are; merge them first for speed.
+    pub fn quantize_int8(&mut self) {
+        self.model.layers.iter_mut().flat_map(TextLayer::linears_mut).for_each(Linear::quantize_int8);
+        self.lm_head.as_mut().unwrap_or(&mut self.model.embed_tokens).quantize_int8();
+    }
+
+    /// Moves the weights into huge pages where system and backend can: decoding reads all of them for every token.
+    pub fn move_into_huge_pages(&mut self) {
+        self.visit(&mut HugePages);
+        let of_layers = self.model.layers.iter_mut().flat_map(TextLayer::linears_mut).filter_map(|l| l.int8.as_ref());
+        of_layers.for_each(Int8Weight::move_into_huge_pages);
+        self.head().int8.iter().for_each(Int8Weight::move_into_huge_pages);
+    }
+}
+
+struct HugePages;
+
+impl ModuleVisitor for HugePages {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        kernels::move_into_huge_pages(&param.val());
+    }
+}
+
+impl TextLayer {
+    /// hidden `[T, D]` → `[T, D]`, or only the rows of [`TextContext::last_tokens`]: of the other tokens, the keys and values
+    /// are computed and nothing more. `layer` is the index in the model. With `caches` (one for each sequence) the tokens
+    /// follow those that the caches hold, and are added to them.
+    ///
+    /// # Panics
+    /// If a cache is too small for its new tokens.
+    /// # Source
+    /// transformers `modeling_qwen2.py`, `Qwen2DecoderLayer.forward`; Qwen3's and Llama's are the same.
+    pub fn forward(
+        &self,
+        hidden: Tensor<2>,
+        layer: usize,
+        context: &TextContext,
+        caches: Option<&mut [&mut KvCache]>,
+    ) -> Tensor<2> {
+        let eps = context.config.rms_norm_eps;
+        let normed = self.input_layernorm.forward(hidden.clone(), eps);
+        let attended = self.self_attn.forward(normed, layer, context, caches);
+        let residual = match context.last_tokens(layer) {
+            Some(last) => last.select(hidden),
+            None => hidden,
+        };
+        let hidden = kernels::add(residual, attended);
+        let normed = self.post_attention_layernorm.forward(hidden.clone(), eps);
+        kernels::add(hidden, self.mlp.forward(normed, layer, context))
+    }
+
+    /// The linear layers, in the order of [`TEXT_LINEARS`].
+    pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        let TextAttention { q_proj, k_proj, v_proj, o_proj, .. } = &mut self.self_attn;
+        let TextMlp { gate_proj, up_proj, down_proj } = &mut self.mlp;
+        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+    }
+}
+
+impl TextAttention {
+    /// Normed hidden states `[T, D]` → the attention's output for the tokens whose output the layer computes.
+    fn forward(
+        &self,
+        x: LinearInput,
+        layer: usize,
+        context: &TextContext,
+        caches: Option<&mut [&mut KvCache]>,
+    ) -> Tensor<2> {
+        let TextConfig { num_attention_heads: heads, num_key_value_heads: kv_heads, rms_norm_eps: eps, .. } =
+            context.config;
+        let last = context.last_tokens(layer);
+        let (query_input, query_rope, query_lens) = match last {
+            Some(last) => (last.select_input(x.clone()), &last.rope, &last.lens),
+            None => (x.clone(), &context.rope, &context.seq_lens),
+        };
+        let q = self.q_proj.forward(query_input, context.output_dropout(layer, 0));
+        let q = kernels::rope(norm_heads(&self.q_norm, q, eps), query_rope, heads);
+        let k = self.k_proj.forward(x.clone(), context.dropout(layer, 1));
+        let k = kernels::rope(norm_heads(&self.k_norm, k, eps), &context.rope, kv_heads);
+        let v = self.v_proj.forward(x, context.dropout(layer, 2));
+        let attended = match (caches, last) {
+            (Some(caches), _) => {
+                append(caches, layer, &context.seq_lens, &k, &v);
+                let caches: Vec<_> = caches.iter().map(|cache| cache.layer(layer)).collect();
+                kernels::attention_cached(q, &caches, query_lens, heads, kv_heads)
+            }
+            (None, Some(_)) => kernels::attention_of_last(q, k, v, heads, kv_heads, query_lens, &context.seq_lens),
+            (None, None) => kernels::attention(q, k, v, heads, kv_heads, &context.seq_lens, Mask::Causal),
+        };
+        self.o_proj.forward(attended, context.output_dropout(layer, 3))
+    }
+}
+
+fn norm_heads(norm: &Option<RmsNorm>, x: Tensor<2>, eps: f64) -> Tensor<2> {
+    match norm {
+        Some(norm) => norm.forward_heads(x, eps),
+        None => x,
+    }
+}
+
+/// Adds the keys and values of `seq_lens[i]` new tokens to `caches[i]`.
+fn append(caches: &mut [&mut KvCache], layer: usize, seq_lens: &[usize], k: &Tensor<2>, v: &Tensor<2>) {
+    let mut start = 0;
+    for (cache, &len) in caches.iter_mut().zip(seq_lens) {
+        let rows = |x: &Tensor<2>| x.clone().narrow(0, start, len);
+        cache.layer_mut(layer).append(rows(k), rows(v));
+        start += len;
+    }
+}
+
+impl TextMlp {
+    fn forward(&self, x: LinearInput, layer: usize, context: &TextContext) -> Tensor<2> {
+        let gate = self.gate_proj.forward(x.clone(), context.output_dropout(layer, 4));
+        let up = self.up_proj.forward(x, context.output_dropout(layer, 5));
+        self.down_proj.forward(kernels::swiglu(gate, up), context.output_dropout(layer, 6))
+    }
+}
+
+/// `initializer_range` of all families: the standard deviation of every matrix.
+const INITIALIZER_RANGE: f64 = 0.02;
+
+impl LanguageModel {
+    /// A language model of the config's shapes, to be filled.
+    pub fn zeros(config: &TextConfig, device: &Device) -> Self {
+        Self::init(config, &mut Initializer::zeros(device))
+    }
+
+    /// Fresh weights, or zeros to be filled.
+    ///
+    /// # Source
+    /// transformers `PreTrainedModel._init_weights`.
+    pub(crate) fn init(config: &TextConfig, init: &mut Initializer<'_>) -> Self {
+        let (rows, width) = (config.vocab_size, config.hidden_size);
+        let model = Decoder {
+            embed_tokens: init.table(rows, width, INITIALIZER_RANGE),
+            layers: (0..config.num_hidden_layers).map(|_| TextLayer::init(config, init)).collect(),
+            norm: init.rms_norm(width),
+        };
+        Self { model, lm_head: (!config.tie_word_embeddings).then(|| init.table(rows, width, INITIALIZER_RANGE)) }
+    }
+}
+
+impl TextLayer {
+    fn init(config: &TextConfig, init: &mut Initializer<'_>) -> Self {
+        let TextConfig { hidden_size: width, intermediate_size: inner, head_dim, qkv_bias, o_bias, mlp_bias, .. } =
+            *config;
+        let (q_width, kv_width) = (config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim);
+        let mut linear = |inputs, outputs, bias| init.linear(inputs, outputs, INITIALIZER_RANGE, bias);
+        let [q_proj, k_proj, v_proj] = [q_width, kv_width, kv_width].map(|outputs| linear(width, outputs, qkv_bias));
+        let o_proj = linear(q_width, width, o_bias);
+        let mlp = TextMlp {
+            gate_proj: linear(width, inner, mlp_bias),
+            up_proj: linear(width, inner, mlp_bias),
+            down_proj: linear(inner, width, mlp_bias),
+        };
+        let [q_norm, k_norm] = [(); 2].map(|()| config.qk_norm.then(|| init.rms_norm(head_dim)));
+        Self {
+            input_layernorm: init.rms_norm(width),
+            self_attn: TextAttention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm },
+            post_attention_layernorm: init.rms_norm(width),
+            mlp,
+        }
+    }
+}
