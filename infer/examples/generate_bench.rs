@@ -8,10 +8,11 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use infer::args::{ModelArgs, Weights};
-use infer::engine::{Engine, Prompt, Request, Sequence, single_question};
-use infer::sampling::SamplingConfig;
+use infer::engine::{Engine, Request, Sequence, single_question};
 use kernels::memory::peak_rss_mb;
+use model::batch::PackedBatch;
 use model::config::WeightDtype;
+use model::sampling::SamplingConfig;
 use rayon::prelude::*;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -78,12 +79,12 @@ fn main() -> Result<()> {
 
 /// GB/s that decoding reads, and that a program reaches which does nothing else, in turn: the machine's speed changes. Its values are in
 /// huge pages, as the weights are.
-fn read_rates(engine: &Engine, batch: &[Prompt], bytes_per_step: f64) -> Result<(Vec<f64>, Vec<f64>)> {
+fn read_rates(engine: &Engine, batch: &[PackedBatch], bytes_per_step: f64) -> Result<(Vec<f64>, Vec<f64>)> {
     let values = vec![1f32; 1 << 27];
     kernels::memory::move_into_huge_pages(&values);
     let sum_of =
         |part: &[f32]| part.chunks_exact(32).fold([0f32; 32], |sums, new| std::array::from_fn(|i| sums[i] + new[i]));
-    let start = |prompt: &Prompt| Ok(engine.start(request(prompt.clone(), TURNS * STEPS + 1))?.0);
+    let start = |prompt: &PackedBatch| Ok(engine.start(request(prompt.clone(), TURNS * STEPS + 1))?.0);
     let mut sequences = batch.iter().map(start).collect::<Result<Vec<Sequence>>>()?;
     let (mut reached, mut possible) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
@@ -100,11 +101,11 @@ fn read_rates(engine: &Engine, batch: &[Prompt], bytes_per_step: f64) -> Result<
     Ok((reached, possible))
 }
 
-fn request(prompt: Prompt, max_new_tokens: usize) -> Request {
+fn request(prompt: PackedBatch, max_new_tokens: usize) -> Request {
     Request { prompt, sampling: SamplingConfig::default(), max_new_tokens, stop: Vec::new(), ignore_eos: true }
 }
 
-fn prompts(engine: &Engine, args: &Args) -> Result<Vec<Prompt>> {
+fn prompts(engine: &Engine, args: &Args) -> Result<Vec<PackedBatch>> {
     let records = chat::dataset::read_all(&args.data)?;
     let rows: Vec<_> =
         records.into_iter().map(|record| Ok(record.map_err(|(_, error)| error)?)).collect::<Result<_>>()?;
@@ -131,7 +132,7 @@ fn weights_per_step(engine: &Engine) -> usize {
 }
 
 /// Keys and values that a step of [`read_rates`] reads, f32, on average: those of the prompts and of half of the new tokens.
-fn cache_bytes_per_step(engine: &Engine, batch: &[Prompt]) -> f64 {
+fn cache_bytes_per_step(engine: &Engine, batch: &[PackedBatch]) -> f64 {
     let text = &engine.processors.config.text;
     let tokens: usize = batch.iter().map(|prompt| prompt.input_ids.len() + TURNS * STEPS / 2).sum();
     let values_of_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim;

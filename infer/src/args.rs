@@ -1,9 +1,9 @@
 //! The command line's options, as written; each subcommand checks its own.
 
-use crate::sampling::SamplingConfig;
 use crate::serve::args::ServeArgs;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use kernels::device::DeviceKind;
+use model::sampling::SamplingConfig;
 use std::path::PathBuf;
 
 /// Generate, caption, score, merge and serve with the checkpoints of a run.

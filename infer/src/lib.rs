@@ -9,7 +9,6 @@ pub mod generate;
 pub mod merge;
 pub mod metrics;
 mod progress;
-pub mod sampling;
 pub mod score;
 pub mod serve;
 pub mod text_stream;

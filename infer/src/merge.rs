@@ -1,10 +1,11 @@
 //! `infer merge`: an adapter's changes added into its model's weights, written as a full checkpoint.
 
 use crate::args::MergeArgs;
-use crate::engine::{Engine, Processors, Prompt, single_question};
+use crate::engine::{Engine, Processors, single_question};
 use anyhow::{Context, Result, ensure};
 use images::image_processor::ProcessedImage;
 use kernels::device::DeviceKind;
+use model::batch::PackedBatch;
 use serde::Serialize;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -87,7 +88,7 @@ fn temporary_sibling(output: &Path) -> Result<tempfile::TempDir> {
 }
 
 /// A question about a picture of smooth colours: passes through every part of the model.
-fn test_prompt(processors: &Processors) -> Result<Prompt> {
+fn test_prompt(processors: &Processors) -> Result<PackedBatch> {
     let size = processors.images.crop_size;
     let code = |index: usize| {
         let (channel, y, x) = (index / (size * size), index / size % size, index % size);
@@ -106,7 +107,7 @@ fn test_prompt(processors: &Processors) -> Result<Prompt> {
 fn compare(before: &[f32], after: &[f32], vocabulary: usize, output: &Path, dtype: String) -> MergeReport {
     let largest =
         |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |a, b| if b.is_nan() { b } else { a.max(b) });
-    let same = |(a, b): &(&[f32], &[f32])| crate::sampling::argmax(a) == crate::sampling::argmax(b);
+    let same = |(a, b): &(&[f32], &[f32])| model::sampling::argmax(a) == model::sampling::argmax(b);
     MergeReport {
         output: output.to_path_buf(),
         dtype,

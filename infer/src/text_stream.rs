@@ -2,25 +2,6 @@
 
 use base::Result;
 
-/// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FinishReason {
-    /// An end-of-text token or a stop string.
-    Stop,
-    /// The token limit.
-    Length,
-}
-
-impl FinishReason {
-    /// OpenAI's word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-        }
-    }
-}
-
 /// Decodes a growing sequence of ids into pieces that can be shown at once.
 ///
 /// A token can hold a part of a character only, and what a token decodes to can depend on its neighbours; so a short

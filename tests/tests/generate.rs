@@ -2,8 +2,8 @@
 
 use chat::SYSTEM_PROMPT;
 use infer::engine::{Engine, Request, Sequence, single_question};
-use infer::sampling::SamplingConfig;
 use kernels::device::DeviceKind;
+use model::sampling::SamplingConfig;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

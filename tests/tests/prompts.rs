@@ -2,8 +2,9 @@
 
 use chat::{ChatProcessor, IMAGE_TOKEN, Message, Role};
 use images::image_processor::ProcessedImage;
-use infer::engine::{Engine, Part, Processors, Prompt, single_question};
+use infer::engine::{Engine, Part, Processors, single_question};
 use kernels::device::DeviceKind;
+use model::batch::PackedBatch;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
@@ -31,7 +32,7 @@ fn ids(chat: &ChatProcessor, text: &str) -> Vec<u32> {
 }
 
 /// A prompt's ids with each picture as one `<image>` again.
-fn shortened(prompt: &Prompt, processors: &Processors) -> Vec<u32> {
+fn shortened(prompt: &PackedBatch, processors: &Processors) -> Vec<u32> {
     let image = processors.config.image_token_index;
     let features = processors.config.image_seq_length();
     let mut ids = Vec::new();

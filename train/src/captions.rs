@@ -1,11 +1,9 @@
 //! Sample captions of an evaluation: what the model says of the first validation rows, greedily.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use base::IGNORE_INDEX;
 use base::pulse;
-use burn::tensor::Tensor;
 use chat::ChatProcessor;
-use kernels::kv_cache::KvCache;
 use model::Llava;
 use model::batch::PackedBatch;
 use model::config::LlavaConfig;
@@ -65,7 +63,8 @@ impl Samples {
         if self.references.is_empty() {
             return Ok(Vec::new());
         }
-        let answers = greedy(model, config, &self.batch, &self.chat.eos_token_ids)?;
+        let eos = &self.chat.eos_token_ids;
+        let answers = model.greedy_answers(&self.batch, MAX_NEW_TOKENS, eos, config, pulse::mark)?;
         let captioned = answers.iter().zip(&self.references).map(|(ids, (id, image, reference))| {
             let caption = self.chat.decode(ids, true)?.trim().to_string();
             Ok(SampleCaption { id: id.clone(), image: image.clone(), caption, references: vec![reference.clone()] })
@@ -89,55 +88,4 @@ fn prompt(mut row: Row, image_token_index: u32) -> Row {
 fn first_answer(row: &Row) -> Vec<u32> {
     let supervised = row.labels.iter().skip_while(|&&label| label == IGNORE_INDEX);
     supervised.take_while(|&&label| label != IGNORE_INDEX).map(|&label| label as u32).collect()
-}
-
-/// The most likely answer to each prompt of a batch, token by token, up to an end token (left out) or the longest length.
-///
-/// # Errors
-/// A device that cannot give its values.
-pub fn greedy(model: &Llava, config: &LlavaConfig, batch: &PackedBatch, eos: &[u32]) -> Result<Vec<Vec<u32>>> {
-    let context = config.text.max_position_embeddings;
-    let device = model.device();
-    let room = |&len: &usize| MAX_NEW_TOKENS.min(context.saturating_sub(len));
-    let limits: Vec<usize> = batch.seq_lens.iter().map(room).collect();
-    let cache = |(len, limit)| config.text.kv_cache(len + limit, &device);
-    let mut caches: Vec<KvCache> = batch.seq_lens.iter().copied().zip(limits.iter().copied()).map(cache).collect();
-    let mut answers: Vec<Vec<u32>> = vec![Vec::new(); caches.len()];
-    let mut logits = model.prefill(batch, &mut caches.iter_mut().collect::<Vec<_>>(), config);
-    let mut active: Vec<usize> = (0..caches.len()).collect();
-    while !active.is_empty() {
-        pulse::mark();
-        let tokens = most_likely(logits)?;
-        let mut next = Vec::new();
-        for (&sequence, &token) in active.iter().zip(&tokens) {
-            if !eos.contains(&token) && answers[sequence].len() < limits[sequence] {
-                answers[sequence].push(token);
-                if answers[sequence].len() < limits[sequence] {
-                    next.push(sequence);
-                }
-            }
-        }
-        active = next;
-        if active.is_empty() {
-            break;
-        }
-        let last: Vec<u32> = active.iter().filter_map(|&sequence| answers[sequence].last().copied()).collect();
-        let mut in_use: Vec<&mut KvCache> =
-            caches.iter_mut().enumerate().filter(|(index, _)| active.contains(index)).map(|(_, cache)| cache).collect();
-        logits = model.decode(&last, &mut in_use, config);
-    }
-    Ok(answers)
-}
-
-/// The largest of each row of logits `[rows, V]`; the first of equal ones.
-fn most_likely(logits: Tensor<2>) -> Result<Vec<u32>> {
-    let [_, vocabulary] = logits.dims();
-    let values: Vec<f32> =
-        logits.into_data().convert::<f32>().try_into_vec().map_err(|error| anyhow!("reading logits: {error:?}"))?;
-    let best = |row: &[f32]| {
-        let better =
-            |best: (usize, f32), (index, &value): (usize, &f32)| if value > best.1 { (index, value) } else { best };
-        row.iter().enumerate().fold((0, f32::NEG_INFINITY), better).0 as u32
-    };
-    Ok(values.chunks_exact(vocabulary).map(best).collect())
 }

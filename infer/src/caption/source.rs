@@ -2,13 +2,14 @@
 
 use super::journal::Line;
 use crate::args::CaptionArgs;
-use crate::engine::{Processors, Prompt, single_question};
+use crate::engine::{Processors, single_question};
 use crate::score::ensure_same_processors;
 use anyhow::{Context, Result, bail, ensure};
 use base::{Error, IGNORE_INDEX};
 use chat::dataset::{self, ReadRecord};
 use images::image_files::ImageSources;
 use images::image_processor::ProcessedImage;
+use model::batch::PackedBatch;
 use shards::{Row, ShardSet};
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ pub(super) struct Item {
     /// File name.
     pub image: String,
     /// The question with the picture, or why they cannot be used.
-    pub prompt: Result<Prompt, String>,
+    pub prompt: Result<PackedBatch, String>,
     /// Answers that the source itself has.
     pub references: Vec<String>,
 }
@@ -163,7 +164,7 @@ fn record_item(
     }
 }
 
-fn ask(images: &[ProcessedImage], question: &str, system: &str, processors: &Processors) -> Result<Prompt> {
+fn ask(images: &[ProcessedImage], question: &str, system: &str, processors: &Processors) -> Result<PackedBatch> {
     processors.prompt(&single_question(system, question, images.len()), images)
 }
 

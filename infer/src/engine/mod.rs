@@ -3,7 +3,7 @@
 mod prompt;
 mod sequence;
 
-pub use prompt::{Part, Prompt, single_question};
+pub use prompt::{Part, single_question};
 pub use sequence::{Request, Sequence};
 
 use crate::args::{ModelArgs, Weights};
@@ -13,10 +13,10 @@ use chat::ChatProcessor;
 use images::image_processor::ImageProcessor;
 use kernels::MAX_INDEPENDENT_TOKENS;
 use kernels::device::DeviceKind;
-use kernels::kv_cache::KvCache;
 use model::Llava;
 use model::batch::PackedBatch;
 use model::config::LlavaConfig;
+use model::generate::Answering;
 use std::path::Path;
 use std::sync::Arc;
 use store::checkpoint::{LoadAs, load_model};
@@ -113,11 +113,13 @@ impl Engine {
             "the prompt has {prompt_len} tokens, the model takes {context} with the answer; shorten the conversation"
         );
         let max_new_tokens = request.max_new_tokens.min(context - prompt_len);
+        let eos_token_ids = if request.ignore_eos { Vec::new() } else { self.processors.chat.eos_token_ids.clone() };
+        let answering = Answering { sampling: request.sampling, max_new_tokens, eos_token_ids };
         in_pool(|| {
-            let mut cache = config.text.kv_cache(prompt_len + max_new_tokens, &self.device);
-            let logits = self.model.prefill(&request.prompt.batch(), &mut [&mut cache], config);
-            let mut sequence = Sequence::new(request, max_new_tokens, cache);
-            let text = sequence.advance(&mut read_f32(logits)?, &self.processors.chat)?;
+            let mut answers = self.model.begin_answers(&request.prompt, &[answering], config)?;
+            let answer = answers.pop().context("a batch of one row has one answer")?;
+            let mut sequence = Sequence::new(answer, request.stop, prompt_len);
+            let text = sequence.text(&self.processors.chat)?;
             Ok((sequence, text))
         })
     }
@@ -137,17 +139,9 @@ impl Engine {
     }
 
     fn step_together(&self, sequences: &mut [&mut Sequence]) -> Result<Vec<String>> {
-        let last: Vec<u32> = sequences.iter().map(|sequence| sequence.last_token()).collect();
-        let mut caches: Vec<&mut KvCache> = sequences.iter_mut().map(|sequence| sequence.cache_mut()).collect();
-        let logits = self.model.decode(&last, &mut caches, &self.processors.config);
-        let [_, vocabulary] = logits.dims();
-        let mut logits = read_f32(logits)?;
-        let rows = logits.chunks_exact_mut(vocabulary);
-        sequences
-            .iter_mut()
-            .zip(rows)
-            .map(|(sequence, row)| Ok(sequence.advance(row, &self.processors.chat)?))
-            .collect()
+        let mut answers: Vec<_> = sequences.iter_mut().map(|sequence| sequence.answer_mut()).collect();
+        self.model.continue_answers(&mut answers, &self.processors.config)?;
+        sequences.iter_mut().map(|sequence| Ok(sequence.text(&self.processors.chat)?)).collect()
     }
 
     /// Sum of the cross entropy over a batch's supervised tokens, nats, and their number.
@@ -165,10 +159,10 @@ impl Engine {
     ///
     /// # Errors
     /// The device cannot give its result.
-    pub fn last_logits(&self, prompt: &Prompt, rows: usize) -> Result<Vec<f32>> {
+    pub fn last_logits(&self, prompt: &PackedBatch, rows: usize) -> Result<Vec<f32>> {
         let tokens = prompt.input_ids.len();
         let positions: Vec<usize> = (tokens.saturating_sub(rows)..tokens).collect();
-        read_f32(self.model.logits(&prompt.batch(), &positions, &self.processors.config))
+        read_f32(self.model.logits(prompt, &positions, &self.processors.config))
     }
 
     /// Gives the model away.

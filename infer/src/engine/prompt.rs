@@ -2,24 +2,11 @@
 
 use super::Processors;
 use anyhow::{Result, bail, ensure};
-use base::IGNORE_INDEX;
+use base::{IGNORE_INDEX, Row};
 use chat::{IMAGE_TOKEN, Message, Role};
 use images::image_processor::ProcessedImage;
 use model::batch::PackedBatch;
 use std::path::Path;
-
-/// Input of one sequence. T tokens, N pictures of P features each.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Prompt {
-    /// `[T]`, each `<image>` repeated P times.
-    pub input_ids: Vec<u32>,
-    /// `[N · P]` places of the pictures' features.
-    pub image_positions: Vec<usize>,
-    /// f32 `[N, 3, S, S]`.
-    pub pixel_values: Vec<f32>,
-    /// N.
-    pub num_images: usize,
-}
 
 /// A piece of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,22 +15,6 @@ pub enum Part {
     Text(String),
     /// A picture.
     Image,
-}
-
-impl Prompt {
-    /// As a batch of one row without labels.
-    pub fn batch(&self) -> PackedBatch {
-        let tokens = self.input_ids.len();
-        PackedBatch {
-            input_ids: self.input_ids.clone(),
-            labels: vec![IGNORE_INDEX; tokens],
-            seq_lens: vec![tokens],
-            image_positions: self.image_positions.clone(),
-            pixel_values: self.pixel_values.clone(),
-            num_images: self.num_images,
-            ids: vec![String::new()],
-        }
-    }
 }
 
 impl Processors {
@@ -62,12 +33,12 @@ impl Processors {
         pieces.join(IMAGE_TOKEN)
     }
 
-    /// Renders, tokenizes and expands a conversation.
+    /// Renders, tokenizes and expands a conversation: a batch of one row without labels.
     ///
     /// # Errors
     /// `<image>` markers that are not as many as the pictures; a template that refuses the conversation; ids that the model
     /// does not have.
-    pub fn prompt(&self, messages: &[Message], images: &[ProcessedImage]) -> Result<Prompt> {
+    pub fn prompt(&self, messages: &[Message], images: &[ProcessedImage]) -> Result<PackedBatch> {
         let mut pixel_values = vec![0.0; images.iter().map(|image| image.codes.len()).sum()];
         let mut rest = pixel_values.as_mut_slice();
         for image in images {
@@ -78,12 +49,12 @@ impl Processors {
         self.expand(&self.chat.encode_prompt(messages)?, pixel_values)
     }
 
-    /// Repeats each `<image>` of `ids` as often as a picture has features.
+    /// A batch of one row without labels, each `<image>` of `ids` repeated as often as a picture has features.
     ///
     /// # Errors
     /// `<image>` tokens that are not as many as the pictures in `pixel_values` `[N, 3, S, S]`; an id without a row in the
     /// embedding.
-    pub fn expand(&self, ids: &[u32], pixel_values: Vec<f32>) -> Result<Prompt> {
+    pub fn expand(&self, ids: &[u32], pixel_values: Vec<f32>) -> Result<PackedBatch> {
         let image_token = self.config.image_token_index;
         let images = pixel_values.len() / (3 * self.images.crop_size * self.images.crop_size);
         let markers = ids.iter().filter(|&&id| id == image_token).count();
@@ -97,17 +68,14 @@ impl Processors {
                 "the prompt has token id {id}, the model has {rows} (vocab_size); take the model's own tokenizer files"
             );
         }
-        let features = self.config.image_seq_length();
-        let mut input_ids = Vec::with_capacity(ids.len() + images * features);
-        let mut image_positions = Vec::with_capacity(images * features);
-        for &id in ids {
-            let repeats = if id == image_token { features } else { 1 };
-            if id == image_token {
-                image_positions.extend(input_ids.len()..input_ids.len() + repeats);
-            }
-            input_ids.extend(std::iter::repeat_n(id, repeats));
-        }
-        Ok(Prompt { input_ids, image_positions, pixel_values, num_images: images })
+        let row = Row {
+            id: "the prompt".into(),
+            images: vec![String::new(); images],
+            input_ids: ids.iter().map(|&id| id as i32).collect(),
+            labels: vec![IGNORE_INDEX; ids.len()],
+            pixel_values,
+        };
+        Ok(PackedBatch::pack(vec![row], image_token, self.config.image_seq_length())?)
     }
 
     /// Reads and processes a picture file.

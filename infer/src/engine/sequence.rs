@@ -1,17 +1,17 @@
-//! One answer in the making: its cache, its sampler, its text.
+//! An answer with its text.
 
-use super::Prompt;
-use crate::sampling::{Sampler, SamplingConfig};
-use crate::text_stream::{FinishReason, TextStream};
-use base::{Error, Result};
+use crate::text_stream::TextStream;
+use base::Result;
 use chat::ChatProcessor;
-use kernels::kv_cache::KvCache;
+use model::batch::PackedBatch;
+use model::generate::{Answer, FinishReason};
+use model::sampling::SamplingConfig;
 
 /// What to answer, and how.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The conversation.
-    pub prompt: Prompt,
+    /// The conversation: a batch of one row.
+    pub prompt: PackedBatch,
     /// How tokens are chosen.
     pub sampling: SamplingConfig,
     /// Longest answer, tokens; the model's context may allow less.
@@ -24,34 +24,19 @@ pub struct Request {
 
 /// An answer in the making.
 pub struct Sequence {
-    cache: KvCache,
-    sampler: Sampler,
+    answer: Answer,
     stream: TextStream,
     prompt_tokens: usize,
-    new_ids: Vec<u32>,
-    max_new_tokens: usize,
-    ignore_eos: bool,
-    finish: Option<FinishReason>,
 }
 
 impl Sequence {
-    pub(super) fn new(request: Request, max_new_tokens: usize, cache: KvCache) -> Self {
-        let sampler = Sampler::new(request.sampling, &request.prompt.input_ids);
-        Self {
-            cache,
-            sampler,
-            stream: TextStream::new(request.stop),
-            prompt_tokens: request.prompt.input_ids.len(),
-            new_ids: Vec::new(),
-            max_new_tokens,
-            ignore_eos: request.ignore_eos,
-            finish: None,
-        }
+    pub(super) fn new(answer: Answer, stop: Vec<String>, prompt_tokens: usize) -> Self {
+        Self { answer, stream: TextStream::new(stop), prompt_tokens }
     }
 
     /// Why it ended, once it has.
     pub fn finish(&self) -> Option<FinishReason> {
-        self.finish
+        self.answer.finish()
     }
 
     /// Tokens of the prompt, pictures' features included.
@@ -61,39 +46,26 @@ impl Sequence {
 
     /// Ids of the answer so far, the end-of-text token included.
     pub fn new_ids(&self) -> &[u32] {
-        &self.new_ids
+        self.answer.new_ids()
     }
 
-    pub(super) fn last_token(&self) -> u32 {
-        self.new_ids.last().copied().unwrap_or_default()
+    pub(super) fn answer_mut(&mut self) -> &mut Answer {
+        &mut self.answer
     }
 
-    pub(super) fn cache_mut(&mut self) -> &mut KvCache {
-        &mut self.cache
-    }
-
-    /// Chooses the next token from its logits `[V]`; returns the text that became certain. Logits that are no numbers are an
-    /// error: a token chosen among them would look like an answer.
-    pub(super) fn advance(&mut self, logits: &mut [f32], chat: &ChatProcessor) -> Result<String> {
-        if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
-            return Err(Error::invalid(
-                format!("token {} of the answer", self.new_ids.len() + 1),
-                "logits that are NaN or infinite",
-                "finite ones",
-                "the model's weights hold NaN or infinity, or overflow in their type (--weights f32 computes in f32)",
-            ));
-        }
-        let id = self.sampler.next(logits);
-        self.new_ids.push(id);
+    /// The text that became certain with the newest token.
+    pub(super) fn text(&mut self, chat: &ChatProcessor) -> Result<String> {
         let decode = |ids: &[u32]| chat.decode(ids, true);
-        let ended = !self.ignore_eos && chat.eos_token_ids.contains(&id);
-        let mut text = if ended { String::new() } else { self.stream.push(id, decode)? };
-        if ended || self.stream.stopped() {
-            self.finish = Some(FinishReason::Stop);
-        } else if self.new_ids.len() >= self.max_new_tokens {
-            self.finish = Some(FinishReason::Length);
+        // An end-of-text token is no part of the text.
+        let newest = self.answer.new_ids().last().filter(|_| self.answer.finish() != Some(FinishReason::Stop));
+        let mut text = match newest {
+            Some(&id) => self.stream.push(id, decode)?,
+            None => String::new(),
+        };
+        if self.stream.stopped() {
+            self.answer.stop();
         }
-        if self.finish.is_some() {
+        if self.answer.finish().is_some() {
             text.push_str(&self.stream.finish(decode)?);
         }
         Ok(text)

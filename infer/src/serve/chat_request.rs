@@ -11,9 +11,9 @@ mod tests;
 use super::args::Limits;
 use super::error::ApiError;
 use crate::engine::Part;
-use crate::sampling::SamplingConfig;
 use chat::Role;
 use fields::{Fields, string, wrong_type};
+use model::sampling::SamplingConfig;
 use neutral::{BODY, STREAM_OPTIONS, refuse_the_rest};
 use serde_json::Value;
 

@@ -1,6 +1,6 @@
 //! `/v1/chat/completions`: OpenAI's response and stream objects.
 
-use crate::text_stream::FinishReason;
+use model::generate::FinishReason;
 use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -12,13 +12,14 @@ use super::metrics::Counted;
 use super::queue::Refused;
 use super::scheduler::Job;
 use super::stream::{self, Answer, EventState};
-use crate::engine::{Part, Prompt, Request};
+use crate::engine::{Part, Request};
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use chat::Message;
+use model::batch::PackedBatch;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
@@ -102,7 +103,7 @@ async fn prepare(
     messages: Vec<ChatMessage>,
     images: Vec<ImagePart>,
     memory: Reservation,
-) -> Result<(Prompt, Reservation), ApiError> {
+) -> Result<(PackedBatch, Reservation), ApiError> {
     let limits = app.limits.clone();
     // The reservation goes where the bytes are: a thread may outlive its request's time.
     let fetched = tokio::task::spawn_blocking(move || Ok((images::read_all(images, &limits)?, memory))).await;
@@ -127,7 +128,7 @@ async fn prepare(
     .await
 }
 
-fn prompt_of(app: &App, messages: &[ChatMessage], files: &[ImageFile]) -> Result<Prompt, ApiError> {
+fn prompt_of(app: &App, messages: &[ChatMessage], files: &[ImageFile]) -> Result<PackedBatch, ApiError> {
     let processors = &app.processors;
     let process = |file: &ImageFile| {
         let image = images::process(&file.bytes, &processors.images, app.limits.max_pixels);

@@ -4,7 +4,7 @@
 //! by the request's token limit. A client that is gone drops its end, which the model thread sees.
 
 use super::error::ApiError;
-use crate::text_stream::FinishReason;
+use model::generate::FinishReason;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 

@@ -123,13 +123,8 @@ fn finish(done: Active) {
 impl Job {
     /// A job without a prompt.
     pub fn for_tests(sender: Sender, memory: Reservation) -> Self {
-        let prompt = crate::engine::Prompt {
-            input_ids: Vec::new(),
-            image_positions: Vec::new(),
-            pixel_values: Vec::new(),
-            num_images: 0,
-        };
-        let (sampling, stop) = (crate::sampling::SamplingConfig::default(), Vec::new());
+        let prompt = model::batch::PackedBatch::default();
+        let (sampling, stop) = (model::sampling::SamplingConfig::default(), Vec::new());
         let request = Request { prompt, sampling, max_new_tokens: 1, stop, ignore_eos: false };
         Self { request, sender, deadline: Instant::now(), received: Instant::now(), memory }
     }

@@ -1,6 +1,6 @@
 //! From logits to the next token: transformers' processors in transformers' order, then the largest or a seeded draw.
 
-use anyhow::{Result, bail};
+use base::{Error, Result};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -31,14 +31,16 @@ impl SamplingConfig {
     /// # Errors
     /// Names the value, what was found and what is allowed.
     pub fn validate(&self) -> Result<()> {
+        let refuse =
+            |key: &str, found: f32, expected: &str| Err(Error::invalid(key, found, expected, "correct the value"));
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            bail!("temperature: found {}, expected a number ≥ 0 (0 is greedy)", self.temperature);
+            return refuse("temperature", self.temperature, "a number ≥ 0 (0 is greedy)");
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            bail!("top_p: found {}, expected a number above 0 and at most 1", self.top_p);
+            return refuse("top_p", self.top_p, "a number above 0 and at most 1");
         }
         if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
-            bail!("repetition_penalty: found {}, expected a number above 0 (1 is off)", self.repetition_penalty);
+            return refuse("repetition_penalty", self.repetition_penalty, "a number above 0 (1 is off)");
         }
         Ok(())
     }
