@@ -1,7 +1,7 @@
 //! SwiGLU, GELU and QuickGELU.
 
 use super::again::Again;
-use super::operand::{self, buffer, floats, incoming, record};
+use super::operand::{self, buffer, bytes_of, floats, incoming, record};
 use super::simd::{erf, exp, multiversion, sigmoid};
 use crate::LinearInput;
 use burn::backend::Flex;
@@ -25,6 +25,11 @@ pub fn swiglu(gate: &Tensor<2>, up: &Tensor<2>) -> Option<LinearInput> {
     });
     let values = record(SwiGlu, [gate.node, up.node], || (gate.values, up.values), output);
     Some(LinearInput { values, again })
+}
+
+/// Bytes that [`swiglu`] of gate and up `[T, F]` keeps for its backward step: both.
+pub fn swiglu_kept([tokens, width]: [usize; 2]) -> usize {
+    bytes_of(2 * tokens * width)
 }
 
 /// `silu(gate) ∘ up`.
@@ -94,6 +99,11 @@ pub fn gelu(x: &Tensor<2>) -> Option<LinearInput> {
 /// See [`crate::quick_gelu`].
 pub fn quick_gelu(x: &Tensor<2>) -> Option<LinearInput> {
     activate(x, Unary { forward: quick_gelu_forward, backward: quick_gelu_backward })
+}
+
+/// Bytes that an activation of x `[T, F]` alone ([`gelu`], [`quick_gelu`]) keeps for its backward step: x.
+pub fn unary_kept([tokens, width]: [usize; 2]) -> usize {
+    bytes_of(tokens * width)
 }
 
 /// An activation: `forward(x, output)` and `backward(x, gradient)`, which multiplies the derivative into the gradient.

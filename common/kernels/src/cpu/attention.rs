@@ -4,7 +4,7 @@
 use super::dot_products::dots;
 use super::gemm::{Packed, Start, gemm_serial};
 use super::matrix::{Matrix, MatrixMut, Tile};
-use super::operand::{self, buffer, floats, incoming, record};
+use super::operand::{self, buffer, bytes_of, floats, incoming, record};
 use super::scratch::{Aligned, give, take, unused};
 use super::simd::{exp, max, multiversion, sum};
 use crate::Mask;
@@ -85,6 +85,12 @@ fn of_sequences(
     let output = operand::tensor(output, [queries, width]);
     let nodes = [q.node, k.node, v.node];
     Some(record(Attention, nodes, || Saved { q: q.values, k: k.values, v: v.values, lse, layout }, output))
+}
+
+/// Bytes that [`attention`] and [`attention_of_last`] keep for their backward step: q `[queries, heads · head_dim]`, k and v
+/// `[tokens, kv_heads · head_dim]`, and a number for each query and head.
+pub fn attention_kept(queries: usize, tokens: usize, heads: usize, kv_heads: usize, head_dim: usize) -> usize {
+    bytes_of(queries * heads * head_dim + 2 * tokens * kv_heads * head_dim + queries * heads)
 }
 
 /// See [`crate::attention_cached`].

@@ -5,7 +5,7 @@
 
 use super::gemm::{Packed, Start, gemm_serial};
 use super::matrix::{Matrix, MatrixMut};
-use super::operand::{self, buffer, floats, incoming, record, zeros};
+use super::operand::{self, buffer, bytes_of, floats, incoming, record, zeros};
 use super::scratch::{Aligned, give, take, unused};
 use super::simd::{LINE, exp, multiversion, prefetch};
 use burn::backend::Flex;
@@ -33,7 +33,7 @@ pub fn cross_entropy_sum(hidden: &Tensor<2>, weight: &Tensor<2>, targets: &[u32]
     if targets.len() != rows || targets.iter().any(|&target| target as usize >= vocabulary) {
         return None;
     }
-    let padded = rows.next_multiple_of(LANES);
+    let padded = Sizes { rows, width, vocabulary }.padded();
     let mut filled = zeros(padded * width);
     filled[..rows * width].copy_from_slice(floats(&hidden.values));
     let mut problem = Problem {
@@ -48,6 +48,50 @@ pub fn cross_entropy_sum(hidden: &Tensor<2>, weight: &Tensor<2>, targets: &[u32]
     let loss = problem.forward();
     let nodes = [hidden.node, weight.node];
     Some(record(CrossEntropy, nodes, || problem, operand::tensor(vec![loss], [1])))
+}
+
+/// Sizes that decide how the work is divided.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Supervised rows.
+    pub rows: usize,
+    /// Width of the hidden states.
+    pub width: usize,
+    /// Tokens of the vocabulary.
+    pub vocabulary: usize,
+}
+
+impl Sizes {
+    /// Rows filled up to whole vectors.
+    fn padded(self) -> usize {
+        self.rows.next_multiple_of(LANES)
+    }
+
+    /// Whether the logits are kept for the gradient of a trained weight.
+    fn keeps_logits(self, weight_trained: bool) -> bool {
+        weight_trained && self.padded() * self.vocabulary <= KEPT
+    }
+
+    /// Tokens of the vocabulary in a chunk and in a part. They depend on sizes only, as everything that decides the order of sums:
+    /// any number of threads gives the same.
+    fn divided(self) -> (usize, usize) {
+        let chunk = (CHUNK / self.width.max(1)).clamp(32, 256);
+        let parts = (PARTIAL_SUMS / (self.padded() * self.width).max(1)).clamp(2, 64);
+        (chunk, self.vocabulary.div_ceil(chunk).div_ceil(parts).max(1) * chunk)
+    }
+}
+
+/// Bytes that [`cross_entropy_sum`] keeps for its backward step: the hidden states, their gradient, and of a trained weight the
+/// logits, unless there are too many.
+pub fn cross_entropy_sum_kept(sizes: Sizes, weight_trained: bool) -> usize {
+    let logits = if sizes.keeps_logits(weight_trained) { sizes.padded() * sizes.vocabulary } else { 0 };
+    bytes_of((sizes.padded() + sizes.rows) * sizes.width + sizes.padded() + logits)
+}
+
+/// Bytes that the forward step of [`cross_entropy_sum`] needs while it works: the sums of the parts of the vocabulary.
+pub fn cross_entropy_sum_working(sizes: Sizes) -> usize {
+    let (_, part) = sizes.divided();
+    bytes_of(sizes.vocabulary.div_ceil(part) * sizes.rows * sizes.width)
 }
 
 /// Logits are held with a row for each token of the vocabulary: then the weight is read where it lies.
@@ -108,18 +152,19 @@ impl Part {
 }
 
 impl Problem {
+    /// Rows (those that fill up included), width, vocabulary.
     fn sizes(&self) -> (usize, usize, usize) {
         let ([rows, width], [vocabulary, _]) = (operand::dims(&self.hidden), operand::dims(&self.weight));
         (rows, width, vocabulary)
     }
 
-    /// Tokens of the vocabulary in a chunk and in a part. They depend on sizes only, as everything that decides the order of sums:
-    /// any number of threads gives the same.
     fn divided(&self) -> (usize, usize) {
-        let (rows, width, vocabulary) = self.sizes();
-        let chunk = (CHUNK / width.max(1)).clamp(32, 256);
-        let parts = (PARTIAL_SUMS / (rows * width).max(1)).clamp(2, 64);
-        (chunk, vocabulary.div_ceil(chunk).div_ceil(parts).max(1) * chunk)
+        self.division().divided()
+    }
+
+    fn division(&self) -> Sizes {
+        let (_, width, vocabulary) = self.sizes();
+        Sizes { rows: self.targets.len(), width, vocabulary }
     }
 
     fn weight_rows(&self, first: usize, tokens: usize) -> Matrix<'_> {
@@ -139,7 +184,7 @@ impl Problem {
             return 0.0;
         }
         let [hidden_tracked, weight_tracked] = self.tracked;
-        let keep = weight_tracked && rows * vocabulary <= KEPT;
+        let keep = self.division().keeps_logits(weight_tracked);
         let mut kept = buffer(if keep { vocabulary * rows } else { 0 });
         let hidden = Packed::new(self.hidden().transposed());
         let (chunk, part_len) = self.divided();

@@ -4,7 +4,7 @@ use super::again::Kept;
 use super::dropout::drop_values;
 use super::gemm::{Packed, Start, gemm};
 use super::matrix::{Matrix, MatrixMut};
-use super::operand::{self, Operand, buffer, floats, incoming, record};
+use super::operand::{self, Operand, buffer, bytes_of, floats, incoming, record};
 use super::rows::column_sums;
 use super::scratch::{Aligned, give, take, unused};
 use super::weights::Weight;
@@ -41,6 +41,12 @@ pub fn linear(x: impl Into<LinearInput>, weight: &Tensor<2>, bias: Option<&Tenso
         Some(bias) => record(Linear, [x.node, weight.node, bias.node], || state, output),
         None => record(Linear, [x.node, weight.node], || state, output),
     })
+}
+
+/// Bytes that [`linear`] of x `[T, in]` keeps for its backward step: x if the weight is trained, unless x is computed again from what
+/// a norm or an activation keeps anyway (`recomputed`).
+pub fn linear_kept([tokens, inputs]: [usize; 2], trained: bool, recomputed: bool) -> usize {
+    if trained && !recomputed { bytes_of(tokens * inputs) } else { 0 }
 }
 
 /// A weight in any number format that can be frozen; a trained one is f32.
@@ -146,6 +152,12 @@ pub fn lora_linear(
         Some(bias) => record(LoraLinear, [x.node, weight.node, a.node, b.node, bias.node], state, output),
         None => record(LoraLinear, [x.node, weight.node, a.node, b.node], state, output),
     })
+}
+
+/// Bytes that [`lora_linear`] of x `[T, in]` keeps for its backward step: the values between its matrices, and x unless it is
+/// `recomputed` (see [`linear_kept`]).
+pub fn lora_linear_kept(x: [usize; 2], rank: usize, recomputed: bool) -> usize {
+    bytes_of(x[0] * rank) + linear_kept(x, true, recomputed)
 }
 
 /// `scale · (mask ∘ x) Aᵀ`.

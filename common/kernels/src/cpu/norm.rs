@@ -1,7 +1,7 @@
 //! RMSNorm and LayerNorm.
 
 use super::again::Again;
-use super::operand::{self, buffer, floats, incoming, record};
+use super::operand::{self, buffer, bytes_of, floats, incoming, record};
 use super::simd::{multiversion, sum};
 use crate::LinearInput;
 use burn::backend::Flex;
@@ -32,6 +32,11 @@ pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> Option<LinearInp
     Some(LinearInput { values, again })
 }
 
+/// Bytes that [`rms_norm`] of x `[T, D]` keeps for its backward step: x, and a number for each row.
+pub fn rms_norm_kept([tokens, width]: [usize; 2]) -> usize {
+    bytes_of(tokens * width + tokens)
+}
+
 /// See [`crate::layer_norm`].
 pub fn layer_norm(x: &Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Option<LinearInput> {
     let (x, weight, bias) = (operand::operand(x)?, operand::operand(weight)?, operand::operand(bias)?);
@@ -47,6 +52,11 @@ pub fn layer_norm(x: &Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64)
     let again = (x.node.tracked() || weight_tracked).then(|| saved.again());
     let values = record(LayerNorm, [x.node, weight.node, bias.node], || saved, operand::tensor(output, shape));
     Some(LinearInput { values, again })
+}
+
+/// Bytes that [`layer_norm`] of x `[T, D]` keeps for its backward step: x, and two numbers for each row.
+pub fn layer_norm_kept([tokens, width]: [usize; 2]) -> usize {
+    bytes_of(tokens * width + 2 * tokens)
 }
 
 /// What the backward steps need.

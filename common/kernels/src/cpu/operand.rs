@@ -72,6 +72,11 @@ pub fn floats(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("operands are contiguous f32")
 }
 
+/// Bytes of so many f32 values.
+pub fn bytes_of(values: usize) -> usize {
+    values * size_of::<f32>()
+}
+
 /// The sizes of a matrix.
 pub fn dims(tensor: &FlexTensor) -> [usize; 2] {
     let shape = tensor.layout().shape();
