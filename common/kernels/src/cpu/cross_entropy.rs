@@ -5,7 +5,8 @@
 
 use super::gemm::{Packed, Start, gemm_serial};
 use super::matrix::{Matrix, MatrixMut};
-use super::operand::{self, buffer, bytes_of, floats, incoming, record, zeros};
+use super::operand::{self, bytes_of, floats, incoming, record, zeros};
+use super::output::{Place, Unwritten, filled_chunks};
 use super::scratch::{Aligned, give, take, unused};
 use super::simd::{LINE, exp, multiversion, prefetch};
 use burn::backend::Flex;
@@ -185,11 +186,11 @@ impl Problem {
         }
         let [hidden_tracked, weight_tracked] = self.tracked;
         let keep = self.division().keeps_logits(weight_tracked);
-        let mut kept = buffer(if keep { vocabulary * rows } else { 0 });
+        let mut kept = Unwritten::new(if keep { vocabulary * rows } else { 0 });
         let hidden = Packed::new(self.hidden().transposed());
         let (chunk, part_len) = self.divided();
-        let kept_parts = parts_of(&mut kept, part_len * rows, vocabulary.div_ceil(part_len));
-        let part = |(index, kept): (usize, &mut [f32])| {
+        let kept_parts = parts_of(kept.places(), part_len * rows, vocabulary.div_ceil(part_len));
+        let part = |(index, kept): (usize, &mut [Place])| {
             let mut part = Part::new(rows, if hidden_tracked { self.targets.len() * width } else { 0 });
             let tokens = index * part_len..vocabulary.min((index + 1) * part_len);
             let end = tokens.end;
@@ -201,7 +202,7 @@ impl Problem {
                     let picked = self.targets_among(first, tokens);
                     part.picked.extend(picked.map(|(row, token)| (row, logits[token * rows + row])));
                     if keep {
-                        kept[skipped * rows..][..tokens * rows].copy_from_slice(logits);
+                        kept[skipped * rows..][..tokens * rows].write_copy_of_slice(logits);
                     }
                     let next = self.weight_rows(first + tokens, chunk.min(end - first - tokens));
                     part.add(logits, weight, next.values());
@@ -210,7 +211,8 @@ impl Problem {
             part
         };
         let parts: Vec<Part> = kept_parts.into_par_iter().enumerate().map(part).collect();
-        self.logits = kept;
+        // SAFETY: there are no places, or every part has written the logits of all its chunks.
+        self.logits = unsafe { kept.assume_written() };
         self.finish(&parts)
     }
 
@@ -254,28 +256,27 @@ impl Problem {
         if rows == 0 {
             return zeros(vocabulary * width);
         }
-        let mut of_weight = buffer(vocabulary * width);
         let mut kept = std::mem::take(&mut self.logits);
         let (chunk, _) = self.divided();
         let hidden = Packed::new(self.hidden());
         let transposed = kept.is_empty().then(|| Packed::new(self.hidden().transposed()));
         let kept = parts_of(&mut kept, chunk * rows, vocabulary.div_ceil(chunk));
-        let chunks = of_weight.par_chunks_mut((chunk * width).max(1)).zip(kept).enumerate();
-        chunks.for_each(|(index, (of_weight, kept))| {
+        let kept = kept.into_par_iter().enumerate();
+        filled_chunks(vocabulary * width, chunk * width, kept, |(index, kept), of_weight| {
             let (first, tokens) = (index * chunk, of_weight.len() / width);
-            let mut multiply = |logits: &mut [f32]| {
+            let of_weight = MatrixMut::new(of_weight, tokens, width);
+            let multiply = |logits: &mut [f32]| {
                 self.slopes(logits, first, factor);
-                hidden.multiply(Matrix::new(logits, tokens, rows), MatrixMut::new(of_weight, tokens, width));
+                hidden.multiply_into(Matrix::new(logits, tokens, rows), of_weight).into_values()
             };
             match &transposed {
                 None => multiply(kept),
                 Some(transposed) => with_scratch(tokens * rows, |logits| {
                     transposed.multiply(self.weight_rows(first, tokens), MatrixMut::new(logits, tokens, rows));
-                    multiply(logits);
+                    multiply(logits)
                 }),
             }
-        });
-        of_weight
+        })
     }
 
     /// Turns a chunk of logits into their gradients.
@@ -289,14 +290,14 @@ impl Problem {
 }
 
 /// `values` in `number` parts of at most `len`, empty ones if there are no values.
-fn parts_of(values: &mut [f32], len: usize, number: usize) -> Vec<&mut [f32]> {
+fn parts_of<T>(values: &mut [T], len: usize, number: usize) -> Vec<&mut [T]> {
     if values.is_empty() {
         return (0..number).map(|_| &mut [][..]).collect();
     }
     values.chunks_mut(len.max(1)).collect()
 }
 
-/// Calls `f` with memory of this thread, whose values are whatever was there.
+/// Calls `f` with memory of this thread, whose values are those of its last use.
 fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
     let mut memory = take(&LOGITS, len);
     let value = f(&mut memory[..len]);

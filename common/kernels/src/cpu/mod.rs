@@ -18,6 +18,7 @@ pub mod matrix;
 mod microkernel;
 pub mod norm;
 mod operand;
+mod output;
 pub mod rope;
 pub mod rows;
 mod scratch;

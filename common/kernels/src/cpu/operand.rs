@@ -88,18 +88,6 @@ pub fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(Shape::new(shape)), DType::F32)
 }
 
-/// Memory for a result of which every value is going to be written before it is read; its values are whatever was there.
-pub fn buffer(len: usize) -> Vec<f32> {
-    let mut values = Vec::with_capacity(len);
-    // A pass that writes zeros would cost as much as a tenth of a small product.
-    // SAFETY: the capacity is there, every bit pattern is an f32, and the caller writes before it reads.
-    #[allow(clippy::uninit_vec)]
-    unsafe {
-        values.set_len(len);
-    }
-    values
-}
-
 /// Memory for a result that is added to.
 pub fn zeros(len: usize) -> Vec<f32> {
     vec![0.0; len]

@@ -107,7 +107,8 @@ mod tests {
         assert_eq!(double(&inputs[..3], &mut [Place::uninit(); 3]), 3);
         let found = filled_chunks(103, 10, inputs.par_chunks(10), |x, places| write(places, x.iter().map(|x| 2.0 * x)));
         assert!(found.iter().zip(&inputs).all(|(found, x)| *found == 2.0 * x));
-        let rows = filled(6, |places| fill_rows(places, 2, 0..3, |row, places| write(places, [row as f32; 2].into_iter())));
+        let rows =
+            filled(6, |places| fill_rows(places, 2, 0..3, |row, places| write(places, [row as f32; 2].into_iter())));
         assert_eq!(rows, [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]);
         assert!(filled(0, |places| write(places, [].into_iter())).is_empty());
     }
