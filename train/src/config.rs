@@ -2,7 +2,9 @@
 
 mod choices;
 
-pub use choices::{Accumulate, CacheVisionFeatures, LossNormalization, ReportTo, ScheduleType, Strategy, TrainType};
+pub use choices::{
+    Accumulate, CacheVisionFeatures, Extent, LossNormalization, ReportTo, ScheduleType, Strategy, TrainType,
+};
 
 use crate::domains;
 use crate::interval::Interval;
@@ -320,12 +322,15 @@ impl Config {
             return Err(Error::invalid("fp16", true, "false (fp16 needs loss scaling, bf16 does not)", remedy));
         }
         self.device_kind()?;
-        if self.init_adapter.is_some() && self.train_type != TrainType::UseLora {
+        if self.init_adapter.is_some() && !self.train_type.uses_lora() {
             let remedy = "use --train_type use_lora, or merge the adapter first (infer merge)";
             return Err(Error::invalid("init_adapter", "an adapter with another train_type", "use_lora", remedy));
         }
-        let trains_vision =
-            self.train_type == TrainType::None || (self.train_type == TrainType::UseLora && self.lora_vision);
+        let trains_vision = match self.train_type.parts().vision_tower {
+            Extent::Frozen => false,
+            Extent::Lora => self.lora_vision,
+            Extent::Whole => true,
+        };
         if self.cache_vision_features != CacheVisionFeatures::No && trains_vision {
             return Err(Self::no_cache_of_a_trained_tower());
         }

@@ -1,7 +1,7 @@
 //! From settings to a model that is ready to train, with every mismatch refused before work starts.
 
 use crate::collective::background::Communicator;
-use crate::config::{CacheVisionFeatures, Config, TrainType};
+use crate::config::{CacheVisionFeatures, Config};
 use crate::layout::Layout;
 use crate::plan;
 use crate::trainable::{self, Choice};
@@ -46,7 +46,7 @@ impl Trainee {
 /// A device that this build or this machine does not have.
 pub fn device(config: &Config, local_rank: usize) -> Result<Device> {
     let kind = config.device_kind()?.of_rank(local_rank);
-    let wants_bf16 = kind == DeviceKind::CpuBf16 || config.bf16 && kind != DeviceKind::Cpu;
+    let wants_bf16 = wants_bf16(config)?;
     let device = if wants_bf16 { kind.open_in_bf16()? } else { None };
     if device.is_none() && (wants_bf16 || config.bf16) && local_rank == 0 {
         let reason = if kind == DeviceKind::Cpu { "the CPU is no faster at it" } else { "this device has no bf16" };
@@ -55,29 +55,38 @@ pub fn device(config: &Config, local_rank: usize) -> Result<Device> {
     device.map_or_else(|| Ok(kind.open()?.autodiff()), |device| Ok(device.autodiff()))
 }
 
+/// Whether the model is to compute in bf16, where its device has it.
+///
+/// # Errors
+/// A device that has no such name.
+pub fn wants_bf16(config: &Config) -> Result<bool> {
+    let kind = config.device_kind()?;
+    Ok(kind == DeviceKind::CpuBf16 || config.bf16 && kind != DeviceKind::Cpu)
+}
+
 /// Loads the model, attaches LoRA where it is asked for, and chooses what is trained. Weights are those of `checkpoint`, if
 /// there is one.
 ///
 /// # Errors
 /// Unreadable or unfitting files; LoRA settings that the model cannot have.
 pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> Result<Trainee> {
-    let of_adapter = config.train_type == TrainType::UseLora;
+    let of_adapter = config.train_type.uses_lora();
     let weights = checkpoint.filter(|_| !of_adapter).unwrap_or(&config.model_name_or_path);
     let (llava_config, mut model) = load_model(weights, LoadAs::F32, device)?;
-    let lora = match (config.train_type, checkpoint.or(config.init_adapter.as_deref())) {
-        (TrainType::UseLora, Some(dir)) => {
+    let lora = match (of_adapter, checkpoint.or(config.init_adapter.as_deref())) {
+        (true, Some(dir)) => {
             let mut lora = adapter::load_adapter(&mut model, dir, device)?;
             require_trainable(&lora, dir)?;
             lora.lora_dropout = config.lora_dropout;
             Some(lora)
         }
-        (TrainType::UseLora, None) => {
+        (true, None) => {
             let lora = config.lora();
             lora.validate()?;
             lora::attach(&mut model, &lora, config.seed, device);
             Some(lora)
         }
-        _ => None,
+        (false, _) => None,
     };
     let model = trainable::select(model, Choice::new(config.train_type, lora.as_ref()), &llava_config);
     Ok(Trainee { config: llava_config, model, lora })

@@ -1,6 +1,6 @@
 //! Which parameters a train type trains, and how they are laid out for the optimizer.
 
-use crate::config::TrainType;
+use crate::config::{Extent, TrainType};
 use crate::layout::{BlockLayout, Layout, MAX_BUCKET_VALUES, ParamSlot};
 use base::names::{self, Block};
 use burn::module::Param;
@@ -34,13 +34,19 @@ impl<'a> Choice<'a> {
     /// Whether a parameter is meant to be trained.
     pub fn is_covered(self, name: &str) -> bool {
         let Some(block) = names::block(name) else { return false };
-        let is_vision = matches!(block, Block::VisionEmbeddings | Block::VisionLayer(_) | Block::VisionPostNorm);
-        match (self.train_type, self.lora) {
-            (TrainType::None, _) => true,
-            (TrainType::FreezeVision, _) => !is_vision,
-            (TrainType::Projector, _) => block == Block::Projector,
-            (TrainType::UseLora, Some(lora)) => lora.trains(name),
-            (TrainType::UseLora, None) => block == Block::Projector || names::is_lora(name),
+        if let Some(lora) = self.lora.filter(|_| self.train_type.uses_lora()) {
+            return lora.trains(name);
+        }
+        let parts = self.train_type.parts();
+        let extent = match block {
+            Block::VisionEmbeddings | Block::VisionLayer(_) | Block::VisionPostNorm => parts.vision_tower,
+            Block::Projector => parts.projector,
+            Block::TokenEmbeddings | Block::TextLayer(_) | Block::Head => parts.language_model,
+        };
+        match extent {
+            Extent::Frozen => false,
+            Extent::Lora => names::is_lora(name),
+            Extent::Whole => true,
         }
     }
 }

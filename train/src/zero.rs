@@ -332,48 +332,6 @@ impl Partitions {
     }
 }
 
-/// Memory of a rank by part, bytes; activations come on top.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// All parameters, whole.
-    pub parameters: u64,
-    /// This rank's master weights, where the parameters are rounded.
-    pub masters: u64,
-    /// Gradients, reduced or local.
-    pub gradients: u64,
-    /// Both moments of AdamW.
-    pub moments: u64,
-    /// Blocks on their way to other ranks, and the gradient of the block that is computed.
-    pub buffers: u64,
-}
-
-impl Memory {
-    /// Of a rank of `layout`, in a model of `model_values` values.
-    pub fn of(layout: &Layout, model_values: usize, accumulate: Accumulate, micro_steps: usize) -> Self {
-        let bytes = |values: usize| (values * size_of::<f32>()) as u64;
-        let own = layout.partition_len();
-        let is_local = accumulate == Accumulate::Local && layout.world_size > 1 && micro_steps > 1;
-        Self {
-            parameters: bytes(model_values),
-            masters: 0,
-            gradients: bytes(own + if is_local { layout.num_values() } else { 0 }),
-            moments: bytes(2 * own),
-            buffers: bytes(2 * layout.largest_block()),
-        }
-    }
-
-    /// The same with parameters in bf16 and this rank's masters beside them.
-    pub fn in_bf16(self, layout: &Layout) -> Self {
-        let masters = (layout.partition_len() * size_of::<f32>()) as u64;
-        Self { parameters: self.parameters / 2, masters, ..self }
-    }
-
-    /// Sum of the parts.
-    pub fn total(&self) -> u64 {
-        self.parameters + self.masters + self.gradients + self.moments + self.buffers
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -417,15 +375,5 @@ mod tests {
                 assert_eq!(result.expect("no rank fails"), (81.0 * values as f64, bytes), "{accumulate:?}");
             }
         }
-    }
-
-    #[test]
-    fn memory_is_that_of_zero_2() {
-        let layout = layout(0, 4, &[1000, 200]);
-        let memory = Memory::of(&layout, 1500, Accumulate::Shard, 8);
-        assert_eq!(memory, Memory { parameters: 6000, masters: 0, gradients: 1200, moments: 2400, buffers: 8000 });
-        assert_eq!(Memory::of(&layout, 1500, Accumulate::Local, 8).gradients, 1200 + 4800);
-        let rounded = memory.in_bf16(&layout);
-        assert_eq!((rounded.parameters, rounded.masters, rounded.moments), (3000, 1200, 2400));
     }
 }

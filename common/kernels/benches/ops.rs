@@ -44,9 +44,9 @@ fn constant(rows: usize, columns: usize) -> Tensor<2> {
     Tensor::from_data(TensorData::new(values, [rows, columns]), &Device::flex().autodiff())
 }
 
-fn vector(x: Tensor<2>) -> Tensor<1> {
-    let [rows, columns] = x.dims();
-    x.reshape([rows * columns])
+/// A leaf that wants a gradient.
+fn vector(len: usize) -> Tensor<1> {
+    constant(1, len).reshape([len]).detach().require_grad()
 }
 
 /// Times `f` and the backward pass through its output.
@@ -63,13 +63,13 @@ fn bench(bencher: Bencher, side: Side, fused: impl Fn() -> Option<Tensor<2>>, pl
 #[divan::bench(args = SIDES)]
 fn linear(bencher: Bencher, side: Side) {
     let (x, w) = (leaf(TOKENS, WIDTH), leaf(INTERMEDIATE, WIDTH));
-    bench(bencher, side, || cpu::linear(&x, &w, None), || reference::linear(x.clone(), w.clone(), None));
+    bench(bencher, side, || cpu::linear::linear(&x, &w, None), || reference::linear(x.clone(), w.clone(), None));
 }
 
 #[divan::bench(args = SIDES)]
 fn linear_frozen(bencher: Bencher, side: Side) {
     let (x, w) = (leaf(TOKENS, WIDTH), constant(INTERMEDIATE, WIDTH));
-    bench(bencher, side, || cpu::linear(&x, &w, None), || reference::linear(x.clone(), w.clone(), None));
+    bench(bencher, side, || cpu::linear::linear(&x, &w, None), || reference::linear(x.clone(), w.clone(), None));
 }
 
 #[divan::bench(args = SIDES)]
@@ -79,29 +79,29 @@ fn lora_linear(bencher: Bencher, side: Side) {
     bench(
         bencher,
         side,
-        || cpu::lora_linear(&x, &w, None, &a, &b, 0.25, None),
+        || cpu::linear::lora_linear(&x, &w, None, &a, &b, 0.25, None),
         || reference::lora_linear(x.clone(), w.clone(), None, a.clone(), b.clone(), 0.25, None),
     );
 }
 
 #[divan::bench(args = SIDES)]
 fn rms_norm(bencher: Bencher, side: Side) {
-    let (x, w) = (leaf(TOKENS, WIDTH), vector(leaf(1, WIDTH)));
+    let (x, w) = (leaf(TOKENS, WIDTH), vector(WIDTH));
     bench(
         bencher,
         side,
-        || cpu::rms_norm(&x, &w, 1e-6).map(Tensor::from),
+        || cpu::norm::rms_norm(&x, &w, 1e-6).map(Tensor::from),
         || reference::rms_norm(x.clone(), w.clone(), 1e-6),
     );
 }
 
 #[divan::bench(args = SIDES)]
 fn layer_norm(bencher: Bencher, side: Side) {
-    let (x, w, b) = (leaf(TOKENS, WIDTH), vector(leaf(1, WIDTH)), vector(leaf(1, WIDTH)));
+    let (x, w, b) = (leaf(TOKENS, WIDTH), vector(WIDTH), vector(WIDTH));
     bench(
         bencher,
         side,
-        || cpu::layer_norm(&x, &w, &b, 1e-5).map(Tensor::from),
+        || cpu::norm::layer_norm(&x, &w, &b, 1e-5).map(Tensor::from),
         || reference::layer_norm(x.clone(), w.clone(), b.clone(), 1e-5),
     );
 }
@@ -109,26 +109,31 @@ fn layer_norm(bencher: Bencher, side: Side) {
 #[divan::bench(args = SIDES)]
 fn swiglu(bencher: Bencher, side: Side) {
     let (gate, up) = (leaf(TOKENS, INTERMEDIATE), leaf(TOKENS, INTERMEDIATE));
-    bench(bencher, side, || cpu::swiglu(&gate, &up).map(Tensor::from), || reference::swiglu(gate.clone(), up.clone()));
+    bench(
+        bencher,
+        side,
+        || cpu::activation::swiglu(&gate, &up).map(Tensor::from),
+        || reference::swiglu(gate.clone(), up.clone()),
+    );
 }
 
 #[divan::bench(args = SIDES)]
 fn gelu(bencher: Bencher, side: Side) {
     let x = leaf(TOKENS, 4 * WIDTH);
-    bench(bencher, side, || cpu::gelu(&x).map(Tensor::from), || reference::gelu(x.clone()));
+    bench(bencher, side, || cpu::activation::gelu(&x).map(Tensor::from), || reference::gelu(x.clone()));
 }
 
 #[divan::bench(args = SIDES)]
 fn quick_gelu(bencher: Bencher, side: Side) {
     let x = leaf(TOKENS, 4 * WIDTH);
-    bench(bencher, side, || cpu::quick_gelu(&x).map(Tensor::from), || reference::quick_gelu(x.clone()));
+    bench(bencher, side, || cpu::activation::quick_gelu(&x).map(Tensor::from), || reference::quick_gelu(x.clone()));
 }
 
 #[divan::bench(args = SIDES)]
 fn rope(bencher: Bencher, side: Side) {
     let x = leaf(TOKENS, WIDTH);
     let table = Rope::packed(&SEQ_LENS, &Rope::frequencies(WIDTH / HEADS, 1e6), &x.device());
-    bench(bencher, side, || cpu::rope(&x, &table, HEADS), || reference::rope(x.clone(), &table, HEADS));
+    bench(bencher, side, || cpu::rope::rope(&x, &table, HEADS), || reference::rope(x.clone(), &table, HEADS));
 }
 
 fn attention(bencher: Bencher, side: Side, mask: Mask) {
@@ -136,7 +141,7 @@ fn attention(bencher: Bencher, side: Side, mask: Mask) {
     bench(
         bencher,
         side,
-        || cpu::attention(&q, &k, &v, HEADS, HEADS, &SEQ_LENS, mask),
+        || cpu::attention::attention(&q, &k, &v, HEADS, HEADS, &SEQ_LENS, mask),
         || reference::attention(q.clone(), k.clone(), v.clone(), HEADS, HEADS, &SEQ_LENS, mask),
     );
 }
@@ -158,7 +163,7 @@ fn cross_entropy(bencher: Bencher, side: Side, weight: Tensor<2>) {
     bench(
         bencher,
         side,
-        || cpu::cross_entropy_sum(&hidden, &weight, &targets).map(matrix),
+        || cpu::cross_entropy::cross_entropy_sum(&hidden, &weight, &targets).map(matrix),
         || matrix(reference::cross_entropy_sum(hidden.clone(), weight.clone(), &targets)),
     );
 }
@@ -191,7 +196,7 @@ const PRODUCTS: [[usize; 3]; 9] = [
 fn product_fused(bencher: Bencher, [tokens, inputs, out]: [usize; 3]) {
     let (x, w) = (constant(tokens, inputs).inner(), constant(out, inputs).inner());
     let bencher = bencher.counter(divan::counter::ItemsCount::new(2 * tokens * inputs * out));
-    bencher.bench_local(|| black_box(cpu::linear(&x, &w, None)));
+    bencher.bench_local(|| black_box(cpu::linear::linear(&x, &w, None)));
 }
 
 /// The same by burn-flex, which calls the gemm crate.

@@ -25,6 +25,12 @@ impl From<&Tensor<2>> for LinearInput {
     }
 }
 
+impl From<&LinearInput> for LinearInput {
+    fn from(input: &LinearInput) -> Self {
+        input.clone()
+    }
+}
+
 impl From<LinearInput> for Tensor<2> {
     fn from(input: LinearInput) -> Self {
         input.values

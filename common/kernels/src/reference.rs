@@ -1,14 +1,15 @@
 //! The definitions: compositions of burn operations that run, and differentiate, on every backend.
 
-use super::{Dropout, Mask, Rope};
 use crate::kv_cache::LayerCache;
+use crate::{Dropout, Mask, Rope};
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData, activation};
 
 /// Rows of a weight that are converted at a time when its number format differs from the activations'.
 const CONVERTED_ROWS: usize = 1024;
 
-/// See [`super::linear`].
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+/// See [`crate::linear`].
+pub fn linear(x: impl Into<Tensor<2>>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    let x = x.into();
     let dtype = x.dtype();
     let y = if weight.dtype() == dtype { x.matmul(weight.transpose()) } else { linear_converting(x, weight) };
     match bias {
@@ -30,14 +31,14 @@ fn linear_converting(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     Tensor::cat(parts, 1)
 }
 
-/// See [`super::add`].
+/// See [`crate::add`].
 pub fn add(x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
     x + y
 }
 
-/// See [`super::lora_linear`].
+/// See [`crate::lora_linear`].
 pub fn lora_linear(
-    x: Tensor<2>,
+    x: impl Into<Tensor<2>>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
     a: Tensor<2>,
@@ -45,6 +46,7 @@ pub fn lora_linear(
     scale: f32,
     dropout: Option<&Dropout>,
 ) -> Tensor<2> {
+    let x = x.into();
     let [_, width] = x.dims();
     let dropped = match dropout {
         Some(dropout) => x.clone() * dropout.mask(width, &x.device()),
@@ -53,7 +55,7 @@ pub fn lora_linear(
     linear(x, weight, bias) + linear(linear(dropped, a, None), b, None) * scale
 }
 
-/// See [`super::rms_norm`].
+/// See [`crate::rms_norm`].
 pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
     let dtype = x.dtype();
     let x = widened(x);
@@ -61,7 +63,7 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
     narrowed(x / (mean_square + eps).sqrt(), dtype) * narrowed(weight, dtype).unsqueeze()
 }
 
-/// See [`super::layer_norm`].
+/// See [`crate::layer_norm`].
 pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<2> {
     let dtype = x.dtype();
     let x = widened(x);
@@ -71,18 +73,18 @@ pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) ->
     narrowed(centred / (variance + eps).sqrt() * weight.unsqueeze() + bias.unsqueeze(), dtype)
 }
 
-/// See [`super::swiglu`].
+/// See [`crate::swiglu`].
 pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     silu(gate) * up
 }
 
-/// See [`super::gelu`].
+/// See [`crate::gelu`].
 pub fn gelu(x: Tensor<2>) -> Tensor<2> {
     let dtype = x.dtype();
     narrowed(activation::gelu(widened(x)), dtype)
 }
 
-/// See [`super::gelu_tanh`].
+/// See [`crate::gelu_tanh`].
 pub fn gelu_tanh(x: Tensor<2>) -> Tensor<2> {
     let dtype = x.dtype();
     let x = widened(x);
@@ -90,20 +92,20 @@ pub fn gelu_tanh(x: Tensor<2>) -> Tensor<2> {
     narrowed(x * (inner.tanh() + 1.0) * 0.5, dtype)
 }
 
-/// See [`super::quick_gelu`].
+/// See [`crate::quick_gelu`].
 pub fn quick_gelu(x: Tensor<2>) -> Tensor<2> {
     let dtype = x.dtype();
     let x = widened(x);
     narrowed(activation::sigmoid(x.clone() * 1.702) * x, dtype)
 }
 
-/// See [`super::silu`].
+/// See [`crate::silu`].
 pub fn silu(x: Tensor<2>) -> Tensor<2> {
     let dtype = x.dtype();
     narrowed(activation::silu(widened(x)), dtype)
 }
 
-/// See [`super::rope`].
+/// See [`crate::rope`].
 pub fn rope(x: Tensor<2>, rope: &Rope, heads: usize) -> Tensor<2> {
     let [tokens, width] = x.dims();
     let half = width / heads / 2;
@@ -117,7 +119,7 @@ pub fn rope(x: Tensor<2>, rope: &Rope, heads: usize) -> Tensor<2> {
     Tensor::cat(rotated, 2).reshape([tokens, width])
 }
 
-/// See [`super::attention`].
+/// See [`crate::attention`].
 pub fn attention(
     q: Tensor<2>,
     k: Tensor<2>,
@@ -130,7 +132,7 @@ pub fn attention(
     sequences(q, k, v, heads, kv_heads, seq_lens, seq_lens, mask)
 }
 
-/// See [`super::attention_of_last`].
+/// See [`crate::attention_of_last`].
 pub fn attention_of_last(
     q: Tensor<2>,
     k: Tensor<2>,
@@ -167,8 +169,16 @@ fn sequences(
     if outputs.is_empty() { q } else { Tensor::cat(outputs, 0) }
 }
 
-/// See [`super::attention_cached`].
-pub fn attention_cached(q: Tensor<2>, caches: &[&LayerCache], seq_lens: &[usize], heads: usize) -> Tensor<2> {
+/// See [`crate::attention_cached`].
+///
+/// The caches know `kv_heads`.
+pub fn attention_cached(
+    q: Tensor<2>,
+    caches: &[&LayerCache],
+    seq_lens: &[usize],
+    heads: usize,
+    _kv_heads: usize,
+) -> Tensor<2> {
     let mut start = 0;
     let mut outputs = Vec::with_capacity(seq_lens.len());
     for (cache, &len) in caches.iter().zip(seq_lens) {
@@ -214,20 +224,20 @@ fn future(queries: usize, keys: usize, like: &Tensor<3>) -> Tensor<2, Bool> {
     Tensor::from_data(TensorData::new(hidden, [queries, keys]), &like.device())
 }
 
-/// See [`super::embedding`].
+/// See [`crate::embedding`].
 pub fn embedding(weight: Tensor<2>, ids: &[u32]) -> Tensor<2> {
     let ids = ids.iter().map(|&id| i64::from(id));
     let ids = indices(ids, &weight);
     weight.select(0, ids)
 }
 
-/// See [`super::select_rows`].
+/// See [`crate::select_rows`].
 pub fn select_rows(x: Tensor<2>, positions: &[usize]) -> Tensor<2> {
     let positions = indices(positions.iter().map(|&position| position as i64), &x);
     x.select(0, positions)
 }
 
-/// See [`super::replace_rows`].
+/// See [`crate::replace_rows`].
 pub fn replace_rows(x: Tensor<2>, positions: &[usize], rows: Tensor<2>) -> Tensor<2> {
     let [tokens, _] = x.dims();
     let mut source: Vec<i64> = (0..tokens as i64).collect();
@@ -238,12 +248,12 @@ pub fn replace_rows(x: Tensor<2>, positions: &[usize], rows: Tensor<2>) -> Tenso
     Tensor::cat(vec![x, rows], 0).select(0, source)
 }
 
-/// See [`super::with_gradient`].
+/// See [`crate::with_gradient`].
 pub fn with_gradient(output: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
     (output * Tensor::from_inner(gradient)).sum()
 }
 
-/// See [`super::cross_entropy_sum`].
+/// See [`crate::cross_entropy_sum`].
 pub fn cross_entropy_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> Tensor<1> {
     cross_entropy_of_logits(linear(hidden, weight, None), targets)
 }

@@ -5,19 +5,69 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
-/// Which parts of the model are trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum TrainType {
+/// How much of a part of the model is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Nothing.
+    Frozen,
+    /// The adapter's matrices in it.
+    Lora,
+    /// All of its parameters.
+    Whole,
+}
+
+/// How much a train type trains of each part of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrainedParts {
+    /// The vision tower; [`Extent::Lora`] with `lora_vision` only.
+    pub vision_tower: Extent,
+    /// The projector.
+    pub projector: Extent,
+    /// The language model.
+    pub language_model: Extent,
+}
+
+/// Makes the enum of a table of train types; everything that depends on the train type asks [`TrainType::parts`].
+macro_rules! train_types {
+    ($($(#[$doc:meta])* $name:ident => $vision_tower:ident, $projector:ident, $language_model:ident;)*) => {
+        /// Which parts of the model are trained.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+        #[value(rename_all = "snake_case")]
+        #[serde(rename_all = "snake_case")]
+        pub enum TrainType {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl TrainType {
+            /// How much is trained of each part.
+            pub const fn parts(self) -> TrainedParts {
+                let (vision_tower, projector, language_model) = match self {
+                    $(Self::$name => (Extent::$vision_tower, Extent::$projector, Extent::$language_model),)*
+                };
+                TrainedParts { vision_tower, projector, language_model }
+            }
+        }
+    };
+}
+
+train_types! {
+    //             vision tower, projector, language model
     /// LoRA on the language model's attention, and the whole projector.
-    UseLora,
+    UseLora =>      Lora,         Whole,     Lora;
     /// Everything.
-    None,
+    None =>         Whole,        Whole,     Whole;
     /// Projector and language model.
-    FreezeVision,
+    FreezeVision => Frozen,       Whole,     Whole;
     /// The projector alone.
-    Projector,
+    Projector =>    Frozen,       Whole,     Frozen;
+}
+
+impl TrainType {
+    /// Whether an adapter is trained, and written in place of the model.
+    pub fn uses_lora(self) -> bool {
+        let TrainedParts { vision_tower, projector, language_model } = self.parts();
+        [vision_tower, projector, language_model].contains(&Extent::Lora)
+    }
 }
 
 /// When something recurring (saving, evaluating) happens.

@@ -27,18 +27,44 @@ pub struct Data {
     pub rows: usize,
     /// Where that number comes from.
     pub source: String,
-    /// Tokens of a row, image expanded, mean.
-    pub tokens_per_row: f64,
-    /// Supervised tokens of a row, mean.
-    pub supervised_per_row: f64,
-    /// Images of a row, mean.
-    pub images_per_row: f64,
+    /// The mean row.
+    pub row: MeanRow,
     /// Bytes of the shards, pixel format.
     pub shard_bytes: u64,
     /// How the pixels are stored.
     pub pixels: PixelFormat,
     /// The shards are there.
     pub is_there: bool,
+}
+
+/// A row, on average.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MeanRow {
+    /// Tokens, images expanded.
+    pub tokens: f64,
+    /// Supervised tokens.
+    pub supervised: f64,
+    /// Images.
+    pub images: f64,
+}
+
+impl MeanRow {
+    /// Of some rows, spread over the whole set.
+    ///
+    /// # Errors
+    /// Shards that cannot be read.
+    pub fn sampled(shards: &ShardSet, model: &LlavaConfig) -> Result<Self> {
+        let sampled = SAMPLED_ROWS.min(shards.len());
+        let (mut tokens, mut supervised, mut images) = (0, 0, 0);
+        for sample in 0..sampled {
+            let row = shards.read_row(sample * shards.len() / sampled)?;
+            tokens += row.input_ids.len() + row.images.len() * (model.image_seq_length() - 1);
+            supervised += row.labels.iter().filter(|&&label| label != IGNORE_INDEX).count();
+            images += row.images.len();
+        }
+        let mean = |sum: usize| sum as f64 / sampled.max(1) as f64;
+        Ok(Self { tokens: mean(tokens), supervised: mean(supervised), images: mean(images) })
+    }
 }
 
 impl Data {
@@ -62,13 +88,11 @@ impl Data {
             None => PixelFormat::Predicted,
             Some(name) => name.parse().map_err(|error| anyhow::anyhow!("[preprocess] pixels: {error}"))?,
         };
-        let tokens_per_row = args.tokens_per_row.unwrap_or(model.image_seq_length() + CC3M_TEXT_TOKENS);
+        let tokens = args.tokens_per_row.unwrap_or(model.image_seq_length() + CC3M_TEXT_TOKENS);
         Ok(Self {
             rows,
             source,
-            tokens_per_row: tokens_per_row as f64,
-            supervised_per_row: CC3M_SUPERVISED_TOKENS as f64,
-            images_per_row: 1.0,
+            row: MeanRow { tokens: tokens as f64, supervised: CC3M_SUPERVISED_TOKENS as f64, images: 1.0 },
             shard_bytes: rows as u64 * (pixels.expected_bytes(model.vision.image_size) + TEXT_BYTES),
             pixels,
             is_there: false,
@@ -80,22 +104,12 @@ impl Data {
         let shards = ShardSet::open(&config.data_path, Split::Train)?;
         setup::check_lengths(config, model, &shards)?;
         let rows = args.rows.unwrap_or(shards.len());
-        let sampled = SAMPLED_ROWS.min(shards.len());
-        let (mut tokens, mut supervised, mut images) = (0, 0, 0);
-        for sample in 0..sampled {
-            // Spread over the whole set.
-            let row = shards.read_row(sample * shards.len() / sampled)?;
-            tokens += row.input_ids.len() + row.images.len() * (model.image_seq_length() - 1);
-            supervised += row.labels.iter().filter(|&&label| label != IGNORE_INDEX).count();
-            images += row.images.len();
-        }
-        let mean = |sum: usize| sum as f64 / sampled.max(1) as f64;
+        let mut row = MeanRow::sampled(&shards, model)?;
+        row.tokens = args.tokens_per_row.map_or(row.tokens, |tokens| tokens as f64);
         Ok(Self {
             rows,
             source: config.data_path.display().to_string(),
-            tokens_per_row: args.tokens_per_row.map_or_else(|| mean(tokens), |tokens| tokens as f64),
-            supervised_per_row: mean(supervised),
-            images_per_row: mean(images),
+            row,
             shard_bytes: index.shards.iter().map(|shard| shard.bytes).sum(),
             pixels: index.metadata.pixels,
             is_there: true,

@@ -2,7 +2,7 @@
 
 use super::data::Data;
 use super::parameters::PartCount;
-use crate::config::{Config, Strategy, TrainType};
+use crate::config::{Config, Strategy};
 use crate::setup;
 use crate::vision_cache::VisionFeatureCache;
 use model::config::{LlavaConfig, WeightDtype};
@@ -38,7 +38,7 @@ impl Disk {
     ) -> Self {
         let sum = |of: fn(&PartCount) -> usize| parts.iter().map(of).sum::<usize>() as u64;
         let (all, trained) = (sum(|part| part.values), sum(|part| part.trained));
-        let is_lora = config.train_type == TrainType::UseLora;
+        let is_lora = config.train_type.uses_lora();
         let rounded = !is_lora && model.dtype != WeightDtype::F32;
         let weights = if is_lora {
             // Every tensor of an adapter stands under both of PEFT's spellings; LoRA that gets no gradient is written too.
@@ -61,7 +61,7 @@ impl Disk {
             // The oldest goes only when the newest is whole, and the best one stays.
             limit => written.min(limit + 1 + u64::from(config.load_best_model_at_end)),
         };
-        let images = (data.rows as f64 * data.images_per_row).round() as usize;
+        let images = (data.rows as f64 * data.row.images).round() as usize;
         let vision_features = setup::cached_as(config.cache_vision_features)
             .map_or(0, |format| VisionFeatureCache::bytes_of(images, model, format));
         Self { weights, optimizer, checkpoints: kept, shards: data.shard_bytes, vision_features }

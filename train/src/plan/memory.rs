@@ -1,9 +1,7 @@
-//! Memory of a rank, by part: what is held all the time, and what the busiest moment of a step adds.
-//!
-//! Everything is counted in f32 values, from what the model's operations keep for their backward steps (`kernels::fused`)
-//! and from the order in which `backward.rs` walks the blocks.
+//! Memory of a rank, by part: what is held all the time, and what the busiest moment of a step adds. `train plan` and the line that a
+//! run begins with are the same [`Memory`]. Activations are in `activations.rs`.
 
-use super::data::Data;
+use super::data::MeanRow;
 use super::parameters::tensors;
 use crate::config::{Accumulate, Config, TrainType};
 use crate::layout::MAX_BUCKET_VALUES;
@@ -14,20 +12,18 @@ use model::lora::LoraConfig;
 use std::collections::BTreeMap;
 use store::checkpoint::ExpectedTensor;
 
-const F32: f64 = 4.0;
+pub(super) const F32: f64 = 4.0;
+const BF16: f64 = 2.0;
 /// The program itself, its threads, the tokenizer, the allocator's slack, bytes.
 const BASE: f64 = 40e6;
-/// Logits that are kept for the gradient of a trained head at most, and those of a chunk otherwise; sums of the hidden states'
-/// gradient (`kernels::cpu::cross_entropy`).
-const KEPT_LOGITS: f64 = (12 << 20) as f64;
-const CHUNK_LOGITS: f64 = (1 << 20) as f64;
-const HEAD_SUMS: f64 = (16 << 20) as f64;
 
 /// Bytes of a rank.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Memory {
-    /// All parameters; the owned part of the trained ones is the master copy at the same time.
+    /// All parameters; in f32 the owned part of the trained ones is the master copy at the same time.
     pub weights: f64,
+    /// This rank's master weights, where the parameters are bf16.
+    pub masters: f64,
     /// Gradients, at the busiest moment: this rank's part of them, or those of the blocks that are done.
     pub gradients: f64,
     /// This rank's part of AdamW's two moments.
@@ -42,21 +38,56 @@ pub struct Memory {
     pub base: f64,
 }
 
+/// What a run computes with.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    /// The settings.
+    pub config: &'a Config,
+    /// The model.
+    pub model: &'a LlavaConfig,
+    /// The adapter, if one is trained.
+    pub lora: Option<&'a LoraConfig>,
+    /// Ranks.
+    pub world_size: usize,
+    /// Parameters and activations are bf16.
+    pub in_bf16: bool,
+}
+
+/// What a run trains on.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows {
+    /// Rows of the training split.
+    pub count: usize,
+    /// Their mean.
+    pub mean: MeanRow,
+}
+
 impl Memory {
     /// All parts.
     pub fn total(&self) -> f64 {
-        self.held() + self.activations + self.exchange
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 
-    fn held(&self) -> f64 {
-        self.weights + self.gradients + self.moments + self.loader + self.base
+    /// Every part with its name.
+    pub fn parts(&self) -> [(&'static str, f64); 8] {
+        [
+            ("weights", self.weights),
+            ("master weights", self.masters),
+            ("gradients", self.gradients),
+            ("AdamW's moments, its part", self.moments),
+            ("activations", self.activations),
+            ("gradients in exchange", self.exchange),
+            ("rows read ahead", self.loader),
+            ("program", self.base),
+        ]
     }
 
-    /// Memory of one of `config.nproc` ranks.
-    pub fn estimate(config: &Config, model: &LlavaConfig, lora: Option<&LoraConfig>, data: &Data) -> Self {
+    /// Memory of a rank.
+    pub fn estimate(setting: Setting, rows: Rows) -> Self {
+        let Setting { config, model, lora, world_size, in_bf16 } = setting;
         let blocks = Blocks::of(config.train_type, model, lora);
-        let shape = StepShape::new(config, data, model);
-        let step = Step { config, model, lora, blocks: &blocks, shape: &shape };
+        let shape = StepShape::new(config, rows, model);
+        let step = Step { config, model, lora, world_size, blocks: &blocks, shape: &shape };
         let Moment { activations, exchange, gradients } = step.busiest();
         let micro_batches = if config.dataloader_num_workers == 0 {
             1
@@ -64,11 +95,13 @@ impl Memory {
             // Full queues, one in each thread's hands, one in use.
             config.dataloader_num_workers * (config.dataloader_prefetch_factor + 1) + config.gradient_accumulation_steps
         };
+        let of_model = if in_bf16 { BF16 } else { F32 };
         Self {
-            weights: F32 * blocks.all,
+            weights: of_model * blocks.all,
+            masters: if in_bf16 { F32 * step.owned() } else { 0.0 },
             gradients: F32 * gradients,
-            moments: 2.0 * F32 * (step.owned() - step.never_updated(data)),
-            activations: F32 * activations,
+            moments: 2.0 * F32 * (step.owned() - step.never_updated(rows)),
+            activations: activations * of_model / F32,
             exchange: F32 * exchange,
             loader: F32 * shape.pixels * micro_batches as f64,
             base: BASE,
@@ -77,7 +110,7 @@ impl Memory {
 }
 
 /// Values of the model's blocks.
-struct Blocks {
+pub(super) struct Blocks {
     all: f64,
     trained: BTreeMap<Block, usize>,
 }
@@ -104,11 +137,11 @@ impl Blocks {
     }
 
     /// The head, or the token embeddings that it shares its weight with.
-    fn trains_head(&self) -> bool {
+    pub(super) fn trains_head(&self) -> bool {
         self.trained.keys().any(|block| matches!(block, Block::Head | Block::TokenEmbeddings))
     }
 
-    fn trains_vision(&self) -> bool {
+    pub(super) fn trains_vision(&self) -> bool {
         self.trained.keys().any(|block| matches!(block, Block::VisionEmbeddings | Block::VisionLayer(_)))
     }
 }
@@ -120,101 +153,72 @@ fn padded(len: usize, world_size: usize) -> f64 {
 }
 
 /// Sizes of a micro-batch.
-struct StepShape {
+pub(super) struct StepShape {
     /// Tokens of the language model.
-    tokens: f64,
-    supervised: f64,
+    pub(super) tokens: f64,
+    pub(super) supervised: f64,
     /// Tokens of the vision tower, class tokens included.
-    vision_tokens: f64,
+    pub(super) vision_tokens: f64,
     /// Image features that the projector gets.
-    features: f64,
-    pixels: f64,
+    pub(super) features: f64,
+    pub(super) pixels: f64,
 }
 
 impl StepShape {
-    fn new(config: &Config, data: &Data, model: &LlavaConfig) -> Self {
-        let rows = config.per_device_train_batch_size.min(data.rows) as f64;
-        let images = rows * data.images_per_row;
-        let VisionConfig { image_size, patch_size, num_channels, .. } = model.vision;
-        let patches = (image_size / patch_size).pow(2);
+    fn new(config: &Config, rows: Rows, model: &LlavaConfig) -> Self {
+        let Rows { count, mean } = rows;
+        let rows = config.per_device_train_batch_size.min(count) as f64;
+        let images = rows * mean.images;
+        let VisionConfig { image_size, num_channels, .. } = model.vision;
         Self {
-            tokens: rows * data.tokens_per_row,
-            supervised: rows * data.supervised_per_row,
-            vision_tokens: images * (1 + patches) as f64,
+            tokens: rows * mean.tokens,
+            supervised: rows * mean.supervised,
+            vision_tokens: images * model.vision.tokens() as f64,
             features: images * model.image_seq_length() as f64,
             pixels: images * (num_channels * image_size * image_size) as f64,
         }
     }
 }
 
-struct Step<'a> {
-    config: &'a Config,
-    model: &'a LlavaConfig,
-    lora: Option<&'a LoraConfig>,
-    blocks: &'a Blocks,
-    shape: &'a StepShape,
+pub(super) struct Step<'a> {
+    pub(super) config: &'a Config,
+    pub(super) model: &'a LlavaConfig,
+    pub(super) lora: Option<&'a LoraConfig>,
+    pub(super) world_size: usize,
+    pub(super) blocks: &'a Blocks,
+    pub(super) shape: &'a StepShape,
 }
 
-/// Values that are held at one moment of a step.
+/// What is held at one moment of a step.
 #[derive(Clone, Copy, Default)]
 struct Moment {
+    /// Bytes, in f32.
     activations: f64,
+    /// Values.
     exchange: f64,
+    /// Values.
     gradients: f64,
 }
 
 impl Moment {
-    fn total(&self) -> f64 {
-        self.activations + self.exchange + self.gradients
+    fn bytes(&self) -> f64 {
+        self.activations + F32 * (self.exchange + self.gradients)
     }
 }
 
 impl Step<'_> {
     /// The moment at which most is held: the forward pass of the tower, or the backward step of one of the blocks.
     fn busiest(&self) -> Moment {
-        let Self { config, model, blocks, shape, .. } = self;
-        let hidden = model.text.hidden_size as f64;
-        let below = self.below_text();
-        let layer = shape.tokens * self.kept_by_text_layer();
-        let (kept, again) = if config.gradient_checkpointing { (shape.tokens * hidden, layer) } else { (layer, 0.0) };
-        // The last layer is computed for what the loss needs: keys and values of all tokens, the rest of supervised ones.
-        let kv = (model.text.num_key_value_heads * model.text.head_dim) as f64;
-        let last = shape.tokens * (hidden + 2.0 * kv);
-        let logits = shape.supervised * model.text.vocab_size as f64;
-        let logits = if blocks.trains_head() && logits <= KEPT_LOGITS { logits } else { CHUNK_LOGITS };
-        let sums = HEAD_SUMS.min(64.0 * shape.supervised * hidden);
-        let layers = model.text.num_hidden_layers;
-        let vision = model.vision.clone();
-        let vision_layer =
-            shape.vision_tokens * (4.0 * vision.hidden_size as f64 + 2.0 * vision.intermediate_size as f64);
-        // In the order of the backward pass: each block's activations, and what it adds to those below it.
-        let mut walk = vec![(
-            Block::Head,
-            below + layers.saturating_sub(1) as f64 * kept + last + logits + sums + 3.0 * shape.supervised * hidden,
-        )];
-        walk.extend((0..layers).rev().map(|index| {
-            let own = if index + 1 == layers { last } else { kept + again };
-            let activations = below + index as f64 * kept + own;
-            (Block::TextLayer(index), activations + shape.tokens * backward_of_text_layer(&model.text))
-        }));
-        walk.push((Block::TokenEmbeddings, below + 2.0 * shape.tokens * hidden));
-        walk.push((Block::Projector, below));
-        if blocks.trains_vision() {
-            let layers = (0..model.computed_vision_layers()).rev().map(Block::VisionLayer);
-            walk.extend(
-                layers.chain([Block::VisionEmbeddings]).map(|block| (block, self.vision_kept() + vision_layer)),
-            );
-        }
-        let held_always = if config.nproc > 1 || config.gradient_accumulation_steps > 1 { self.owned() } else { 0.0 };
-        let local =
-            config.accumulate == Accumulate::Local && config.nproc > 1 && config.gradient_accumulation_steps > 1;
+        let Self { config, blocks, world_size, .. } = *self;
+        let held_always = if world_size > 1 || config.gradient_accumulation_steps > 1 { self.owned() } else { 0.0 };
+        let local = config.accumulate == Accumulate::Local && world_size > 1 && config.gradient_accumulation_steps > 1;
         let held_always = held_always + if local { blocks.trained_values() } else { 0.0 };
         let mut best = Moment { activations: self.vision_forward(), exchange: 0.0, gradients: held_always };
         let mut finished = 0.0;
-        for (block, activations) in walk {
+        for (block, activations) in self.backward_walk() {
             let gradients = if held_always > 0.0 { held_always } else { finished };
             let moment = Moment { activations, exchange: self.exchange(block), gradients };
-            if moment.total() > best.total() {
+            if moment.bytes() > best.bytes() {
                 best = moment;
             }
             finished += blocks.len(block);
@@ -224,18 +228,18 @@ impl Step<'_> {
 
     /// Values of gradients and of each moment that this rank owns.
     fn owned(&self) -> f64 {
-        self.blocks.trained.values().map(|&len| padded(len, self.config.nproc)).sum()
+        self.blocks.trained.values().map(|&len| padded(len, self.world_size)).sum()
     }
 
     /// Values of embedding rows that no row of the data has a token for: a rank by itself never writes their moments, and
     /// memory that is never written takes none.
-    fn never_updated(&self, data: &Data) -> f64 {
+    fn never_updated(&self, rows: Rows) -> f64 {
         let TextConfig { vocab_size, hidden_size, tie_word_embeddings, .. } = self.model.text;
-        if self.config.nproc > 1 || tie_word_embeddings || self.blocks.len(Block::TokenEmbeddings) == 0.0 {
+        if self.world_size > 1 || tie_word_embeddings || self.blocks.len(Block::TokenEmbeddings) == 0.0 {
             return 0.0;
         }
-        let text_tokens = data.tokens_per_row - data.images_per_row * self.model.image_seq_length() as f64;
-        (vocab_size as f64 - data.rows as f64 * text_tokens).max(0.0) * hidden_size as f64
+        let text_tokens = rows.mean.tokens - rows.mean.images * self.model.image_seq_length() as f64;
+        (vocab_size as f64 - rows.count as f64 * text_tokens).max(0.0) * hidden_size as f64
     }
 
     /// A block's gradient, and what is on its way to other ranks.
@@ -244,59 +248,6 @@ impl Step<'_> {
         // Tied weights get the head's gradient too, which waits for the embedding's.
         let of_block = self.blocks.len(block) * if tied { 2.0 } else { 1.0 };
         let on_the_way = self.blocks.trained.values().max().map_or(0.0, |&len| len as f64);
-        of_block + if self.config.nproc > 1 { on_the_way } else { 0.0 }
+        of_block + if self.world_size > 1 { on_the_way } else { 0.0 }
     }
-
-    fn targets(&self, projection: &str) -> bool {
-        self.lora.is_some_and(|lora| lora.target_modules.iter().any(|target| target == projection))
-    }
-
-    /// Values a token that a layer of the language model keeps for its backward step.
-    fn kept_by_text_layer(&self) -> f64 {
-        let TextConfig { hidden_size, intermediate_size, num_key_value_heads, .. } = self.model.text;
-        let (d, f) = (hidden_size as f64, intermediate_size as f64);
-        let kv = (num_key_value_heads * self.model.text.head_dim) as f64;
-        let trained = matches!(self.config.train_type, TrainType::None | TrainType::FreezeVision);
-        // Two norms' inputs; rotated queries and keys, values; gate and up.
-        let mut kept = 2.0 * d + d + 2.0 * kv + 2.0 * f;
-        // The other projections' inputs are computed again.
-        if trained || self.targets("o_proj") {
-            kept += d;
-        }
-        let ranks = self.lora.map_or(0.0, |lora| (lora.r * lora.target_modules.len()) as f64);
-        kept + ranks
-    }
-
-    /// Values that lie below the language model's layers while they work: the projector's, and a trained tower's.
-    fn below_text(&self) -> f64 {
-        let hidden = self.model.text.hidden_size as f64;
-        let inputs = (self.model.vision.hidden_size * self.model.vision_feature_layers.len()) as f64;
-        let projector = self.shape.features * (inputs + 2.0 * hidden);
-        projector + self.shape.tokens * hidden + if self.blocks.trains_vision() { self.vision_kept() } else { 0.0 }
-    }
-
-    /// Values that a trained tower keeps.
-    fn vision_kept(&self) -> f64 {
-        let VisionConfig { hidden_size, intermediate_size, .. } = self.model.vision;
-        let (d, f) = (hidden_size as f64, intermediate_size as f64);
-        let per_layer = match self.lora {
-            _ if self.config.gradient_checkpointing => d,
-            Some(lora) => 5.0 * d + f + 3.0 * lora.r as f64,
-            None => 6.0 * d + f,
-        };
-        self.shape.vision_tokens * self.model.computed_vision_layers() as f64 * per_layer
-    }
-
-    /// The tower's forward pass without a graph: hidden states of every layer, and one layer at work.
-    fn vision_forward(&self) -> f64 {
-        let VisionConfig { hidden_size, intermediate_size, .. } = self.model.vision;
-        let (d, f) = (hidden_size as f64, intermediate_size as f64);
-        let states = (self.model.computed_vision_layers() + 1) as f64 * d;
-        2.0 * self.shape.pixels + self.shape.vision_tokens * (states + 3.0 * d + 2.0 * f)
-    }
-}
-
-/// Values a token that the backward step of a layer holds beside what the forward pass kept.
-fn backward_of_text_layer(config: &TextConfig) -> f64 {
-    4.0 * config.hidden_size as f64 + 2.0 * config.intermediate_size as f64
 }

@@ -1,5 +1,6 @@
 //! `train plan`: what a run will do and need, from configuration files alone.
 
+mod activations;
 mod data;
 mod disk;
 mod machine;
@@ -8,15 +9,16 @@ mod model;
 mod parameters;
 mod text;
 
-pub use data::Data;
+pub use data::{Data, MeanRow};
 pub use disk::Disk;
 pub use machine::Machine;
-pub use memory::Memory;
+pub use memory::{Memory, Rows, Setting};
 pub use parameters::{PartCount, parameters};
 pub use text::size;
 
 use crate::config::Config;
 use crate::order::BatchPlan;
+use crate::setup;
 use ::model::config::LlavaConfig;
 use ::model::lora::LoraConfig;
 use anyhow::Result;
@@ -95,7 +97,11 @@ impl Plan {
         };
         let parts = parameters(&model, config.train_type, lora.as_ref());
         let max_steps = batches.max_steps(config.max_steps, config.num_train_epochs);
-        let memory = Memory::estimate(config, &model, lora.as_ref(), &data);
+        let in_bf16 = setup::wants_bf16(config)?;
+        let memory = Memory::estimate(
+            Setting { config, model: &model, lora: lora.as_ref(), world_size: config.nproc, in_bf16 },
+            Rows { count: data.rows, mean: data.row },
+        );
         let disk = Disk::estimate(config, &model, &parts, &data, max_steps, batches.steps_per_epoch());
         let machine = Machine::look(&config.output_dir);
         let config = config.clone();

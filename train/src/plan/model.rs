@@ -1,7 +1,7 @@
 //! The model's description: its own directory, or the two backbones' configuration files.
 
 use super::PlanArgs;
-use crate::config::{Config, TrainType};
+use crate::config::Config;
 use crate::setup;
 use anyhow::{Context, Result, bail};
 use base::{Error, names};
@@ -102,7 +102,7 @@ fn assembled(vision_tower: &Path, language_model: &Path, options: &Table) -> Res
 /// # Errors
 /// Settings that no model can have; an adapter to start from that cannot be read.
 pub fn lora(config: &Config, model: &LlavaConfig) -> Result<Option<LoraConfig>> {
-    if config.train_type != TrainType::UseLora {
+    if !config.train_type.uses_lora() {
         return Ok(None);
     }
     if let Some(dir) = &config.init_adapter {

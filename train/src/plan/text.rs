@@ -3,6 +3,7 @@
 use super::Plan;
 use super::disk::Disk;
 use crate::config::TrainType;
+use clap::ValueEnum;
 use std::fmt;
 
 impl fmt::Display for Plan {
@@ -74,25 +75,16 @@ impl Plan {
         writeln!(
             f,
             "  tokens              {:.0} a row, {:.1} of them supervised; {} a micro-step and rank",
-            data.tokens_per_row,
-            data.supervised_per_row,
-            count((data.tokens_per_row * batches.micro_batch_size.min(data.rows) as f64) as usize)
+            data.row.tokens,
+            data.row.supervised,
+            count((data.row.tokens * batches.micro_batch_size.min(data.rows) as f64) as usize)
         )
     }
 
     fn memory_of_a_rank(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let memory = &self.memory;
         writeln!(f, "\nmemory of each of {} ranks", self.config.nproc)?;
-        let lines = [
-            ("weights, f32", memory.weights),
-            ("gradients", memory.gradients),
-            ("AdamW's moments, its part", memory.moments),
-            ("activations", memory.activations),
-            ("gradients in exchange", memory.exchange),
-            ("rows read ahead", memory.loader),
-            ("program", memory.base),
-        ];
-        for (what, bytes) in lines {
+        for (what, bytes) in memory.parts().into_iter().filter(|(_, bytes)| *bytes > 0.0) {
             writeln!(f, "  {what:<28}{:>12}", size(bytes))?;
         }
         writeln!(f, "  {:<28}{:>12}", "peak", size(memory.total()))
@@ -100,7 +92,7 @@ impl Plan {
 
     fn disk(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let disk @ Disk { weights, optimizer, checkpoints, shards, vision_features } = &self.disk;
-        let what = if self.config.train_type == TrainType::UseLora { "adapter" } else { "model" };
+        let what = if self.config.train_type.uses_lora() { "adapter" } else { "model" };
         let there = if self.data.is_there { "there" } else { "expected" };
         writeln!(f, "\ndisk")?;
         writeln!(
@@ -186,13 +178,12 @@ impl Plan {
     }
 }
 
-fn train_type(train_type: TrainType) -> &'static str {
-    match train_type {
-        TrainType::UseLora => "use_lora",
-        TrainType::None => "none (everything)",
-        TrainType::FreezeVision => "freeze_vision",
-        TrainType::Projector => "projector",
-    }
+/// `none (Everything)`
+fn train_type(train_type: TrainType) -> String {
+    let value = train_type.to_possible_value();
+    let name = value.as_ref().map_or("", |value| value.get_name());
+    let help = value.as_ref().and_then(|value| value.get_help());
+    help.map_or_else(|| name.to_string(), |help| format!("{name} ({help})"))
 }
 
 /// `595,375`

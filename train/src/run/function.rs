@@ -1,6 +1,6 @@
 //! What defines the function that a run trains, and what of it differs.
 
-use crate::config::{Config, LossNormalization, TrainType};
+use crate::config::{Config, LossNormalization};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -57,7 +57,7 @@ impl Function {
         if config.loss_normalization == LossNormalization::MicroBatchMean {
             add(MICRO_BATCH);
         }
-        if config.train_type == TrainType::UseLora {
+        if config.train_type.uses_lora() {
             add(LORA_DROPOUT);
             // An adapter to go on from has its own rank and targets.
             if config.init_adapter.is_none() {

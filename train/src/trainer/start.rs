@@ -10,6 +10,7 @@ use crate::layout::Layout;
 use crate::loader::{Loader, Source};
 use crate::order::BatchPlan;
 use crate::parameters;
+use crate::plan::{self, MeanRow, Memory, Rows, Setting};
 use crate::resume::{self, Beginning, Found};
 use crate::run::RunRecord;
 use crate::run::folder;
@@ -21,7 +22,7 @@ use crate::signals::StopRequest;
 use crate::state::{RunState, TrainerState};
 use crate::trainable;
 use crate::watch::Watch;
-use crate::zero::{Memory, Partitions};
+use crate::zero::Partitions;
 use anyhow::{Context, Result};
 use base::pulse::Pulse;
 use burn::tensor::Device;
@@ -72,6 +73,9 @@ pub fn run(
         Ok((trainee, layout, partitions, kept_features))
     });
     let (trainee, layout, partitions, kept_features) = loaded??;
+    if rank == 0 {
+        describe_memory(config, &trainee, world_size, &shards)?;
+    }
     let loader = loader(config, &trainee, shards, plan, &state, rank)?;
     // Going on from the folder's own checkpoint of this step, it has one.
     let own = checkpoint::dir_of(&config.output_dir, state.global_step);
@@ -82,7 +86,6 @@ pub fn run(
     };
     if rank == 0 {
         describe(&trainee, &layout, &plan, &state, config.init_adapter.as_deref());
-        describe_memory(config, &trainee, &layout);
     }
     let start = || Watch::start(config, &trainee, &state, rank, world_size);
     let watch = communicator.attend("frozen weights", &Pulse::default(), start)??;
@@ -202,23 +205,15 @@ fn loader(
     Loader::start(source, state.run.cursor, config.dataloader_num_workers, config.dataloader_prefetch_factor)
 }
 
-fn describe_memory(config: &Config, trainee: &Trainee, layout: &Layout) {
-    let values = parameters::count(&trainee.model);
+fn describe_memory(config: &Config, trainee: &Trainee, world_size: usize, shards: &ShardSet) -> Result<()> {
+    let rows = Rows { count: shards.len(), mean: MeanRow::sampled(shards, &trainee.config)? };
     let in_bf16 = computes_in_bf16(&trainee.model.device());
-    let memory = Memory::of(layout, values, config.accumulate, config.gradient_accumulation_steps);
-    let memory = if in_bf16 { memory.in_bf16(layout) } else { memory };
-    let megabytes = |bytes: u64| bytes as f64 / 1e6;
-    let masters = if in_bf16 { format!("master weights {:.0} MB, ", megabytes(memory.masters)) } else { String::new() };
-    crate::tell!(
-        "memory of each of {} ranks: parameters {:.0} MB, {masters}gradients {:.0} MB, moments {:.0} MB, blocks on their way \
-         {:.0} MB, together {:.0} MB; activations come on top",
-        layout.world_size,
-        megabytes(memory.parameters),
-        megabytes(memory.gradients),
-        megabytes(memory.moments),
-        megabytes(memory.buffers),
-        megabytes(memory.total())
-    );
+    let setting = Setting { config, model: &trainee.config, lora: trainee.lora.as_ref(), world_size, in_bf16 };
+    let memory = Memory::estimate(setting, rows);
+    let parts = memory.parts().into_iter().filter(|(_, bytes)| *bytes > 0.0);
+    let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", plan::size(bytes))).collect();
+    crate::tell!("memory of each of {world_size} ranks: {}; peak {}", parts.join(", "), plan::size(memory.total()));
+    Ok(())
 }
 
 fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &TrainerState, adapter: Option<&Path>) {

@@ -1,7 +1,8 @@
 //! SwiGLU, GELU and QuickGELU.
 
 use super::again::Again;
-use super::operand::{self, buffer, floats, incoming, record};
+use super::operand::{self, bytes_of, floats, incoming, record};
+use super::output::{Place, filled_chunks, write};
 use super::simd::{erf, exp, multiversion, sigmoid};
 use crate::LinearInput;
 use burn::backend::Flex;
@@ -27,33 +28,41 @@ pub fn swiglu(gate: &Tensor<2>, up: &Tensor<2>) -> Option<LinearInput> {
     Some(LinearInput { values, again })
 }
 
+/// Bytes that [`swiglu`] of gate and up `[T, F]` keeps for its backward step: both.
+pub fn swiglu_kept([tokens, width]: [usize; 2]) -> usize {
+    bytes_of(2 * tokens * width)
+}
+
 /// `silu(gate) ∘ up`.
 fn product(gate: &FlexTensor, up: &FlexTensor) -> FlexTensor {
     let shape = operand::dims(gate);
-    let mut output = buffer(shape[0] * shape[1]);
-    (output.par_chunks_mut(CHUNK), floats(gate).par_chunks(CHUNK), floats(up).par_chunks(CHUNK))
-        .into_par_iter()
-        .for_each(|(output, gate, up)| swiglu_forward(gate, up, output));
+    let inputs = floats(gate).par_chunks(CHUNK).zip(floats(up).par_chunks(CHUNK));
+    let output =
+        filled_chunks(shape[0] * shape[1], CHUNK, inputs, |(gate, up), output| swiglu_forward(gate, up, output));
     operand::tensor(output, shape)
 }
 
 multiversion! {
-    fn swiglu_forward(gate: &[f32], up: &[f32], output: &mut [f32]) {
-        for ((output, &gate), &up) in output.iter_mut().zip(gate).zip(up) {
-            *output = gate / (1.0 + exp(-gate)) * up;
-        }
+    fn swiglu_forward<'a>(gate: &[f32], up: &[f32], output: &'a mut [Place]) -> &'a mut [f32] {
+        write(output, gate.iter().zip(up).map(|(&gate, &up)| gate / (1.0 + exp(-gate)) * up))
     }
 }
 
 multiversion! {
     // `gradient` becomes that of `up`, `gate_gradient` is written.
-    fn swiglu_backward(gate: &[f32], up: &[f32], gradient: &mut [f32], gate_gradient: &mut [f32]) {
-        let inputs = gate.iter().zip(up);
-        for ((gradient, gate_gradient), (&gate, &up)) in gradient.iter_mut().zip(gate_gradient).zip(inputs) {
+    fn swiglu_backward<'a>(
+        gate: &[f32],
+        up: &[f32],
+        gradient: &mut [f32],
+        gate_gradient: &'a mut [Place],
+    ) -> &'a mut [f32] {
+        let inputs = gate.iter().zip(up).zip(gradient);
+        write(gate_gradient, inputs.map(|((&gate, &up), gradient)| {
             let s = sigmoid(gate);
-            *gate_gradient = *gradient * up * (s * (1.0 + gate * (1.0 - s)));
+            let gate_gradient = *gradient * up * (s * (1.0 + gate * (1.0 - s)));
             *gradient *= gate * s;
-        }
+            gate_gradient
+        }))
     }
 }
 
@@ -67,15 +76,12 @@ impl Backward<Flex, 2> for SwiGlu {
         let mut gradient = operand::own(incoming(&ops, gradients));
         let (gate, up) = ops.state;
         let shape = operand::dims(&gate);
-        let mut gate_gradient = buffer(gradient.len());
-        (
-            gradient.par_chunks_mut(CHUNK),
-            gate_gradient.par_chunks_mut(CHUNK),
-            floats(&gate).par_chunks(CHUNK),
-            floats(&up).par_chunks(CHUNK),
-        )
-            .into_par_iter()
-            .for_each(|(gradient, gate_gradient, gate, up)| swiglu_backward(gate, up, gradient, gate_gradient));
+        let inputs =
+            gradient.par_chunks_mut(CHUNK).zip(floats(&gate).par_chunks(CHUNK)).zip(floats(&up).par_chunks(CHUNK));
+        let gate_gradient =
+            filled_chunks(floats(&gate).len(), CHUNK, inputs, |((gradient, gate), up), gate_gradient| {
+                swiglu_backward(gate, up, gradient, gate_gradient)
+            });
         let [gate, up] = ops.parents;
         if let Some(gate) = gate {
             gradients.register::<Flex>(gate.id, operand::tensor(gate_gradient, shape));
@@ -101,19 +107,23 @@ pub fn quick_gelu(x: &Tensor<2>) -> Option<LinearInput> {
     activate(x, Unary { forward: quick_gelu_forward, backward: quick_gelu_backward })
 }
 
+/// Bytes that an activation of x `[T, F]` alone ([`gelu`], [`quick_gelu`]) keeps for its backward step: x.
+pub fn unary_kept([tokens, width]: [usize; 2]) -> usize {
+    bytes_of(tokens * width)
+}
+
 /// An activation: `forward(x, output)` and `backward(x, gradient)`, which multiplies the derivative into the gradient.
 #[derive(Clone, Copy, Debug)]
 struct Unary {
-    forward: fn(&[f32], &mut [f32]),
+    forward: for<'a> fn(&[f32], &'a mut [Place]) -> &'a mut [f32],
     backward: fn(&[f32], &mut [f32]),
 }
 
 impl Unary {
     fn of(&self, x: &FlexTensor) -> FlexTensor {
         let shape = operand::dims(x);
-        let mut output = buffer(shape[0] * shape[1]);
-        let chunks = output.par_chunks_mut(CHUNK).zip(floats(x).par_chunks(CHUNK));
-        chunks.for_each(|(output, x)| (self.forward)(x, output));
+        let inputs = floats(x).par_chunks(CHUNK);
+        let output = filled_chunks(shape[0] * shape[1], CHUNK, inputs, |x, output| (self.forward)(x, output));
         operand::tensor(output, shape)
     }
 }
@@ -129,10 +139,8 @@ fn activate(x: &Tensor<2>, unary: Unary) -> Option<LinearInput> {
 }
 
 multiversion! {
-    fn gelu_forward(x: &[f32], output: &mut [f32]) {
-        for (output, &x) in output.iter_mut().zip(x) {
-            *output = 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
-        }
+    fn gelu_forward<'a>(x: &[f32], output: &'a mut [Place]) -> &'a mut [f32] {
+        write(output, x.iter().map(|&x| 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))))
     }
 }
 
@@ -169,10 +177,8 @@ multiversion! {
 }
 
 multiversion! {
-    fn quick_gelu_forward(x: &[f32], output: &mut [f32]) {
-        for (output, &x) in output.iter_mut().zip(x) {
-            *output = sigmoid(1.702 * x) * x;
-        }
+    fn quick_gelu_forward<'a>(x: &[f32], output: &'a mut [Place]) -> &'a mut [f32] {
+        write(output, x.iter().map(|&x| sigmoid(1.702 * x) * x))
     }
 }
 

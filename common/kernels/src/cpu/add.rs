@@ -11,22 +11,19 @@ use rayon::prelude::*;
 /// Values in one task.
 const CHUNK: usize = 1 << 14;
 
-/// See [`crate::add`]. Gives y back where it does not apply.
-#[allow(clippy::result_large_err)] // A tensor is no error here, and moving one is cheap beside adding.
-pub fn add(x: &Tensor<2>, y: Tensor<2>) -> Result<Tensor<2>, Tensor<2>> {
-    let (Some(x), Some(operand)) = (operand::operand(x), operand::operand(&y)) else {
-        return Err(y);
-    };
+/// See [`crate::add`]. The sum is written where y is, unless somebody else holds y too; y then stands for x.
+pub fn add(x: &Tensor<2>, y: &mut Tensor<2>) -> Option<Tensor<2>> {
+    let (other, operand) = (operand::operand(x)?, operand::operand(y)?);
     let shape = operand::dims(&operand.values);
-    if operand::dims(&x.values) != shape {
-        return Err(y);
+    if operand::dims(&other.values) != shape {
+        return None;
     }
-    // Nobody else holds y's memory now, as a rule.
-    drop(y);
+    // Lets go of y's memory.
+    *y = x.clone();
     let mut sum = operand::own(operand.values);
-    let chunks = sum.par_chunks_mut(CHUNK).zip(floats(&x.values).par_chunks(CHUNK));
+    let chunks = sum.par_chunks_mut(CHUNK).zip(floats(&other.values).par_chunks(CHUNK));
     chunks.for_each(|(sum, x)| sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x));
-    Ok(record(Add, [x.node, operand.node], || (), operand::tensor(sum, shape)))
+    Some(record(Add, [other.node, operand.node], || (), operand::tensor(sum, shape)))
 }
 
 #[derive(Debug)]

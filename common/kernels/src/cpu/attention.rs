@@ -4,7 +4,8 @@
 use super::dot_products::dots;
 use super::gemm::{Packed, Start, gemm_serial};
 use super::matrix::{Matrix, MatrixMut, Tile};
-use super::operand::{self, buffer, floats, incoming, record};
+use super::operand::{self, bytes_of, floats, incoming, record};
+use super::output::{Place, Unwritten};
 use super::scratch::{Aligned, give, take, unused};
 use super::simd::{exp, max, multiversion, sum};
 use crate::Mask;
@@ -66,10 +67,9 @@ fn of_sequences(
     let (q, k, v) = (operand::operand(q)?, operand::operand(k)?, operand::operand(v)?);
     let ([queries, width], [tokens, _]) = (operand::dims(&q.values), operand::dims(&k.values));
     let layout = Layout::new(heads, kv_heads, width / heads, query_lens, seq_lens, mask);
-    if seq_lens.iter().sum::<usize>() != tokens || query_lens.iter().sum::<usize>() != queries {
+    if seq_lens.iter().sum::<usize>() != tokens || !layout.has_queries([queries, width]) {
         return None;
     }
-    let mut output = buffer(queries * width);
     let (keys, values) = (floats(&k.values), floats(&v.values));
     let contexts: Vec<Context> = (layout.tasks().into_par_iter())
         .map(|task| {
@@ -81,10 +81,16 @@ fn of_sequences(
             )
         })
         .collect();
-    let lse = attend(&layout, &contexts, &mut output);
+    let (output, lse) = attend(&layout, &contexts);
     let output = operand::tensor(output, [queries, width]);
     let nodes = [q.node, k.node, v.node];
     Some(record(Attention, nodes, || Saved { q: q.values, k: k.values, v: v.values, lse, layout }, output))
+}
+
+/// Bytes that [`attention`] and [`attention_of_last`] keep for their backward step: q `[queries, heads · head_dim]`, k and v
+/// `[tokens, kv_heads · head_dim]`, and a number for each query and head.
+pub fn attention_kept(queries: usize, tokens: usize, heads: usize, kv_heads: usize, head_dim: usize) -> usize {
+    bytes_of(queries * heads * head_dim + 2 * tokens * kv_heads * head_dim + queries * heads)
 }
 
 /// See [`crate::attention_cached`].
@@ -103,7 +109,9 @@ pub fn attention_cached(
     });
     let buffers: Vec<_> = buffers.collect::<Option<_>>()?;
     let layout = Layout::new(heads, kv_heads, width / heads, seq_lens, seq_lens, Mask::Causal);
-    let mut output = buffer(tokens * width);
+    if !layout.has_queries([tokens, width]) {
+        return None;
+    }
     let contexts = layout.tasks().into_par_iter().enumerate().map(|(index, task)| {
         let (len, keys, values) = &buffers[index / kv_heads];
         let [k, v] = [keys, values].map(|cache| {
@@ -114,7 +122,7 @@ pub fn attention_cached(
         Context::new(layout.queries(floats(&q.values), &task), k, v, Mask::Causal)
     });
     let contexts: Vec<Context> = contexts.collect();
-    attend(&layout, &contexts, &mut output);
+    let (output, _) = attend(&layout, &contexts);
     Some(q.node.constant(operand::tensor(output, [tokens, width])))
 }
 
@@ -150,6 +158,11 @@ impl Layout {
         Self { heads, kv_heads, head_dim, query_lens: query_lens.to_vec(), seq_lens: seq_lens.to_vec(), mask }
     }
 
+    /// Whether these are the sizes of its queries.
+    fn has_queries(&self, sizes: [usize; 2]) -> bool {
+        sizes == [self.query_lens.iter().sum::<usize>(), self.heads * self.head_dim]
+    }
+
     /// Query heads of a key/value head.
     fn group(&self) -> usize {
         self.heads / self.kv_heads
@@ -168,19 +181,19 @@ impl Layout {
     }
 
     /// `[Σ query_lens, heads · head_dim]` divided among the tasks, in their order.
-    fn query_parts<'a>(&self, data: &'a mut [f32]) -> Vec<MatrixMut<'a>> {
+    fn query_parts<'a>(&self, data: &'a mut [Place]) -> Vec<MatrixMut<'a, Place>> {
         self.parts(data, self.heads, &self.query_lens)
     }
 
     /// `[T, kv_heads · head_dim]` divided among the tasks, in their order.
-    fn key_parts<'a>(&self, data: &'a mut [f32]) -> Vec<MatrixMut<'a>> {
+    fn key_parts<'a>(&self, data: &'a mut [Place]) -> Vec<MatrixMut<'a, Place>> {
         self.parts(data, self.kv_heads, &self.seq_lens)
     }
 
-    fn parts<'a>(&self, data: &'a mut [f32], heads: usize, lens: &[usize]) -> Vec<MatrixMut<'a>> {
+    /// All elements of `data`, in parts that do not overlap.
+    fn parts<'a>(&self, data: &'a mut [Place], heads: usize, lens: &[usize]) -> Vec<MatrixMut<'a, Place>> {
         let width = heads * self.head_dim;
-        let rows = data.len() / width.max(1);
-        let sequences = MatrixMut::new(data, rows, width).row_groups(lens);
+        let sequences = MatrixMut::new(data, lens.iter().sum(), width).row_groups(lens);
         sequences
             .into_iter()
             .flat_map(|sequence| match sequence.rows {
@@ -209,13 +222,14 @@ impl Layout {
     }
 }
 
-/// Attention of every task's queries; gives for every task the logarithms of the sums of every query's exponentials, head by head.
-///
-/// output `[Σ query_lens, heads · head_dim]`
-fn attend(layout: &Layout, contexts: &[Context], output: &mut [f32]) -> Vec<Vec<f32>> {
+/// Attention of every task's queries, `[Σ query_lens, heads · head_dim]`; and for every task the logarithms of the sums of every
+/// query's exponentials, head by head.
+fn attend(layout: &Layout, contexts: &[Context]) -> (Vec<f32>, Vec<Vec<f32>>) {
     let head_dim = layout.head_dim;
+    let values = layout.query_lens.iter().sum::<usize>() * layout.heads * head_dim;
+    let mut output = Unwritten::new(values);
     // A few queries of all heads are done at once: one task reads the keys. Else a block of one head's is a unit of work.
-    let units = layout.query_parts(output).into_iter().zip(contexts).map(|(part, context)| {
+    let units = layout.query_parts(output.places()).into_iter().zip(contexts).map(|(part, context)| {
         let mut blocks = part.tiles(QUERIES, head_dim);
         blocks.sort_by_key(|block| (block.column, block.row));
         let together = if context.packed.is_none() { blocks.len().max(1) } else { 1 };
@@ -229,11 +243,16 @@ fn attend(layout: &Layout, contexts: &[Context], output: &mut [f32]) -> Vec<Vec<
             groups.push((context, blocks.by_ref().take(together).collect::<Vec<_>>()));
         }
     }
-    let of_group = |(context, blocks): (&Context, Vec<Tile>)| -> Vec<f32> {
+    let of_group = |(context, blocks): (&Context, Vec<Tile<Place>>)| -> Vec<f32> {
         blocks.into_iter().flat_map(|block| context.attend(block)).collect()
     };
-    let mut lse = groups.into_par_iter().with_max_len(1).map(of_group).collect::<Vec<_>>().into_iter();
-    groups_of_task.iter().map(|&groups| lse.by_ref().take(groups).flatten().collect()).collect()
+    let lse = groups.into_par_iter().with_max_len(1).map(of_group).collect::<Vec<_>>();
+    assert_eq!(lse.iter().map(Vec::len).sum::<usize>() * head_dim, values, "values of the blocks");
+    // SAFETY: a number of `lse` stands for a row of a block that was written, blocks do not overlap, and all have as many values
+    // as the output.
+    let output = unsafe { output.assume_written() };
+    let mut lse = lse.into_iter();
+    (output, groups_of_task.iter().map(|&groups| lse.by_ref().take(groups).flatten().collect()).collect())
 }
 
 /// What the queries of a group of heads, the last positions of their sequence, look at: the keys and values of one head.
@@ -256,8 +275,8 @@ impl<'a> Context<'a> {
         Self { q, k, v, packed, mask }
     }
 
-    /// One head's attention for a block of queries; gives the logarithm of the sum of every query's exponentials.
-    fn attend(&self, block: Tile) -> Vec<f32> {
+    /// Writes one head's attention for a block of queries; gives the logarithm of the sum of every query's exponentials.
+    fn attend(&self, block: Tile<Place>) -> Vec<f32> {
         let Tile { row: first, column, mut part } = block;
         let (keys, rows, head_dim) = (self.k.rows, part.rows, part.columns);
         let q = self.q.block(first..first + rows, column..column + head_dim);
@@ -285,9 +304,13 @@ impl<'a> Context<'a> {
         match &self.packed {
             None => {
                 let values = self.v.block(0..most, 0..head_dim);
-                (0..rows).for_each(|row| weighted_sum(&scores[row * width..][..most], values, part.row_mut(row)));
+                for row in 0..rows {
+                    weighted_sum(&scores[row * width..][..most], values, part.row_mut(row));
+                }
             }
-            Some([_, values]) => values.multiply(Matrix::new(scores, rows, width).block(0..rows, 0..most), part),
+            Some([_, values]) => {
+                values.multiply_into(Matrix::new(scores, rows, width).block(0..rows, 0..most), part);
+            }
         }
         give(&SCORES, memory);
         lse
@@ -296,27 +319,30 @@ impl<'a> Context<'a> {
 
 thread_local! {
     static SCORES: Cell<Aligned> = const { unused() };
+    static GRAD_SCORES: Cell<Aligned> = const { unused() };
 }
 
 multiversion! {
     // Σ weights[i] · row i of `values`, a stretch of columns at a time, so that their sums stay in registers.
-    fn weighted_sum(weights: &[f32], values: Matrix, output: &mut [f32]) {
+    fn weighted_sum<'a>(weights: &[f32], values: Matrix, output: &'a mut [Place]) -> &'a mut [f32] {
         const COLUMNS: usize = 64;
         let (wide, rest) = output.as_chunks_mut::<COLUMNS>();
         let mut start = 0;
         for output in wide {
-            *output = weighted_columns(weights, values, start);
+            output.write_copy_of_slice(&weighted_columns::<COLUMNS>(weights, values, start));
             start += COLUMNS;
         }
         let (narrow, rest) = rest.as_chunks_mut::<LANES>();
         for output in narrow {
-            *output = weighted_columns(weights, values, start);
+            output.write_copy_of_slice(&weighted_columns::<LANES>(weights, values, start));
             start += LANES;
         }
         for output in rest {
-            [*output] = weighted_columns(weights, values, start);
+            output.write(weighted_columns::<1>(weights, values, start)[0]);
             start += 1;
         }
+        // SAFETY: wide, narrow and single columns are all of them.
+        unsafe { output.assume_init_mut() }
     }
 }
 
@@ -368,10 +394,9 @@ impl Backward<Flex, 3> for Attention {
     fn backward(self, ops: Ops<Saved, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let gradient = incoming(&ops, gradients);
         let Saved { q, k, v, lse, layout } = ops.state;
-        let mut of_q = buffer(floats(&q).len());
-        let (mut of_k, mut of_v) = (buffer(floats(&k).len()), buffer(floats(&v).len()));
-        let parts = layout.query_parts(&mut of_q).into_par_iter();
-        let parts = parts.zip(layout.key_parts(&mut of_k)).zip(layout.key_parts(&mut of_v));
+        let [mut of_q, mut of_k, mut of_v] = [&q, &k, &v].map(|values| Unwritten::new(floats(values).len()));
+        let parts = layout.query_parts(of_q.places()).into_par_iter();
+        let parts = parts.zip(layout.key_parts(of_k.places())).zip(layout.key_parts(of_v.places()));
         parts.zip(layout.tasks()).zip(&lse).for_each(|((((of_q, of_k), of_v), task), lse)| {
             let inputs = Inputs {
                 q: layout.queries(floats(&q), &task),
@@ -381,6 +406,8 @@ impl Backward<Flex, 3> for Attention {
             };
             inputs.backward(lse, layout.mask, of_q, of_k, of_v);
         });
+        // SAFETY: the tasks' parts have all places (`Layout::parts`), and the step of each task writes all of its parts.
+        let [of_q, of_k, of_v] = [of_q, of_k, of_v].map(|gradient| unsafe { gradient.assume_written() });
         for (parent, (gradient, values)) in ops.parents.into_iter().zip([(of_q, q), (of_k, k), (of_v, v)]) {
             if let Some(parent) = parent {
                 gradients.register::<Flex>(parent.id, operand::tensor(gradient, operand::dims(&values)));
@@ -398,20 +425,25 @@ struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// Scores are held with a row for each key here: then every product below reads its factors in order.
-    fn backward(&self, lse: &[f32], mask: Mask, mut of_q: MatrixMut, mut of_k: MatrixMut, mut of_v: MatrixMut) {
+    /// Writes all of the three gradients. Scores are held with a row for each key here: then every product below reads its factors
+    /// in order.
+    fn backward(
+        &self,
+        lse: &[f32],
+        mask: Mask,
+        of_q: MatrixMut<Place>,
+        of_k: MatrixMut<Place>,
+        of_v: MatrixMut<Place>,
+    ) {
         let Self { q, k, v, gradient } = *self;
         let (len, head_dim) = (k.rows, k.columns);
         // Keys before the first query.
         let past = len - q.rows;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let keys = Packed::new(k);
-        for row in 0..len {
-            of_k.row_mut(row).fill(0.0);
-            of_v.row_mut(row).fill(0.0);
-        }
-        let (mut scores, mut slopes) = (buffer(len * QUERIES), buffer(len * QUERIES));
-        let mut tiles = of_q.reborrow().tiles(QUERIES, head_dim);
+        let (mut of_k, mut of_v) = (of_k.fill(0.0), of_v.fill(0.0));
+        let [mut scores, mut slopes] = [&SCORES, &GRAD_SCORES].map(|scratch| take(scratch, len * QUERIES));
+        let mut tiles = of_q.tiles(QUERIES, head_dim);
         tiles.sort_by_key(|tile| tile.column);
         let mut lse = lse;
         for tile in tiles {
@@ -431,8 +463,10 @@ impl Inputs<'_> {
             let (scores, slopes) = (Matrix::new(scores, seen, rows), Matrix::new(slopes, seen, rows));
             gemm_serial(scores, gradient, of_v.rows(0..seen), Start::Keep);
             gemm_serial(slopes, q, of_k.rows(0..seen), Start::Keep);
-            keys.multiply(slopes.transposed(), tile.part);
+            keys.multiply_into(slopes.transposed(), tile.part);
         }
+        give(&SCORES, scores);
+        give(&GRAD_SCORES, slopes);
     }
 }
 

@@ -5,7 +5,8 @@
 
 use super::gemm::{Packed, Start, gemm_serial};
 use super::matrix::{Matrix, MatrixMut};
-use super::operand::{self, buffer, floats, incoming, record, zeros};
+use super::operand::{self, bytes_of, floats, incoming, record, zeros};
+use super::output::{Place, Unwritten, filled_chunks};
 use super::scratch::{Aligned, give, take, unused};
 use super::simd::{LINE, exp, multiversion, prefetch};
 use burn::backend::Flex;
@@ -33,7 +34,7 @@ pub fn cross_entropy_sum(hidden: &Tensor<2>, weight: &Tensor<2>, targets: &[u32]
     if targets.len() != rows || targets.iter().any(|&target| target as usize >= vocabulary) {
         return None;
     }
-    let padded = rows.next_multiple_of(LANES);
+    let padded = Sizes { rows, width, vocabulary }.padded();
     let mut filled = zeros(padded * width);
     filled[..rows * width].copy_from_slice(floats(&hidden.values));
     let mut problem = Problem {
@@ -48,6 +49,50 @@ pub fn cross_entropy_sum(hidden: &Tensor<2>, weight: &Tensor<2>, targets: &[u32]
     let loss = problem.forward();
     let nodes = [hidden.node, weight.node];
     Some(record(CrossEntropy, nodes, || problem, operand::tensor(vec![loss], [1])))
+}
+
+/// Sizes that decide how the work is divided.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Supervised rows.
+    pub rows: usize,
+    /// Width of the hidden states.
+    pub width: usize,
+    /// Tokens of the vocabulary.
+    pub vocabulary: usize,
+}
+
+impl Sizes {
+    /// Rows filled up to whole vectors.
+    fn padded(self) -> usize {
+        self.rows.next_multiple_of(LANES)
+    }
+
+    /// Whether the logits are kept for the gradient of a trained weight.
+    fn keeps_logits(self, weight_trained: bool) -> bool {
+        weight_trained && self.padded() * self.vocabulary <= KEPT
+    }
+
+    /// Tokens of the vocabulary in a chunk and in a part. They depend on sizes only, as everything that decides the order of sums:
+    /// any number of threads gives the same.
+    fn divided(self) -> (usize, usize) {
+        let chunk = (CHUNK / self.width.max(1)).clamp(32, 256);
+        let parts = (PARTIAL_SUMS / (self.padded() * self.width).max(1)).clamp(2, 64);
+        (chunk, self.vocabulary.div_ceil(chunk).div_ceil(parts).max(1) * chunk)
+    }
+}
+
+/// Bytes that [`cross_entropy_sum`] keeps for its backward step: the hidden states, their gradient, and of a trained weight the
+/// logits, unless there are too many.
+pub fn cross_entropy_sum_kept(sizes: Sizes, weight_trained: bool) -> usize {
+    let logits = if sizes.keeps_logits(weight_trained) { sizes.padded() * sizes.vocabulary } else { 0 };
+    bytes_of((sizes.padded() + sizes.rows) * sizes.width + sizes.padded() + logits)
+}
+
+/// Bytes that the forward step of [`cross_entropy_sum`] needs while it works: the sums of the parts of the vocabulary.
+pub fn cross_entropy_sum_working(sizes: Sizes) -> usize {
+    let (_, part) = sizes.divided();
+    bytes_of(sizes.vocabulary.div_ceil(part) * sizes.rows * sizes.width)
 }
 
 /// Logits are held with a row for each token of the vocabulary: then the weight is read where it lies.
@@ -108,18 +153,19 @@ impl Part {
 }
 
 impl Problem {
+    /// Rows (those that fill up included), width, vocabulary.
     fn sizes(&self) -> (usize, usize, usize) {
         let ([rows, width], [vocabulary, _]) = (operand::dims(&self.hidden), operand::dims(&self.weight));
         (rows, width, vocabulary)
     }
 
-    /// Tokens of the vocabulary in a chunk and in a part. They depend on sizes only, as everything that decides the order of sums:
-    /// any number of threads gives the same.
     fn divided(&self) -> (usize, usize) {
-        let (rows, width, vocabulary) = self.sizes();
-        let chunk = (CHUNK / width.max(1)).clamp(32, 256);
-        let parts = (PARTIAL_SUMS / (rows * width).max(1)).clamp(2, 64);
-        (chunk, vocabulary.div_ceil(chunk).div_ceil(parts).max(1) * chunk)
+        self.division().divided()
+    }
+
+    fn division(&self) -> Sizes {
+        let (_, width, vocabulary) = self.sizes();
+        Sizes { rows: self.targets.len(), width, vocabulary }
     }
 
     fn weight_rows(&self, first: usize, tokens: usize) -> Matrix<'_> {
@@ -139,12 +185,12 @@ impl Problem {
             return 0.0;
         }
         let [hidden_tracked, weight_tracked] = self.tracked;
-        let keep = weight_tracked && rows * vocabulary <= KEPT;
-        let mut kept = buffer(if keep { vocabulary * rows } else { 0 });
+        let keep = self.division().keeps_logits(weight_tracked);
+        let mut kept = Unwritten::new(if keep { vocabulary * rows } else { 0 });
         let hidden = Packed::new(self.hidden().transposed());
         let (chunk, part_len) = self.divided();
-        let kept_parts = parts_of(&mut kept, part_len * rows, vocabulary.div_ceil(part_len));
-        let part = |(index, kept): (usize, &mut [f32])| {
+        let kept_parts = parts_of(kept.places(), part_len * rows, vocabulary.div_ceil(part_len));
+        let part = |(index, kept): (usize, &mut [Place])| {
             let mut part = Part::new(rows, if hidden_tracked { self.targets.len() * width } else { 0 });
             let tokens = index * part_len..vocabulary.min((index + 1) * part_len);
             let end = tokens.end;
@@ -156,7 +202,7 @@ impl Problem {
                     let picked = self.targets_among(first, tokens);
                     part.picked.extend(picked.map(|(row, token)| (row, logits[token * rows + row])));
                     if keep {
-                        kept[skipped * rows..][..tokens * rows].copy_from_slice(logits);
+                        kept[skipped * rows..][..tokens * rows].write_copy_of_slice(logits);
                     }
                     let next = self.weight_rows(first + tokens, chunk.min(end - first - tokens));
                     part.add(logits, weight, next.values());
@@ -165,7 +211,8 @@ impl Problem {
             part
         };
         let parts: Vec<Part> = kept_parts.into_par_iter().enumerate().map(part).collect();
-        self.logits = kept;
+        // SAFETY: there are no places, or every part has written the logits of all its chunks.
+        self.logits = unsafe { kept.assume_written() };
         self.finish(&parts)
     }
 
@@ -209,28 +256,27 @@ impl Problem {
         if rows == 0 {
             return zeros(vocabulary * width);
         }
-        let mut of_weight = buffer(vocabulary * width);
         let mut kept = std::mem::take(&mut self.logits);
         let (chunk, _) = self.divided();
         let hidden = Packed::new(self.hidden());
         let transposed = kept.is_empty().then(|| Packed::new(self.hidden().transposed()));
         let kept = parts_of(&mut kept, chunk * rows, vocabulary.div_ceil(chunk));
-        let chunks = of_weight.par_chunks_mut((chunk * width).max(1)).zip(kept).enumerate();
-        chunks.for_each(|(index, (of_weight, kept))| {
+        let kept = kept.into_par_iter().enumerate();
+        filled_chunks(vocabulary * width, chunk * width, kept, |(index, kept), of_weight| {
             let (first, tokens) = (index * chunk, of_weight.len() / width);
-            let mut multiply = |logits: &mut [f32]| {
+            let of_weight = MatrixMut::new(of_weight, tokens, width);
+            let multiply = |logits: &mut [f32]| {
                 self.slopes(logits, first, factor);
-                hidden.multiply(Matrix::new(logits, tokens, rows), MatrixMut::new(of_weight, tokens, width));
+                hidden.multiply_into(Matrix::new(logits, tokens, rows), of_weight).into_values()
             };
             match &transposed {
                 None => multiply(kept),
                 Some(transposed) => with_scratch(tokens * rows, |logits| {
                     transposed.multiply(self.weight_rows(first, tokens), MatrixMut::new(logits, tokens, rows));
-                    multiply(logits);
+                    multiply(logits)
                 }),
             }
-        });
-        of_weight
+        })
     }
 
     /// Turns a chunk of logits into their gradients.
@@ -244,14 +290,14 @@ impl Problem {
 }
 
 /// `values` in `number` parts of at most `len`, empty ones if there are no values.
-fn parts_of(values: &mut [f32], len: usize, number: usize) -> Vec<&mut [f32]> {
+fn parts_of<T>(values: &mut [T], len: usize, number: usize) -> Vec<&mut [T]> {
     if values.is_empty() {
         return (0..number).map(|_| &mut [][..]).collect();
     }
     values.chunks_mut(len.max(1)).collect()
 }
 
-/// Calls `f` with memory of this thread, whose values are whatever was there.
+/// Calls `f` with memory of this thread, whose values are those of its last use.
 fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
     let mut memory = take(&LOGITS, len);
     let value = f(&mut memory[..len]);

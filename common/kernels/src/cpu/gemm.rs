@@ -5,6 +5,7 @@
 
 use super::matrix::{Matrix, MatrixMut, Tile};
 use super::microkernel::{Kernel, Panel};
+use super::output::Place;
 use super::scratch::{Aligned, give, take, unused};
 use super::simd::isa;
 use super::transpose::transpose;
@@ -25,13 +26,15 @@ pub enum Start<'a> {
 
 impl Start<'_> {
     /// Writes what a part of C, whose first column is `column`, holds before the product is added.
-    fn write(self, part: &mut MatrixMut, column: usize) {
+    fn write(self, part: &mut MatrixMut<Place>, column: usize) {
         for row in 0..part.rows {
             let row = part.row_mut(row);
             match self {
-                Self::Zero => row.fill(0.0),
+                Self::Zero => row.fill(Place::new(0.0)),
                 Self::Keep => {}
-                Self::Bias(bias) => row.copy_from_slice(&bias[column..][..row.len()]),
+                Self::Bias(bias) => {
+                    row.write_copy_of_slice(&bias[column..][..row.len()]);
+                }
             }
         }
     }
@@ -68,18 +71,36 @@ const SERIAL_FLOPS: usize = 1 << 18;
 /// # Shapes
 /// a `[m, k]`, b `[k, n]`, c `[m, n]`
 pub fn gemm(a: Matrix, b: Matrix, c: MatrixMut, start: Start) {
-    if a.rows * a.columns * b.columns < SERIAL_FLOPS {
-        return gemm_serial(a, b, c, start);
-    }
-    product(Kernel::best(isa()), a, b, c, start, true);
+    // SAFETY: C has values, and `product` writes nothing but values.
+    unsafe { product(Kernel::best(isa()), a, b, c.into_places(), start, is_large(a, b)) }
 }
 
 /// The same on the calling thread alone.
 pub fn gemm_serial(a: Matrix, b: Matrix, c: MatrixMut, start: Start) {
-    product(Kernel::best(isa()), a, b, c, start, false);
+    // SAFETY: C has values, and `product` writes nothing but values.
+    unsafe { product(Kernel::best(isa()), a, b, c.into_places(), start, false) }
 }
 
-fn product(kernel: Kernel, a: Matrix, b: Matrix, mut c: MatrixMut, start: Start, parallel: bool) {
+/// `C = bias + A B` where C has no values yet, on all threads.
+pub fn gemm_into<'a>(a: Matrix, b: Matrix, mut c: MatrixMut<'a, Place>, bias: Option<&[f32]>) -> MatrixMut<'a> {
+    let start = bias.map_or(Start::Zero, Start::Bias);
+    // SAFETY: nothing is kept, and `product` writes all of C.
+    unsafe {
+        product(Kernel::best(isa()), a, b, c.reborrow(), start, is_large(a, b));
+        c.assume_written()
+    }
+}
+
+/// Whether a product is worth handing to other threads.
+fn is_large(a: Matrix, b: Matrix) -> bool {
+    a.rows * a.columns * b.columns >= SERIAL_FLOPS
+}
+
+/// Writes all of C.
+///
+/// # Safety
+/// With [`Start::Keep`], C has values.
+unsafe fn product(kernel: Kernel, a: Matrix, b: Matrix, mut c: MatrixMut<Place>, start: Start, parallel: bool) {
     let (depth, columns) = (a.columns, b.columns);
     assert_eq!((a.rows, depth, columns), (c.rows, b.rows, c.columns), "sizes of a matrix product");
     if let Start::Bias(bias) = start {
@@ -97,26 +118,18 @@ fn product(kernel: Kernel, a: Matrix, b: Matrix, mut c: MatrixMut, start: Start,
     let group = if in_place { columns } else { (PACKED / depth / width).max(1) * width };
     for tile in c.reborrow().tiles(a.rows, group) {
         let part = b.block(0..depth, tile.column..tile.column + tile.part.columns);
-        if in_place {
-            multiply(
-                Factors { kernel, a, b: Slices { in_place: Some(part), packed: &[], depth, slice } },
-                tile.part,
-                start.for_columns(tile.column),
-                parallel,
-            );
-            continue;
-        }
-        let len = part.columns.next_multiple_of(width) * depth;
-        let mut memory = take(&MEMORY, len);
+        let len = if in_place { 0 } else { part.columns.next_multiple_of(width) * depth };
+        let mut memory = if in_place { Aligned::default() } else { take(&MEMORY, len) };
         let packed = &mut memory[..len];
-        pack(kernel, part, slice, packed, parallel);
-        multiply(
-            Factors { kernel, a, b: Slices { in_place: None, packed, depth, slice } },
-            tile.part,
-            start.for_columns(tile.column),
-            parallel,
-        );
-        give(&MEMORY, memory);
+        if !in_place {
+            pack(kernel, part, slice, packed, parallel);
+        }
+        let b = Slices { in_place: in_place.then_some(part), packed, depth, slice };
+        // SAFETY: the tile has values if C has.
+        unsafe { multiply(Factors { kernel, a, b }, tile.part, start.for_columns(tile.column), parallel) };
+        if !in_place {
+            give(&MEMORY, memory);
+        }
     }
 }
 
@@ -138,7 +151,7 @@ impl Packed {
     /// b `[k, n]`
     pub fn new(b: Matrix) -> Self {
         let kernel = Kernel::best(isa());
-        let mut values = Aligned::new(b.rows * b.columns.next_multiple_of(kernel.width()));
+        let mut values = Aligned::zeros(b.rows * b.columns.next_multiple_of(kernel.width()));
         if !values.is_empty() {
             pack(kernel, b, slice_len(b.rows), &mut values, false);
         }
@@ -156,11 +169,27 @@ impl Packed {
     /// # Panics
     /// If B has fewer.
     pub fn multiply(&self, a: Matrix, c: MatrixMut) {
+        // SAFETY: `multiply_into` writes nothing but values.
+        self.multiply_into(a, unsafe { c.into_places() });
+    }
+
+    /// The same where C has no values yet.
+    ///
+    /// # Panics
+    /// If B has fewer rows or columns.
+    pub fn multiply_into<'a>(&self, a: Matrix, mut c: MatrixMut<'a, Place>) -> MatrixMut<'a> {
         let sizes = a.columns <= self.depth && c.columns <= self.padded_columns() && a.rows == c.rows;
         assert!(sizes, "sizes of a matrix product");
+        if a.columns == 0 {
+            return c.fill(0.0);
+        }
         let Self { kernel, depth, .. } = *self;
-        let b = Slices { in_place: None, packed: &self.values, depth, slice: slice_len(depth.max(1)) };
-        multiply(Factors { kernel, a, b }, c, Start::Zero, false);
+        let b = Slices { in_place: None, packed: &self.values, depth, slice: slice_len(depth) };
+        // SAFETY: nothing is kept, and with a depth that is not 0 all of C is written.
+        unsafe {
+            multiply(Factors { kernel, a, b }, c.reborrow(), Start::Zero, false);
+            c.assume_written()
+        }
     }
 }
 
@@ -198,9 +227,14 @@ impl<'a> Slices<'a> {
     }
 }
 
-fn multiply(factors: Factors, c: MatrixMut, start: Start, parallel: bool) {
+/// Writes all of C, unless the depth is 0.
+///
+/// # Safety
+/// With [`Start::Keep`], C has values.
+unsafe fn multiply(factors: Factors, c: MatrixMut<Place>, start: Start, parallel: bool) {
     if !parallel {
-        return factors.multiply_tile(Tile { row: 0, column: 0, part: c }, start);
+        // SAFETY: passed on.
+        return unsafe { factors.multiply_tile(Tile { row: 0, column: 0, part: c }, start) };
     }
     let width = factors.kernel.width();
     let panels = c.columns.div_ceil(width);
@@ -216,13 +250,17 @@ fn multiply(factors: Factors, c: MatrixMut, start: Start, parallel: bool) {
     let tasks = (c.rows / TASK_ROWS).max(1);
     let rows = c.rows.div_ceil(tasks).next_multiple_of(factors.kernel.rows);
     let tiles = c.tiles(rows, together * width);
-    tiles.into_par_iter().with_max_len(1).for_each(|tile| factors.multiply_tile(tile, start));
+    // SAFETY: a tile has values if C has.
+    tiles.into_par_iter().with_max_len(1).for_each(|tile| unsafe { factors.multiply_tile(tile, start) });
 }
 
 impl Factors<'_> {
     /// One task: a tile of C, a block of rows at a time, which stays in the second-level cache while the panels of every slice
-    /// of B pass.
-    fn multiply_tile(&self, tile: Tile, start: Start) {
+    /// of B pass. Writes all of the tile, unless the depth is 0.
+    ///
+    /// # Safety
+    /// With [`Start::Keep`], the tile has values.
+    unsafe fn multiply_tile(&self, tile: Tile<Place>, start: Start) {
         let Self { kernel, a, b } = *self;
         let Tile { row, column, mut part } = tile;
         let (depth, width) = (a.columns, kernel.width());
@@ -246,7 +284,10 @@ impl Factors<'_> {
                 for first_column in (0..part.columns).step_by(width) {
                     let panel = b.panel(width, &inner, column + first_column);
                     let columns = width.min(part.columns - first_column);
-                    kernel.column(block, panel, &mut part, first_row, first_column, columns, keep || first > 0);
+                    // SAFETY: the tile has values by the caller's word or from its bias (`keep`), or from the slice before.
+                    unsafe {
+                        kernel.column(block, panel, &mut part, first_row, first_column, columns, keep || first > 0)
+                    };
                 }
                 give(&ROWS, memory);
             }

@@ -2,9 +2,10 @@
 
 use super::again::Kept;
 use super::dropout::drop_values;
-use super::gemm::{Packed, Start, gemm};
+use super::gemm::{Packed, Start, gemm, gemm_into};
 use super::matrix::{Matrix, MatrixMut};
-use super::operand::{self, Operand, buffer, floats, incoming, record};
+use super::operand::{self, Operand, bytes_of, floats, incoming, record};
+use super::output::{filled, filled_chunks};
 use super::rows::column_sums;
 use super::scratch::{Aligned, give, take, unused};
 use super::weights::Weight;
@@ -43,6 +44,12 @@ pub fn linear(x: impl Into<LinearInput>, weight: &Tensor<2>, bias: Option<&Tenso
     })
 }
 
+/// Bytes that [`linear`] of x `[T, in]` keeps for its backward step: x if the weight is trained, unless x is computed again from what
+/// a norm or an activation keeps anyway (`recomputed`).
+pub fn linear_kept([tokens, inputs]: [usize; 2], trained: bool, recomputed: bool) -> usize {
+    if trained && !recomputed { bytes_of(tokens * inputs) } else { 0 }
+}
+
 /// A weight in any number format that can be frozen; a trained one is f32.
 fn weight_operand(weight: &Tensor<2>) -> Option<Operand> {
     let weight = operand::any_operand(weight)?;
@@ -53,10 +60,7 @@ fn weight_operand(weight: &Tensor<2>) -> Option<Operand> {
 
 /// `x Wᵀ + b` as values.
 fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&Operand>) -> Option<Vec<f32>> {
-    let (x, weight) = (matrix(x), Weight::new(weight)?);
-    let mut output = buffer(x.rows * weight.sizes().0);
-    weight.forward(x, &mut output, bias.map(|bias| floats(&bias.values)));
-    Some(output)
+    Some(Weight::new(weight)?.forward(matrix(x), bias.map(|bias| floats(&bias.values))))
 }
 
 fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
@@ -66,9 +70,11 @@ fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
 
 /// `a b` as tensor.
 fn product(a: Matrix, b: Matrix) -> FlexTensor {
-    let mut output = buffer(a.rows * b.columns);
-    gemm(a, b, MatrixMut::new(&mut output, a.rows, b.columns), Start::Zero);
-    operand::tensor(output, [a.rows, b.columns])
+    operand::tensor(product_values(a, b), [a.rows, b.columns])
+}
+
+fn product_values(a: Matrix, b: Matrix) -> Vec<f32> {
+    filled(a.rows * b.columns, |output| gemm_into(a, b, MatrixMut::new(output, a.rows, b.columns), None).into_values())
 }
 
 /// What the backward step needs: x for the weight's gradient, the weight for x's.
@@ -96,9 +102,7 @@ impl<const N: usize> Backward<Flex, N> for Linear {
         }
         if let (Some(parent), Some(weight)) = (x_parent, weight.as_ref().and_then(Weight::new)) {
             let (_, inputs) = weight.sizes();
-            let mut of_x = buffer(d.rows * inputs);
-            weight.backward(d, &mut of_x, false);
-            gradients.register::<Flex>(parent.id, operand::tensor(of_x, [d.rows, inputs]));
+            gradients.register::<Flex>(parent.id, operand::tensor(weight.backward(d), [d.rows, inputs]));
         }
         if let Some(parent) = bias_parent {
             gradients.register::<Flex>(parent.id, operand::tensor(column_sums(d), [d.columns]));
@@ -148,42 +152,46 @@ pub fn lora_linear(
     })
 }
 
+/// Bytes that [`lora_linear`] of x `[T, in]` keeps for its backward step: the values between its matrices, and x unless it is
+/// `recomputed` (see [`linear_kept`]).
+pub fn lora_linear_kept(x: [usize; 2], rank: usize, recomputed: bool) -> usize {
+    bytes_of(x[0] * rank) + linear_kept(x, true, recomputed)
+}
+
 /// `scale · (mask ∘ x) Aᵀ`.
 fn low_rank(x: Matrix, a: Matrix, scale: f32, dropout: Option<&Dropout>) -> Vec<f32> {
-    let mut output = buffer(x.rows * a.rows);
     let Some(dropout) = dropout else {
-        gemm(x, a.transposed(), MatrixMut::new(&mut output, x.rows, a.rows), Start::Zero);
+        let mut output = product_values(x, a.transposed());
         output.iter_mut().for_each(|value| *value *= scale);
         return output;
     };
     // A few rows at a time: masked, they stay in the cache until they are multiplied.
     let packed = Packed::new(a.transposed());
-    output.par_chunks_mut((ROWS * a.rows).max(1)).enumerate().for_each(|(index, output)| {
+    let tasks = (0..x.rows.div_ceil(ROWS)).into_par_iter();
+    filled_chunks(x.rows * a.rows, ROWS * a.rows, tasks, |index, output| {
         let first = index * ROWS;
         let rows = ROWS.min(x.rows - first);
-        let mut memory = take(&MASKED, rows * x.columns);
-        let masked = &mut memory[..rows * x.columns];
-        mask_rows(x, first, dropout, masked);
-        packed.multiply(Matrix::new(masked, rows, x.columns), MatrixMut::new(output, rows, a.rows));
+        let values = &x.values()[first * x.columns..][..rows * x.columns];
+        let mut memory = take(&MASKED, values.len());
+        let masked = &mut memory[..values.len()];
+        masked.copy_from_slice(values);
+        drop_values(dropout, first, x.columns, masked);
+        let output = MatrixMut::new(output, rows, a.rows);
+        let output = packed.multiply_into(Matrix::new(masked, rows, x.columns), output).into_values();
         output.iter_mut().for_each(|value| *value *= scale);
         give(&MASKED, memory);
-    });
-    output
-}
-
-/// `mask ∘ x` for as many rows from the `first`-th on as `output` has.
-fn mask_rows(x: Matrix, first: usize, dropout: &Dropout, output: &mut [f32]) {
-    let from = first * x.columns;
-    output.copy_from_slice(&x.values()[from..from + output.len()]);
-    drop_values(dropout, first, x.columns, output);
+        output
+    })
 }
 
 /// `mask ∘ x`.
 fn masked(x: Matrix, dropout: &Dropout) -> Vec<f32> {
-    let mut output = buffer(x.rows * x.columns);
-    let chunks = output.par_chunks_mut((ROWS * x.columns).max(1)).enumerate();
-    chunks.for_each(|(index, output)| mask_rows(x, index * ROWS, dropout, output));
-    output
+    let chunk = (ROWS * x.columns).max(1);
+    filled_chunks(x.rows * x.columns, chunk, x.values().par_chunks(chunk).enumerate(), |(index, x_rows), output| {
+        let output = output.write_copy_of_slice(x_rows);
+        drop_values(dropout, index * ROWS, x.columns, output);
+        output
+    })
 }
 
 thread_local! {
@@ -247,23 +255,22 @@ impl LoraSaved {
     /// `d W + mask ∘ (of_low A)`.
     fn input_gradient(&self, d: Matrix, of_low: Matrix) -> FlexTensor {
         let a = matrix(&self.a);
-        let shape = [d.rows, a.columns];
-        let mut output = buffer(shape[0] * shape[1]);
-        match &self.dropout {
-            None => gemm(of_low, a, MatrixMut::new(&mut output, shape[0], shape[1]), Start::Zero),
+        let mut output = match &self.dropout {
+            None => product_values(of_low, a),
             Some(dropout) => {
-                let packed = Packed::new(a);
-                output.par_chunks_mut((ROWS * a.columns).max(1)).enumerate().for_each(|(index, output)| {
+                let (packed, tasks) = (Packed::new(a), (0..d.rows.div_ceil(ROWS)).into_par_iter());
+                filled_chunks(d.rows * a.columns, ROWS * a.columns, tasks, |index, output| {
                     let (first, rows) = (index * ROWS, output.len() / a.columns);
                     let of_low = of_low.block(first..first + rows, 0..of_low.columns);
-                    packed.multiply(of_low, MatrixMut::new(output, rows, a.columns));
+                    let output = packed.multiply_into(of_low, MatrixMut::new(output, rows, a.columns)).into_values();
                     drop_values(dropout, first, a.columns, output);
-                });
+                    output
+                })
             }
-        }
+        };
         if let Some(weight) = Weight::new(&self.weight) {
-            weight.backward(d, &mut output, true);
+            weight.add_backward(d, &mut output);
         }
-        operand::tensor(output, shape)
+        operand::tensor(output, [d.rows, a.columns])
     }
 }

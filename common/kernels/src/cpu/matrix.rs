@@ -1,5 +1,6 @@
 //! Views of matrices in memory.
 
+use super::output::Place;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -75,47 +76,50 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// A matrix to write, which it alone may touch: the values of a row are neighbours, rows are `row_stride` apart.
+/// A matrix to write, which it alone may touch: the values of a row are neighbours, rows are `row_stride` apart. Its elements are
+/// values, or places ([`Place`]) for values that are still to be written.
 #[derive(Debug)]
-pub struct MatrixMut<'a> {
-    data: *mut f32,
+pub struct MatrixMut<'a, T = f32> {
+    /// The first element. All `rows` × `columns` elements at the strides are within the slice that the matrix was made of, and no
+    /// other view has one of them.
+    data: *mut T,
     /// Rows.
     pub rows: usize,
     /// Columns.
     pub columns: usize,
     /// Distance of a column's neighbours.
     pub row_stride: usize,
-    exclusive: PhantomData<&'a mut [f32]>,
+    exclusive: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a view has its elements for itself, like the `&mut [f32]` that it was made of.
-unsafe impl Send for MatrixMut<'_> {}
+// SAFETY: a view has its elements for itself, like the `&mut [T]` that it was made of.
+unsafe impl<T: Send> Send for MatrixMut<'_, T> {}
 
-impl<'a> MatrixMut<'a> {
+impl<'a, T> MatrixMut<'a, T> {
     /// Rows one after another.
     ///
     /// # Panics
     /// If `data` is not as long as the sizes say.
-    pub fn new(data: &'a mut [f32], rows: usize, columns: usize) -> Self {
+    pub fn new(data: &'a mut [T], rows: usize, columns: usize) -> Self {
         assert_eq!(data.len(), rows * columns, "a {rows} × {columns} matrix");
         Self { data: data.as_mut_ptr(), rows, columns, row_stride: columns, exclusive: PhantomData }
     }
 
     /// A row.
     #[inline(always)]
-    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
+    pub fn row_mut(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         // SAFETY: the row lies within the elements that this view has for itself.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.row_stride), self.columns) }
     }
 
-    /// The first value's address.
-    pub fn as_mut_ptr(&mut self) -> *mut f32 {
+    /// The first element's address.
+    pub fn as_mut_ptr(&mut self) -> *mut T {
         self.data
     }
 
     /// The view for a while.
-    pub fn reborrow(&mut self) -> MatrixMut<'_> {
+    pub fn reborrow(&mut self) -> MatrixMut<'_, T> {
         MatrixMut { exclusive: PhantomData, ..*self }
     }
 
@@ -123,10 +127,10 @@ impl<'a> MatrixMut<'a> {
     ///
     /// # Panics
     /// If the range reaches outside.
-    pub fn rows(&mut self, rows: Range<usize>) -> MatrixMut<'_> {
+    pub fn rows(&mut self, rows: Range<usize>) -> MatrixMut<'_, T> {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
-        // SAFETY: the row is within this view, or just behind it.
-        let data = unsafe { self.data.add(rows.start * self.row_stride) };
+        // No rows may begin behind the slice, where nothing is.
+        let data = self.data.wrapping_add(rows.start * self.row_stride);
         MatrixMut { data, rows: rows.len(), exclusive: PhantomData, ..*self }
     }
 
@@ -134,29 +138,27 @@ impl<'a> MatrixMut<'a> {
     ///
     /// # Panics
     /// If there are fewer.
-    pub fn first_columns(self, columns: usize) -> MatrixMut<'a> {
+    pub fn first_columns(self, columns: usize) -> Self {
         assert!(columns <= self.columns, "{columns} columns of {}", self.columns);
-        MatrixMut { columns, ..self }
+        Self { columns, ..self }
     }
 
-    /// Parts of at most `rows` rows and `columns` columns, row by row.
-    pub fn tiles(self, rows: usize, columns: usize) -> Vec<Tile<'a>> {
+    /// Parts of at most `rows` rows and `columns` columns, row by row. They do not overlap, and have all elements.
+    pub fn tiles(self, rows: usize, columns: usize) -> Vec<Tile<'a, T>> {
         let (rows, columns) = (rows.max(1), columns.max(1));
         let mut tiles = Vec::new();
         for row in (0..self.rows).step_by(rows) {
             for column in (0..self.columns).step_by(columns) {
-                // SAFETY: the offset is that of an element of this view; the parts do not overlap.
-                let data = unsafe { self.data.add(row * self.row_stride + column) };
+                let data = self.data.wrapping_add(row * self.row_stride + column);
                 let (rows, columns) = (rows.min(self.rows - row), columns.min(self.columns - column));
-                let part = MatrixMut { data, rows, columns, row_stride: self.row_stride, exclusive: PhantomData };
-                tiles.push(Tile { row, column, part });
+                tiles.push(Tile { row, column, part: MatrixMut { data, rows, columns, ..self } });
             }
         }
         tiles
     }
 
     /// The columns in groups of `width`.
-    pub fn column_groups(self, width: usize) -> Vec<MatrixMut<'a>> {
+    pub fn column_groups(self, width: usize) -> Vec<Self> {
         let rows = self.rows;
         self.tiles(rows, width).into_iter().map(|tile| tile.part).collect()
     }
@@ -164,27 +166,67 @@ impl<'a> MatrixMut<'a> {
     /// Rows of the given numbers, one part after another.
     ///
     /// # Panics
-    /// If there are fewer rows than the parts have.
-    pub fn row_groups(self, lens: &[usize]) -> Vec<MatrixMut<'a>> {
-        assert!(lens.iter().sum::<usize>() <= self.rows, "{lens:?} rows of {}", self.rows);
+    /// If there are other numbers of rows than the parts have.
+    pub fn row_groups(self, lens: &[usize]) -> Vec<Self> {
+        assert_eq!(lens.iter().sum::<usize>(), self.rows, "rows of the parts");
         let mut start = 0;
         let part = |&rows: &usize| {
-            // SAFETY: start + rows is within this view; the parts do not overlap.
-            let data = unsafe { self.data.add(start * self.row_stride) };
+            let data = self.data.wrapping_add(start * self.row_stride);
             start += rows;
             MatrixMut { data, rows, ..self }
         };
         lens.iter().map(part).collect()
     }
+
+    fn cast<U>(self) -> MatrixMut<'a, U> {
+        let Self { data, rows, columns, row_stride, .. } = self;
+        MatrixMut { data: data.cast(), rows, columns, row_stride, exclusive: PhantomData }
+    }
+}
+
+impl<'a> MatrixMut<'a> {
+    /// All values of a whole matrix.
+    pub fn into_values(self) -> &'a mut [f32] {
+        assert!(self.row_stride == self.columns, "rows must lie one after another");
+        // SAFETY: the values are neighbours, and this view's alone for as long as it lives.
+        unsafe { std::slice::from_raw_parts_mut(self.data, self.rows * self.columns) }
+    }
+
+    /// The values as places.
+    ///
+    /// # Safety
+    /// Nothing but values is written there.
+    pub unsafe fn into_places(self) -> MatrixMut<'a, Place> {
+        self.cast()
+    }
+}
+
+impl<'a> MatrixMut<'a, Place> {
+    /// Writes `value` everywhere.
+    pub fn fill(mut self, value: f32) -> MatrixMut<'a> {
+        for row in 0..self.rows {
+            self.row_mut(row).fill(Place::new(value));
+        }
+        // SAFETY: all rows have been written.
+        unsafe { self.assume_written() }
+    }
+
+    /// The places as values.
+    ///
+    /// # Safety
+    /// All of them have been written.
+    pub unsafe fn assume_written(self) -> MatrixMut<'a> {
+        self.cast()
+    }
 }
 
 /// A part of a matrix and where it begins.
 #[derive(Debug)]
-pub struct Tile<'a> {
+pub struct Tile<'a, T = f32> {
     /// First row.
     pub row: usize,
     /// First column.
     pub column: usize,
     /// The part.
-    pub part: MatrixMut<'a>,
+    pub part: MatrixMut<'a, T>,
 }

@@ -1,7 +1,8 @@
 //! RMSNorm and LayerNorm.
 
 use super::again::Again;
-use super::operand::{self, buffer, floats, incoming, record};
+use super::operand::{self, bytes_of, floats, incoming, record};
+use super::output::{Place, fill_rows, filled_chunks, write};
 use super::simd::{multiversion, sum};
 use crate::LinearInput;
 use burn::backend::Flex;
@@ -20,9 +21,10 @@ const ROWS: usize = 32;
 pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> Option<LinearInput> {
     let (x, weight) = (operand::operand(x)?, operand::operand(weight)?);
     let shape = operand::dims(&x.values);
-    let (mut output, mut inverse) = (buffer(shape[0] * shape[1]), buffer(shape[0]));
-    rows_of(&mut output, &mut inverse, &x.values, |x, output, inverse| {
-        *inverse = rms_forward(x, floats(&weight.values), eps as f32, output);
+    let mut inverse = vec![0.0; shape[0]];
+    let output = by_rows(&x.values, &mut inverse, |x, inverse, output| {
+        *inverse = inverse_root_mean_square(x, eps as f32);
+        scaled(x, floats(&weight.values), *inverse, output)
     });
     let weight_tracked = weight.node.tracked();
     let (mean, inverse) = (Arc::default(), inverse.into());
@@ -32,13 +34,19 @@ pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> Option<LinearInp
     Some(LinearInput { values, again })
 }
 
+/// Bytes that [`rms_norm`] of x `[T, D]` keeps for its backward step: x, and a number for each row.
+pub fn rms_norm_kept([tokens, width]: [usize; 2]) -> usize {
+    bytes_of(tokens * width + tokens)
+}
+
 /// See [`crate::layer_norm`].
 pub fn layer_norm(x: &Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Option<LinearInput> {
     let (x, weight, bias) = (operand::operand(x)?, operand::operand(weight)?, operand::operand(bias)?);
     let shape = operand::dims(&x.values);
-    let (mut output, mut statistics) = (buffer(shape[0] * shape[1]), vec![(0.0, 0.0); shape[0]]);
-    rows_of(&mut output, &mut statistics, &x.values, |x, output, statistics| {
-        *statistics = layer_forward(x, floats(&weight.values), floats(&bias.values), eps as f32, output);
+    let mut statistics = vec![(0.0, 0.0); shape[0]];
+    let output = by_rows(&x.values, &mut statistics, |x, statistics, output| {
+        *statistics = mean_and_inverse_deviation(x, eps as f32);
+        centred(x, floats(&weight.values), floats(&bias.values), *statistics, output)
     });
     let weight_tracked = weight.node.tracked() || bias.node.tracked();
     let (mean, inverse): (Vec<f32>, Vec<f32>) = statistics.into_iter().unzip();
@@ -47,6 +55,11 @@ pub fn layer_norm(x: &Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64)
     let again = (x.node.tracked() || weight_tracked).then(|| saved.again());
     let values = record(LayerNorm, [x.node, weight.node, bias.node], || saved, operand::tensor(output, shape));
     Some(LinearInput { values, again })
+}
+
+/// Bytes that [`layer_norm`] of x `[T, D]` keeps for its backward step: x, and two numbers for each row.
+pub fn layer_norm_kept([tokens, width]: [usize; 2]) -> usize {
+    bytes_of(tokens * width + 2 * tokens)
 }
 
 /// What the backward steps need.
@@ -62,62 +75,53 @@ struct Saved {
     inverse: Arc<[f32]>,
 }
 
-/// Calls `f(row of x, row of output, element of per_row)` for every row.
-fn rows_of<S: Send>(
-    output: &mut [f32],
-    per_row: &mut [S],
+/// The output of which `f(row of x, element of per_row, row)` writes every row.
+fn by_rows<S: Send>(
     x: &FlexTensor,
-    f: impl Fn(&[f32], &mut [f32], &mut S) + Sync,
-) {
-    let [_, width] = operand::dims(x);
+    per_row: &mut [S],
+    f: impl for<'a> Fn(&[f32], &mut S, &'a mut [Place]) -> &'a mut [f32] + Sync,
+) -> Vec<f32> {
+    let [rows, width] = operand::dims(x);
     let task = (ROWS * width).max(1);
-    (output.par_chunks_mut(task), per_row.par_chunks_mut(ROWS), floats(x).par_chunks(task)).into_par_iter().for_each(
-        |(output, per_row, x)| {
-            let rows = output.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(per_row);
-            rows.for_each(|((output, x), per_row)| f(x, output, per_row));
-        },
-    );
+    let inputs = floats(x).par_chunks(task).zip(per_row.par_chunks_mut(ROWS));
+    filled_chunks(rows * width, task, inputs, |(x, per_row), output| {
+        fill_rows(output, width, x.chunks_exact(width).zip(per_row), |(x, per_row), output| f(x, per_row, output))
+    })
 }
 
 multiversion! {
-    // Gives 1 / root mean square.
-    fn rms_forward(x: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) -> f32 {
-        let inverse = 1.0 / (sum(x.len(), |i| x[i] * x[i]) / x.len() as f32 + eps).sqrt();
-        for ((output, &x), &weight) in output.iter_mut().zip(x).zip(weight) {
-            *output = x * inverse * weight;
-        }
-        inverse
+    fn inverse_root_mean_square(x: &[f32], eps: f32) -> f32 {
+        1.0 / (sum(x.len(), |i| x[i] * x[i]) / x.len() as f32 + eps).sqrt()
     }
 }
 
 multiversion! {
-    // Gives mean and 1 / standard deviation.
-    fn layer_forward(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, output: &mut [f32]) -> (f32, f32) {
+    fn mean_and_inverse_deviation(x: &[f32], eps: f32) -> (f32, f32) {
         let mean = sum(x.len(), |i| x[i]) / x.len() as f32;
         let variance = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / x.len() as f32;
-        let inverse = 1.0 / (variance + eps).sqrt();
-        for (((output, &x), &weight), &bias) in output.iter_mut().zip(x).zip(weight).zip(bias) {
-            *output = (x - mean) * inverse * weight + bias;
-        }
-        (mean, inverse)
+        (mean, 1.0 / (variance + eps).sqrt())
     }
 }
 
 multiversion! {
-    // The output of `rms_forward` again, by the same operations.
-    fn rms_again(x: &[f32], weight: &[f32], inverse: f32, output: &mut [f32]) {
-        for ((output, &x), &weight) in output.iter_mut().zip(x).zip(weight) {
-            *output = x * inverse * weight;
-        }
+    // RMSNorm's output from its statistics.
+    fn scaled<'a>(x: &[f32], weight: &[f32], inverse: f32, output: &'a mut [Place]) -> &'a mut [f32] {
+        write(output, x.iter().zip(weight).map(|(&x, &weight)| x * inverse * weight))
     }
 }
 
 multiversion! {
-    // The output of `layer_forward` again, by the same operations.
-    fn layer_again(x: &[f32], weight: &[f32], bias: &[f32], mean: f32, inverse: f32, output: &mut [f32]) {
-        for (((output, &x), &weight), &bias) in output.iter_mut().zip(x).zip(weight).zip(bias) {
-            *output = (x - mean) * inverse * weight + bias;
-        }
+    // LayerNorm's output from its statistics.
+    fn centred<'a>(
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        statistics: (f32, f32),
+        output: &'a mut [Place],
+    ) -> &'a mut [f32] {
+        let (mean, inverse) = statistics;
+        let inputs = x.iter().zip(weight).zip(bias);
+        write(output, inputs.map(|((&x, &weight), &bias)| (x - mean) * inverse * weight + bias))
     }
 }
 
@@ -156,11 +160,10 @@ impl Saved {
         let Self { x, weight, bias, mean, inverse, .. } = self.clone();
         Again::new(move || {
             let shape = operand::dims(&x);
-            let mut output = buffer(shape[0] * shape[1]);
             let mut rows: Vec<usize> = (0..shape[0]).collect();
-            rows_of(&mut output, &mut rows, &x, |x, output, &mut row| match &bias {
-                None => rms_again(x, floats(&weight), inverse[row], output),
-                Some(bias) => layer_again(x, floats(&weight), floats(bias), mean[row], inverse[row], output),
+            let output = by_rows(&x, &mut rows, |x, &mut row, output| match &bias {
+                None => scaled(x, floats(&weight), inverse[row], output),
+                Some(bias) => centred(x, floats(&weight), floats(bias), (mean[row], inverse[row]), output),
             });
             operand::tensor(output, shape)
         })

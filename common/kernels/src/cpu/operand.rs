@@ -72,6 +72,11 @@ pub fn floats(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("operands are contiguous f32")
 }
 
+/// Bytes of so many f32 values.
+pub fn bytes_of(values: usize) -> usize {
+    values * size_of::<f32>()
+}
+
 /// The sizes of a matrix.
 pub fn dims(tensor: &FlexTensor) -> [usize; 2] {
     let shape = tensor.layout().shape();
@@ -81,18 +86,6 @@ pub fn dims(tensor: &FlexTensor) -> [usize; 2] {
 /// A tensor that owns `values`.
 pub fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(Shape::new(shape)), DType::F32)
-}
-
-/// Memory for a result of which every value is going to be written before it is read; its values are whatever was there.
-pub fn buffer(len: usize) -> Vec<f32> {
-    let mut values = Vec::with_capacity(len);
-    // A pass that writes zeros would cost as much as a tenth of a small product.
-    // SAFETY: the capacity is there, every bit pattern is an f32, and the caller writes before it reads.
-    #[allow(clippy::uninit_vec)]
-    unsafe {
-        values.set_len(len);
-    }
-    values
 }
 
 /// Memory for a result that is added to.

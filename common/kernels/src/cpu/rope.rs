@@ -1,6 +1,7 @@
 //! Rotary position embedding.
 
-use super::operand::{self, buffer, floats, incoming, record};
+use super::operand::{self, floats, incoming, record};
+use super::output::filled_chunks;
 use super::simd::multiversion;
 use crate::Rope;
 use burn::backend::Flex;
@@ -19,12 +20,12 @@ pub fn rope(x: &Tensor<2>, rope: &Rope, heads: usize) -> Option<Tensor<2>> {
     let (x, cos, sin) = (operand::operand(x)?, operand::operand(&rope.cos)?, operand::operand(&rope.sin)?);
     let shape = operand::dims(&x.values);
     let rotation = Rotation { cos: cos.values, sin: sin.values };
-    let mut output = buffer(shape[0] * shape[1]);
     let task = (TOKENS * shape[1]).max(1);
-    let chunks = output.par_chunks_mut(task).zip(floats(&x.values).par_chunks(task)).enumerate();
-    chunks.for_each(|(index, (output, x))| {
-        output.copy_from_slice(x);
+    let inputs = floats(&x.values).par_chunks(task).enumerate();
+    let output = filled_chunks(shape[0] * shape[1], task, inputs, |(index, x), output| {
+        let output = output.write_copy_of_slice(x);
         rotation.apply(output, index * TOKENS, shape[1], heads, 1.0);
+        output
     });
     Some(record(RopeStep, [x.node], || (rotation, heads), operand::tensor(output, shape)))
 }

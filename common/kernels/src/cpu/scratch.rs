@@ -14,19 +14,13 @@ pub struct Aligned {
 }
 
 #[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 struct Line(#[allow(dead_code)] [f32; LINE]);
 
 impl Aligned {
-    /// Memory of which every value is going to be written before it is read; its values are whatever was there.
-    pub fn new(len: usize) -> Self {
-        let mut lines = Vec::with_capacity(len.div_ceil(LINE));
-        // SAFETY: the capacity is there, every bit pattern is an f32, and the caller writes before it reads.
-        #[allow(clippy::uninit_vec)]
-        unsafe {
-            lines.set_len(len.div_ceil(LINE));
-        }
-        Self { lines, len }
+    /// Zeros.
+    pub fn zeros(len: usize) -> Self {
+        Self { lines: vec![Line([0.0; LINE]); len.div_ceil(LINE)], len }
     }
 }
 
@@ -34,14 +28,14 @@ impl Deref for Aligned {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        // SAFETY: the lines are nothing but f32 values one after another, `len` of them at least.
+        // SAFETY: a line is sixteen f32 values and no padding, and the lines have `len` values at least (`zeros`).
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 }
 
 impl DerefMut for Aligned {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as above.
+        // SAFETY: as above; any f32 is a value of a line.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }
 }
@@ -54,10 +48,10 @@ pub const fn unused() -> Cell<Aligned> {
     Cell::new(Aligned { lines: Vec::new(), len: 0 })
 }
 
-/// At least `len` values, which are whatever was there. Who asks on the same thread before it is given back gets memory of its own.
+/// At least `len` values, which are those of the last use, or zeros. Who asks on the same thread before it is given back gets memory of its own.
 pub fn take(scratch: &'static Scratch, len: usize) -> Aligned {
     let memory = scratch.take();
-    if memory.len < len { Aligned::new(len) } else { memory }
+    if memory.len < len { Aligned::zeros(len) } else { memory }
 }
 
 /// Keeps the larger of this memory and what is kept already.
@@ -84,7 +78,7 @@ mod tests {
             give(&MEMORY, memory);
         }
         assert_eq!(take(&MEMORY, 5).len(), 1000, "the largest so far");
-        give(&MEMORY, Aligned::new(7));
+        give(&MEMORY, Aligned::zeros(7));
         let (first, second) = (take(&MEMORY, 3), take(&MEMORY, 3));
         assert_ne!(first.as_ptr(), second.as_ptr());
     }

@@ -41,18 +41,18 @@ pub fn isa() -> Isa {
 
 /// Compiles a function once for each instruction set and calls the machine's version.
 macro_rules! multiversion {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($generic:ident: $bound:ident),+>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($lifetime:lifetime),* $(,)? $($generic:ident: $bound:ident),*>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
-        $vis fn $name $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name $(<$($lifetime,)* $($generic: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? $body
+            fn body $(<$($lifetime,)* $($generic: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                fn avx512 $(<$($lifetime,)* $($generic: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                fn avx2 $(<$($lifetime,)* $($generic: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 match $crate::cpu::simd::isa() {
                     // SAFETY: isa() names only what this machine has.
                     $crate::cpu::simd::Isa::Avx512 => return unsafe { avx512($($arg),*) },

@@ -4,14 +4,16 @@
 #[cfg(target_arch = "x86_64")]
 use super::dot_products::avx2;
 use super::dot_products::dots;
-use super::gemm::{Start, gemm};
+use super::gemm::{Start, gemm, gemm_into};
 use super::matrix::{Matrix, MatrixMut};
 use super::operand::{dims, floats};
+use super::output::{Place, fill_rows, filled, filled_chunks, write};
 use super::simd::multiversion;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::DType;
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Up to so many rows of x, reading the weight is what takes time: it is read once, where it lies.
 const FEW_ROWS: usize = crate::MAX_INDEPENDENT_TOKENS;
@@ -109,76 +111,99 @@ impl<'a> Weight<'a> {
         }
     }
 
-    /// `x Wᵀ`, into `output`. x `[T, in]`, output `[T, out]`.
-    pub fn forward(&self, x: Matrix, output: &mut [f32], bias: Option<&[f32]>) {
+    /// `x Wᵀ + bias`. x `[T, in]` → `[T, out]`.
+    pub fn forward(&self, x: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
         let (out, _) = self.sizes();
         if x.rows <= FEW_ROWS {
             return match *self {
-                Self::F32(matrix) => few(x, matrix.values(), output, bias),
-                Self::Bf16(values, ..) => few(x, values, output, bias),
-                Self::F16(values, ..) => few(x, values, output, bias),
+                Self::F32(matrix) => few(x, matrix.values(), out, bias),
+                Self::Bf16(values, ..) => few(x, values, out, bias),
+                Self::F16(values, ..) => few(x, values, out, bias),
             };
         }
-        let mut output = MatrixMut::new(output, x.rows, out);
-        if let Self::F32(matrix) = self {
-            return gemm(x, matrix.transposed(), output, bias.map_or(Start::Zero, Start::Bias));
-        }
-        let rows = self.widened_rows();
-        for (tile, index) in output.reborrow().tiles(x.rows, rows).into_iter().zip(0..) {
-            let start = bias.map_or(Start::Zero, |bias| Start::Bias(&bias[tile.column..][..tile.part.columns]));
-            self.widened(index, |part| gemm(x, part.transposed(), tile.part, start));
-        }
-    }
-
-    /// `d W`, into `output`. d `[T, out]`, output `[T, in]`; added to it when `keep`.
-    pub fn backward(&self, d: Matrix, output: &mut [f32], keep: bool) {
-        let (out, inputs) = self.sizes();
-        let start = |keep| if keep { Start::Keep } else { Start::Zero };
-        if let Self::F32(matrix) = self {
-            return gemm(d, *matrix, MatrixMut::new(output, d.rows, inputs), start(keep));
-        }
-        let rows = self.widened_rows();
-        for index in 0..out.div_ceil(rows) {
-            let columns = index * rows..out.min((index + 1) * rows);
-            let output = MatrixMut::new(output, d.rows, inputs);
-            self.widened(index, |part| gemm(d.block(0..d.rows, columns), part, output, start(keep || index > 0)));
-        }
-    }
-
-    fn widened_rows(&self) -> usize {
-        let (_, columns) = self.sizes();
-        (WIDENED / columns.max(1)).max(1)
-    }
-
-    /// The `index`-th group of rows in f32.
-    fn widened(&self, index: usize, use_rows: impl FnOnce(Matrix)) {
-        let (rows, columns) = self.sizes();
-        let group = self.widened_rows();
-        let rows = index * group..rows.min((index + 1) * group);
-        let range = rows.start * columns..rows.end * columns;
-        let mut widened = vec![0.0; range.len()];
-        const CHUNK: usize = 1 << 14;
-        let chunks = widened.par_chunks_mut(CHUNK);
-        match *self {
-            Self::F32(matrix) => return use_rows(matrix.block(rows, 0..columns)),
-            Self::Bf16(values, ..) => {
-                chunks.zip(values[range].par_chunks(CHUNK)).for_each(|(to, from)| widen(from, to))
+        filled(x.rows * out, |output| {
+            let mut output = MatrixMut::new(output, x.rows, out);
+            if let Self::F32(matrix) = self {
+                return gemm_into(x, matrix.transposed(), output, bias).into_values();
             }
-            Self::F16(values, ..) => chunks.zip(values[range].par_chunks(CHUNK)).for_each(|(to, from)| widen(from, to)),
+            for (tile, index) in output.reborrow().tiles(x.rows, self.widened_rows()).into_iter().zip(0..) {
+                let bias = bias.map(|bias| &bias[tile.column..][..tile.part.columns]);
+                self.widened(index, |part| {
+                    gemm_into(x, part.transposed(), tile.part, bias);
+                });
+            }
+            // SAFETY: the tiles have all places, and each was written by its product.
+            unsafe { output.assume_written() }.into_values()
+        })
+    }
+
+    /// `d W`. d `[T, out]` → `[T, in]`.
+    pub fn backward(&self, d: Matrix) -> Vec<f32> {
+        let (_, inputs) = self.sizes();
+        filled(d.rows * inputs, |output| {
+            let output = MatrixMut::new(output, d.rows, inputs);
+            let columns = self.group(0);
+            let mut sum = self.widened(0, |part| gemm_into(d.block(0..d.rows, columns), part, output, None));
+            self.add_groups(1, d, &mut sum);
+            sum.into_values()
+        })
+    }
+
+    /// Adds `d W` to `output` `[T, in]`.
+    pub fn add_backward(&self, d: Matrix, output: &mut [f32]) {
+        let (_, inputs) = self.sizes();
+        self.add_groups(0, d, &mut MatrixMut::new(output, d.rows, inputs));
+    }
+
+    /// Adds the products with the groups of rows from the `first`-th on.
+    fn add_groups(&self, first: usize, d: Matrix, sum: &mut MatrixMut) {
+        let (out, _) = self.sizes();
+        for index in first..out.div_ceil(self.widened_rows()) {
+            let d = d.block(0..d.rows, self.group(index));
+            self.widened(index, |part| gemm(d, part, sum.reborrow(), Start::Keep));
         }
-        use_rows(Matrix::new(&widened, rows.len(), columns));
+    }
+
+    /// Rows that are used at a time: all in f32.
+    fn widened_rows(&self) -> usize {
+        let (rows, columns) = self.sizes();
+        let all = if let Self::F32(_) = self { rows } else { WIDENED / columns.max(1) };
+        all.max(1)
+    }
+
+    /// The `index`-th of these.
+    fn group(&self, index: usize) -> Range<usize> {
+        let ((rows, _), group) = (self.sizes(), self.widened_rows());
+        index * group..rows.min((index + 1) * group)
+    }
+
+    /// The same in f32.
+    fn widened<T>(&self, index: usize, use_rows: impl FnOnce(Matrix) -> T) -> T {
+        let ((_, columns), rows) = (self.sizes(), self.group(index));
+        let range = rows.start * columns..rows.end * columns;
+        let widened = match *self {
+            Self::F32(matrix) => return use_rows(matrix.block(rows, 0..columns)),
+            Self::Bf16(values, ..) => widened(&values[range]),
+            Self::F16(values, ..) => widened(&values[range]),
+        };
+        use_rows(Matrix::new(&widened, rows.len(), columns))
     }
 }
 
+fn widened<E: Element>(values: &[E]) -> Vec<f32> {
+    const CHUNK: usize = 1 << 14;
+    filled_chunks(values.len(), CHUNK, values.par_chunks(CHUNK), |from, to| widen(from, to))
+}
+
 multiversion! {
-    fn widen<E: Element>(from: &[E], to: &mut [f32]) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.widen());
+    fn widen<'a, E: Element>(from: &[E], to: &'a mut [Place]) -> &'a mut [f32] {
+        write(to, from.iter().map(|value| value.widen()))
     }
 }
 
 /// `x Wᵀ` for few rows of x: dot products along the weight's rows. A row of x gives the same bits in any company.
-fn few<E: Element>(x: Matrix, weight: &[E], output: &mut [f32], bias: Option<&[f32]>) {
-    let (tokens, width, out) = (x.rows, x.columns, output.len() / x.rows.max(1));
+fn few<E: Element>(x: Matrix, weight: &[E], out: usize, bias: Option<&[f32]>) -> Vec<f32> {
+    let (tokens, width) = (x.rows, x.columns);
     let mut by_channel = vec![0.0; tokens * out];
     by_channel.par_chunks_mut((TASK_ROWS * tokens).max(1)).enumerate().for_each(|(task, part)| {
         for (row, part) in part.chunks_mut(tokens).enumerate() {
@@ -192,11 +217,12 @@ fn few<E: Element>(x: Matrix, weight: &[E], output: &mut [f32], bias: Option<&[f
             }
         }
     });
-    for (token, output) in output.chunks_mut(out.max(1)).enumerate() {
-        for (channel, output) in output.iter_mut().enumerate() {
-            *output = by_channel[channel * tokens + token] + bias.map_or(0.0, |bias| bias[channel]);
-        }
-    }
+    filled(tokens * out, |output| {
+        fill_rows(output, out, 0..tokens, |token, output| {
+            let value = |channel: usize| by_channel[channel * tokens + token] + bias.map_or(0.0, |bias| bias[channel]);
+            write(output, (0..out).map(value))
+        })
+    })
 }
 
 #[cfg(test)]

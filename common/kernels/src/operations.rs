@@ -1,0 +1,187 @@
+//! The dispatch table: every operation with its signature and its kernels.
+//!
+//! A row reads: the operation's arguments, its result, and the modules whose kernel of the same name is tried, in this order.
+//! A kernel gives `None` where it does not apply (another backend, a dtype without a kernel); the definition in `reference`
+//! comes last.
+
+use crate::kv_cache::LayerCache;
+use crate::{Dropout, LinearInput, Mask, Rope, cpu, reference};
+use burn::tensor::Tensor;
+
+/// How an argument is shown to a kernel, which may decline it: tensors by reference, everything else as it is.
+trait Argument {
+    type Shown<'a>
+    where
+        Self: 'a;
+
+    fn show(&mut self) -> Self::Shown<'_>;
+}
+
+macro_rules! shown {
+    ($([$($generics:tt)*] $type:ty => $lifetime:lifetime $shown:ty, $self:ident $show:expr;)*) => {$(
+        impl<$($generics)*> Argument for $type {
+            type Shown<$lifetime> = $shown where Self: $lifetime;
+
+            fn show(&mut $self) -> Self::Shown<'_> {
+                $show
+            }
+        }
+    )*};
+}
+
+shown! {
+    [const D: usize] Tensor<D> => 'a &'a mut Tensor<D>, self self;
+    [const D: usize] Option<Tensor<D>> => 'a Option<&'a Tensor<D>>, self self.as_ref();
+    [] LinearInput => 'a &'a LinearInput, self self;
+    ['x, T: ?Sized] &'x T => 'a &'x T, self self;
+    ['x, T: ?Sized] Option<&'x T> => 'a Option<&'x T>, self *self;
+    [] Mask => 'a Mask, self *self;
+    [] usize => 'a usize, self *self;
+    [] f32 => 'a f32, self *self;
+    [] f64 => 'a f64, self *self;
+}
+
+/// Makes a function of each row. `x: T as U` takes whatever becomes a `U`.
+macro_rules! operations {
+    ($($(#[$meta:meta])* fn $name:ident $arguments:tt -> $result:ty = $kernels:tt;)*) => {
+        $(operation! { [$(#[$meta])*] $name $arguments $arguments [$result] $kernels })*
+    };
+}
+
+macro_rules! operation {
+    (
+        [$($meta:tt)*] $name:ident ($($arg:ident: $type:ty $(as $into:ty)?),* $(,)?) $arguments:tt
+        [$result:ty] [$($backend:ident::$module:ident),*]
+    ) => {
+        $($meta)*
+        #[allow(clippy::too_many_arguments, unused_mut)]
+        pub fn $name($(mut $arg: $type),*) -> $result {
+            $($(let mut $arg: $into = $arg.into();)?)*
+            $(if let Some(result) = kernel!($backend::$module::$name $arguments) {
+                return result;
+            })*
+            reference::$name($($arg),*).into()
+        }
+    };
+}
+
+macro_rules! kernel {
+    ($backend:ident::$module:ident::$name:ident ($($arg:ident: $type:ty $(as $into:ty)?),* $(,)?)) => {
+        $backend::$module::$name($($arg.show()),*)
+    };
+}
+
+operations! {
+    /// `y = x Wᵀ + b`. x `[T, in]`, weight `[out, in]`, bias `[out]` → `[T, out]`.
+    fn linear(x: impl Into<LinearInput> as LinearInput, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2>
+        = [cpu::linear];
+
+    /// `linear` + `scale · (mask ∘ x) Aᵀ Bᵀ`. a `[r, in]`, b `[out, r]`; the mask is that of `dropout`.
+    fn lora_linear(
+        x: impl Into<LinearInput> as LinearInput,
+        weight: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f32,
+        dropout: Option<&Dropout>,
+    ) -> Tensor<2>
+        = [cpu::linear];
+
+    /// `x + y`, as residual connections add. Both `[T, D]`.
+    fn add(x: Tensor<2>, y: Tensor<2>) -> Tensor<2>
+        = [cpu::add];
+
+    /// RMSNorm over the last dimension. x `[T, D]`, weight `[D]`.
+    fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> LinearInput
+        = [cpu::norm];
+
+    /// LayerNorm over the last dimension. x `[T, D]`, weight and bias `[D]`.
+    fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> LinearInput
+        = [cpu::norm];
+
+    /// `silu(gate) ∘ up`, both `[T, F]`.
+    fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> LinearInput
+        = [cpu::activation];
+
+    /// GELU with tanh in place of erf: `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
+    fn gelu_tanh(x: Tensor<2>) -> LinearInput
+        = [cpu::activation];
+
+    /// Exact GELU.
+    fn gelu(x: Tensor<2>) -> LinearInput
+        = [cpu::activation];
+
+    /// `x · sigmoid(1.702 x)`.
+    fn quick_gelu(x: Tensor<2>) -> LinearInput
+        = [cpu::activation];
+
+    /// `x · sigmoid(x)`.
+    fn silu(x: Tensor<2>) -> Tensor<2>
+        = [];
+
+    /// Rotates the two halves of every head (`rotate_half`). x `[T, heads · head_dim]`.
+    fn rope(x: Tensor<2>, rope: &Rope, heads: usize) -> Tensor<2>
+        = [cpu::rope];
+
+    /// Attention within each packed sequence, scale 1/√head_dim. q `[T, heads · head_dim]`, k and v `[T, kv_heads · head_dim]`,
+    /// `seq_lens` sums to T → `[T, heads · head_dim]`. Query head h uses key/value head `h / (heads / kv_heads)`.
+    fn attention(
+        q: Tensor<2>,
+        k: Tensor<2>,
+        v: Tensor<2>,
+        heads: usize,
+        kv_heads: usize,
+        seq_lens: &[usize],
+        mask: Mask,
+    ) -> Tensor<2>
+        = [cpu::attention];
+
+    /// Causal attention of the last tokens of each packed sequence, scale 1/√head_dim: `query_lens[i]` of the `seq_lens[i]` tokens
+    /// of sequence i. q `[Σ query_lens, heads · head_dim]`, k and v `[Σ seq_lens, kv_heads · head_dim]` → as q.
+    fn attention_of_last(
+        q: Tensor<2>,
+        k: Tensor<2>,
+        v: Tensor<2>,
+        heads: usize,
+        kv_heads: usize,
+        query_lens: &[usize],
+        seq_lens: &[usize],
+    ) -> Tensor<2>
+        = [cpu::attention];
+
+    /// Causal attention of new tokens over their sequences' caches, which already hold the new tokens' keys and values.
+    /// Inference only: no gradient.
+    ///
+    /// # Shapes
+    /// q `[T, heads · head_dim]`, the new tokens of every sequence one after another: `seq_lens[i]` of sequence i, the last
+    /// positions of `caches[i]` → `[T, heads · head_dim]`.
+    fn attention_cached(
+        q: Tensor<2>,
+        caches: &[&LayerCache],
+        seq_lens: &[usize],
+        heads: usize,
+        kv_heads: usize,
+    ) -> Tensor<2>
+        = [cpu::attention];
+
+    /// Rows of a table. weight `[V, D]`, ids `[T]` → `[T, D]` in the table's dtype.
+    fn embedding(weight: Tensor<2>, ids: &[u32]) -> Tensor<2>
+        = [cpu::rows];
+
+    /// Rows `positions` of x: `[T, D]` → `[positions, D]`.
+    fn select_rows(x: Tensor<2>, positions: &[usize]) -> Tensor<2>
+        = [cpu::rows];
+
+    /// x with rows `positions` (ascending, distinct) replaced by `rows`. x `[T, D]`, rows `[positions, D]`.
+    fn replace_rows(x: Tensor<2>, positions: &[usize], rows: Tensor<2>) -> Tensor<2>
+        = [cpu::rows];
+
+    /// A number whose backward pass starts at `output` with this `gradient` (a tensor without autodiff, shaped like `output`).
+    fn with_gradient(output: Tensor<2>, gradient: Tensor<2>) -> Tensor<1>
+        = [cpu::seed];
+
+    /// Sum over rows of the cross entropy of `hidden · weightᵀ` against `targets`. hidden `[S, D]`, weight `[V, D]` → `[1]`.
+    fn cross_entropy_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> Tensor<1>
+        = [cpu::cross_entropy];
+}

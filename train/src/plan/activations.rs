@@ -1,0 +1,135 @@
+//! Activations of a micro-step, in bytes of f32: counted from what the CPU's kernels say that they keep for their backward steps
+//! (`kernels::cpu`, `…_kept`), and from the order in which `backward.rs` walks the blocks.
+
+use super::memory::{F32, Step};
+use crate::config::Extent;
+use base::names::Block;
+use kernels::cpu::{activation, attention, cross_entropy, linear, norm};
+use model::config::{TextConfig, VisionConfig};
+use model::lora::LoraConfig;
+
+impl Step<'_> {
+    /// Every block in the order of the backward pass, with the bytes of activations that are held at its step: its own, and those of
+    /// the blocks below it.
+    pub(super) fn backward_walk(&self) -> Vec<(Block, f64)> {
+        let Self { config, model, blocks, shape, .. } = self;
+        let below = self.below_text();
+        let states = F32 * shape.tokens * model.text.hidden_size as f64;
+        let layer = self.kept_by_text_layer(shape.tokens);
+        let (kept, again) = if config.gradient_checkpointing { (states, layer) } else { (layer, 0.0) };
+        // The last layer is computed for what the loss needs: keys and values of all tokens, the rest of supervised ones.
+        let last = self.kept_by_text_layer(shape.supervised);
+        let layers = model.text.num_hidden_layers;
+        let mut walk = vec![(Block::Head, below + layers.saturating_sub(1) as f64 * kept + last + self.head())];
+        walk.extend((0..layers).rev().map(|index| {
+            let own = if index + 1 == layers { last } else { kept + again };
+            let activations = below + index as f64 * kept + own;
+            (Block::TextLayer(index), activations + F32 * shape.tokens * backward_of_text_layer(&model.text))
+        }));
+        walk.push((Block::TokenEmbeddings, below + 2.0 * states));
+        walk.push((Block::Projector, below));
+        if blocks.trains_vision() {
+            let VisionConfig { hidden_size, intermediate_size, .. } = model.vision;
+            let layer = F32 * shape.vision_tokens * (4 * hidden_size + 2 * intermediate_size) as f64;
+            let layers = (0..model.computed_vision_layers()).rev().map(Block::VisionLayer);
+            walk.extend(layers.chain([Block::VisionEmbeddings]).map(|block| (block, self.vision_kept() + layer)));
+        }
+        walk
+    }
+
+    /// Bytes of the final norm, the logits and the loss.
+    fn head(&self) -> f64 {
+        let TextConfig { hidden_size, vocab_size, .. } = self.model.text;
+        let rows = whole(self.shape.supervised);
+        let sizes = cross_entropy::Sizes { rows, width: hidden_size, vocabulary: vocab_size };
+        let kept = cross_entropy::cross_entropy_sum_kept(sizes, self.blocks.trains_head());
+        (norm::rms_norm_kept([rows, hidden_size]) + kept + cross_entropy::cross_entropy_sum_working(sizes)) as f64
+    }
+
+    /// Bytes that a layer of the language model keeps for its backward step when its keys and values are those of all tokens, and
+    /// `queries` of them go on.
+    fn kept_by_text_layer(&self, queries: f64) -> f64 {
+        let text = &self.model.text;
+        let (tokens, queries) = (whole(self.shape.tokens), whole(queries));
+        let TextConfig { hidden_size, intermediate_size, num_attention_heads: heads, num_key_value_heads, .. } = *text;
+        let of_heads = |rows, heads| if text.qk_norm { norm::rms_norm_kept([rows * heads, text.head_dim]) } else { 0 };
+        let mut kept = norm::rms_norm_kept([tokens, hidden_size])
+            + of_heads(queries, heads)
+            + of_heads(tokens, num_key_value_heads)
+            + attention::attention_kept(queries, tokens, heads, num_key_value_heads, text.head_dim)
+            + norm::rms_norm_kept([queries, hidden_size])
+            + activation::swiglu_kept([queries, intermediate_size]);
+        let width = heads * text.head_dim;
+        for (name, rows, inputs) in [
+            ("q_proj", queries, hidden_size),
+            ("k_proj", tokens, hidden_size),
+            ("v_proj", tokens, hidden_size),
+            ("o_proj", queries, width),
+            ("gate_proj", queries, hidden_size),
+            ("up_proj", queries, hidden_size),
+            ("down_proj", queries, intermediate_size),
+        ] {
+            // The others stand behind a norm or an activation.
+            let recomputed = name != "o_proj";
+            let lora = self.lora.filter(|lora| lora.target_modules.iter().any(|target| target == name));
+            let trained = self.config.train_type.parts().language_model == Extent::Whole;
+            kept += self.kept_by_linear([rows, inputs], trained, lora, recomputed);
+        }
+        kept as f64
+    }
+
+    fn kept_by_linear(&self, x: [usize; 2], trained: bool, lora: Option<&LoraConfig>, recomputed: bool) -> usize {
+        match lora {
+            Some(lora) => linear::lora_linear_kept(x, lora.r, recomputed),
+            None => linear::linear_kept(x, trained, recomputed),
+        }
+    }
+
+    /// Bytes that lie below the language model's layers while they work: the projector's, and a trained tower's.
+    fn below_text(&self) -> f64 {
+        let hidden = self.model.text.hidden_size;
+        let inputs = self.model.vision.hidden_size * self.model.vision_feature_layers.len();
+        let features = whole(self.shape.features);
+        let projector =
+            linear::linear_kept([features, inputs], true, false) + activation::unary_kept([features, hidden]);
+        let states = F32 * (self.shape.features + self.shape.tokens) * hidden as f64;
+        projector as f64 + states + if self.blocks.trains_vision() { self.vision_kept() } else { 0.0 }
+    }
+
+    /// Bytes that a trained tower keeps.
+    fn vision_kept(&self) -> f64 {
+        let VisionConfig { hidden_size, intermediate_size, num_attention_heads: heads, .. } = self.model.vision;
+        let tokens = whole(self.shape.vision_tokens);
+        let x = [tokens, hidden_size];
+        let trained = self.config.train_type.parts().vision_tower == Extent::Whole;
+        let per_layer = if self.config.gradient_checkpointing {
+            F32 as usize * tokens * hidden_size
+        } else {
+            let projections =
+                3 * self.kept_by_linear(x, trained, self.lora, true) + linear::linear_kept(x, trained, false);
+            2 * norm::layer_norm_kept(x)
+                + attention::attention_kept(tokens, tokens, heads, heads, hidden_size / heads.max(1))
+                + activation::unary_kept([tokens, intermediate_size])
+                + projections
+        };
+        (self.model.computed_vision_layers() * per_layer) as f64
+    }
+
+    /// The tower's forward pass without a graph, bytes: hidden states of every layer, and one layer at work.
+    pub(super) fn vision_forward(&self) -> f64 {
+        let VisionConfig { hidden_size, intermediate_size, .. } = self.model.vision;
+        let (d, f) = (hidden_size as f64, intermediate_size as f64);
+        let states = (self.model.computed_vision_layers() + 1) as f64 * d;
+        F32 * (2.0 * self.shape.pixels + self.shape.vision_tokens * (states + 3.0 * d + 2.0 * f))
+    }
+}
+
+/// Rows of a mean micro-batch.
+fn whole(rows: f64) -> usize {
+    rows.ceil() as usize
+}
+
+/// Values a token that the backward step of a layer holds beside what the forward pass kept.
+fn backward_of_text_layer(config: &TextConfig) -> f64 {
+    4.0 * config.hidden_size as f64 + 2.0 * config.intermediate_size as f64
+}
