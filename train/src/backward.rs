@@ -43,26 +43,35 @@ struct Step {
     output: Option<Tensor<2>>,
 }
 
-/// Forward and backward: the sum of the cross entropy over the supervised tokens (not scaled). `begin(model, block)` is called
-/// before the forward pass uses a block, whose new values may still be on their way; it is called for the head at the latest
-/// before any gradient is computed. `finished(block, gradients)` gets each trained block's gradient, from the head down.
+/// What happens beside the computing of a micro-batch, block by block.
+pub trait BlockHooks {
+    /// Before the forward pass uses a block, whose new values may still be on their way; called for the head at the latest
+    /// before any gradient is computed.
+    ///
+    /// # Errors
+    /// Values that do not come.
+    fn before_forward(&mut self, model: &mut Llava, block: Block) -> Result<()>;
+
+    /// After the backward pass of a trained block (its index in the layout), from the head down.
+    ///
+    /// # Errors
+    /// A gradient that cannot be taken.
+    fn after_backward(&mut self, block: usize, gradient: BlockGradient) -> Result<()>;
+}
+
+/// Forward and backward: the sum of the cross entropy over the supervised tokens (not scaled).
 ///
 /// # Errors
-/// What `begin` and `finished` say, and a backend that cannot give its values.
-pub fn forward_backward(
-    pass: &mut Pass<'_>,
-    batch: &PackedBatch,
-    mut begin: impl FnMut(&mut Llava, Block) -> Result<()>,
-    mut finished: impl FnMut(usize, BlockGradient) -> Result<()>,
-) -> Result<f64> {
+/// What the hooks say, and a backend that cannot give its values.
+pub fn forward_backward(pass: &mut Pass<'_>, batch: &PackedBatch, hooks: &mut impl BlockHooks) -> Result<f64> {
     let (positions, targets) = batch.supervised();
-    let vision = pass.forward_vision(batch, &mut begin)?;
+    let vision = pass.forward_vision(batch, hooks)?;
     let device = pass.model.device();
     let mut context = TextContext::new(&pass.config.text, &batch.seq_lens, &device);
     context.dropout = pass.dropout.clone();
     let plain = context.inner();
 
-    begin(pass.model, Block::TokenEmbeddings)?;
+    hooks.before_forward(pass.model, Block::TokenEmbeddings)?;
     let num_layers = pass.model.language_model.model.layers.len();
     // Of the last layer, only what the loss needs is computed.
     let last = (!positions.is_empty() && num_layers > 0).then(|| context.last_tokens(&positions));
@@ -71,7 +80,7 @@ pub fn forward_backward(
     let mut hidden = leaf(pass.merge(batch, vision.as_ref()));
     let mut steps = Vec::new();
     for index in 0..num_layers {
-        begin(pass.model, Block::TextLayer(index))?;
+        hooks.before_forward(pass.model, Block::TextLayer(index))?;
         let layer = &pass.model.language_model.model.layers[index];
         let step = pass.forward_block(hidden, layer, |layer, input, has_graph| {
             let (context, last) = if has_graph { (&context, &last) } else { (&plain, &plain_last) };
@@ -81,14 +90,15 @@ pub fn forward_backward(
         steps.push(step.0);
     }
     let positions = last.as_ref().map_or(positions.clone(), |last| last.places(&positions));
-    begin(pass.model, Block::Head)?;
+    hooks.before_forward(pass.model, Block::Head)?;
     let loss = pass.model.language_model.loss_sum(hidden.clone(), &positions, &targets, &pass.config.text);
     let loss_sum = f64::from(scalar(&loss)?);
 
     let mut gradients = (loss * pass.loss_scale).backward();
     let mut tied = None;
     if let Some(block) = pass.layout.block(Block::Head) {
-        finished(block, collect(&pass.model.language_model, &mut gradients, &pass.layout.blocks[block])?)?;
+        hooks
+            .after_backward(block, collect(&pass.model.language_model, &mut gradients, &pass.layout.blocks[block])?)?;
     }
     if let (None, Some(block)) = (&pass.model.language_model.lm_head, pass.layout.block(Block::TokenEmbeddings)) {
         let embedding = &pass.model.language_model.model.embed_tokens;
@@ -101,12 +111,12 @@ pub fn forward_backward(
         let forward = |input| forward_layer(layer, input, index, &context, last_of(index));
         let (mut gradients, input) = backward_block(step, outer, forward);
         if let Some(block) = pass.layout.block(Block::TextLayer(index)) {
-            finished(block, collect(layer, &mut gradients, &pass.layout.blocks[block])?)?;
+            hooks.after_backward(block, collect(layer, &mut gradients, &pass.layout.blocks[block])?)?;
         }
         gradient = input.grad_remove(&mut gradients);
     }
     let Some(outer) = gradient else { return Ok(loss_sum) };
-    pass.backward_inputs(batch, vision, outer, tied, &mut finished)?;
+    pass.backward_inputs(batch, vision, outer, tied, hooks)?;
     Ok(loss_sum)
 }
 
@@ -151,11 +161,7 @@ impl Pass<'_> {
         layers.find(|&layer| self.layout.block(Block::VisionLayer(layer)).is_some()).unwrap_or(usize::MAX)
     }
 
-    fn forward_vision(
-        &mut self,
-        batch: &PackedBatch,
-        begin: &mut impl FnMut(&mut Llava, Block) -> Result<()>,
-    ) -> Result<Option<Vision>> {
+    fn forward_vision(&mut self, batch: &PackedBatch, hooks: &mut impl BlockHooks) -> Result<Option<Vision>> {
         if batch.num_images == 0 {
             return Ok(None);
         }
@@ -165,12 +171,12 @@ impl Pass<'_> {
         if !trained {
             // No parameter below wants a gradient, so no graph and no states are kept.
             let Some(features) = self.frozen_features(batch, &context)? else { return Ok(None) };
-            begin(self.model, Block::Projector)?;
+            hooks.before_forward(self.model, Block::Projector)?;
             let projected = self.project(features, &context);
             return Ok(Some(Vision { context, embedded: None, layers: Vec::new(), states: Vec::new(), projected }));
         }
         let Some(pixel_values) = pixel_tensor(batch, self.config, &self.model.device()) else { return Ok(None) };
-        begin(self.model, Block::VisionEmbeddings)?;
+        hooks.before_forward(self.model, Block::VisionEmbeddings)?;
         let embedded = self.model.vision_tower.vision_model.embed(pixel_values, &context);
         let trains_embeddings = self.layout.block(Block::VisionEmbeddings).is_some();
         let as_state = |tensor: Tensor<2>, index: usize| {
@@ -180,7 +186,7 @@ impl Pass<'_> {
         let mut states = vec![as_state(embedded.clone(), 0)];
         let mut layers = Vec::new();
         for index in 0..self.config.computed_vision_layers() {
-            begin(self.model, Block::VisionLayer(index))?;
+            hooks.before_forward(self.model, Block::VisionLayer(index))?;
             let layer = &self.model.vision_tower.vision_model.encoder.layers[index];
             let (step, output) = self
                 .forward_block(states[index].clone(), layer, |layer, input, _| layer.forward(input, index, &context));
@@ -188,7 +194,7 @@ impl Pass<'_> {
             states.push(as_state(output, index + 1));
         }
         let features = self.selected(&states, batch.num_images);
-        begin(self.model, Block::Projector)?;
+        hooks.before_forward(self.model, Block::Projector)?;
         let projected = self.project(features, &context);
         Ok(Some(Vision { context, embedded: Some(embedded), layers, states, projected }))
     }
@@ -244,27 +250,22 @@ impl Pass<'_> {
         vision: Option<Vision>,
         outer: Tensor<2>,
         tied: Option<BlockGradient>,
-        finished: &mut impl FnMut(usize, BlockGradient) -> Result<()>,
+        hooks: &mut impl BlockHooks,
     ) -> Result<()> {
         if let Some(block) = self.layout.block(Block::TokenEmbeddings) {
             let mut gradient = BlockGradient::Rows(embedding_gradient(batch, &outer)?);
             if let Some(tied) = tied {
                 gradient.add(tied);
             }
-            finished(block, gradient)?;
+            hooks.after_backward(block, gradient)?;
         }
         match vision {
-            Some(vision) => self.backward_vision(vision, kernels::select_rows(outer, &batch.image_positions), finished),
+            Some(vision) => self.backward_vision(vision, kernels::select_rows(outer, &batch.image_positions), hooks),
             None => Ok(()),
         }
     }
 
-    fn backward_vision(
-        &self,
-        vision: Vision,
-        outer: Tensor<2>,
-        finished: &mut impl FnMut(usize, BlockGradient) -> Result<()>,
-    ) -> Result<()> {
+    fn backward_vision(&self, vision: Vision, outer: Tensor<2>, hooks: &mut impl BlockHooks) -> Result<()> {
         if !self.trains_vision() && self.layout.block(Block::Projector).is_none() {
             return Ok(());
         }
@@ -272,7 +273,7 @@ impl Pass<'_> {
         let mut gradients = backward(projected, outer);
         if let Some(block) = self.layout.block(Block::Projector) {
             let projector = &self.model.multi_modal_projector;
-            finished(block, collect(projector, &mut gradients, &self.layout.blocks[block])?)?;
+            hooks.after_backward(block, collect(projector, &mut gradients, &self.layout.blocks[block])?)?;
         }
         if !self.trains_vision() {
             return Ok(());
@@ -289,7 +290,7 @@ impl Pass<'_> {
             let layer = &tower.encoder.layers[index];
             let (mut gradients, input) = backward_block(step, outer, |input| layer.forward(input, index, &context));
             if let Some(block) = self.layout.block(Block::VisionLayer(index)) {
-                finished(block, collect(layer, &mut gradients, &self.layout.blocks[block])?)?;
+                hooks.after_backward(block, collect(layer, &mut gradients, &self.layout.blocks[block])?)?;
             }
             gradient = input.grad_remove(&mut gradients);
         }
@@ -297,7 +298,7 @@ impl Pass<'_> {
         let block = self.layout.block(Block::VisionEmbeddings);
         if let (Some(block), Some(outer), Some(embedded)) = (block, gradient, embedded) {
             let mut gradients = backward(embedded, outer);
-            finished(block, collect(tower, &mut gradients, &self.layout.blocks[block])?)?;
+            hooks.after_backward(block, collect(tower, &mut gradients, &self.layout.blocks[block])?)?;
         }
         Ok(())
     }

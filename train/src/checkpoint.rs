@@ -6,10 +6,11 @@
 use crate::config::Config;
 use crate::layout::Layout;
 use crate::parameters;
+use crate::partitions::Partitions;
 use crate::run::RunRecord;
 use crate::setup::Trainee;
 use crate::state::TrainerState;
-use crate::zero::Partitions;
+use crate::zero::Optimizer;
 use anyhow::{Context, Result};
 use base::{Error, files, json, names};
 use model::Llava;
@@ -41,12 +42,8 @@ pub struct Snapshot {
     pub trainee: Option<Trainee>,
     /// Whose moments are where.
     pub layout: Arc<Layout>,
-    /// Master weights, where the model's are rounded.
-    pub masters: Option<Vec<Arc<Vec<f32>>>>,
-    /// First moments.
-    pub exp_avg: Vec<Arc<Vec<f32>>>,
-    /// Second moments.
-    pub exp_avg_sq: Vec<Arc<Vec<f32>>>,
+    /// This rank's moments, and masters where the model's values are rounded.
+    pub partitions: Partitions,
     /// Where the run stands.
     pub state: TrainerState,
     /// The run, on rank 0.
@@ -54,23 +51,21 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Of this moment; the weights must be settled.
+    /// Of this moment; the whole model must have its new values.
     pub fn take(
         config: &Config,
         record: Option<&Arc<RunRecord>>,
         trainee: &Trainee,
-        layout: &Arc<Layout>,
-        partitions: &Partitions,
+        optimizer: &Optimizer,
         state: &TrainerState,
     ) -> Self {
+        let (layout, partitions) = (optimizer.layout(), optimizer.partitions());
         let needs_weights = layout.rank == 0 || partitions.masters.is_none() && is_rounded(trainee);
         Self {
             config: config.clone(),
             trainee: needs_weights.then(|| trainee.clone()),
             layout: Arc::clone(layout),
-            masters: partitions.masters.clone(),
-            exp_avg: partitions.exp_avg.clone(),
-            exp_avg_sq: partitions.exp_avg_sq.clone(),
+            partitions: partitions.clone(),
             state: state.clone(),
             record: record.cloned(),
         }
@@ -82,7 +77,8 @@ impl Snapshot {
     /// What the operating system refuses.
     pub fn write(self, dir: &Path) -> Result<Hashes> {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-        let Self { config, trainee, layout, masters, exp_avg, exp_avg_sq, state, record } = self;
+        let Self { config, trainee, layout, partitions, state, record } = self;
+        let Partitions { masters, exp_avg, exp_avg_sq } = partitions;
         let optimizer = dir.join(optimizer_file(layout.rank, layout.world_size));
         let values = match (masters, &trainee) {
             (Some(masters), _) => Values::Kept(masters),

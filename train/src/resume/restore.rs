@@ -4,7 +4,7 @@ use super::Found;
 use crate::checkpoint::{EXP_AVG, EXP_AVG_SQ, MASTER, OPTIMIZER};
 use crate::layout::Layout;
 use crate::parameters;
-use crate::zero::Partitions;
+use crate::partitions::Partitions;
 use anyhow::{Result, bail};
 use base::pulse;
 use model::Llava;
