@@ -1,6 +1,7 @@
 //! Checkpoints beside the training: every rank writes its part on a thread of its own, and when all have told so, rank 0
 //! publishes the whole. Whatever goes wrong with a checkpoint is a warning; the run goes on and the ones before stay.
 
+use crate::checkpoint::optimizer;
 use crate::checkpoint::{self, Hashes, Manifest, PREFIX, Snapshot, WRITING};
 use crate::collective::background::Communicator;
 use crate::config::Config;
@@ -23,7 +24,7 @@ pub struct Saver {
     publishing: Option<JoinHandle<()>>,
     /// Whether the threads that write and publish go on.
     pulse: Pulse,
-    /// Time that training stood still for checkpoints since [`Self::take_stalled`].
+    /// Time that training was paused for checkpoints since [`Self::take_stalled`].
     stalled: Duration,
 }
 
@@ -69,7 +70,7 @@ impl Saver {
         self.writing.as_ref().is_some_and(|writing| writing.thread.is_finished())
     }
 
-    /// Time that training stood still since the last call.
+    /// Time that training was paused since the last call.
     pub fn take_stalled(&mut self) -> Duration {
         std::mem::take(&mut self.stalled)
     }
@@ -91,7 +92,7 @@ impl Saver {
         };
         let written = communicator.attend("checkpoint", &self.pulse, join)?;
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
-        let own_file = checkpoint::optimizer_file(rank, world_size);
+        let own_file = optimizer::file_name(rank, world_size);
         let own_hash = written.as_ref().ok().and_then(|hashes| files::from_hex(hashes.get(&own_file)?));
         if let Err(error) = &written {
             crate::tell!("warning: rank {rank}: {name} could not be written: {error:#}");
@@ -107,7 +108,7 @@ impl Saver {
             return Ok(());
         };
         let shards = hashes.into_iter().flatten().enumerate();
-        files.extend(shards.map(|(rank, hash)| (checkpoint::optimizer_file(rank, world_size), files::hex(hash))));
+        files.extend(shards.map(|(rank, hash)| (optimizer::file_name(rank, world_size), files::hex(hash))));
         let manifest = Manifest { run_id: record.run_id.clone(), global_step, files };
         let (output_dir, limit) = (self.output_dir.clone(), self.limit);
         let stalled = stalled + since.elapsed();
@@ -115,7 +116,7 @@ impl Saver {
             Err(error) => give_up(&temporary, &name, &format!("{error:#}")),
             Ok(()) => {
                 let (stalled, took) = (stalled.as_secs_f64(), started.elapsed().as_secs_f64());
-                crate::tell!("{name} is saved: training stood still for {stalled:.2} of {took:.2} s");
+                crate::tell!("{name} is saved: training was paused for {stalled:.2} of {took:.2} s");
                 let best = checkpoint::best(&output_dir, &record, losses).map(|(dir, _)| dir);
                 if let Err(error) = checkpoint::prune(&output_dir, &record, limit, global_step, best.as_deref()) {
                     crate::tell!("warning: an old checkpoint stays: {error:#}");

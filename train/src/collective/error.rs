@@ -130,14 +130,6 @@ pub enum CollectiveError {
         /// Ranks of MPI.
         found: usize,
     },
-    /// `--nproc` in a process that is one rank.
-    #[error("--nproc {nproc} inside a launch of {launched} processes: each process is one rank; leave --nproc out")]
-    NprocInLaunch {
-        /// The option's value.
-        nproc: usize,
-        /// Processes of the launcher.
-        launched: usize,
-    },
 }
 
 impl CollectiveError {

@@ -29,7 +29,7 @@ pub fn local_rank(rank: usize) -> usize {
     if launched_processes() > 1 { of_launcher().unwrap_or(rank) } else { rank }
 }
 
-/// Runs every rank of this process: `nproc` threads, or this process as one MPI rank.
+/// Runs every rank of this process: `nproc` threads, or this process as one MPI rank under a launcher.
 ///
 /// # Errors
 /// The first failure; under MPI a failure of any rank ends all of them.
@@ -40,9 +40,6 @@ pub fn run_ranks<T: Send>(
 ) -> Result<T> {
     let launched = launched_processes();
     if launched > 1 {
-        if nproc > 1 {
-            return Err(CollectiveError::NprocInLaunch { nproc, launched }.into());
-        }
         return run_mpi(launched, timeout, rank_main);
     }
     let results = threads::run(nproc, timeout, |rank| rank_main(Box::new(rank)));
