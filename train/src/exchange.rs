@@ -108,3 +108,135 @@ impl<B: Buffer> Exchanges<B> {
         (Place { operation, block: block.name.clone() }, block.parts())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::Collective;
+    use crate::collective::threads::{ThreadRank, run};
+    use crate::layout::tests::layout;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    /// Stands for memory of a device: only the collective below moves its values.
+    struct OnDevice(Vec<f32>);
+
+    /// Counts what it allocates.
+    type Device = Arc<AtomicUsize>;
+
+    impl Buffer for OnDevice {
+        type Memory = Device;
+
+        fn zeros(memory: &Device, len: usize) -> Self {
+            memory.fetch_add(1, Ordering::Relaxed);
+            Self(vec![0.0; len])
+        }
+
+        fn room(&self) -> usize {
+            self.0.capacity()
+        }
+
+        fn with_len(self, len: usize) -> Self {
+            Self(self.0.with_len(len))
+        }
+
+        fn add(&mut self, other: &Self) {
+            self.0.add(&other.0);
+        }
+    }
+
+    /// Exchanges a device's buffers; what ranks agree on goes through the host, as it will with NCCL.
+    struct DeviceRank(ThreadRank);
+
+    impl Collective<OnDevice> for DeviceRank {
+        fn rank(&self) -> usize {
+            self.0.rank()
+        }
+
+        fn world_size(&self) -> usize {
+            self.0.world_size()
+        }
+
+        fn reduce_scatter(
+            &mut self,
+            place: &Place,
+            parts: &[usize],
+            flat: OnDevice,
+            own: &mut OnDevice,
+        ) -> Result<OnDevice> {
+            self.0.reduce_scatter(place, parts, flat.0, &mut own.0).map(OnDevice)
+        }
+
+        fn all_gather(
+            &mut self,
+            place: &Place,
+            parts: &[usize],
+            own: OnDevice,
+            full: &mut OnDevice,
+        ) -> Result<OnDevice> {
+            self.0.all_gather(place, parts, own.0, &mut full.0).map(OnDevice)
+        }
+
+        fn host(&mut self) -> &mut dyn Collective {
+            &mut self.0
+        }
+
+        fn bytes_sent(&self) -> u64 {
+            self.0.bytes_sent()
+        }
+
+        fn timeout(&self) -> Duration {
+            self.0.timeout()
+        }
+    }
+
+    #[test]
+    fn buffers_of_a_device_are_exchanged_and_used_again() {
+        const LENS: [usize; 6] = [12, 30, 31, 30, 29, 30];
+        let results = run(3, Duration::from_secs(5), |rank| {
+            let communicator = Communicator::<OnDevice>::start(Box::new(DeviceRank(rank)))?;
+            let rank = communicator.rank();
+            let (layout, device) = (Arc::new(layout(rank, 3, &LENS)), Device::default());
+            let mut exchanges = Exchanges::new(communicator, Arc::clone(&layout), Arc::clone(&device));
+            let mut owned: Vec<Option<OnDevice>> = LENS.iter().map(|_| None).collect();
+            for block in (0..LENS.len()).rev() {
+                while !exchanges.has_room_to_reduce(block) {
+                    let (block, own) = exchanges.take_reduced()?.expect("one is under way");
+                    owned[block] = Some(own);
+                }
+                let mut flat = exchanges.buffers.take(layout.blocks[block].padded_len);
+                flat.0.fill((rank * 10 + block) as f32);
+                exchanges.reduce(block, flat, OnDevice(vec![0.5; layout.blocks[block].partition_len()]))?;
+            }
+            while let Some((block, own)) = exchanges.take_reduced()? {
+                owned[block] = Some(own);
+            }
+            let mut whole = Vec::new();
+            let mut take = |exchanges: &mut Exchanges<OnDevice>| -> Result<bool> {
+                let Some((block, values)) = exchanges.take_gathered()? else { return Ok(false) };
+                whole.push((block, values.0.clone()));
+                exchanges.buffers.give(values);
+                Ok(true)
+            };
+            for (block, own) in owned.into_iter().enumerate() {
+                while !exchanges.has_room_to_gather(block) {
+                    take(&mut exchanges)?;
+                }
+                exchanges.gather(block, own.expect("reduced"))?;
+            }
+            while take(&mut exchanges)? {}
+            let [ranks] = exchanges.communicator.all_reduce("ranks", [1.0])?;
+            Ok((whole, ranks, device.load(Ordering::Relaxed)))
+        });
+        for result in results {
+            let (whole, ranks, allocated) = result.expect("no rank fails");
+            assert_eq!(ranks, 3.0);
+            assert_eq!(whole.iter().map(|(block, _)| *block).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+            for (block, values) in whole {
+                // (0 + 10 + 20) + 3 times the block's number, added to what was owned.
+                assert_eq!(values, vec![0.5 + 30.0 + 3.0 * block as f32; LENS[block].next_multiple_of(3)]);
+            }
+            assert!(allocated <= 5, "{allocated} buffers for 12 exchanges");
+        }
+    }
+}

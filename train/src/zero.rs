@@ -361,17 +361,7 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::BlockLayout;
-    use burn::module::ParamId;
-
-    fn layout(rank: usize, world_size: usize, lens: &[usize]) -> Layout {
-        let slot =
-            |len| ParamSlot { id: ParamId::new(), name: String::new(), shape: vec![len], offset: 0, len, decays: true };
-        let block = |(index, &len)| {
-            (Block::TextLayer(index), BlockLayout::new(format!("layer {index}"), vec![slot(len)], world_size, 1 << 20))
-        };
-        Layout::new(lens.iter().enumerate().map(block).collect(), rank, world_size)
-    }
+    use crate::layout::tests::layout;
 
     /// Two micro-steps on three ranks: the sum's norm is the same whichever gradient accumulates, and so are the bytes of
     /// the formulas (K + 1)·P·(N−1)/N and 2·P·(N−1)/N, without their all-gather.
