@@ -252,6 +252,41 @@ fn a_run_by_a_deepspeed_file() {
     assert!(!folder.path().join("refused").exists(), "nothing is begun");
 }
 
+/// 2: nothing but other options helps. 1: the work failed.
+#[test]
+fn wrong_options_and_failed_work_have_their_exit_codes() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let recipe = folder.path().join("recipe.toml");
+    std::fs::write(&recipe, "[train]\nlearning_rate = \"fast\"\n").expect("written");
+    let recipe = recipe.display().to_string();
+    let paths = ["--model_name_or_path", "nowhere", "--data_path", "nowhere", "--output_dir", "nowhere"];
+    for (words, launched, code) in [
+        (&["--learning_rate", "fast"][..], false, 2),
+        (&["--learning_rate", "-1"], false, 2),
+        (&["--adam_beta1", "1.5"], false, 2),
+        (&["--optim", "adafactor"], false, 2),
+        (&["--deepspeed", "nowhere.json"], false, 2),
+        (&["nowhere.toml"], false, 2),
+        (&[&recipe], false, 2),
+        (&["--nproc", "2"], true, 2),
+        (&[], false, 1),
+        (&["--resume_from_checkpoint", "nowhere"], false, 1),
+    ] {
+        let mut command = Command::new(program("train"));
+        command.args(words).args(paths).current_dir(folder.path());
+        if launched {
+            // The rank of such a launch, as its supervisor starts it.
+            command.env("OMPI_COMM_WORLD_SIZE", "2").env("LLAVA_RANK_GUARD", "1:1");
+        }
+        let output = command.output().expect("the program starts");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {error}");
+        assert_eq!(error.matches("error: ").count(), 1, "{words:?}: {error}");
+    }
+    let plan = Command::new(program("train")).arg("plan").args(paths).args(["--learning_rate", "-1"]).output();
+    assert_eq!(plan.expect("the program starts").status.code(), Some(2));
+}
+
 #[test]
 fn rows_that_are_too_long_are_refused_before_training() {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -73,9 +73,9 @@ fn stderr_that_takes_nothing_stops_nothing() {
             assert!(!output.stdout.is_empty(), "{command:?}");
         }
         // Errors and usage have nowhere to go, and are errors all the same.
-        for (name, code) in [("train", 1), ("preprocess", 2), ("infer", 2), ("pipelines", 2)] {
+        for name in ["train", "preprocess", "infer", "pipelines"] {
             let status = Command::new(program(name)).stdout(Stdio::null()).stderr(stderr()).status();
-            assert_eq!(status.expect("the program starts").code(), Some(code), "{name}");
+            assert_eq!(status.expect("the program starts").code(), Some(2), "{name}");
         }
     }
 }

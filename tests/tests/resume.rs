@@ -208,14 +208,14 @@ fn a_full_disk_during_a_save_is_a_warning() {
     assert!(final_weights(&copy) == final_weights(&whole), "weights of the resumed run differ");
 }
 
-/// The time that training stands still for a checkpoint is told.
+/// The time that training is paused for a checkpoint is told.
 #[test]
 fn the_stall_of_a_save_is_reported() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let save = ["--save_strategy", "steps", "--save_steps", "2"];
     let run = succeed(&mut threads(folder.path(), "none", of_ranks(2), &save));
     let stderr = String::from_utf8_lossy(&run.stderr).into_owned();
-    let lines: Vec<&str> = stderr.lines().filter(|line| line.contains("training stood still for")).collect();
+    let lines: Vec<&str> = stderr.lines().filter(|line| line.contains("training was paused for")).collect();
     assert_eq!(lines.len(), 4, "{stderr}");
     println!("{}", lines.join("\n"));
     let stalls = tests::training::column(&metrics(folder.path()), "checkpoint_stall_seconds");

@@ -1,6 +1,7 @@
 //! Training goes on from adapters that are not this project's own: all of their parts are trained, and all are written.
 
-use base::names;
+use anyhow::Result;
+use base::names::{self, Block};
 use burn::module::Param;
 use burn::tensor::Tensor;
 use kernels::device::cpu;
@@ -17,9 +18,10 @@ use store::adapter::{load_adapter, read_config, save_adapter};
 use tests::tiny::{gradients, read_tensors_at};
 use tests::training::{fail, succeed};
 use tests::{adapters, assert_relative, program, reference, runs, tiny};
-use train::backward::{Pass, forward_backward};
+use train::backward::{BlockHooks, Pass, forward_backward};
 use train::config::TrainType;
 use train::gradient::BlockGradient;
+use train::layout::Layout;
 use train::trainable::{Choice, layout, select};
 
 /// LoRA in single layers of every part, the embedding and the head in full.
@@ -90,6 +92,35 @@ fn batch(config: &LlavaConfig) -> PackedBatch {
     batch
 }
 
+/// The gradients by the names of their parameters.
+struct Collected<'a> {
+    layout: &'a Layout,
+    found: &'a mut BTreeMap<String, Vec<f32>>,
+}
+
+impl BlockHooks for Collected<'_> {
+    fn before_forward(&mut self, _: &mut Llava, _: Block) -> Result<()> {
+        Ok(())
+    }
+
+    fn after_backward(&mut self, block: usize, gradient: BlockGradient) -> Result<()> {
+        let slots = &self.layout.blocks[block].params;
+        match gradient {
+            BlockGradient::Params(params) => {
+                self.found.extend(slots.iter().map(|slot| slot.name.clone()).zip(params));
+            }
+            BlockGradient::Rows(rows) => {
+                let mut dense = vec![0.0; slots[0].len];
+                for (row, values) in rows {
+                    dense[row * values.len()..][..values.len()].copy_from_slice(&values);
+                }
+                self.found.insert(slots[0].name.clone(), dense);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The walk over blocks gives the gradients of the whole graph, for every part that such an adapter trains.
 #[test]
 fn gradients_of_every_part_are_those_of_the_whole_graph() {
@@ -119,23 +150,7 @@ fn gradients_of_every_part_are_those_of_the_whole_graph() {
             dropout: None,
             loss_scale: 1.0,
         };
-        let finished = |block: usize, gradient: BlockGradient| {
-            let slots = &layout.blocks[block].params;
-            match gradient {
-                BlockGradient::Params(params) => {
-                    found.extend(slots.iter().map(|slot| slot.name.clone()).zip(params));
-                }
-                BlockGradient::Rows(rows) => {
-                    let mut dense = vec![0.0; slots[0].len];
-                    for (row, values) in rows {
-                        dense[row * values.len()..][..values.len()].copy_from_slice(&values);
-                    }
-                    found.insert(slots[0].name.clone(), dense);
-                }
-            }
-            Ok(())
-        };
-        forward_backward(&mut pass, &batch, |_, _| Ok(()), finished).expect("a step");
+        forward_backward(&mut pass, &batch, &mut Collected { layout: &layout, found: &mut found }).expect("a step");
         for (name, expected) in &expected {
             assert!(expected.iter().any(|&value| value != 0.0), "{name} has a gradient");
             assert_relative(name, &found[name], expected, 1e-5);

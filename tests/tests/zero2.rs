@@ -165,5 +165,5 @@ fn several_processes_without_mpi_are_an_error_and_not_several_runs() {
     let mut command = std::process::Command::new(program("train"));
     command.args(tests::training::arguments(&output, "none", split(1, 4, 1), &["--nproc", "2"]));
     let stderr = fail(command.env("OMPI_COMM_WORLD_SIZE", "2"));
-    assert!(stderr.contains("--nproc 2") && !output.exists(), "{stderr}");
+    assert!(stderr.contains("--nproc: found 2") && !output.exists(), "{stderr}");
 }

@@ -37,26 +37,35 @@ pub struct Pass<'a> {
     pub loss_scale: f32,
 }
 
-/// Forward and backward: the sum of the cross entropy over the supervised tokens (not scaled). `begin(model, block)` is called
-/// before the forward pass uses a block, whose new values may still be on their way; it is called for the head at the latest
-/// before any gradient is computed. `finished(block, gradients)` gets each trained block's gradient, from the head down.
+/// What happens beside the computing of a micro-batch, block by block.
+pub trait BlockHooks {
+    /// Before the forward pass uses a block, whose new values may still be on their way; called for the head at the latest
+    /// before any gradient is computed.
+    ///
+    /// # Errors
+    /// Values that do not come.
+    fn before_forward(&mut self, model: &mut Llava, block: Block) -> Result<()>;
+
+    /// After the backward pass of a trained block (its index in the layout), from the head down.
+    ///
+    /// # Errors
+    /// A gradient that cannot be taken.
+    fn after_backward(&mut self, block: usize, gradient: BlockGradient) -> Result<()>;
+}
+
+/// Forward and backward: the sum of the cross entropy over the supervised tokens (not scaled).
 ///
 /// # Errors
-/// What `begin` and `finished` say, and a backend that cannot give its values.
-pub fn forward_backward(
-    pass: &mut Pass<'_>,
-    batch: &PackedBatch,
-    begin: impl FnMut(&mut Llava, Block) -> Result<()>,
-    mut finished: impl FnMut(usize, BlockGradient) -> Result<()>,
-) -> Result<f64> {
+/// What the hooks say, and a backend that cannot give its values.
+pub fn forward_backward(pass: &mut Pass<'_>, batch: &PackedBatch, hooks: &mut impl BlockHooks) -> Result<f64> {
     let (positions, targets) = batch.supervised();
     let mut context = BatchContext::new(pass.config, batch, &pass.model.device()).for_positions(&positions);
     context.text.dropout = pass.dropout.clone();
     context.vision.dropout = pass.dropout.as_ref().map(|dropout| per_image(dropout, batch, pass.config));
-    let mut tape = Tape::new(pass, begin);
+    let mut tape = Tape::new(pass, hooks);
     let loss = walk::loss_sum(&mut tape, batch, (&positions, &targets), &context)?;
     let loss_sum = f64::from(scalar(&loss)?);
-    tape.backward(loss, batch, &context, &mut finished)?;
+    tape.backward(loss, batch, &context)?;
     Ok(loss_sum)
 }
 
@@ -73,9 +82,9 @@ enum Step {
 }
 
 /// A forward pass that keeps, of each block, what its backward pass needs.
-struct Tape<'p, 'a, B> {
+struct Tape<'p, 'a, H> {
     pass: &'p mut Pass<'a>,
-    begin: B,
+    hooks: &'p mut H,
     steps: Vec<Step>,
     /// What blocks start from: leaves of the graph (or no part of it, where nothing below is trained), and their gradients as
     /// far as they are known.
@@ -84,11 +93,11 @@ struct Tape<'p, 'a, B> {
     first_trained: Option<usize>,
 }
 
-impl<B: FnMut(&mut Llava, Block) -> Result<()>> Walk for Tape<'_, '_, B> {
+impl<H: BlockHooks> Walk for Tape<'_, '_, H> {
     type Error = anyhow::Error;
 
     fn model(&mut self, block: Block) -> Result<&Llava> {
-        (self.begin)(self.pass.model, block)?;
+        self.hooks.before_forward(self.pass.model, block)?;
         Ok(self.pass.model)
     }
 
@@ -149,13 +158,13 @@ impl<B: FnMut(&mut Llava, Block) -> Result<()>> Walk for Tape<'_, '_, B> {
     }
 }
 
-impl<'p, 'a, B> Tape<'p, 'a, B> {
-    fn new(pass: &'p mut Pass<'a>, begin: B) -> Self {
+impl<'p, 'a, H: BlockHooks> Tape<'p, 'a, H> {
+    fn new(pass: &'p mut Pass<'a>, hooks: &'p mut H) -> Self {
         let is_trained = |block| pass.layout.block(block).is_some();
         let layers = 0..pass.config.computed_vision_layers();
         let first_layer = layers.into_iter().find(|&layer| is_trained(Block::VisionLayer(layer)));
         let first_trained = if is_trained(Block::VisionEmbeddings) { Some(0) } else { first_layer };
-        Self { pass, begin, steps: Vec::new(), states: Vec::new(), first_trained }
+        Self { pass, hooks, steps: Vec::new(), states: Vec::new(), first_trained }
     }
 
     /// Whether a layer's backward pass is needed.
@@ -172,20 +181,15 @@ impl<'p, 'a, B> Tape<'p, 'a, B> {
     }
 
     /// From the loss to the images.
-    fn backward(
-        mut self,
-        loss: Tensor<1>,
-        batch: &PackedBatch,
-        context: &BatchContext<'_>,
-        finished: &mut impl FnMut(usize, BlockGradient) -> Result<()>,
-    ) -> Result<()> {
-        let language_model = &self.pass.model.language_model;
+    fn backward(mut self, loss: Tensor<1>, batch: &PackedBatch, context: &BatchContext<'_>) -> Result<()> {
         let mut gradients = (loss * self.pass.loss_scale).backward();
-        self.collect(Block::Head, language_model, &mut gradients, finished)?;
+        self.hand_on(Block::Head, &mut gradients, |model, collector| model.language_model.visit(collector))?;
+        let language_model = &self.pass.model.language_model;
         // Tied output weights are the embedding's, whose gradient is not complete before the end.
         let mut tied = match (&language_model.lm_head, self.pass.layout.block(Block::TokenEmbeddings)) {
             (None, Some(block)) => {
-                Some(collect(&language_model.model.embed_tokens, &mut gradients, &self.pass.layout.blocks[block])?)
+                let embedding = &language_model.model.embed_tokens;
+                Some(collect(&mut gradients, &self.pass.layout.blocks[block], |collector| embedding.visit(collector))?)
             }
             _ => None,
         };
@@ -198,9 +202,7 @@ impl<'p, 'a, B> Tape<'p, 'a, B> {
                     let model = &*self.pass.model;
                     let again = || layer.forward(model, self.states[input].0.clone(), context, None);
                     let mut gradients = backward(output.unwrap_or_else(again), outer);
-                    self.collect_with(layer.block(), &mut gradients, finished, |collector| {
-                        layer.visit(self.pass.model, collector);
-                    })?;
+                    self.hand_on(layer.block(), &mut gradients, |model, collector| layer.visit(model, collector))?;
                     self.take_gradient(input, &mut gradients);
                 }
                 Step::Merge { projected, state } => {
@@ -210,7 +212,7 @@ impl<'p, 'a, B> Tape<'p, 'a, B> {
                         if let Some(tied) = tied.take() {
                             gradient.add(tied);
                         }
-                        finished(block, gradient)?;
+                        self.hooks.after_backward(block, gradient)?;
                     }
                     if let Some(projected) = projected {
                         self.states[projected].1 = Some(kernels::select_rows(outer, &batch.image_positions));
@@ -223,15 +225,16 @@ impl<'p, 'a, B> Tape<'p, 'a, B> {
                     }
                     let Some(outer) = self.gradient(state) else { continue };
                     let mut gradients = backward(output, outer);
-                    let projector = &self.pass.model.multi_modal_projector;
-                    self.collect(Block::Projector, projector, &mut gradients, finished)?;
+                    let visit =
+                        |model: &Llava, collector: &mut Collector<'_>| model.multi_modal_projector.visit(collector);
+                    self.hand_on(Block::Projector, &mut gradients, visit)?;
                     (0..state).for_each(|state| self.take_gradient(state, &mut gradients));
                 }
                 Step::VisionEmbeddings { output, state } => {
                     let Some(outer) = self.gradient(state) else { continue };
                     let mut gradients = backward(output, outer);
-                    let tower = &self.pass.model.vision_tower.vision_model;
-                    self.collect(Block::VisionEmbeddings, tower, &mut gradients, finished)?;
+                    let visit = |model: &Llava, collector: &mut Collector<'_>| model.vision_tower.visit(collector);
+                    self.hand_on(Block::VisionEmbeddings, &mut gradients, visit)?;
                 }
             }
         }
@@ -255,28 +258,18 @@ impl<'p, 'a, B> Tape<'p, 'a, B> {
         }
     }
 
-    /// Hands on the gradient of a block, if it is trained.
-    fn collect(
-        &self,
-        block: Block,
-        module: &impl Module,
-        gradients: &mut Gradients,
-        finished: &mut impl FnMut(usize, BlockGradient) -> Result<()>,
-    ) -> Result<()> {
-        self.collect_with(block, gradients, finished, |collector| module.visit(collector))
-    }
-
-    fn collect_with(
-        &self,
+    /// Hands on the gradient of a block, if it is trained; `visit` shows a module that has its parameters.
+    fn hand_on(
+        &mut self,
         block: Block,
         gradients: &mut Gradients,
-        finished: &mut impl FnMut(usize, BlockGradient) -> Result<()>,
-        visit: impl FnOnce(&mut Collector<'_>),
+        visit: impl FnOnce(&Llava, &mut Collector<'_>),
     ) -> Result<()> {
-        match self.pass.layout.block(block) {
-            Some(index) => finished(index, collect_with(gradients, &self.pass.layout.blocks[index], visit)?),
-            None => Ok(()),
-        }
+        let Some(index) = self.pass.layout.block(block) else { return Ok(()) };
+        let gradient = collect(gradients, &self.pass.layout.blocks[index], |collector| {
+            visit(self.pass.model, collector);
+        })?;
+        self.hooks.after_backward(index, gradient)
     }
 }
 
@@ -333,12 +326,8 @@ fn scalar(tensor: &Tensor<1>) -> Result<f32> {
     values.first().copied().ok_or_else(|| anyhow!("the loss has no value"))
 }
 
-/// The gradients of a block's parameters; a parameter without one gets zeros.
-fn collect(module: &impl Module, gradients: &mut Gradients, block: &BlockLayout) -> Result<BlockGradient> {
-    collect_with(gradients, block, |collector| module.visit(collector))
-}
-
-fn collect_with(
+/// The gradients of a block's parameters, which `visit` shows; a parameter without one gets zeros.
+fn collect(
     gradients: &mut Gradients,
     block: &BlockLayout,
     visit: impl FnOnce(&mut Collector<'_>),

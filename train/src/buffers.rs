@@ -1,60 +1,99 @@
-//! Flat buffers that are used again: getting large ones from the system costs a page fault every 4 KB, each time.
+//! Flat buffers that ranks exchange, and a few spare ones: getting large ones from the system costs a page fault every 4 KB,
+//! each time.
 
 use rayon::prelude::*;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Consecutive f32 values in one memory: the host's ([`HostBuffer`]), or a device's.
+pub trait Buffer: Send + Sized + 'static {
+    /// Where such buffers are allocated: nothing to know on the host, the device and its stream elsewhere.
+    type Memory: Send + Sync + 'static;
+
+    /// `len` zeros.
+    fn zeros(memory: &Self::Memory, len: usize) -> Self;
+
+    /// Values that fit without another allocation.
+    fn room(&self) -> usize;
+
+    /// The buffer with `len` values; those that it did not have are zeros.
+    fn with_len(self, len: usize) -> Self;
+
+    /// Adds `other`, which is equally long, value by value.
+    fn add(&mut self, other: &Self);
+}
+
+/// Values in the host's memory.
+pub type HostBuffer = Vec<f32>;
+
+impl Buffer for HostBuffer {
+    type Memory = ();
+
+    fn zeros((): &(), len: usize) -> Self {
+        // Memory that is never written takes none.
+        vec![0.0; len]
+    }
+
+    fn room(&self) -> usize {
+        self.capacity()
+    }
+
+    fn with_len(mut self, len: usize) -> Self {
+        self.resize(len, 0.0);
+        self
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.par_iter_mut().zip(other).with_min_len(1 << 14).for_each(|(sum, value)| *sum += value);
+    }
+}
 
 /// A few spare buffers, shared by the threads of a rank.
-#[derive(Clone)]
-pub struct Buffers {
-    spare: Arc<Mutex<Vec<Vec<f32>>>>,
+pub struct Buffers<B: Buffer = HostBuffer> {
+    memory: B::Memory,
+    spare: Mutex<Vec<B>>,
     limit: usize,
 }
 
-impl Buffers {
+impl<B: Buffer> Buffers<B> {
     /// Keeps at most `limit` spare ones.
-    pub fn new(limit: usize) -> Self {
-        Self { spare: Arc::default(), limit }
+    pub fn new(memory: B::Memory, limit: usize) -> Self {
+        Self { memory, spare: Mutex::default(), limit }
     }
 
     /// A buffer of `len` values, whatever they are.
-    pub fn take(&self, len: usize) -> Vec<f32> {
+    pub fn take(&self, len: usize) -> B {
         let mut spare = self.lock();
         // Not much larger than needed, or a small block would keep a large one from its buffer.
-        let fitting = (0..spare.len()).filter(|&index| (len..=len + len / 2).contains(&spare[index].capacity()));
-        let best = fitting.min_by_key(|&index| spare[index].capacity());
+        let fitting = (0..spare.len()).filter(|&index| (len..=len + len / 2).contains(&spare[index].room()));
+        let best = fitting.min_by_key(|&index| spare[index].room());
         let found = best.map(|index| spare.swap_remove(index));
         drop(spare);
-        match found {
-            Some(mut buffer) => {
-                buffer.resize(len, 0.0);
-                buffer
-            }
-            None => vec![0.0; len],
-        }
+        found.map_or_else(|| B::zeros(&self.memory, len), |buffer| buffer.with_len(len))
     }
 
     /// Gives a buffer back; the largest ones are kept.
-    pub fn give(&self, buffer: Vec<f32>) {
+    pub fn give(&self, buffer: B) {
         let mut spare = self.lock();
         spare.push(buffer);
         if spare.len() > self.limit
-            && let Some(smallest) = (0..spare.len()).min_by_key(|&index| spare[index].capacity())
+            && let Some(smallest) = (0..spare.len()).min_by_key(|&index| spare[index].room())
         {
             spare.swap_remove(smallest);
         }
     }
 
     /// Adds `more` to `sum`, where nothing counts as zeros.
-    pub fn add(&self, sum: &mut Vec<f32>, more: Vec<f32>) {
-        if sum.is_empty() {
-            *sum = more;
-        } else {
-            sum.par_iter_mut().zip(&more).with_min_len(1 << 14).for_each(|(sum, value)| *sum += value);
-            self.give(more);
+    pub fn add(&self, sum: &mut Option<B>, more: B) {
+        match sum {
+            None => *sum = Some(more),
+            Some(sum) => {
+                sum.add(&more);
+                self.give(more);
+            }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Vec<f32>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<B>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -65,7 +104,7 @@ mod tests {
 
     #[test]
     fn buffers_come_back_and_no_more_than_the_limit_is_kept() {
-        let buffers = Buffers::new(2);
+        let buffers = Buffers::<HostBuffer>::new((), 2);
         for len in [10, 100, 120] {
             buffers.give(vec![1.0; len]);
         }

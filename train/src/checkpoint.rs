@@ -3,23 +3,25 @@
 //! A checkpoint is written under a temporary name, its manifest last, and appears by rename: a folder called
 //! `checkpoint-<step>` is whole.
 
+pub mod optimizer;
+
 use crate::config::Config;
 use crate::layout::Layout;
-use crate::parameters;
+use crate::partitions::Partitions;
 use crate::run::RunRecord;
 use crate::setup::Trainee;
 use crate::state::TrainerState;
-use crate::zero::Partitions;
+use crate::zero::Optimizer;
 use anyhow::{Context, Result};
 use base::{Error, files, json, names};
-use model::Llava;
 use model::config::WeightDtype;
+use optimizer::Masters;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::adapter;
-use store::checkpoint::{TensorSource, copy_processor_files, from_f32, model_tensors, write_file, write_tensors};
+use store::checkpoint::{copy_processor_files, model_tensors, write_tensors};
 
 /// Weights larger than this are written in parts, bytes.
 pub const MAX_PART_BYTES: usize = 5_000_000_000;
@@ -41,12 +43,8 @@ pub struct Snapshot {
     pub trainee: Option<Trainee>,
     /// Whose moments are where.
     pub layout: Arc<Layout>,
-    /// Master weights, where the model's are rounded.
-    pub masters: Option<Vec<Arc<Vec<f32>>>>,
-    /// First moments.
-    pub exp_avg: Vec<Arc<Vec<f32>>>,
-    /// Second moments.
-    pub exp_avg_sq: Vec<Arc<Vec<f32>>>,
+    /// This rank's moments, and masters where the model's values are rounded.
+    pub partitions: Partitions,
     /// Where the run stands.
     pub state: TrainerState,
     /// The run, on rank 0.
@@ -54,44 +52,42 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Of this moment; the weights must be settled.
+    /// Of this moment; the whole model must have its new values.
     pub fn take(
         config: &Config,
         record: Option<&Arc<RunRecord>>,
         trainee: &Trainee,
-        layout: &Arc<Layout>,
-        partitions: &Partitions,
+        optimizer: &Optimizer,
         state: &TrainerState,
     ) -> Self {
+        let (layout, partitions) = (optimizer.layout(), optimizer.partitions());
         let needs_weights = layout.rank == 0 || partitions.masters.is_none() && is_rounded(trainee);
         Self {
             config: config.clone(),
             trainee: needs_weights.then(|| trainee.clone()),
             layout: Arc::clone(layout),
-            masters: partitions.masters.clone(),
-            exp_avg: partitions.exp_avg.clone(),
-            exp_avg_sq: partitions.exp_avg_sq.clone(),
+            partitions: partitions.clone(),
             state: state.clone(),
             record: record.cloned(),
         }
     }
 
-    /// Writes this rank's files into `dir` and gives their hashes. What is written is let go at once.
+    /// Writes this rank's files into `dir` and gives their hashes. What is written is freed at once.
     ///
     /// # Errors
     /// What the operating system refuses.
     pub fn write(self, dir: &Path) -> Result<Hashes> {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-        let Self { config, trainee, layout, masters, exp_avg, exp_avg_sq, state, record } = self;
-        let optimizer = dir.join(optimizer_file(layout.rank, layout.world_size));
-        let values = match (masters, &trainee) {
-            (Some(masters), _) => Values::Kept(masters),
-            (None, Some(trainee)) if is_rounded(trainee) => Values::OfModel(&trainee.model),
-            _ => Values::InModelDirectory,
+        let Self { config, trainee, layout, partitions, state, record } = self;
+        let path = dir.join(optimizer::file_name(layout.rank, layout.world_size));
+        let masters = match (&partitions.masters, &trainee) {
+            (Some(_), _) => Masters::OfPartitions,
+            (None, Some(trainee)) if is_rounded(trainee) => Masters::OfModel(&trainee.model),
+            _ => Masters::InModelDirectory,
         };
-        save_optimizer(values, &layout, exp_avg, exp_avg_sq, &optimizer)?;
+        optimizer::save(&masters, &layout, partitions, &path)?;
         let mut hashes = Hashes::new();
-        add_hash(&mut hashes, &optimizer)?;
+        add_hash(&mut hashes, &path)?;
         if let (0, Some(trainee)) = (layout.rank, trainee) {
             save_weights(&config, trainee, dir)?;
             json::write(&dir.join(TRAINER_STATE), &state)?;
@@ -132,70 +128,11 @@ pub fn save_weights(config: &Config, trainee: Trainee, dir: &Path) -> Result<()>
     Ok(())
 }
 
-/// Names of optimizer shards start so.
-pub const OPTIMIZER: &str = "optimizer-";
-
-/// Name of a rank's optimizer shard.
-pub fn optimizer_file(rank: usize, world_size: usize) -> String {
-    format!("{OPTIMIZER}{rank:05}-of-{world_size:05}.safetensors")
-}
-
-/// Prefixes of the tensors in an optimizer shard; what follows is the parameter's name and the first value's index.
-pub const EXP_AVG: &str = "exp_avg";
-/// See [`EXP_AVG`].
-pub const EXP_AVG_SQ: &str = "exp_avg_sq";
-/// The f32 values, where the model directory holds them rounded.
-pub const MASTER: &str = "master";
-
-/// Name of a stretch of a parameter in an optimizer shard.
-pub fn stretch_name(kind: &str, param: &str, first: usize) -> String {
-    format!("{kind}/{param}/{first}")
-}
-
-/// Where the f32 values of the weights are, for a checkpoint whose model directory may hold them rounded.
-enum Values<'a> {
-    InModelDirectory,
-    OfModel(&'a Llava),
-    Kept(Vec<Arc<Vec<f32>>>),
-}
-
-fn save_optimizer(
-    values: Values<'_>,
-    layout: &Layout,
-    exp_avg: Vec<Arc<Vec<f32>>>,
-    exp_avg_sq: Vec<Arc<Vec<f32>>>,
-    path: &Path,
-) -> Result<()> {
-    let mut tensors = Vec::new();
-    for (index, (block, (first, second))) in layout.blocks.iter().zip(exp_avg.into_iter().zip(exp_avg_sq)).enumerate() {
-        let masters = match &values {
-            Values::InModelDirectory => None,
-            Values::OfModel(model) => Some(Arc::new(parameters::owned(model, layout, index)?)),
-            Values::Kept(masters) => Some(Arc::clone(&masters[index])),
-        };
-        let kinds = [(EXP_AVG, Some(first)), (EXP_AVG_SQ, Some(second)), (MASTER, masters)];
-        for (kind, values) in kinds.into_iter().filter_map(|(kind, values)| Some((kind, values?))) {
-            for param in &block.params {
-                for (range, start) in block.owned_ranges(param, layout.rank) {
-                    let (values, part) = (Arc::clone(&values), start..start + range.len());
-                    tensors.push(TensorSource {
-                        name: stretch_name(kind, &param.name, range.start),
-                        dtype: WeightDtype::F32,
-                        shape: vec![part.len()],
-                        bytes: Box::new(move || Ok(from_f32(&values[part], WeightDtype::F32))),
-                    });
-                }
-            }
-        }
-    }
-    Ok(write_file(tensors, path)?)
-}
-
 /// What is not one rank's own, and not a hidden file either: another rank's optimizer shard has a temporary name until it is whole.
 fn files_of_all_ranks(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(dir).with_context(|| dir.display().to_string())?;
     let entries = entries.collect::<std::io::Result<Vec<_>>>().with_context(|| dir.display().to_string())?;
-    let shared = |name: &str| !name.starts_with(OPTIMIZER) && !name.starts_with('.');
+    let shared = |name: &str| !name.starts_with(optimizer::PREFIX) && !name.starts_with('.');
     let shared = entries.into_iter().filter(|entry| shared(&entry.file_name().to_string_lossy()));
     Ok(shared.map(|entry| entry.path()).collect())
 }

@@ -39,8 +39,8 @@ impl BlockGradient {
         flat
     }
 
-    /// Its stretches of values, in order; between them there are only zeros.
-    pub fn stretches(&self) -> Vec<&[f32]> {
+    /// Its slices, in order; between them there are only zeros.
+    pub fn slices(&self) -> Vec<&[f32]> {
         match self {
             Self::Params(params) => params.iter().map(Vec::as_slice).collect(),
             Self::Rows(rows) => rows.values().map(Vec::as_slice).collect(),
@@ -146,11 +146,11 @@ mod tests {
         for order in [[0, 1, 2], [1, 0, 2], [0, 2, 1], [2, 1, 0]] {
             let mut sum = parts[order[0]]();
             order[1..].iter().for_each(|&part| sum.add(parts[part]()));
-            assert_eq!(sum.into_flat(6, &Buffers::new(0)), [11.0, 22.0, 35.0, 46.0, 60.0, 72.0], "{order:?}");
+            assert_eq!(sum.into_flat(6, &Buffers::new((), 0)), [11.0, 22.0, 35.0, 46.0, 60.0, 72.0], "{order:?}");
         }
         let mut sum = parts[0]();
         sum.add(parts[2]());
-        assert_eq!(squared_norm(sum.stretches().into_iter()), 1.0 + 4.0 + 25.0 + 36.0 + 100.0 + 144.0);
+        assert_eq!(squared_norm(sum.slices().into_iter()), 1.0 + 4.0 + 25.0 + 36.0 + 100.0 + 144.0);
     }
 
     #[test]

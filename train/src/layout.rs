@@ -171,8 +171,18 @@ impl Layout {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Blocks of one parameter each.
+    pub(crate) fn layout(rank: usize, world_size: usize, lens: &[usize]) -> Layout {
+        let slot =
+            |len| ParamSlot { id: ParamId::new(), name: String::new(), shape: vec![len], offset: 0, len, decays: true };
+        let block = |(index, &len)| {
+            (Block::TextLayer(index), BlockLayout::new(format!("layer {index}"), vec![slot(len)], world_size, 1 << 20))
+        };
+        Layout::new(lens.iter().enumerate().map(block).collect(), rank, world_size)
+    }
 
     fn block(lens: &[usize], world_size: usize, max_bucket_values: usize) -> BlockLayout {
         let params = lens

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use base::output::print;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,9 +51,32 @@ struct PlanCli {
     plan: PlanArgs,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 trained to the end, 1 failed, 2 wrong usage, 75 stopped by SIGINT or SIGTERM and saved \
+const EXIT_CODES: &str = "Exit codes: 0 trained to the end, 1 failed, 2 wrong options, values or recipe, 75 stopped by SIGINT or SIGTERM and saved \
                           in a checkpoint (EX_TEMPFAIL: the printed command, with --resume_from_checkpoint true, goes on). A second signal \
                           ends the program at once, without a checkpoint: 130 or 143.";
+
+/// Exit code of wrong options, values of options and recipes.
+const WRONG_USAGE: u8 = 2;
+
+/// Why nothing was done, or not all.
+enum Failure {
+    /// The options, before any work.
+    Usage(anyhow::Error),
+    /// The work.
+    Work(anyhow::Error),
+}
+
+impl Failure {
+    fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Work(error)
+    }
+}
 
 /// What a process did.
 enum Done {
@@ -73,36 +96,22 @@ fn main() -> ExitCode {
         Ok(translated) => translated,
         Err(error) => {
             train::tell!("error: {error}");
-            return ExitCode::from(2);
+            return ExitCode::from(WRONG_USAGE);
         }
     };
     let matches = match command().try_get_matches_from(base::args::with_dashes(translated.words)) {
         Ok(matches) => matches,
         Err(error) => return wrong_usage(&error, is_plan),
     };
-    let tell_notes = || {
-        if launch::local_rank(0) == 0 {
-            translated.notes.iter().for_each(|note| train::tell!("{note}"));
-        }
-    };
-    let outcome = Cli::from_arg_matches(&matches).map_err(anyhow::Error::from).and_then(|cli| match cli.command {
-        Some(Command::Plan(PlanCli { settings: Settings { recipe, config }, plan })) => {
-            tell_notes();
-            let matches = matches.subcommand_matches("plan").context("the matches of plan")?;
-            let stages = recipe::merge_stages(&config, matches, recipe.as_deref())?;
-            let report = plan::run(&stages, &plan, recipe.as_deref())?;
-            print(&mut std::io::stdout(), report)?;
-            Ok(Done::Said(None))
-        }
-        None => {
-            let Settings { recipe, config } = cli.settings;
-            if let Some(code) = guard::stand_guard(&args)? {
-                return Ok(Done::StoodGuard(code));
+    let outcome = Cli::from_arg_matches(&matches).map_err(Failure::usage).and_then(|cli| {
+        let tell_notes = || {
+            if launch::local_rank(0) == 0 {
+                translated.notes.iter().for_each(|note| train::tell!("{note}"));
             }
-            tell_notes();
-            let mut config = recipe::resolve(config, &matches, recipe.as_deref())?;
-            config.model_name_or_path = hub::resolve(&config.model_name_or_path, Wanted::Llava)?;
-            run(&config, args)
+        };
+        match cli.command {
+            Some(Command::Plan(plan)) => show_plan(&plan, &matches, tell_notes),
+            None => train(cli.settings, &matches, args, tell_notes),
         }
     });
     match outcome {
@@ -120,11 +129,41 @@ fn main() -> ExitCode {
             }
             ExitCode::from(STOPPED)
         }
-        Err(error) => {
+        Err(Failure::Usage(error)) => {
+            train::tell!("error: {error:#}");
+            ExitCode::from(WRONG_USAGE)
+        }
+        Err(Failure::Work(error)) => {
             train::tell!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn show_plan(cli: &PlanCli, matches: &ArgMatches, tell_notes: impl FnOnce()) -> Result<Done, Failure> {
+    let PlanCli { settings: Settings { recipe, config }, plan } = cli;
+    tell_notes();
+    let matches = matches.subcommand_matches("plan").context("the matches of plan")?;
+    let stages = recipe::merge_stages(config, matches, recipe.as_deref()).map_err(Failure::usage)?;
+    let report = plan::run(&stages, plan, recipe.as_deref())?;
+    print(&mut std::io::stdout(), report).map_err(anyhow::Error::from)?;
+    Ok(Done::Said(None))
+}
+
+fn train(
+    settings: Settings,
+    matches: &ArgMatches,
+    args: Vec<OsString>,
+    tell_notes: impl FnOnce(),
+) -> Result<Done, Failure> {
+    let Settings { recipe, config } = settings;
+    if let Some(code) = guard::stand_guard(&args)? {
+        return Ok(Done::StoodGuard(code));
+    }
+    tell_notes();
+    let mut config = recipe::resolve(config, matches, recipe.as_deref()).map_err(Failure::usage)?;
+    config.model_name_or_path = hub::resolve(&config.model_name_or_path, Wanted::Llava).map_err(anyhow::Error::from)?;
+    Ok(run(&config, args)?)
 }
 
 /// Options of `train plan` that have the names of other programs' options.
@@ -155,7 +194,7 @@ fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
             let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
             let low = if option == "--max_steps" { "" } else { ", at least 0" };
             train::tell!("error: {option}: found {value}, expected a whole number{low}");
-            return ExitCode::from(2);
+            return ExitCode::from(WRONG_USAGE);
         }
         _ => error.exit(),
     };
@@ -168,7 +207,7 @@ fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
         None => "train --help lists all options".to_string(),
     };
     train::tell!("error: unknown option --{}: {suggestion}", name.replace('-', "_"));
-    ExitCode::from(2)
+    ExitCode::from(WRONG_USAGE)
 }
 
 fn is_about_whole_numbers(error: &clap::Error) -> bool {

@@ -48,11 +48,11 @@ pub struct StepMetrics {
     #[serde(default)]
     #[serde(with = "exact")]
     pub communication_seconds: f64,
-    /// Seconds per step that rank 0 stood still for these exchanges.
+    /// Seconds per step that rank 0 waited for these exchanges.
     #[serde(default)]
     #[serde(with = "exact")]
     pub communication_wait_seconds: f64,
-    /// Seconds that training stood still for checkpoints.
+    /// Seconds that training was paused for checkpoints.
     #[serde(default)]
     #[serde(with = "exact")]
     pub checkpoint_stall_seconds: f64,

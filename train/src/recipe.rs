@@ -59,10 +59,15 @@ impl Given {
 ///
 /// # Errors
 /// Unreadable files, unknown keys (naming the nearest known one), values of a wrong type, contradictions with the DeepSpeed
-/// file, and whatever [`Config::validate`] refuses.
+/// file, several ranks in each process of a launcher, and whatever [`Config::validate`] refuses.
 pub fn resolve(defaults_and_flags: Config, matches: &ArgMatches, recipe: Option<&Path>) -> Result<Config> {
     let config = merge(defaults_and_flags, matches, recipe)?;
     config.validate()?;
+    let launched = launch::launched_processes();
+    if launched > 1 && config.nproc > 1 {
+        let expected = format!("1 inside a launch of {launched} processes, each of which is one rank");
+        return Err(Error::invalid("--nproc", config.nproc, expected, "leave --nproc out"));
+    }
     Ok(config)
 }
 

@@ -4,14 +4,14 @@ mod restore;
 
 pub use restore::restore;
 
-use crate::checkpoint::{self, MANIFEST, Manifest, PREFIX, TRAINER_STATE};
+use crate::checkpoint::{self, MANIFEST, Manifest, TRAINER_STATE};
 use crate::collective::background::Communicator;
 use crate::config::{Config, Resume};
 use crate::run::folder::{Remains, checkpoints_of};
 use crate::run::function::Function;
 use crate::run::{RUN_RECORD, RunRecord};
 use crate::state::TrainerState;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use base::pulse::Pulse;
 use base::{Error, files, json};
 use std::path::{Path, PathBuf};
@@ -114,7 +114,7 @@ fn go_on(config: &Config, remains: Remains, function: &Function, new: RunRecord)
         );
     }
     if !own.is_empty() {
-        bail!("no valid checkpoint: {}; remove them to start anew", skipped.join("; "));
+        return Err(none_valid(&skipped));
     }
     if let Some(weights) = &remains.weights {
         bail!(
@@ -132,7 +132,7 @@ fn go_on(config: &Config, remains: Remains, function: &Function, new: RunRecord)
 fn adopt(checkpoints: &[PathBuf], function: &Function, output_dir: &Path) -> Result<Beginning> {
     let (found, skipped) = newest_valid(checkpoints);
     let Some((found, _)) = found else {
-        bail!("no valid checkpoint: {}; remove them to start anew", skipped.join("; "));
+        return Err(none_valid(&skipped));
     };
     let record = record_of(&found.dir)?;
     require_same(&record, function, output_dir)?;
@@ -211,17 +211,22 @@ fn record_of(checkpoint: &Path) -> Result<RunRecord> {
     record.with_context(|| format!("{}: no {RUN_RECORD}; choose another checkpoint", checkpoint.display()))
 }
 
-fn warnings(skipped: &[String]) -> Vec<String> {
+fn warnings(skipped: &[Error]) -> Vec<String> {
     skipped.iter().map(|reason| format!("warning: checkpoint passed over: {reason}")).collect()
 }
 
+fn none_valid(skipped: &[Error]) -> anyhow::Error {
+    let reasons: Vec<String> = skipped.iter().map(Error::to_string).collect();
+    anyhow!("no valid checkpoint: {}; remove them to start anew", reasons.join("; "))
+}
+
 /// The last of `candidates` that is whole, and why later ones are not.
-fn newest_valid(candidates: &[PathBuf]) -> (Option<(Found, Manifest)>, Vec<String>) {
+fn newest_valid(candidates: &[PathBuf]) -> (Option<(Found, Manifest)>, Vec<Error>) {
     let mut skipped = Vec::new();
     for dir in candidates.iter().rev() {
         match validate(dir) {
             Ok(found) => return (Some(found), skipped),
-            Err(error) => skipped.push(error.to_string()),
+            Err(error) => skipped.push(error),
         }
     }
     (None, skipped)
@@ -242,10 +247,67 @@ fn validate(dir: &Path) -> base::Result<(Found, Manifest)> {
     Ok((Found { dir: dir.to_path_buf(), state }, manifest))
 }
 
-/// What the other ranks are told of the checkpoint instead of a step in `output_dir`.
-const NONE: f64 = -1.0;
-const AS_THE_SETTINGS_SAY: f64 = -2.0;
-const AS_THE_RECORD_SAYS: f64 = -3.0;
+/// Where the checkpoint is, as rank 0 tells the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// There is none: the run starts anew.
+    Nowhere,
+    /// Where the settings say.
+    OfSettings,
+    /// Where the run's record says.
+    OfRecord,
+    /// In `output_dir`, at this step.
+    Step(u64),
+}
+
+impl Place {
+    fn of(found: Option<&Found>, config: &Config) -> Self {
+        match (found, config.resume()) {
+            (None, _) => Self::Nowhere,
+            (Some(_), Resume::From(_)) => Self::OfSettings,
+            (Some(found), _) if same_folder(found.dir.parent(), &config.output_dir) => {
+                Self::Step(found.state.global_step)
+            }
+            (Some(_), _) => Self::OfRecord,
+        }
+    }
+
+    fn to_bytes(self) -> [u8; 9] {
+        let (kind, step) = match self {
+            Self::Nowhere => (0, 0),
+            Self::OfSettings => (1, 0),
+            Self::OfRecord => (2, 0),
+            Self::Step(step) => (3, step),
+        };
+        let mut bytes = [kind; 9];
+        bytes[1..].copy_from_slice(&step.to_le_bytes());
+        bytes
+    }
+
+    fn from_bytes([kind, step @ ..]: [u8; 9]) -> Self {
+        match kind {
+            0 => Self::Nowhere,
+            1 => Self::OfSettings,
+            2 => Self::OfRecord,
+            _ => Self::Step(u64::from_le_bytes(step)),
+        }
+    }
+
+    /// The checkpoint's folder, if there is one.
+    fn dir(self, config: &Config) -> Result<Option<PathBuf>> {
+        let output_dir = &config.output_dir;
+        Ok(match (self, config.resume()) {
+            (Self::OfSettings, Resume::From(dir)) => Some(dir),
+            (Self::Nowhere | Self::OfSettings, _) => None,
+            (Self::OfRecord, _) => {
+                let path = RunRecord::read(output_dir)?.and_then(|record| record.continues_from);
+                let path = path.with_context(|| format!("{}: no {RUN_RECORD} of rank 0", output_dir.display()))?;
+                Some(output_dir.join(path))
+            }
+            (Self::Step(step), _) => Some(checkpoint::dir_of(output_dir, step)),
+        })
+    }
+}
 
 /// As [`Beginning::of`], for all ranks at once: rank 0 looks and checks, the others open what it found. Only rank 0 has the
 /// beginning; every rank has the checkpoint.
@@ -263,38 +325,26 @@ pub fn begin_together(
         0 => Beginning::of(config, &Function::of(config, data_fingerprint)?, global_batch_size).map(Some),
         _ => Ok(None),
     };
-    let Some(mut beginning) = communicator.attend("checkpoint to resume", &Pulse::default(), look)?? else {
-        let [place] = communicator.all_reduce("checkpoint to resume", [0.0])?;
-        return Ok((None, found_by_rank_0(config, place)?));
-    };
-    let found = beginning.found.take();
-    let place = match (&found, config.resume()) {
-        (None, _) => NONE,
-        (Some(_), Resume::From(_)) => AS_THE_SETTINGS_SAY,
-        (Some(found), _) if same_folder(found.dir.parent(), &config.output_dir) => found.state.global_step as f64,
-        (Some(_), _) => AS_THE_RECORD_SAYS,
-    };
-    communicator.all_reduce("checkpoint to resume", [place])?;
-    Ok((Some(beginning), found))
+    let mut beginning = communicator.attend("checkpoint to resume", &Pulse::default(), look)??;
+    let found = beginning.as_mut().and_then(|beginning| beginning.found.take());
+    let place = Place::of(found.as_ref(), config);
+    let places = communicator.all_gather_bytes("checkpoint to resume", place.to_bytes())?;
+    if beginning.is_some() {
+        return Ok((beginning, found));
+    }
+    let Some(dir) = Place::from_bytes(places[0]).dir(config)? else { return Ok((None, None)) };
+    let state = json::read(&dir.join(TRAINER_STATE))?;
+    Ok((None, Some(Found { dir, state })))
 }
 
-fn found_by_rank_0(config: &Config, place: f64) -> Result<Option<Found>> {
-    let dir = if place == NONE {
-        return Ok(None);
-    } else if place == AS_THE_SETTINGS_SAY {
-        match config.resume() {
-            Resume::From(dir) => dir,
-            Resume::No | Resume::Newest => return Ok(None),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_are_told_the_place_that_rank_0_found() {
+        for place in [Place::Nowhere, Place::OfSettings, Place::OfRecord, Place::Step(0), Place::Step(u64::MAX)] {
+            assert_eq!(Place::from_bytes(place.to_bytes()), place);
         }
-    } else if place == AS_THE_RECORD_SAYS {
-        let record = RunRecord::read(&config.output_dir)?;
-        let path = record.and_then(|record| record.continues_from);
-        config
-            .output_dir
-            .join(path.with_context(|| format!("{}: no {RUN_RECORD} of rank 0", config.output_dir.display()))?)
-    } else {
-        config.output_dir.join(format!("{PREFIX}{place}"))
-    };
-    let state = json::read(&dir.join(TRAINER_STATE))?;
-    Ok(Some(Found { dir, state }))
+    }
 }

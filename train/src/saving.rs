@@ -1,6 +1,7 @@
 //! Checkpoints beside the training: every rank writes its part on a thread of its own, and when all have told so, rank 0
 //! publishes the whole. Whatever goes wrong with a checkpoint is a warning; the run goes on and the ones before stay.
 
+use crate::checkpoint::optimizer;
 use crate::checkpoint::{self, Hashes, Manifest, PREFIX, Snapshot, WRITING};
 use crate::collective::background::Communicator;
 use crate::config::Config;
@@ -23,7 +24,7 @@ pub struct Saver {
     publishing: Option<JoinHandle<()>>,
     /// Whether the threads that write and publish go on.
     pulse: Pulse,
-    /// Time that training stood still for checkpoints since [`Self::take_stalled`].
+    /// Time that training was paused for checkpoints since [`Self::take_stalled`].
     stalled: Duration,
 }
 
@@ -64,12 +65,12 @@ impl Saver {
         Ok(())
     }
 
-    /// 1 when this rank has written its part and waits for the others, else 0: summed over the ranks once a step.
-    pub fn is_written(&self) -> f64 {
-        f64::from(self.writing.as_ref().is_some_and(|writing| writing.thread.is_finished()))
+    /// Whether this rank has written its part and waits for the others: counted over the ranks once a step.
+    pub fn is_written(&self) -> bool {
+        self.writing.as_ref().is_some_and(|writing| writing.thread.is_finished())
     }
 
-    /// Time that training stood still since the last call.
+    /// Time that training was paused since the last call.
     pub fn take_stalled(&mut self) -> Duration {
         std::mem::take(&mut self.stalled)
     }
@@ -91,26 +92,23 @@ impl Saver {
         };
         let written = communicator.attend("checkpoint", &self.pulse, join)?;
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
-        let own_file = checkpoint::optimizer_file(rank, world_size);
-        // Zeros say that this rank has failed.
-        let hash: Option<[u8; 32]> =
-            written.as_ref().ok().and_then(|hashes| files::from_hex(hashes.get(&own_file)?)?.try_into().ok());
+        let own_file = optimizer::file_name(rank, world_size);
+        let own_hash = written.as_ref().ok().and_then(|hashes| files::from_hex(hashes.get(&own_file)?));
         if let Err(error) = &written {
             crate::tell!("warning: rank {rank}: {name} could not be written: {error:#}");
         }
-        let hashes = communicator.all_gather_hash("checkpoint", hash.unwrap_or_default())?;
+        let told = communicator.all_gather_bytes("checkpoint", tell_others(own_hash.as_deref()))?;
         self.stalled += since.elapsed();
         let Some(record) = self.record.clone() else { return Ok(()) };
         let temporary = checkpoint::hidden(&dir, WRITING);
-        let failed: Vec<usize> = (0..world_size).filter(|&rank| hashes[rank] == [0; 32]).collect();
+        let hashes: Vec<Option<&[u8]>> = told.iter().map(told_by).collect();
+        let failed: Vec<usize> = (0..world_size).filter(|&rank| hashes[rank].is_none()).collect();
         let (Ok(mut files), true) = (written, failed.is_empty()) else {
             give_up(&temporary, &name, &format!("ranks {failed:?} could not write it"));
             return Ok(());
         };
-        let shards = hashes.iter().enumerate();
-        files.extend(
-            shards.map(|(rank, hash)| (checkpoint::optimizer_file(rank, world_size), files::hex(hash.as_slice()))),
-        );
+        let shards = hashes.into_iter().flatten().enumerate();
+        files.extend(shards.map(|(rank, hash)| (optimizer::file_name(rank, world_size), files::hex(hash))));
         let manifest = Manifest { run_id: record.run_id.clone(), global_step, files };
         let (output_dir, limit) = (self.output_dir.clone(), self.limit);
         let stalled = stalled + since.elapsed();
@@ -118,7 +116,7 @@ impl Saver {
             Err(error) => give_up(&temporary, &name, &format!("{error:#}")),
             Ok(()) => {
                 let (stalled, took) = (stalled.as_secs_f64(), started.elapsed().as_secs_f64());
-                crate::tell!("{name} is saved: training stood still for {stalled:.2} of {took:.2} s");
+                crate::tell!("{name} is saved: training was paused for {stalled:.2} of {took:.2} s");
                 let best = checkpoint::best(&output_dir, &record, losses).map(|(dir, _)| dir);
                 if let Err(error) = checkpoint::prune(&output_dir, &record, limit, global_step, best.as_deref()) {
                     crate::tell!("warning: an old checkpoint stays: {error:#}");
@@ -141,6 +139,23 @@ impl Saver {
         communicator.attend("last checkpoint", &self.pulse, || publishing.into_iter().for_each(join_publishing))?;
         Ok(())
     }
+}
+
+/// What a rank tells the others of its part of a checkpoint: whether it is written, and the SHA-256 of its optimizer shard.
+const TOLD_BYTES: usize = 1 + 32;
+
+fn tell_others(hash: Option<&[u8]>) -> [u8; TOLD_BYTES] {
+    let mut told = [0; TOLD_BYTES];
+    if let Some(hash) = hash {
+        told[0] = 1;
+        told[1..].copy_from_slice(hash);
+    }
+    told
+}
+
+fn told_by(told: &[u8; TOLD_BYTES]) -> Option<&[u8]> {
+    let [is_written, hash @ ..] = told;
+    (*is_written == 1).then_some(hash)
 }
 
 fn join_publishing(thread: JoinHandle<()>) {

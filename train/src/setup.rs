@@ -228,7 +228,7 @@ pub fn agree(config: &Config, data_fingerprint: &str, communicator: &mut Communi
 }
 
 fn require_same(communicator: &mut Communicator, what: &'static str, own: [u8; 32], remedy: &str) -> Result<()> {
-    let all = communicator.all_gather_hash(what, own)?;
+    let all = communicator.all_gather_bytes(what, own)?;
     let others: Vec<usize> = (0..all.len()).filter(|&rank| all[rank] != all[0]).collect();
     if !others.is_empty() {
         bail!("ranks disagree: the {what} of ranks {others:?} differ from those of rank 0; {remedy}");

@@ -3,14 +3,13 @@
 mod end;
 mod report;
 mod start;
+mod sums;
 
 pub use start::run;
 
 use crate::adamw::AdamW;
 use crate::backward::{Pass, forward_backward};
-use crate::collective::background::Communicator;
 use crate::config::{Config, LossNormalization};
-use crate::layout::Layout;
 use crate::loader::{Loader, MicroBatch};
 use crate::order::{BatchPlan, Cursor, mix};
 use crate::progress::Shown;
@@ -22,14 +21,15 @@ use crate::signals::StopRequest;
 use crate::state::TrainerState;
 use crate::vision_cache::VisionFeatureCache;
 use crate::watch::Watch;
-use crate::zero::Partitions;
+use crate::zero::Optimizer;
 use anyhow::{Result, bail};
+use model::batch::PackedBatch;
 use model::dropout::LoraDropout;
-use report::{Log, StepReport, StepSums};
-use std::cell::RefCell;
+use report::{Log, StepReport};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
+use sums::StepSums;
 
 /// Steps in a row without a finite gradient that end a run.
 const MAX_SKIPPED_IN_A_ROW: u64 = 5;
@@ -37,10 +37,8 @@ const MAX_SKIPPED_IN_A_ROW: u64 = 5;
 /// One rank's run.
 pub struct Trainer<'a> {
     config: &'a Config,
-    communicator: Communicator,
     trainee: Trainee,
-    layout: Arc<Layout>,
-    partitions: Partitions,
+    optimizer: Optimizer,
     kept_features: Option<VisionFeatureCache>,
     saver: Saver,
     /// The run, on rank 0.
@@ -73,7 +71,7 @@ impl Trainer<'_> {
         while !self.is_at_end() {
             let (_, next) = self.plan.next(self.state.run.cursor);
             let (sums, ids) = self.forward_backward(&mut loader)?;
-            let sums = self.reduce(sums)?;
+            let sums = sums.of_all_ranks(self.optimizer.communicator())?;
             let report = self.clip_and_update(sums, &ids)?;
             self.advance(next, &report);
             watch.step(&self.shown(&report));
@@ -102,63 +100,36 @@ impl Trainer<'_> {
         let (mut sums, mut ids) = (StepSums::default(), Vec::new());
         for micro_step in 0..self.plan.accumulation {
             let micro_batch = loader.next_micro_batch()?;
-            let mut reduced = vec![false; self.layout.blocks.len()];
-            let is_last = micro_step + 1 == self.plan.accumulation;
+            self.optimizer.begin_micro_step(micro_step + 1 == self.plan.accumulation);
             if let Some(batch) = &micro_batch.batch {
                 ids.extend_from_slice(&batch.ids);
-                self.micro_step(&micro_batch, is_last, &mut sums, &mut reduced)?;
+                self.micro_step(&micro_batch, batch, &mut sums)?;
             }
-            // A batch without images gives the projector and the tower nothing, no batch gives no block anything, but the
-            // other ranks wait for this one's part of every block.
-            self.settle()?;
-            for block in (0..reduced.len()).rev().filter(|&block| !reduced[block]) {
-                self.partitions.reduce_nothing(&self.layout, &mut self.communicator, block, is_last)?;
-            }
+            self.optimizer.end_micro_step(&mut self.trainee.model)?;
         }
-        sums.squared_norm = self.partitions.squared_norm(&mut self.communicator)?;
-        sums.written = self.saver.is_written();
+        sums.squared_norm = self.optimizer.squared_norm()?;
+        sums.written = f64::from(u8::from(self.saver.is_written()));
+        sums.stop_requests = f64::from(u8::from(self.stop_request.is_set()));
         Ok((sums, ids))
     }
 
-    fn micro_step(
-        &mut self,
-        micro_batch: &MicroBatch,
-        is_last: bool,
-        sums: &mut StepSums,
-        reduced: &mut [bool],
-    ) -> Result<()> {
-        let Some(batch) = &micro_batch.batch else { return Ok(()) };
+    fn micro_step(&mut self, micro_batch: &MicroBatch, batch: &PackedBatch, sums: &mut StepSums) -> Result<()> {
         let supervised = batch.supervised().1.len();
         let loss_scale = match self.config.loss_normalization {
             LossNormalization::GlobalTokens => 1.0,
             LossNormalization::MicroBatchMean => 1.0 / supervised.max(1) as f32,
         };
-        let dropout = self.dropout(micro_batch);
+        let (dropout, layout) = (self.dropout(micro_batch), Arc::clone(self.optimizer.layout()));
         let mut pass = Pass {
             model: &mut self.trainee.model,
             config: &self.trainee.config,
-            layout: &self.layout,
+            layout: &layout,
             recompute: self.config.gradient_checkpointing,
             kept_features: self.kept_features.as_ref().map(|kept| (kept, &micro_batch.rows[..])),
             dropout,
             loss_scale,
         };
-        // Both ends of the pass use what exchanges with other ranks, never at the same time.
-        let exchanges = RefCell::new((&mut self.partitions, &mut self.communicator));
-        let layout = &*self.layout;
-        let loss = forward_backward(
-            &mut pass,
-            batch,
-            |model, block| {
-                let (partitions, communicator) = &mut *exchanges.borrow_mut();
-                partitions.settle(model, layout, communicator, layout.blocks_through(block))
-            },
-            |block, gradient| {
-                reduced[block] = true;
-                let (partitions, communicator) = &mut *exchanges.borrow_mut();
-                partitions.reduce(layout, communicator, block, gradient, is_last)
-            },
-        )?;
+        let loss = forward_backward(&mut pass, batch, &mut self.optimizer)?;
         sums.loss += loss;
         sums.mean_loss += loss / supervised.max(1) as f64;
         sums.supervised_tokens += supervised as f64;
@@ -169,35 +140,14 @@ impl Trainer<'_> {
     }
 
     /// Waits until the whole model has its new values.
-    fn settle(&mut self) -> Result<()> {
-        let blocks = self.layout.blocks.len();
-        self.partitions.settle(&mut self.trainee.model, &self.layout, &mut self.communicator, blocks)
+    fn wait_for_params(&mut self) -> Result<()> {
+        self.optimizer.wait_for_all_params(&mut self.trainee.model)
     }
 
     fn dropout(&self, micro_batch: &MicroBatch) -> Option<LoraDropout> {
         let lora = self.trainee.lora.as_ref().filter(|lora| lora.lora_dropout > 0.0)?;
         let seed = mix(self.config.seed ^ 0x6472_6F70);
         Some(LoraDropout { probability: lora.lora_dropout, seed, row_keys: micro_batch.row_keys.clone() })
-    }
-
-    /// One small all-reduce carries everything that the ranks must agree on.
-    fn reduce(&mut self, sums: StepSums) -> Result<StepSums> {
-        let values = [
-            sums.loss,
-            sums.squared_norm,
-            sums.supervised_tokens,
-            sums.tokens,
-            sums.samples,
-            sums.micro_batches,
-            sums.mean_loss,
-            sums.written,
-            f64::from(u8::from(self.stop_request.is_set())),
-        ];
-        let values = self.communicator.all_reduce("step sums", values)?;
-        let [loss, squared_norm, supervised_tokens, tokens, samples, micro_batches, ..] = values;
-        let [.., mean_loss, written, stop_requests] = values;
-        let counts = StepSums { supervised_tokens, tokens, samples, micro_batches, written, stop_requests, ..sums };
-        Ok(StepSums { loss, squared_norm, mean_loss, ..counts })
     }
 
     /// Clips by the global norm and updates; a step whose loss or gradient is not finite is skipped.
@@ -208,10 +158,10 @@ impl Trainer<'_> {
         };
         let grad_norm = sums.squared_norm.sqrt() / denominator;
         let learning_rate = self.schedule.learning_rate(self.state.global_step);
-        let traffic = self.communicator.take_traffic();
+        let traffic = self.optimizer.communicator().take_traffic();
         let report = StepReport { loss, grad_norm, learning_rate, sums, traffic };
         if !loss.is_finite() || !grad_norm.is_finite() {
-            self.partitions.discard_gradient();
+            self.optimizer.discard_gradient();
             self.skip(loss, grad_norm, ids)?;
             return Ok(report);
         }
@@ -226,7 +176,7 @@ impl Trainer<'_> {
             step: self.state.global_step + 1,
             gradient_scale: (clip / denominator) as f32,
         };
-        self.partitions.begin_update(&mut self.trainee.model, &self.layout, adamw, self.config.weight_decay);
+        self.optimizer.begin_update(&mut self.trainee.model, adamw);
         Ok(report)
     }
 
@@ -281,8 +231,8 @@ impl Trainer<'_> {
             return Ok(());
         }
         let begin = Instant::now();
-        self.settle()?;
-        watch.evaluate(&self.trainee, &mut self.state, &mut self.communicator)?;
+        self.wait_for_params()?;
+        watch.evaluate(&self.trainee, &mut self.state, self.optimizer.communicator())?;
         // The time is not the next steps'.
         log.since += begin.elapsed();
         Ok(())

@@ -73,7 +73,7 @@ pub struct VisionFeatureCache {
     /// The first slot of every row, and the number of slots.
     first_slots: Vec<usize>,
     /// The first thing that went wrong with the file.
-    trouble: OnceLock<String>,
+    trouble: OnceLock<Error>,
 }
 
 impl VisionFeatureCache {
@@ -114,8 +114,8 @@ impl VisionFeatureCache {
     }
 
     /// The first thing that went wrong with reading or writing the file, if anything has: features are computed instead.
-    pub fn trouble(&self) -> Option<&str> {
-        self.trouble.get().map(String::as_str)
+    pub fn trouble(&self) -> Option<&Error> {
+        self.trouble.get()
     }
 
     /// An image's features, if the file has them. Images are counted over all rows.
@@ -142,7 +142,7 @@ impl VisionFeatureCache {
     }
 
     fn note(&self, error: std::io::Error) {
-        self.trouble.get_or_init(|| Error::io(&self.path)(error).to_string());
+        self.trouble.get_or_init(|| Error::io(&self.path)(error));
     }
 
     /// Like [`Llava::image_features`], from the file where it has an image and computed (and kept) where not. `rows` are the
@@ -394,7 +394,7 @@ mod tests {
             assert_eq!(again.get(2), Some(used));
             assert_eq!(again.get(3), None, "the slot after it");
             assert_eq!(again.path().metadata().expect("a file").len(), cache.header.file_bytes());
-            assert_eq!(cache.trouble(), None);
+            assert!(cache.trouble().is_none());
         }
     }
 
@@ -443,8 +443,11 @@ mod tests {
         cache.file = File::open(&cache.path).expect("only readable");
         assert_eq!(cache.put(0, vec![1.0, 1.0 / 3.0, 0.0]), [1.0, 0.333_251_95, 0.0], "rounded all the same");
         assert_eq!(cache.get(0), None);
-        let trouble = cache.trouble().expect("the first error");
-        assert!(trouble.contains("vision_features-"), "{trouble}");
+        assert!(
+            matches!(cache.trouble(), Some(Error::Io { path, .. }) if *path == cache.path),
+            "{:?}",
+            cache.trouble()
+        );
     }
 
     #[test]

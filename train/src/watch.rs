@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use base::files;
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::fmt;
 
 /// One rank's companion of the loop. Only rank 0 writes and shows anything.
 pub struct Watch<'a> {
@@ -28,19 +29,35 @@ pub struct Watch<'a> {
     evaluation: Option<Evaluation>,
     trainability: Option<Trainability>,
     /// What could not be written the last time: a disk that is full for a while stops nothing.
-    unwritten: BTreeSet<&'static str>,
+    unwritten: BTreeSet<Output>,
 }
 
-/// The log.
-const METRICS: &str = "the metrics file";
-/// The event files of TensorBoard.
-const EVENTS: &str = "the event file";
-/// What an evaluation's sample captions are written to.
-const SAMPLE_CAPTIONS: &str = "the file of sample captions";
-/// What is trained.
-const TRAINABLE: &str = "the list of what is trained";
-/// The features of the frozen tower.
-const FEATURES: &str = "the file of vision features";
+/// A file beside the checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Output {
+    /// The log.
+    Metrics,
+    /// The event files of TensorBoard.
+    Events,
+    /// What an evaluation's sample captions are written to.
+    SampleCaptions,
+    /// What is trained.
+    Trainable,
+    /// The features of the frozen tower.
+    Features,
+}
+
+impl fmt::Display for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Metrics => "the metrics file",
+            Self::Events => "the event file",
+            Self::SampleCaptions => "the file of sample captions",
+            Self::Trainable => "the list of what is trained",
+            Self::Features => "the file of vision features",
+        })
+    }
+}
 
 impl<'a> Watch<'a> {
     /// Opens what the settings ask for, and writes the manifest of what is trained.
@@ -74,7 +91,7 @@ impl<'a> Watch<'a> {
                 watch.events = Some(EventFile::new(&config.output_dir, state.global_step));
             }
             let trainability = Trainability::of(&trainee.model, trainee.choice(config), &trainee.config);
-            watch.tolerate(TRAINABLE, trainability.write(&config.output_dir).map_err(Into::into));
+            watch.tolerate(Output::Trainable, trainability.write(&config.output_dir).map_err(Into::into));
             trainability.warning().iter().for_each(|warning| crate::tell!("warning: {warning}"));
             watch.trainability = Some(trainability);
             watch.flush();
@@ -104,7 +121,7 @@ impl<'a> Watch<'a> {
                 ("train/peak_rss_mb", metrics.peak_rss_mb),
             ];
             let written = events.scalars(metrics.step, &values);
-            self.tolerate(EVENTS, written);
+            self.tolerate(Output::Events, written);
         }
         state.log_history.push(LogEntry::Steps(metrics));
     }
@@ -152,25 +169,25 @@ impl<'a> Watch<'a> {
     fn append(&mut self, metrics: &impl Serialize) {
         if let Some(file) = &mut self.metrics {
             let written = file.append(metrics);
-            self.tolerate(METRICS, written);
+            self.tolerate(Output::Metrics, written);
         }
     }
 
     /// Writes lines and events that could not be written before.
     pub fn flush(&mut self) {
         if let Some(written) = self.metrics.as_mut().map(MetricsFile::flush) {
-            self.tolerate(METRICS, written);
+            self.tolerate(Output::Metrics, written);
         }
         if let Some(written) = self.events.as_mut().map(EventFile::flush) {
-            self.tolerate(EVENTS, written);
+            self.tolerate(Output::Events, written);
         }
     }
 
     /// A run of days does not end because something beside the model cannot be written: a warning when it begins, a line when
     /// it is over.
-    fn tolerate(&mut self, what: &'static str, written: Result<()>) {
+    fn tolerate(&mut self, what: Output, written: Result<()>) {
         match written {
-            Ok(()) if self.unwritten.remove(what) => self.say(&format!("{what} can be written again")),
+            Ok(()) if self.unwritten.remove(&what) => self.say(&format!("{what} can be written again")),
             Err(error) if self.unwritten.insert(what) => {
                 self.say(&format!("warning: {what} cannot be written: {error:#}; training goes on"));
             }
@@ -183,9 +200,12 @@ impl<'a> Watch<'a> {
         // Ranks that are threads share the file; processes may be on other machines.
         let speaks = self.progress.is_some() || launched_processes() > 1;
         if let Some(trouble) = kept.and_then(VisionFeatureCache::trouble).filter(|_| speaks)
-            && self.unwritten.insert(FEATURES)
+            && self.unwritten.insert(Output::Features)
         {
-            crate::tell!("warning: {FEATURES} is of no use: {trouble}; features are computed, and training goes on");
+            crate::tell!(
+                "warning: {} is of no use: {trouble}; features are computed, and training goes on",
+                Output::Features
+            );
         }
     }
 
@@ -203,7 +223,7 @@ impl<'a> Watch<'a> {
             let lines = captions.iter().map(|caption| Ok(serde_json::to_string(caption)? + "\n"));
             let lines = lines.collect::<Result<String>>();
             self.tolerate(
-                SAMPLE_CAPTIONS,
+                Output::SampleCaptions,
                 lines.and_then(|lines| Ok(files::write_atomically(&path, lines.as_bytes())?)),
             );
         }
@@ -217,7 +237,7 @@ impl<'a> Watch<'a> {
             if !captions.is_empty() {
                 written = events.text(metrics.step, "eval/captions", &markdown(captions));
             }
-            self.tolerate(EVENTS, written);
+            self.tolerate(Output::Events, written);
         }
     }
 

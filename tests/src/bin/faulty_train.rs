@@ -5,8 +5,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Command, FromArgMatches};
 use std::process::ExitCode;
 use std::time::Duration;
+use train::buffers::HostBuffer;
 use train::collective::launch::run_ranks;
-use train::collective::{Collective, Place, guard};
+use train::collective::{self, Collective, Place, guard};
 use train::config::Config;
 use train::signals::StopRequest;
 use train::{recipe, trainer};
@@ -56,14 +57,30 @@ impl Collective for Faulty {
         self.inner.world_size()
     }
 
-    fn reduce_scatter(&mut self, place: &Place, parts: &[usize], flat: Vec<f32>, own: &mut [f32]) -> Result<Vec<f32>> {
+    fn reduce_scatter(
+        &mut self,
+        place: &Place,
+        parts: &[usize],
+        flat: HostBuffer,
+        own: &mut HostBuffer,
+    ) -> collective::Result<HostBuffer> {
         self.count(place);
         self.inner.reduce_scatter(place, parts, flat, own)
     }
 
-    fn all_gather(&mut self, place: &Place, parts: &[usize], own: Vec<f32>, full: &mut [f32]) -> Result<Vec<f32>> {
+    fn all_gather(
+        &mut self,
+        place: &Place,
+        parts: &[usize],
+        own: HostBuffer,
+        full: &mut HostBuffer,
+    ) -> collective::Result<HostBuffer> {
         self.count(place);
         self.inner.all_gather(place, parts, own, full)
+    }
+
+    fn host(&mut self) -> &mut dyn Collective {
+        self
     }
 
     fn bytes_sent(&self) -> u64 {

@@ -3,7 +3,8 @@
 use super::background::Communicator;
 use super::mpi::abort_all;
 use super::threads::panic_message;
-use anyhow::{Result, anyhow, bail};
+use super::{CollectiveError, Result};
+use crate::buffers::Buffer;
 use base::pulse::Pulse;
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use std::time::{Duration, Instant};
@@ -15,13 +16,15 @@ const TICK: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(5);
 
 /// What a rank says of its work.
-const DONE: u8 = 0;
-/// See [`DONE`].
-const WORKING: u8 = 1;
-/// See [`DONE`].
-const HANGS: u8 = 2;
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum State {
+    Done,
+    Working,
+    Hangs,
+}
 
-impl Communicator {
+impl<B: Buffer> Communicator<B> {
     /// Does this rank's part of what every rank does here, or waits for here: hashing, loading, saving, evaluating. It may take
     /// any time on any rank, as long as it marks its pulse: while one rank works, all exchange a few bytes each second, and work
     /// without a mark for as long as the deadline ends the run, as does a rank that does not come.
@@ -36,44 +39,47 @@ impl Communicator {
         let done = std::thread::scope(|scope| {
             let (working, ended) = bounded::<()>(0);
             let thread = std::thread::Builder::new().name(format!("rank {} working", self.rank()));
-            let worker = thread.spawn_scoped(scope, || {
-                // Dropped at the end, also by a panic.
-                let _working = working;
-                pulse.during(work)
-            })?;
+            let worker = thread
+                .spawn_scoped(scope, || {
+                    // Dropped at the end, also by a panic.
+                    let _working = working;
+                    pulse.during(work)
+                })
+                .map_err(|error| CollectiveError::no_thread(what, &error))?;
             let mut progress = Progress { marks: pulse.count(), since: Instant::now() };
             let tick = TICK.min(self.timeout / 4);
             loop {
                 let is_working = ended.recv_timeout(tick) == Err(RecvTimeoutError::Timeout);
                 let state = match is_working {
-                    false => DONE,
-                    true if progress.time_without(pulse) > self.timeout => HANGS,
-                    true => WORKING,
+                    false => State::Done,
+                    true if progress.time_without(pulse) > self.timeout => State::Hangs,
+                    true => State::Working,
                 };
-                if state == HANGS {
-                    end_after_grace(self.hangs(what, &[self.rank()]), ended.clone());
+                if state == State::Hangs {
+                    end_after_grace(self.hangs(what, vec![self.rank()]), ended.clone());
                 }
-                let states = self.all_gather_hash(what, [state; 32])?;
-                let hanging: Vec<usize> = (0..states.len()).filter(|&rank| states[rank][0] == HANGS).collect();
+                let states = self.all_gather_bytes(what, [state as u8])?;
+                let ranks_that = |state: State| -> Vec<usize> {
+                    (0..states.len()).filter(|&rank| states[rank] == [state as u8]).collect()
+                };
+                let hanging = ranks_that(State::Hangs);
                 if !hanging.is_empty() {
-                    bail!(self.hangs(what, &hanging));
+                    return Err(self.hangs(what, hanging));
                 }
-                if states.iter().all(|state| state[0] == DONE) {
+                if ranks_that(State::Done).len() == states.len() {
                     break;
                 }
             }
-            worker.join().map_err(|panic| anyhow!("{what}: panicked: {}", panic_message(&*panic)))
+            let message = |panic: Box<dyn std::any::Any + Send>| panic_message(&*panic).to_string();
+            worker.join().map_err(|panic| CollectiveError::WorkPanicked { what, message: message(panic) })
         });
         // Nobody was kept from computing.
         self.restore_traffic(before);
         done
     }
 
-    fn hangs(&self, what: &str, ranks: &[usize]) -> String {
-        let seconds = self.timeout.as_secs();
-        format!(
-            "{what}: no progress of ranks {ranks:?} within {seconds} s (--collective_timeout_seconds sets the limit)"
-        )
+    fn hangs(&self, what: &'static str, ranks: Vec<usize>) -> CollectiveError {
+        CollectiveError::NoProgress { what, ranks, timeout: self.timeout }
     }
 }
 
@@ -94,7 +100,7 @@ impl Progress {
 }
 
 /// A rank whose work hangs cannot come to its end by itself.
-fn end_after_grace(cause: String, ended: Receiver<()>) {
+fn end_after_grace(cause: CollectiveError, ended: Receiver<()>) {
     std::thread::spawn(move || {
         if ended.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout) {
             crate::tell!("error: {cause}; the work does not come to its end, so the process is ended");
@@ -107,6 +113,7 @@ fn end_after_grace(cause: String, ended: Receiver<()>) {
 mod tests {
     use super::super::threads::run;
     use super::*;
+    use anyhow::bail;
 
     const DEADLINE: Duration = Duration::from_millis(500);
 
@@ -135,7 +142,7 @@ mod tests {
     /// Each way in which a rank may not come to its end, and what all ranks say of it.
     #[test]
     fn work_that_hangs_fails_or_panics_ends_all_ranks() {
-        type Work = fn() -> Result<()>;
+        type Work = fn() -> anyhow::Result<()>;
         let cases: [(&str, Work, &str); 3] = [
             (
                 "hangs",
@@ -153,7 +160,7 @@ mod tests {
                 let mut communicator = Communicator::start(Box::new(rank))?;
                 let rank = communicator.rank();
                 communicator.attend("test", &Pulse::default(), || if rank == 1 { work() } else { Ok(()) })??;
-                communicator.all_reduce("after it", [1.0])
+                Ok(communicator.all_reduce("after it", [1.0])?)
             });
             for result in results {
                 let error = format!("{:#}", result.expect_err(name));
@@ -169,10 +176,10 @@ mod tests {
             if communicator.rank() == 1 {
                 std::thread::sleep(3 * DEADLINE);
             }
-            communicator.attend("test", &Pulse::default(), || ())
+            Ok(communicator.attend("test", &Pulse::default(), || ())?)
         });
-        let error = format!("{:#}", results[0].as_ref().expect_err("the deadline passes"));
-        assert!(error.contains("ranks [1] did not come"), "{error}");
+        let error = results[0].as_ref().expect_err("the deadline passes").downcast_ref();
+        assert!(matches!(error, Some(CollectiveError::Missing { ranks, .. }) if ranks == &[1]), "{error:?}");
     }
 
     #[test]

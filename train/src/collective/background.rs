@@ -1,15 +1,15 @@
 //! Exchanges on a thread of their own, so that they go on while the rank computes.
 
 use super::threads::panic_message;
-use super::{Collective, all_gather_hash, all_reduce};
-use anyhow::{Context, Result, anyhow};
+use super::{Collective, CollectiveError, Result, all_gather_bytes, all_reduce};
+use crate::buffers::{Buffer, HostBuffer};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-type Job = Box<dyn FnOnce(&mut dyn Collective) + Send>;
+type Job<B> = Box<dyn FnOnce(&mut dyn Collective<B>) + Send>;
 
 /// What exchanging has cost since it was last asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -18,7 +18,7 @@ pub struct Traffic {
     pub bytes_sent: u64,
     /// Time during which an exchange was under way.
     pub busy: Duration,
-    /// Time that the rank stood still for an exchange: the part of `busy` that computing did not hide.
+    /// Time that the rank waited for an exchange: the part of `busy` that computing did not hide.
     pub waited: Duration,
 }
 
@@ -27,34 +27,35 @@ pub struct Pending<T>(Receiver<Result<T>>);
 
 /// A rank's connection to the others. Exchanges are carried out one after another in the order in which they are submitted;
 /// a rank by itself carries them out at once.
-pub struct Communicator {
+pub struct Communicator<B: Buffer = HostBuffer> {
     rank: usize,
     world_size: usize,
-    worker: Worker,
+    worker: Worker<B>,
     traffic: Arc<Mutex<Traffic>>,
     waited: Duration,
     /// See [`Collective::timeout`].
     pub(super) timeout: Duration,
 }
 
-enum Worker {
-    Inline(Box<dyn Collective>),
-    Thread(Sender<Job>, JoinHandle<()>),
+enum Worker<B> {
+    Inline(Box<dyn Collective<B>>),
+    Thread(Sender<Job<B>>, JoinHandle<()>),
 }
 
-impl Communicator {
+impl<B: Buffer> Communicator<B> {
     /// Starts the thread, unless there is nobody to talk to.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(mut collective: Box<dyn Collective>) -> Result<Self> {
+    pub fn start(mut collective: Box<dyn Collective<B>>) -> Result<Self> {
         let (rank, world_size, timeout) = (collective.rank(), collective.world_size(), collective.timeout());
         let worker = if world_size == 1 {
             Worker::Inline(collective)
         } else {
-            let (jobs, queue) = unbounded::<Job>();
+            let (jobs, queue) = unbounded::<Job<B>>();
             let thread = std::thread::Builder::new().name(format!("rank {rank} exchanging"));
-            Worker::Thread(jobs, thread.spawn(move || queue.iter().for_each(|job| job(&mut *collective)))?)
+            let thread = thread.spawn(move || queue.iter().for_each(|job| job(&mut *collective)));
+            Worker::Thread(jobs, thread.map_err(|error| CollectiveError::no_thread("exchanging", &error))?)
         };
         Ok(Self { rank, world_size, worker, traffic: Arc::default(), waited: Duration::ZERO, timeout })
     }
@@ -75,7 +76,7 @@ impl Communicator {
     /// The thread is gone.
     pub fn submit<T: Send + 'static>(
         &mut self,
-        exchange: impl FnOnce(&mut dyn Collective) -> Result<T> + Send + 'static,
+        exchange: impl FnOnce(&mut dyn Collective<B>) -> Result<T> + Send + 'static,
     ) -> Result<Pending<T>> {
         self.queue(true, exchange)
     }
@@ -83,14 +84,15 @@ impl Communicator {
     fn queue<T: Send + 'static>(
         &mut self,
         counts_bytes: bool,
-        exchange: impl FnOnce(&mut dyn Collective) -> Result<T> + Send + 'static,
+        exchange: impl FnOnce(&mut dyn Collective<B>) -> Result<T> + Send + 'static,
     ) -> Result<Pending<T>> {
         let (sender, receiver) = bounded(1);
         let traffic = Arc::clone(&self.traffic);
-        let job = move |collective: &mut dyn Collective| {
+        let job = move |collective: &mut dyn Collective<B>| {
             let (started, sent) = (Instant::now(), collective.bytes_sent());
-            let result = catch_unwind(AssertUnwindSafe(|| exchange(collective)))
-                .unwrap_or_else(|panic| Err(anyhow!("panicked while exchanging: {}", panic_message(&*panic))));
+            let result = catch_unwind(AssertUnwindSafe(|| exchange(collective))).unwrap_or_else(|panic| {
+                Err(CollectiveError::ExchangePanicked { message: panic_message(&*panic).to_string() })
+            });
             let mut traffic = traffic.lock().unwrap_or_else(PoisonError::into_inner);
             traffic.busy += started.elapsed();
             traffic.bytes_sent += if counts_bytes { collective.bytes_sent() - sent } else { 0 };
@@ -100,9 +102,7 @@ impl Communicator {
         };
         match &mut self.worker {
             Worker::Inline(collective) => job(&mut **collective),
-            Worker::Thread(jobs, _) => {
-                jobs.send(Box::new(job)).map_err(|_| anyhow!("the exchanging thread is gone"))?
-            }
+            Worker::Thread(jobs, _) => jobs.send(Box::new(job)).map_err(|_| CollectiveError::ThreadGone)?,
         }
         Ok(Pending(receiver))
     }
@@ -113,7 +113,7 @@ impl Communicator {
     /// A rank that failed or did not come.
     pub fn wait<T>(&mut self, pending: Pending<T>) -> Result<T> {
         let started = Instant::now();
-        let result = pending.0.recv().context("the exchanging thread is gone");
+        let result = pending.0.recv().map_err(|_| CollectiveError::ThreadGone);
         self.waited += started.elapsed();
         result?
     }
@@ -122,24 +122,23 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`Self::wait`].
-    pub fn all_reduce<const N: usize>(&mut self, what: &'static str, mut values: [f64; N]) -> Result<[f64; N]> {
+    pub fn all_reduce<const N: usize>(&mut self, what: &'static str, values: [f64; N]) -> Result<[f64; N]> {
         if self.world_size == 1 {
             return Ok(values);
         }
-        let pending =
-            self.queue(false, move |collective| all_reduce(collective, what, &mut values).map(|()| values))?;
+        let pending = self.queue(false, move |collective| all_reduce(collective.host(), what, values))?;
         self.wait(pending)
     }
 
-    /// Every rank's hash, in rank order.
+    /// Every rank's few bytes, in rank order.
     ///
     /// # Errors
     /// As [`Self::wait`].
-    pub fn all_gather_hash(&mut self, what: &'static str, own: [u8; 32]) -> Result<Vec<[u8; 32]>> {
+    pub fn all_gather_bytes<const N: usize>(&mut self, what: &'static str, own: [u8; N]) -> Result<Vec<[u8; N]>> {
         if self.world_size == 1 {
             return Ok(vec![own]);
         }
-        let pending = self.queue(false, move |collective| all_gather_hash(collective, what, own))?;
+        let pending = self.queue(false, move |collective| all_gather_bytes(collective.host(), what, own))?;
         self.wait(pending)
     }
 
@@ -160,15 +159,15 @@ impl Communicator {
         Traffic { waited: self.waited, ..*self.traffic.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
-    /// Carries out what is queued and ends the thread. (Dropping does not wait: a rank that has failed must not stand still
-    /// for the others.)
+    /// Carries out what is queued and ends the thread. (Dropping does not wait: a rank that has failed must not wait for
+    /// the others.)
     ///
     /// # Errors
     /// An exchange has panicked.
     pub fn finish(self) -> Result<()> {
         if let Worker::Thread(jobs, thread) = self.worker {
             drop(jobs);
-            thread.join().map_err(|_| anyhow!("the exchanging thread panicked"))?;
+            thread.join().map_err(|_| CollectiveError::ThreadGone)?;
         }
         Ok(())
     }
@@ -210,11 +209,12 @@ mod tests {
             let mut communicator = Communicator::start(Box::new(rank))?;
             communicator.all_reduce("test", [1.0])?;
             assert!(communicator.rank() == 0, "on purpose");
-            communicator.all_reduce("test", [1.0])
+            Ok(communicator.all_reduce("test", [1.0])?)
         });
-        for result in results {
-            let message = format!("{:#}", result.expect_err("both ranks end"));
-            assert!(message.contains("rank 1") && message.contains("on purpose"), "{message}");
-        }
+        let errors: Vec<_> = results.into_iter().map(|result| result.expect_err("both ranks end")).collect();
+        let place = Place { operation: "all-reduce", block: "test".to_string() };
+        let cause = "rank 1 panicked: on purpose".to_string();
+        assert_eq!(errors[0].downcast_ref(), Some(&CollectiveError::RankFailed { place, rank: 1, cause }));
+        assert_eq!(errors[1].to_string(), "rank 1 panicked: on purpose");
     }
 }

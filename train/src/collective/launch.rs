@@ -1,10 +1,9 @@
 //! How this process was started: alone, to run ranks as threads, or as one of several processes.
 
-use super::Collective;
 use super::guard::{self, Note};
 use super::mpi::{self, MpiRank, abort_all};
-use super::threads;
-use anyhow::{Result, anyhow, bail};
+use super::{Collective, CollectiveError, threads};
+use anyhow::{Result, anyhow};
 use std::time::Duration;
 
 /// Variables in which launchers say how many processes they started.
@@ -30,7 +29,7 @@ pub fn local_rank(rank: usize) -> usize {
     if launched_processes() > 1 { of_launcher().unwrap_or(rank) } else { rank }
 }
 
-/// Runs every rank of this process: `nproc` threads, or this process as one MPI rank.
+/// Runs every rank of this process: `nproc` threads, or this process as one MPI rank under a launcher.
 ///
 /// # Errors
 /// The first failure; under MPI a failure of any rank ends all of them.
@@ -39,14 +38,9 @@ pub fn run_ranks<T: Send>(
     timeout: Duration,
     rank_main: impl Fn(Box<dyn Collective>) -> Result<T> + Sync,
 ) -> Result<T> {
-    let processes = launched_processes();
-    if processes > 1 {
-        if nproc > 1 {
-            bail!(
-                "--nproc {nproc} inside a launch of {processes} processes: each process is one rank; leave --nproc out"
-            );
-        }
-        return run_mpi(processes, timeout, rank_main);
+    let launched = launched_processes();
+    if launched > 1 {
+        return run_mpi(launched, timeout, rank_main);
     }
     let results = threads::run(nproc, timeout, |rank| rank_main(Box::new(rank)));
     let mut first = None;
@@ -59,7 +53,8 @@ pub fn run_ranks<T: Send>(
         }
     }
     // The rank that failed by itself says more than those that it ended.
-    let cause = failures.iter().position(|error| !format!("{error:#}").contains(" failed: ")).unwrap_or(0);
+    let ended = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(CollectiveError::RankFailed { .. }));
+    let cause = failures.iter().position(|error| !ended(error)).unwrap_or(0);
     if !failures.is_empty() {
         return Err(failures.swap_remove(cause));
     }
@@ -91,21 +86,17 @@ fn share_cores() -> Result<()> {
     Ok(())
 }
 
-fn run_mpi<T>(processes: usize, timeout: Duration, rank_main: impl Fn(Box<dyn Collective>) -> Result<T>) -> Result<T> {
+fn run_mpi<T>(launched: usize, timeout: Duration, rank_main: impl Fn(Box<dyn Collective>) -> Result<T>) -> Result<T> {
     let note = Note::of_this_rank()?;
     share_cores()?;
     let rank = MpiRank::start(timeout, note)?;
     let (index, world_size) = (rank.rank(), rank.world_size());
-    if world_size != processes {
-        bail!(
-            "the launcher started {processes} processes, but MPI sees {world_size}: the library that was loaded is not the \
-             launcher's; set LLAVA_MPI_LIBRARY to the launcher's own libmpi (under Slurm, also choose its interface: srun \
-             --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH)"
-        );
+    if world_size != launched {
+        return Err(CollectiveError::OtherMpi { launched, found: world_size }.into());
     }
     crate::tell!("rank {index} of {world_size}: process {} on {}", std::process::id(), guard::host());
     match rank_main(Box::new(rank)) {
-        Ok(value) => mpi::finalize().map(|()| value),
+        Ok(value) => Ok(mpi::finalize().map(|()| value)?),
         Err(error) => {
             crate::tell!("error: rank {index} of {world_size}: {error:#}");
             abort_all()
@@ -145,9 +136,10 @@ mod tests {
     fn the_failing_rank_is_reported_not_those_it_ended() {
         let result: Result<()> = run_ranks(2, Duration::from_secs(5), |mut rank| {
             if rank.rank() == 1 {
-                bail!("disk full");
+                anyhow::bail!("disk full");
             }
-            super::super::all_reduce(&mut *rank, "test", &mut [0.0])
+            super::super::all_reduce(&mut *rank, "test", [0.0])?;
+            Ok(())
         });
         assert_eq!(format!("{:#}", result.expect_err("rank 1 fails")), "rank 1: disk full");
     }

@@ -2,12 +2,15 @@
 
 mod attend;
 pub mod background;
+mod error;
 pub mod guard;
 pub mod launch;
 pub mod mpi;
 pub mod threads;
 
-use anyhow::Result;
+pub use error::{CollectiveError, Result};
+
+use crate::buffers::{Buffer, HostBuffer};
 use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
@@ -27,15 +30,18 @@ impl fmt::Display for Place {
     }
 }
 
-/// Exchanges between all ranks. Every rank calls the same operations in the same order, each from one thread.
+/// Exchanges of buffers between all ranks. Every rank calls the same operations in the same order, each from one thread.
 ///
 /// A flat buffer is cut into consecutive buckets: bucket b has `world_size` parts of `parts[b]` values, part r belongs to
 /// rank r. What a rank owns are its parts of all buckets, one after another. Buffers are given and handed back, so that
 /// threads can read each other's without copying.
 ///
+/// Ranks that hold their values on devices exchange other buffers than the host's; what they agree on still goes through
+/// [`Collective::host`].
+///
 /// # Errors
-/// A rank that failed, or that did not come within the deadline: the message names the rank and the place.
-pub trait Collective: Send {
+/// A rank that failed, or that did not come within the deadline: which one, and the place.
+pub trait Collective<B: Buffer = HostBuffer>: Send {
     /// This rank.
     fn rank(&self) -> usize;
 
@@ -44,10 +50,13 @@ pub trait Collective: Send {
 
     /// Adds to `own` the sum over the ranks of what this rank owns of their `flat`. The sum is in rank order, so that it
     /// does not depend on how the ranks are connected.
-    fn reduce_scatter(&mut self, place: &Place, parts: &[usize], flat: Vec<f32>, own: &mut [f32]) -> Result<Vec<f32>>;
+    fn reduce_scatter(&mut self, place: &Place, parts: &[usize], flat: B, own: &mut B) -> Result<B>;
 
     /// Puts together in `full` what every rank owns.
-    fn all_gather(&mut self, place: &Place, parts: &[usize], own: Vec<f32>, full: &mut [f32]) -> Result<Vec<f32>>;
+    fn all_gather(&mut self, place: &Place, parts: &[usize], own: B, full: &mut B) -> Result<B>;
+
+    /// The same ranks, for a few values in the host's memory.
+    fn host(&mut self) -> &mut dyn Collective;
 
     /// Bytes that this rank has given to other ranks so far.
     fn bytes_sent(&self) -> u64;
@@ -56,12 +65,8 @@ pub trait Collective: Send {
     fn timeout(&self) -> Duration;
 }
 
-/// The stretches of a flat buffer of `parts` that `rank` owns: (range in the flat buffer, range in what it owns).
-fn owned_stretches(
-    parts: &[usize],
-    world_size: usize,
-    rank: usize,
-) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+/// The slices of a flat buffer of `parts` that `rank` owns: (range in the flat buffer, range in what it owns).
+fn owned_slices(parts: &[usize], world_size: usize, rank: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     let starts = parts.iter().scan(0, |end, part| {
         *end += part;
         Some((*end - part, *part))
@@ -89,39 +94,37 @@ fn add_in_rank_order(own: &mut [f32], sources: &[&[f32]]) {
 }
 
 /// Sums `values` over ranks, in rank order, so that every rank has the same bits.
-pub fn all_reduce(collective: &mut dyn Collective, what: &str, values: &mut [f64]) -> Result<()> {
+pub fn all_reduce<const N: usize>(collective: &mut dyn Collective, what: &str, values: [f64; N]) -> Result<[f64; N]> {
     let place = Place { operation: "all-reduce", block: what.to_string() };
     // An f64 travels as two f32 bit patterns; nothing computes with them.
-    let own: Vec<f32> = values.iter().flat_map(|value| halves(value.to_bits())).collect();
-    let mut full = vec![0f32; own.len() * collective.world_size()];
-    collective.all_gather(&place, &[own.len()], own, &mut full)?;
-    values.fill(0.0);
-    for rank_values in full.chunks_exact(values.len() * 2) {
-        for (value, pair) in values.iter_mut().zip(rank_values.chunks_exact(2)) {
-            *value += f64::from_bits(joined(pair[0], pair[1]));
-        }
+    let all = gather_words(collective, &place, bytemuck::pod_collect_to_vec(&values))?;
+    let mut sums = [0.0; N];
+    for of_rank in all.chunks_exact(2 * N) {
+        let values: Vec<f64> = bytemuck::pod_collect_to_vec(of_rank);
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
     }
-    Ok(())
+    Ok(sums)
 }
 
-/// Every rank's 32 bytes (a hash), in rank order.
-pub fn all_gather_hash(collective: &mut dyn Collective, what: &str, own: [u8; 32]) -> Result<Vec<[u8; 32]>> {
+/// Every rank's few bytes, in rank order.
+pub fn all_gather_bytes<const N: usize>(
+    collective: &mut dyn Collective,
+    what: &str,
+    own: [u8; N],
+) -> Result<Vec<[u8; N]>> {
     let place = Place { operation: "all-gather", block: what.to_string() };
-    let send: Vec<f32> = bytemuck::pod_collect_to_vec(&own);
-    let mut full = vec![0f32; send.len() * collective.world_size()];
-    collective.all_gather(&place, &[send.len()], send, &mut full)?;
-    Ok(full
-        .chunks_exact(8)
-        .map(|chunk| bytemuck::pod_collect_to_vec::<f32, u8>(chunk).try_into().unwrap_or(own))
-        .collect())
+    let mut padded = own.to_vec();
+    padded.resize(N.next_multiple_of(size_of::<f32>()), 0);
+    let all = gather_words(collective, &place, bytemuck::pod_collect_to_vec(&padded))?;
+    let bytes: &[u8] = bytemuck::cast_slice(&all);
+    Ok(bytes.chunks_exact(padded.len()).map(|of_rank| std::array::from_fn(|index| of_rank[index])).collect())
 }
 
-fn halves(bits: u64) -> [f32; 2] {
-    [f32::from_bits(bits as u32), f32::from_bits((bits >> 32) as u32)]
-}
-
-fn joined(low: f32, high: f32) -> u64 {
-    u64::from(low.to_bits()) | (u64::from(high.to_bits()) << 32)
+fn gather_words(collective: &mut dyn Collective, place: &Place, own: Vec<f32>) -> Result<Vec<f32>> {
+    let parts = [own.len()];
+    let mut full = vec![0.0; own.len() * collective.world_size()];
+    collective.all_gather(place, &parts, own, &mut full)?;
+    Ok(full)
 }
 
 #[cfg(test)]
@@ -131,9 +134,8 @@ mod tests {
     #[test]
     fn sums_are_in_rank_order_and_exact() {
         let found = threads::run(3, Duration::from_secs(5), |mut collective| {
-            let mut values = [1e300 * [1.0, -1.0, 0.0][collective.rank()], f64::from(collective.rank() as u32) + 0.1];
-            all_reduce(&mut collective, "test", &mut values)?;
-            Ok(values)
+            let values = [1e300 * [1.0, -1.0, 0.0][collective.rank()], f64::from(collective.rank() as u32) + 0.1];
+            Ok(all_reduce(&mut collective, "test", values)?)
         });
         for values in found {
             assert_eq!(values.expect("no rank fails"), [0.0, 0.1 + 1.1 + 2.1]);
@@ -141,13 +143,14 @@ mod tests {
     }
 
     #[test]
-    fn hashes_come_in_rank_order() {
+    fn bytes_come_in_rank_order() {
         let found = threads::run(2, Duration::from_secs(5), |mut collective| {
             let rank = collective.rank() as u8;
-            all_gather_hash(&mut collective, "test", [0xF0 + rank; 32])
+            let hashes = all_gather_bytes(&mut collective, "test", [0xF0 + rank; 33])?;
+            Ok((hashes, all_gather_bytes(&mut collective, "test", [rank])?))
         });
-        for hashes in found {
-            assert_eq!(hashes.expect("no rank fails"), vec![[0xF0; 32], [0xF1; 32]]);
+        for found in found {
+            assert_eq!(found.expect("no rank fails"), (vec![[0xF0; 33], [0xF1; 33]], vec![[0], [1]]));
         }
     }
 }

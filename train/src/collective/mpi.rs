@@ -1,8 +1,7 @@
 //! Ranks as processes under MPI, which is found at run time: nothing is needed to build, any cluster's own MPI serves.
 
 use super::guard::Note;
-use super::{Collective, Place, add_in_rank_order, owned_stretches};
-use anyhow::{Context, Result, bail};
+use super::{Collective, CollectiveError, Place, Result, add_in_rank_order, owned_slices};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null_mut;
@@ -72,18 +71,16 @@ impl Mpi {
             // SAFETY: loading an MPI library runs its initializers, which is what MPI programs do at start.
             match unsafe { Library::open(Some(&name), RTLD_NOW | RTLD_GLOBAL) } {
                 Ok(library) => return Self::from_library(library, &name),
-                Err(error) => tried.push(format!("  {name}: {:#}", anyhow::Error::from(error))),
+                Err(error) => tried.push((name, format!("{:#}", anyhow::Error::from(error)))),
             }
         }
-        bail!(
-            "the launcher started several processes, but no MPI library could be loaded:\n{}\nset LD_LIBRARY_PATH to the \
-             folder of the launcher's MPI, or LLAVA_MPI_LIBRARY to its file",
-            tried.join("\n")
-        )
+        Err(CollectiveError::NoMpi { tried })
     }
 
     fn from_library(library: Library, file: &str) -> Result<Self> {
-        let abi = if address(&library, "ompi_mpi_comm_world").is_ok() {
+        let missing = |symbol| CollectiveError::NoMpiSymbol { file: file.to_string(), symbol };
+        let address = |symbol| address(&library, symbol).ok_or_else(|| missing(symbol));
+        let abi = if address("ompi_mpi_comm_world").is_ok() {
             Abi::OpenMpi
         } else if file.contains("libmpi_abi") {
             Abi::Mpi5
@@ -93,9 +90,9 @@ impl Mpi {
         // Values from each ABI's mpi.h; Open MPI's predefined handles are addresses of its objects.
         let (world, float, errors_return, status_ignore, thread_multiple) = match abi {
             Abi::OpenMpi => (
-                address(&library, "ompi_mpi_comm_world")?,
-                address(&library, "ompi_mpi_float")?,
-                address(&library, "ompi_mpi_errors_return")?,
+                address("ompi_mpi_comm_world")?,
+                address("ompi_mpi_float")?,
+                address("ompi_mpi_errors_return")?,
                 null_mut(),
                 3,
             ),
@@ -109,17 +106,17 @@ impl Mpi {
                 float,
                 errors_return,
                 status_ignore,
-                init_thread: function(&library, "MPI_Init_thread")?,
-                finalize: function(&library, "MPI_Finalize")?,
-                comm_rank: function(&library, "MPI_Comm_rank")?,
-                comm_size: function(&library, "MPI_Comm_size")?,
-                set_errhandler: function(&library, "MPI_Comm_set_errhandler")?,
-                abort: function(&library, "MPI_Abort")?,
-                isend: function(&library, "MPI_Isend")?,
-                irecv: function(&library, "MPI_Irecv")?,
-                test: function(&library, "MPI_Test")?,
-                error_string: function(&library, "MPI_Error_string")?,
-                library_version: function(&library, "MPI_Get_library_version")?,
+                init_thread: function(&library, "MPI_Init_thread").map_err(missing)?,
+                finalize: function(&library, "MPI_Finalize").map_err(missing)?,
+                comm_rank: function(&library, "MPI_Comm_rank").map_err(missing)?,
+                comm_size: function(&library, "MPI_Comm_size").map_err(missing)?,
+                set_errhandler: function(&library, "MPI_Comm_set_errhandler").map_err(missing)?,
+                abort: function(&library, "MPI_Abort").map_err(missing)?,
+                isend: function(&library, "MPI_Isend").map_err(missing)?,
+                irecv: function(&library, "MPI_Irecv").map_err(missing)?,
+                test: function(&library, "MPI_Test").map_err(missing)?,
+                error_string: function(&library, "MPI_Error_string").map_err(missing)?,
+                library_version: function(&library, "MPI_Get_library_version").map_err(missing)?,
                 thread_multiple,
                 file: file.to_string(),
                 _library: library,
@@ -127,7 +124,7 @@ impl Mpi {
         }
     }
 
-    fn check(&self, code: c_int, what: &str) -> Result<()> {
+    fn check(&self, code: c_int, function: &'static str) -> Result<()> {
         if code == 0 {
             return Ok(());
         }
@@ -135,7 +132,7 @@ impl Mpi {
             // SAFETY: MPI writes at most MPI_MAX_ERROR_STRING (≤ 1024) bytes and their number.
             unsafe { (self.error_string)(code, buffer, len) }
         });
-        bail!("{what}: MPI error {code}: {text}")
+        Err(CollectiveError::Mpi { function, code, text })
     }
 
     /// Text that MPI writes into a buffer.
@@ -173,22 +170,21 @@ fn beside_launchers() -> Vec<String> {
     files.filter(|file| file.exists()).map(|file| file.display().to_string()).collect()
 }
 
-/// Address of a symbol.
-fn address(library: &Library, name: &str) -> Result<Handle> {
+/// Address of a symbol, if the library has it.
+fn address(library: &Library, name: &str) -> Option<Handle> {
     // SAFETY: only the address is taken.
-    let symbol: Symbol<*mut c_void> =
-        unsafe { library.get(name.as_bytes()) }.with_context(|| format!("MPI has no {name}"))?;
-    Ok(symbol.into_raw() as Handle)
+    let symbol: Symbol<*mut c_void> = unsafe { library.get(name.as_bytes()) }.ok()?;
+    Some(symbol.into_raw() as Handle)
 }
 
-/// A function of the library.
+/// A function of the library, or the name of what it has not.
 ///
 /// # Safety
 /// `F` must be the function's type.
-unsafe fn function<F: Copy>(library: &Library, name: &str) -> Result<F> {
+unsafe fn function<F: Copy>(library: &Library, name: &'static str) -> Result<F, &'static str> {
     // SAFETY: promised by the caller.
-    let symbol: Symbol<F> = unsafe { library.get(name.as_bytes()) }.with_context(|| format!("MPI has no {name}"))?;
-    Ok(*symbol)
+    let symbol: Result<Symbol<F>, _> = unsafe { library.get(name.as_bytes()) };
+    symbol.map(|symbol| *symbol).map_err(|_| name)
 }
 
 /// This process as a rank.
@@ -220,10 +216,13 @@ impl MpiRank {
     /// # Errors
     /// No library can be loaded or initialised, or it does not allow calls from a thread other than the first.
     pub fn start(timeout: Duration, note: Note) -> Result<Self> {
-        if MPI.get().is_none() {
-            let _ = MPI.set(Mpi::load()?);
-        }
-        let mpi = MPI.get().context("MPI is loaded")?;
+        let mpi = match MPI.get() {
+            Some(mpi) => mpi,
+            None => {
+                let loaded = Mpi::load()?;
+                MPI.get_or_init(|| loaded)
+            }
+        };
         let (mut provided, mut rank, mut size) = (0, 0, 0);
         // SAFETY: MPI_Init_thread takes null for argc and argv; every pointer is to a local that outlives its call.
         unsafe {
@@ -236,7 +235,8 @@ impl MpiRank {
             mpi.check((mpi.set_errhandler)(mpi.world, mpi.errors_return), "MPI_Comm_set_errhandler")?;
         }
         if provided < mpi.thread_multiple {
-            bail!("{}: thread support {provided}, expected MPI_THREAD_MULTIPLE ({})", mpi.file, mpi.thread_multiple);
+            let (file, expected) = (mpi.file.clone(), mpi.thread_multiple);
+            return Err(CollectiveError::NoMpiThreads { file, provided, expected });
         }
         abort_on_panic(rank);
         if rank == 0 {
@@ -306,7 +306,7 @@ impl MpiRank {
                 };
                 let cause = format!(
                     "did not complete within {} s: nothing came from ranks {:?}, nothing was taken by ranks {:?}: such a rank \
-                     is lost, stuck, or its link is cut (--collective_timeout_seconds sets the limit)",
+                     was killed, hangs or is disconnected (--collective_timeout_seconds sets the limit)",
                     self.timeout.as_secs(),
                     silent(true),
                     silent(false)
@@ -333,10 +333,16 @@ impl Collective for MpiRank {
         self.world_size
     }
 
-    fn reduce_scatter(&mut self, place: &Place, parts: &[usize], flat: Vec<f32>, own: &mut [f32]) -> Result<Vec<f32>> {
+    fn reduce_scatter(
+        &mut self,
+        place: &Place,
+        parts: &[usize],
+        flat: Vec<f32>,
+        own: &mut Vec<f32>,
+    ) -> Result<Vec<f32>> {
         let (rank, world_size) = (self.rank, self.world_size);
         let mut start = 0;
-        for (&part, (of_flat, of_own)) in parts.iter().zip(owned_stretches(parts, world_size, rank)) {
+        for (&part, (of_flat, of_own)) in parts.iter().zip(owned_slices(parts, world_size, rank)) {
             let outgoing: Vec<&[f32]> = flat[start..start + part * world_size].chunks_exact(part).collect();
             start += part * world_size;
             let mut scratch = std::mem::take(&mut self.scratch);
@@ -351,10 +357,10 @@ impl Collective for MpiRank {
         Ok(flat)
     }
 
-    fn all_gather(&mut self, place: &Place, parts: &[usize], own: Vec<f32>, full: &mut [f32]) -> Result<Vec<f32>> {
+    fn all_gather(&mut self, place: &Place, parts: &[usize], own: Vec<f32>, full: &mut Vec<f32>) -> Result<Vec<f32>> {
         let (rank, world_size) = (self.rank, self.world_size);
-        let mut rest = full;
-        for (&part, (_, of_own)) in parts.iter().zip(owned_stretches(parts, world_size, rank)) {
+        let mut rest = full.as_mut_slice();
+        for (&part, (_, of_own)) in parts.iter().zip(owned_slices(parts, world_size, rank)) {
             let (bucket, after) = std::mem::take(&mut rest).split_at_mut(part * world_size);
             rest = after;
             let mut incoming: Vec<&mut [f32]> = bucket.chunks_exact_mut(part).collect();
@@ -363,6 +369,10 @@ impl Collective for MpiRank {
             self.exchange(place, &outgoing, &mut incoming);
         }
         Ok(own)
+    }
+
+    fn host(&mut self) -> &mut dyn Collective {
+        self
     }
 
     fn bytes_sent(&self) -> u64 {

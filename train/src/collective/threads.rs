@@ -1,7 +1,8 @@
 //! Ranks as threads of one process: buffers are read where they are.
 
-use super::{Collective, Place, add_in_rank_order, owned_stretches};
-use anyhow::{Result, anyhow, bail};
+use super::{Collective, CollectiveError, Place, Result, add_in_rank_order, owned_slices};
+use anyhow::anyhow;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,9 +13,37 @@ struct Exchange {
     places: Vec<Option<Place>>,
     left: usize,
     generation: u64,
-    failure: Option<String>,
+    failure: Option<Failure>,
     /// All ranks have ended.
     over: bool,
+}
+
+/// What ends all ranks.
+#[derive(Clone)]
+enum Failure {
+    /// A rank has failed by itself.
+    Rank { rank: usize, cause: String },
+    /// An exchange that cannot be completed.
+    Exchange(CollectiveError),
+}
+
+impl Failure {
+    /// For a rank that waits at `place`.
+    fn at(self, place: &Place) -> CollectiveError {
+        match self {
+            Self::Rank { rank, cause } => CollectiveError::RankFailed { place: place.clone(), rank, cause },
+            Self::Exchange(error) => error,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rank { rank, cause } => write!(f, "rank {rank} failed: {cause}"),
+            Self::Exchange(error) => error.fmt(f),
+        }
+    }
 }
 
 /// What the ranks share.
@@ -42,8 +71,8 @@ impl Group {
         self.exchange.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fail(&self, cause: String) {
-        self.lock().failure.get_or_insert(cause);
+    fn fail(&self, rank: usize, cause: String) {
+        self.lock().failure.get_or_insert(Failure::Rank { rank, cause });
         self.changed.notify_all();
     }
 
@@ -57,24 +86,20 @@ impl Group {
     ) -> Result<MutexGuard<'a, Exchange>> {
         let deadline = Instant::now() + self.timeout;
         loop {
-            if let Some(cause) = &exchange.failure {
-                bail!("{place}: {cause}");
+            if let Some(failure) = &exchange.failure {
+                return Err(failure.clone().at(place));
             }
             if ready(&exchange) {
                 return Ok(exchange);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let missing: Vec<usize> =
-                    (0..exchange.posted.len()).filter(|&r| exchange.posted[r].is_none()).collect();
-                let cause = format!(
-                    "{place}: ranks {missing:?} did not come within {} s ({bytes} bytes; --collective_timeout_seconds sets \
-                     the limit)",
-                    self.timeout.as_secs()
-                );
-                exchange.failure = Some(cause.clone());
+                let ranks = (0..exchange.posted.len()).filter(|&r| exchange.posted[r].is_none()).collect();
+                let (place, timeout) = (place.clone(), self.timeout);
+                let error = CollectiveError::Missing { place, ranks, timeout, bytes };
+                exchange.failure = Some(Failure::Exchange(error.clone()));
                 self.changed.notify_all();
-                bail!("{cause}");
+                return Err(error);
             }
             exchange = self.changed.wait_timeout(exchange, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -95,11 +120,6 @@ impl ThreadRank {
         Self { group: Group::new(1, Duration::from_secs(3600)), rank: 0, world_size: 1, bytes_sent: 0 }
     }
 
-    /// Ends the run of all ranks with a cause.
-    pub fn fail(&self, cause: String) {
-        self.group.fail(cause);
-    }
-
     fn exchange(&self, place: &Place, send: Vec<f32>, read: impl FnOnce(&[Arc<Vec<f32>>])) -> Result<Vec<f32>> {
         let bytes = send.len() * size_of::<f32>();
         let own = Arc::new(send);
@@ -109,8 +129,9 @@ impl ThreadRank {
         exchange.places[self.rank] = Some(place.clone());
         self.group.changed.notify_all();
         let exchange = self.group.wait(exchange, place, bytes, |e| e.posted.iter().all(Option::is_some))?;
-        if let Some(rank) = exchange.places.iter().position(|other| other.as_ref() != Some(place)) {
-            bail!("{place}: rank {rank} is at another place: {:?}", exchange.places[rank]);
+        let places = exchange.places.iter().flatten().enumerate();
+        if let Some((rank, other)) = places.into_iter().find(|(_, other)| *other != place) {
+            return Err(CollectiveError::OutOfStep { place: place.clone(), rank, other: other.clone() });
         }
         let all: Vec<_> = exchange.posted.iter().flatten().cloned().collect();
         drop(exchange);
@@ -142,27 +163,37 @@ impl Collective for ThreadRank {
         self.world_size
     }
 
-    fn reduce_scatter(&mut self, place: &Place, parts: &[usize], flat: Vec<f32>, own: &mut [f32]) -> Result<Vec<f32>> {
+    fn reduce_scatter(
+        &mut self,
+        place: &Place,
+        parts: &[usize],
+        flat: Vec<f32>,
+        own: &mut Vec<f32>,
+    ) -> Result<Vec<f32>> {
         let (rank, world_size) = (self.rank, self.world_size);
         self.bytes_sent += ((world_size - 1) * parts.iter().sum::<usize>() * size_of::<f32>()) as u64;
         self.exchange(place, flat, |all| {
-            for (of_flat, of_own) in owned_stretches(parts, world_size, rank) {
+            for (of_flat, of_own) in owned_slices(parts, world_size, rank) {
                 let sources: Vec<&[f32]> = all.iter().map(|flat| &flat[of_flat.clone()]).collect();
                 add_in_rank_order(&mut own[of_own], &sources);
             }
         })
     }
 
-    fn all_gather(&mut self, place: &Place, parts: &[usize], own: Vec<f32>, full: &mut [f32]) -> Result<Vec<f32>> {
+    fn all_gather(&mut self, place: &Place, parts: &[usize], own: Vec<f32>, full: &mut Vec<f32>) -> Result<Vec<f32>> {
         let world_size = self.world_size;
         self.bytes_sent += ((world_size - 1) * size_of_val(&*own)) as u64;
         self.exchange(place, own, |all| {
             for (rank, own) in all.iter().enumerate() {
-                for (of_flat, of_own) in owned_stretches(parts, world_size, rank) {
+                for (of_flat, of_own) in owned_slices(parts, world_size, rank) {
                     full[of_flat].copy_from_slice(&own[of_own]);
                 }
             }
         })
+    }
+
+    fn host(&mut self) -> &mut dyn Collective {
+        self
     }
 
     fn bytes_sent(&self) -> u64 {
@@ -175,7 +206,7 @@ impl Collective for ThreadRank {
 }
 
 /// After a rank has failed, how long the others may take to notice before the process is ended over their heads: a rank
-/// that stands still never would.
+/// that hangs never would.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Ends the process when a rank has failed and another does not come to its end.
@@ -197,12 +228,12 @@ impl Watchdog {
         while exchange.failure.is_none() && !exchange.over {
             exchange = group.changed.wait(exchange).unwrap_or_else(PoisonError::into_inner);
         }
-        let Some(cause) = exchange.failure.clone() else { return };
+        let Some(failure) = exchange.failure.clone() else { return };
         drop(exchange);
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_timeout_while(ended, GRACE, |ended| !*ended);
         if !*waited.unwrap_or_else(PoisonError::into_inner).0 {
-            crate::tell!("error: {cause}; a rank does not come to its end, so the process is ended");
+            crate::tell!("error: {failure}; a rank does not come to its end, so the process is ended");
             std::process::abort();
         }
     }
@@ -219,8 +250,8 @@ impl Watchdog {
 pub fn run<T: Send>(
     world_size: usize,
     timeout: Duration,
-    rank_main: impl Fn(ThreadRank) -> Result<T> + Sync,
-) -> Vec<Result<T>> {
+    rank_main: impl Fn(ThreadRank) -> anyhow::Result<T> + Sync,
+) -> Vec<anyhow::Result<T>> {
     let group = Group::new(world_size, timeout);
     let watchdog = Watchdog::start(&group);
     let results = std::thread::scope(|scope| {
@@ -234,7 +265,7 @@ pub fn run<T: Send>(
                     let result = catch_unwind(AssertUnwindSafe(|| rank_main(collective)))
                         .unwrap_or_else(|panic| Err(anyhow!("rank {rank} panicked: {}", panic_message(&*panic))));
                     if let Err(error) = &result {
-                        group.fail(format!("rank {rank} failed: {error:#}"));
+                        group.fail(rank, format!("{error:#}"));
                     }
                     result
                 })
@@ -246,8 +277,9 @@ pub fn run<T: Send>(
             .map(|(rank, handle)| match handle {
                 Ok(handle) => handle.join().unwrap_or_else(|_| Err(anyhow!("rank {rank} panicked"))),
                 Err(error) => {
-                    group.fail(format!("rank {rank} failed: its thread cannot be started: {error}"));
-                    Err(anyhow!("the thread of rank {rank} cannot be started: {error}"))
+                    let error = CollectiveError::no_thread("a rank", &error);
+                    group.fail(rank, error.to_string());
+                    Err(error.into())
                 }
             })
             .collect()
@@ -274,22 +306,22 @@ mod tests {
     fn parts_go_where_they_belong() {
         let results = run(3, Duration::from_secs(5), |mut rank| {
             let me = rank.rank() as f32;
-            let mut received = [0.0; 2];
+            let mut received = vec![0.0; 2];
             for round in 0..50 {
                 let send = (0..6).map(|i| me * 100.0 + i as f32 + round as f32).collect();
                 received.fill(0.0);
                 rank.reduce_scatter(&place("x"), &[1, 1], send, &mut received)?;
             }
-            let mut full = [0.0; 3];
+            let mut full = vec![0.0; 3];
             let own = rank.all_gather(&place("y"), &[1], vec![me], &mut full)?;
             Ok((received, full, own, rank.bytes_sent()))
         });
         for (rank, result) in results.into_iter().enumerate() {
             let (result, first) = (result.expect("no rank fails"), rank as f32);
             // Two buckets of three parts of one value, summed over the ranks.
-            let expected = [first, first + 3.0].map(|value| 3.0 * (value + 49.0) + 300.0);
+            let expected = [first, first + 3.0].map(|value| 3.0 * (value + 49.0) + 300.0).to_vec();
             // 50 exchanges of two values and one of one, to two other ranks, 4 bytes each.
-            assert_eq!(result, (expected, [0.0, 1.0, 2.0], vec![first], (50 * 2 + 1) * 2 * 4));
+            assert_eq!(result, (expected, vec![0.0, 1.0, 2.0], vec![first], (50 * 2 + 1) * 2 * 4));
         }
     }
 
@@ -297,11 +329,16 @@ mod tests {
     fn a_panic_ends_all_ranks_and_names_the_rank() {
         let results = run(3, Duration::from_secs(30), |mut rank| {
             assert!(rank.rank() != 1, "on purpose");
-            rank.all_gather(&place("x"), &[1], vec![0.0], &mut [0.0; 3])
+            Ok(rank.all_gather(&place("x"), &[1], vec![0.0], &mut vec![0.0; 3])?)
         });
-        for result in results {
-            let message = format!("{:#}", result.expect_err("all ranks end"));
-            assert!(message.contains("rank 1") && message.contains("on purpose"), "{message}");
+        for (rank, result) in results.into_iter().enumerate() {
+            let error = result.expect_err("all ranks end");
+            let cause = "rank 1 panicked: on purpose".to_string();
+            let expected = CollectiveError::RankFailed { place: place("x"), rank: 1, cause };
+            match error.downcast_ref::<CollectiveError>() {
+                Some(found) => assert_eq!(found, &expected),
+                None => assert_eq!((rank, error.to_string()), (1, "rank 1 panicked: on purpose".to_string())),
+            }
         }
     }
 
@@ -311,10 +348,12 @@ mod tests {
             if rank.rank() == 1 {
                 std::thread::sleep(Duration::from_millis(300));
             }
-            rank.all_gather(&place("layers.3"), &[1], vec![0.0], &mut [0.0; 2])
+            Ok(rank.all_gather(&place("layers.3"), &[1], vec![0.0], &mut vec![0.0; 2])?)
         });
-        let message = format!("{:#}", results[0].as_ref().expect_err("the deadline passes"));
-        assert!(message.contains("[1]") && message.contains("layers.3") && message.contains("4 bytes"), "{message}");
-        assert!(results[1].is_err());
+        let timeout = Duration::from_millis(50);
+        let expected = CollectiveError::Missing { place: place("layers.3"), ranks: vec![1], timeout, bytes: 4 };
+        for result in results {
+            assert_eq!(result.expect_err("the deadline passes").downcast_ref(), Some(&expected));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! How a run saves, and how it ends.
 
-use super::report::StepSums;
+use super::sums::StepSums;
 use super::{Finished, Trainer};
 use crate::checkpoint::{self, Manifest, Snapshot};
 use crate::config::Config;
@@ -16,10 +16,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 impl Trainer<'_> {
-    /// Begins a checkpoint when it is time, and publishes the one before when all ranks have written their part. A step is saved once: after one that was skipped, going on from its checkpoint skips that one again.
+    /// Begins a checkpoint when it is time, and publishes the one before when all ranks have written their part. A step is
+    /// saved once: after one that was skipped, going on from its checkpoint skips that one again.
     pub(super) fn save_if_due(&mut self, sums: &StepSums) -> Result<()> {
-        if sums.written == self.layout.world_size as f64 {
-            self.saver.conclude(&mut self.communicator)?;
+        if sums.written == self.optimizer.layout().world_size as f64 {
+            self.saver.conclude(self.optimizer.communicator())?;
         }
         let (step, every) = (self.state.global_step, self.config.save_steps.in_run(self.state.max_steps));
         let due = self.config.save_strategy.is_due(step, every, self.state.run.cursor, self.is_at_end());
@@ -31,12 +32,12 @@ impl Trainer<'_> {
 
     fn save(&mut self) -> Result<()> {
         let since = Instant::now();
-        self.settle()?;
+        self.wait_for_params()?;
         watch::note_best_checkpoint(&mut self.state);
         self.saved_step = Some(self.state.global_step);
-        let Self { config, record, trainee, layout, partitions, state, .. } = self;
-        let snapshot = Snapshot::take(config, record.as_ref(), trainee, layout, partitions, state);
-        self.saver.start(&mut self.communicator, snapshot, since)
+        let Self { config, record, trainee, optimizer, state, .. } = self;
+        let snapshot = Snapshot::take(config, record.as_ref(), trainee, optimizer, state);
+        self.saver.start(optimizer.communicator(), snapshot, since)
     }
 
     /// Ends as asked: with a checkpoint of this step, unless it has one.
@@ -46,9 +47,10 @@ impl Trainer<'_> {
         }
         let saved = self.is_saved()?;
         watch.flush();
-        self.communicator.finish()?;
+        let rank = self.optimizer.layout().rank;
+        self.optimizer.finish()?;
         let dir = checkpoint::dir_of(&self.config.output_dir, self.state.global_step);
-        if self.layout.rank == 0 && !saved {
+        if rank == 0 && !saved {
             bail!("stopped as asked at step {}, but the checkpoint could not be written", self.state.global_step);
         }
         Ok(Finished { state: self.state, stopped_in: Some(dir) })
@@ -56,26 +58,26 @@ impl Trainer<'_> {
 
     /// Whether this step has a checkpoint of this run under its name; waits for one that is being written. The same on all ranks.
     fn is_saved(&mut self) -> Result<bool> {
-        self.saver.finish(&mut self.communicator)?;
+        self.saver.finish(self.optimizer.communicator())?;
         let dir = checkpoint::dir_of(&self.config.output_dir, self.state.global_step);
         let is_there = |record: &Arc<RunRecord>| Manifest::read(&dir).is_ok_and(|manifest| manifest.is_of(record));
         let is_saved = self.record.as_ref().is_some_and(is_there);
-        let [saved] = self.communicator.all_reduce("last checkpoint", [f64::from(u8::from(is_saved))])?;
+        let [saved] = self.optimizer.communicator().all_reduce("last checkpoint", [f64::from(u8::from(is_saved))])?;
         Ok(saved > 0.0)
     }
 
     /// The final model or adapter into `output_dir` itself: the last one, or the best one if that is asked for.
     pub(super) fn finish(mut self, mut watch: Watch<'_>) -> Result<Finished> {
-        self.saver.finish(&mut self.communicator)?;
-        self.settle()?;
-        let Self { config, record, trainee, state, .. } = self;
+        self.saver.finish(self.optimizer.communicator())?;
+        self.wait_for_params()?;
+        let Self { config, record, trainee, mut optimizer, state, .. } = self;
         // The others wait while rank 0 hashes what was frozen, and writes.
         let save = || {
             watch.finish(&trainee)?;
             record.map_or(Ok(()), |record| put_out(config, &record, trainee, &state, &watch))
         };
-        self.communicator.attend("final model", &Pulse::default(), save)??;
-        self.communicator.finish()?;
+        optimizer.communicator().attend("final model", &Pulse::default(), save)??;
+        optimizer.finish()?;
         Ok(Finished { state, stopped_in: None })
     }
 }

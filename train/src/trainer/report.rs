@@ -1,27 +1,11 @@
 //! What a step has to say, and what the log's lines say of several.
 
+use super::sums::StepSums;
 use crate::collective::background::Traffic;
 use crate::metrics::StepMetrics;
 use crate::state::TrainerState;
 use kernels::memory::peak_rss_mb;
 use std::time::{Duration, Instant};
-
-/// Sums over the ranks of what one step found.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct StepSums {
-    pub(super) loss: f64,
-    pub(super) squared_norm: f64,
-    pub(super) supervised_tokens: f64,
-    pub(super) tokens: f64,
-    pub(super) samples: f64,
-    pub(super) micro_batches: f64,
-    /// Sum of the micro-batches' mean losses.
-    pub(super) mean_loss: f64,
-    /// Ranks that have written their part of the checkpoint.
-    pub(super) written: f64,
-    /// Ranks that were asked to stop after this step.
-    pub(super) stop_requests: f64,
-}
 
 /// What a step has to say for itself.
 pub(super) struct StepReport {

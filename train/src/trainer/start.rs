@@ -10,6 +10,7 @@ use crate::layout::Layout;
 use crate::loader::{Loader, Source};
 use crate::order::BatchPlan;
 use crate::parameters;
+use crate::partitions::Partitions;
 use crate::plan::{self, MeanRow, Memory, Rows, Setting};
 use crate::resume::{self, Beginning, Found};
 use crate::run::RunRecord;
@@ -22,7 +23,7 @@ use crate::signals::StopRequest;
 use crate::state::{RunState, TrainerState};
 use crate::trainable;
 use crate::watch::Watch;
-use crate::zero::Partitions;
+use crate::zero::Optimizer;
 use anyhow::{Context, Result};
 use base::pulse::Pulse;
 use burn::tensor::Device;
@@ -89,12 +90,11 @@ pub fn run(
     }
     let start = || Watch::start(config, &trainee, &state, rank, world_size);
     let watch = communicator.attend("frozen weights", &Pulse::default(), start)??;
+    let optimizer = Optimizer::new(layout, partitions, communicator, config.accumulate, config.weight_decay);
     let trainer = Trainer {
         config,
-        communicator,
         trainee,
-        layout,
-        partitions,
+        optimizer,
         kept_features,
         saver: Saver::new(config, record.clone()),
         record,
@@ -121,7 +121,7 @@ fn load(
 ) -> Result<(Trainee, Arc<Layout>, Partitions)> {
     let mut trainee = setup::trainee(config, found.map(|found| found.dir.as_path()), device)?;
     let layout = trainable::layout(&trainee.model, trainee.choice(config), &trainee.config, rank, world_size);
-    let mut partitions = Partitions::new(&layout, config.accumulate);
+    let mut partitions = Partitions::new(&layout);
     if let Some(found) = found {
         resume::restore(found, &mut trainee.model, &layout, &mut partitions)?;
     }

@@ -160,10 +160,8 @@ const TANH_SCALE: f32 = 1.595_769_2;
 const TANH_CUBIC: f32 = 0.044_715;
 
 multiversion! {
-    fn gelu_tanh_forward(x: &[f32], output: &mut [f32]) {
-        for (output, &x) in output.iter_mut().zip(x) {
-            *output = x * sigmoid(TANH_SCALE * x * (1.0 + TANH_CUBIC * x * x));
-        }
+    fn gelu_tanh_forward<'a>(x: &[f32], output: &'a mut [Place]) -> &'a mut [f32] {
+        write(output, x.iter().map(|&x| x * sigmoid(TANH_SCALE * x * (1.0 + TANH_CUBIC * x * x))))
     }
 }
 
