@@ -79,7 +79,7 @@ fn settings(line: &str, last: Option<&str>) -> Result<Config, String> {
     let translated = translate(words, &flags, &[]).map_err(|error| error.to_string())?;
     let command = command.args_override_self(true);
     let matches = command
-        .try_get_matches_from(base::args::with_dashes(translated.words))
+        .try_get_matches_from(cli::args::with_dashes(translated.words))
         .map_err(|error| error.to_string().lines().next().unwrap_or_default().to_string())?;
     let config = Config::from_arg_matches(&matches).expect("options of train");
     recipe::resolve(config, &matches, None).map_err(|error| error.to_string())

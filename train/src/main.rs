@@ -40,7 +40,10 @@ struct Settings {
 enum Command {
     /// Say what a run will do and need, from configuration files alone: parameters, steps, memory, disk, and whether it fits
     /// this machine. Takes train's options.
-    Plan(PlanCli),
+    Plan(Box<PlanCli>),
+    /// Print the options as JSON, for programs that run this one.
+    #[command(hide = true)]
+    Options,
 }
 
 #[derive(Args)]
@@ -66,32 +69,38 @@ enum Done {
 }
 
 fn main() -> ExitCode {
-    let args = base::args::with_dashes(std::env::args_os());
+    cli::log::start();
+    let args = cli::args::with_dashes(std::env::args_os());
     let is_plan = args.get(1).is_some_and(|word| word == "plan");
     let translated = match trainer_options::translate(args.clone(), &flags(), if is_plan { PLAN_OPTIONS } else { &[] })
     {
         Ok(translated) => translated,
         Err(error) => {
-            train::tell!("error: {error}");
+            tracing::error!("{error}");
             return ExitCode::from(2);
         }
     };
-    let matches = match command().try_get_matches_from(base::args::with_dashes(translated.words)) {
+    let matches = match command().try_get_matches_from(cli::args::with_dashes(translated.words)) {
         Ok(matches) => matches,
         Err(error) => return wrong_usage(&error, is_plan),
     };
     let tell_notes = || {
         if launch::local_rank(0) == 0 {
-            translated.notes.iter().for_each(|note| train::tell!("{note}"));
+            translated.notes.iter().for_each(|note| tracing::info!("{note}"));
         }
     };
     let outcome = Cli::from_arg_matches(&matches).map_err(anyhow::Error::from).and_then(|cli| match cli.command {
-        Some(Command::Plan(PlanCli { settings: Settings { recipe, config }, plan })) => {
+        Some(Command::Plan(command)) => {
+            let PlanCli { settings: Settings { recipe, config }, plan } = *command;
             tell_notes();
             let matches = matches.subcommand_matches("plan").context("the matches of plan")?;
             let stages = recipe::merge_stages(&config, matches, recipe.as_deref())?;
             let report = plan::run(&stages, &plan, recipe.as_deref())?;
             print(&mut std::io::stdout(), report)?;
+            Ok(Done::Said(None))
+        }
+        Some(Command::Options) => {
+            print(&mut std::io::stdout(), train::config::options().to_json()?)?;
             Ok(Done::Said(None))
         }
         None => {
@@ -110,18 +119,18 @@ fn main() -> ExitCode {
         Ok(Done::Said(report)) => {
             // What was made is in files: stdout that takes no line does not make the run a failure.
             if let Some(Err(error)) = report.map(|report| print(&mut std::io::stdout(), report)) {
-                train::tell!("warning: {error}");
+                tracing::warn!("{error}");
             }
             ExitCode::SUCCESS
         }
         Ok(Done::Stopped(report)) => {
             if let Err(error) = print(&mut std::io::stdout(), report) {
-                train::tell!("warning: {error}");
+                tracing::warn!("{error}");
             }
             ExitCode::from(STOPPED)
         }
         Err(error) => {
-            train::tell!("error: {error:#}");
+            tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
     }
@@ -154,7 +163,7 @@ fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
             let option = option.split(' ').next().unwrap_or_default().replace('-', "_").replacen("__", "--", 1);
             let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
             let low = if option == "--max_steps" { "" } else { ", at least 0" };
-            train::tell!("error: {option}: found {value}, expected a whole number{low}");
+            tracing::error!("{option}: found {value}, expected a whole number{low}");
             return ExitCode::from(2);
         }
         _ => error.exit(),
@@ -163,11 +172,11 @@ fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
     let plan = command.find_subcommand("plan").filter(|_| is_plan).into_iter().flat_map(clap::Command::get_arguments);
     let known = command.get_arguments().chain(plan).filter_map(clap::Arg::get_long_and_visible_aliases).flatten();
     let name = unknown.trim_start_matches('-').split('=').next().unwrap_or_default();
-    let suggestion = match recipe::nearest(name, known) {
+    let suggestion = match base::nearest(name, known) {
         Some(nearest) => format!("did you mean --{}? (train --help lists all)", nearest.replace('-', "_")),
         None => "train --help lists all options".to_string(),
     };
-    train::tell!("error: unknown option --{}: {suggestion}", name.replace('-', "_"));
+    tracing::error!("unknown option --{}: {suggestion}", name.replace('-', "_"));
     ExitCode::from(2)
 }
 

@@ -4,15 +4,13 @@ use super::shapes;
 use super::tokenizer::Vocabulary;
 use anyhow::Result;
 use base::{Error, json, names};
-use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::module::Module;
 use kernels::device;
 use model::Llava;
 use model::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
-use model::named::{NamedVisitor, visit_named};
 use serde_json::json;
 use std::path::Path;
-use store::checkpoint::{TensorSource, write_tensors};
+use store::checkpoint::{module_tensors, write_tensors};
 
 /// Longest row, tokens.
 pub const MAX_POSITIONS: usize = 256;
@@ -136,24 +134,7 @@ fn write_qwen2(config: &TextConfig, vocabulary: Vocabulary, folder: &Path) -> Re
 
 /// A part of the model under the names of its own checkpoint: its paths from the part on are those names.
 fn write_weights(part: &impl Module, folder: &Path) -> Result<()> {
-    let mut collector = Collector::default();
-    visit_named(part, &mut collector);
-    Ok(write_tensors(collector.tensors, folder, usize::MAX)?)
-}
-
-/// Every tensor with its path.
-#[derive(Default)]
-struct Collector {
-    tensors: Vec<TensorSource<'static>>,
-}
-
-impl NamedVisitor for Collector {
-    fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
-        let tensor = param.val();
-        let shape = tensor.dims().to_vec();
-        let bytes = Box::new(move || Ok(tensor.into_data().bytes().to_vec()));
-        self.tensors.push(TensorSource { name, dtype: WeightDtype::F32, shape, bytes });
-    }
+    Ok(write_tensors(module_tensors(part, None, WeightDtype::F32), folder, usize::MAX)?)
 }
 
 #[cfg(test)]

@@ -103,11 +103,11 @@ fn run_mpi<T>(processes: usize, timeout: Duration, rank_main: impl Fn(Box<dyn Co
              --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH)"
         );
     }
-    crate::tell!("rank {index} of {world_size}: process {} on {}", std::process::id(), guard::host());
+    tracing::info!("rank {index} of {world_size}: process {} on {}", std::process::id(), guard::host());
     match rank_main(Box::new(rank)) {
         Ok(value) => mpi::finalize().map(|()| value),
         Err(error) => {
-            crate::tell!("error: rank {index} of {world_size}: {error:#}");
+            tracing::error!("rank {index} of {world_size}: {error:#}");
             abort_all()
         }
     }
