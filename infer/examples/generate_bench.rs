@@ -40,7 +40,7 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse_from(base::args::with_dashes(std::env::args_os()));
+    let args = Args::parse_from(cli::args::with_dashes(std::env::args_os()));
     let engine = Engine::from_args(&args.model)?;
     let prompts = prompts(&engine, &args)?;
     let (mut first, mut rate) = (Vec::new(), Vec::new());

@@ -1,9 +1,12 @@
 //! The command line's options, as written; each subcommand checks its own.
 
 use crate::serve::args::ServeArgs;
+use base::{Error, Result};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use cli::options::Kind;
+use cli::values::{at_least_1, share};
 use kernels::device::DeviceKind;
-use model::sampling::SamplingConfig;
+use model::sampling::{OutOfRange, SamplingConfig};
 use std::path::PathBuf;
 
 /// Generate, caption, score, merge and serve with the checkpoints of a run.
@@ -30,7 +33,28 @@ pub enum Command {
     Export(ExportArgs),
     /// Serve a web page and an OpenAI-compatible API.
     Serve(ServeArgs),
+    /// Print the options of a subcommand as JSON, for programs that run this one.
+    #[command(hide = true)]
+    Options(OptionsArgs),
 }
+
+/// Options of `infer options`.
+#[derive(Args, Debug)]
+pub struct OptionsArgs {
+    /// `caption`, ….
+    pub subcommand: String,
+}
+
+/// What options of `infer caption` name.
+pub const CAPTION_KINDS: [(&str, Kind); 7] = [
+    ("model", Kind::ModelOrRepository),
+    ("adapter", Kind::Model),
+    ("images", Kind::Path),
+    ("data", Kind::Path),
+    ("shards", Kind::Shards),
+    ("references", Kind::Path),
+    ("output", Kind::Output),
+];
 
 /// Which model, with which adapter, held how.
 #[derive(Args, Clone, Debug)]
@@ -81,7 +105,7 @@ impl ModelArgs {
 #[derive(Args, Clone, Debug)]
 pub struct SamplingArgs {
     /// Longest answer, tokens.
-    #[arg(long, default_value_t = 256, value_name = "N")]
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = at_least_1)]
     pub max_new_tokens: usize,
     /// 0 is greedy; otherwise tokens are drawn, the flatter the higher.
     #[arg(long, default_value_t = 0.0, value_name = "T")]
@@ -108,7 +132,7 @@ impl SamplingArgs {
     ///
     /// # Errors
     /// A value out of range.
-    pub fn sampling(&self) -> anyhow::Result<SamplingConfig> {
+    pub fn sampling(&self) -> Result<SamplingConfig> {
         let config = SamplingConfig {
             temperature: self.temperature,
             top_k: self.top_k,
@@ -116,8 +140,9 @@ impl SamplingArgs {
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
         };
-        config.validate()?;
-        anyhow::ensure!(self.max_new_tokens > 0, "max-new-tokens: found 0, expected at least 1");
+        config.validate().map_err(|OutOfRange { setting, found, expected }| {
+            Error::usage(format!("--{setting}"), found, expected, "correct it")
+        })?;
         Ok(config)
     }
 }
@@ -166,7 +191,7 @@ pub struct CaptionArgs {
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
     pub overwrite: bool,
     /// Pictures decoded together.
-    #[arg(long, default_value_t = 8, value_name = "N")]
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = at_least_1)]
     pub batch_size: usize,
     /// Question for pictures of a folder (datasets and shards bring their own); `<image>` says where the picture stands.
     #[arg(long, default_value = "Give a brief description of the image.", value_name = "TEXT")]
@@ -181,7 +206,7 @@ pub struct CaptionArgs {
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
     /// Share of the pictures that may fail (0 to 1); with more, the run ends with an error once all lines are written.
-    #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE", value_parser = share)]
     pub max_failed: f64,
     /// How captions are generated.
     #[command(flatten)]
@@ -270,4 +295,15 @@ pub struct MergeArgs {
     /// Largest weights file, bytes; larger models are written in parts with an index.
     #[arg(long, default_value_t = 5_000_000_000, value_name = "BYTES")]
     pub max_part_bytes: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_of_options() {
+        let command = CaptionArgs::augment_args(clap::Command::new("caption"));
+        assert_eq!(cli::options::without_option(&command, &CAPTION_KINDS), Vec::<&str>::new());
+    }
 }

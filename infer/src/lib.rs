@@ -8,7 +8,6 @@ pub mod export;
 pub mod generate;
 pub mod merge;
 pub mod metrics;
-mod progress;
 pub mod score;
 pub mod serve;
 pub mod text_stream;

@@ -2,19 +2,17 @@
 
 use anyhow::Result;
 use base::output;
-use clap::Parser;
-use infer::args::{Cli, Command};
+use clap::{CommandFactory, Parser};
+use infer::args::{CAPTION_KINDS, Cli, Command};
 use infer::{caption, export, generate, merge, score, serve};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(base::args::with_dashes(std::env::args_os()));
+    cli::log::start();
+    let cli = Cli::parse_from(cli::args::with_dashes(std::env::args_os()));
     match run(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            base::tell!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => cli::exit::failed(&error),
     }
 }
 
@@ -25,6 +23,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Score(args) => print(&score::run(args)?),
         Command::Merge(args) => print(&merge::run(args)?),
         Command::Export(args) => print(&export::run(args)?),
+        Command::Options(args) => print(&options(&args.subcommand)?),
         Command::Serve(args) => serve::run(args, |address| print(&format!("listening on http://{address}"))),
     }
 }
@@ -32,4 +31,10 @@ fn run(command: &Command) -> Result<()> {
 /// A closed pipe (`infer … | head`) is the reader's choice and an error like any other, not a panic.
 fn print(text: &str) -> Result<()> {
     Ok(output::print(&mut std::io::stdout(), text)?)
+}
+
+/// The options of a subcommand as JSON.
+fn options(subcommand: &str) -> Result<String> {
+    let kinds = if subcommand == "caption" { &CAPTION_KINDS[..] } else { &[] };
+    Ok(cli::options::json(&Cli::command(), subcommand, kinds)?)
 }

@@ -1,10 +1,10 @@
 //! `infer score`: the loss of every row of the shards.
 
 use crate::args::ScoreArgs;
-use crate::engine::{Engine, Processors};
-use crate::progress::Progress;
+use crate::engine::Engine;
 use anyhow::{Result, ensure};
 use base::files::AtomicFile;
+use cli::Progress;
 use model::batch::PackedBatch;
 use serde::Serialize;
 use shards::{Row, ShardSet};
@@ -44,7 +44,7 @@ pub struct TotalScore {
 pub fn run(args: &ScoreArgs) -> Result<String> {
     let engine = Engine::from_args(&args.model)?;
     let shards = ShardSet::open(&args.shards, args.split.into())?;
-    ensure_same_processors(&engine.processors, &shards, &args.shards)?;
+    shards.metadata().check(&engine.processors.chat, &engine.processors.images)?;
     let rows = args.limit.unwrap_or(usize::MAX).min(shards.len());
     ensure!(
         rows > 0,
@@ -57,29 +57,11 @@ pub fn run(args: &ScoreArgs) -> Result<String> {
     Ok(serde_json::to_string(&total)?)
 }
 
-/// Refuses shards whose ids or pixels another model's processors made.
-pub(crate) fn ensure_same_processors(processors: &Processors, shards: &ShardSet, dir: &Path) -> Result<()> {
-    let made_with = shards.metadata();
-    let parts = [
-        ("tokenizer", &made_with.tokenizer_sha256, &processors.chat.tokenizer_sha256),
-        ("chat template", &made_with.chat_template_sha256, &processors.chat.chat_template_sha256),
-        ("image processor", &made_with.image_processor_sha256, &processors.images.sha256),
-    ];
-    for (part, found, expected) in parts {
-        ensure!(
-            found == expected,
-            "{}: made with another {part} (sha256 {found}) than the model's ({expected}); run preprocess shards with this model",
-            dir.display()
-        );
-    }
-    Ok(())
-}
-
 /// The lines appear under their name when all are there.
 fn write_scores(output: &Path, rows: usize, score: impl Fn(usize) -> Result<RowScore>) -> Result<TotalScore> {
     let mut file = AtomicFile::create(output)?;
     let mut total = TotalScore::default();
-    let mut progress = Progress::new(rows, 0, "rows");
+    let mut progress = Progress::new("rows", 0, rows as u64);
     for index in 0..rows {
         let row = score(index)?;
         ensure!(
@@ -94,7 +76,7 @@ fn write_scores(output: &Path, rows: usize, score: impl Fn(usize) -> Result<RowS
         total.tokens += row.tokens;
         serde_json::to_writer(&mut file, &row)?;
         file.write_all(b"\n").map_err(base::Error::io(output))?;
-        progress.advance();
+        progress.advance(1);
     }
     progress.finish();
     ensure!(total.tokens > 0, "none of the {} rows has an answer's token to score", total.rows);

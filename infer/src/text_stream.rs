@@ -97,8 +97,9 @@ mod tests {
 
     fn pieces(text: &[u8], stop: &[&str]) -> (Vec<String>, bool) {
         let mut stream = TextStream::new(stop.iter().map(ToString::to_string).collect());
-        let mut pieces: Vec<String> = text.iter().map(|&byte| stream.push(byte.into(), bytes).unwrap()).collect();
-        pieces.push(stream.finish(bytes).unwrap());
+        let mut pieces: Vec<String> =
+            text.iter().map(|&byte| stream.push(byte.into(), bytes).expect("decoded")).collect();
+        pieces.push(stream.finish(bytes).expect("decoded"));
         (pieces.into_iter().filter(|piece| !piece.is_empty()).collect(), stream.stopped())
     }
 

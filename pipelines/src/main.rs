@@ -31,18 +31,16 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(base::args::with_dashes(std::env::args_os()));
+    cli::log::start();
+    let cli = Cli::parse_from(cli::args::with_dashes(std::env::args_os()));
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<Stopped>() {
             Some(stopped) => {
-                base::tell!("{stopped}");
+                tracing::info!("{stopped}");
                 ExitCode::from(stopped.code)
             }
-            None => {
-                base::tell!("error: {error:#}");
-                ExitCode::FAILURE
-            }
+            None => cli::exit::failed(&error),
         },
     }
 }

@@ -1,7 +1,7 @@
 //! Where the programs are, which version they are, and which options they know.
 
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::BTreeSet;
+use cli::options::Options;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -59,13 +59,15 @@ impl Programs {
         Ok(self.answer(name, &["--version"])?.trim().to_string())
     }
 
-    /// The long options that the help of a (sub)command lists, in the spelling of recipes: `rows_per_shard`.
+    /// The options of a (sub)command, as the program itself prints them.
     ///
     /// # Errors
-    /// A program that cannot be started or that fails.
-    pub fn options(&self, name: &str, subcommand: Option<&str>) -> Result<BTreeSet<String>> {
-        let words: Vec<&str> = subcommand.into_iter().chain(["--help"]).collect();
-        Ok(options_in_help(&self.answer(name, &words)?))
+    /// A program that cannot be started, that fails, or that answers with something else.
+    pub fn options(&self, name: &str, subcommand: Option<&str>) -> Result<Options> {
+        let words: Vec<&str> = std::iter::once("options").chain(subcommand).collect();
+        let answer = self.answer(name, &words)?;
+        serde_json::from_str(&answer)
+            .with_context(|| format!("{name} {}: its answer is not understood", words.join(" ")))
     }
 
     fn answer(&self, name: &str, words: &[&str]) -> Result<String> {
@@ -80,17 +82,6 @@ impl Programs {
     }
 }
 
-/// Words that start with `--` at the start of a help line (after a short option, if any).
-fn options_in_help(help: &str) -> BTreeSet<String> {
-    let option = |line: &str| {
-        let line = line.trim_start();
-        let line = if line.starts_with('-') && !line.starts_with("--") { line.split_once(", ")?.1 } else { line };
-        let name = line.strip_prefix("--")?.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').next()?;
-        (!name.is_empty()).then(|| name.replace('-', "_"))
-    };
-    help.lines().filter_map(option).collect()
-}
-
 /// `cargo build` of the programs into the target folder that `folder` (`target/release`) is part of.
 fn build(cargo: &Cargo, folder: &Path) -> Result<()> {
     let target = folder.parent().context("the running program is not in a target folder")?;
@@ -100,7 +91,7 @@ fn build(cargo: &Cargo, folder: &Path) -> Result<()> {
     let profile = folder.file_name().and_then(|name| name.to_str()).unwrap_or("release");
     command.arg("--profile").arg(if profile == "debug" { "dev" } else { profile });
     command.args(PROGRAMS.iter().flat_map(|name| ["-p", name]));
-    base::tell!("building {} …", PROGRAMS.join(", "));
+    tracing::info!("building {} …", PROGRAMS.join(", "));
     let status = command.status().with_context(|| format!("{}: not started", cargo.executable.display()))?;
     ensure!(status.success(), "the build of {} failed ({status}); its messages stand above", PROGRAMS.join(", "));
     Ok(())
@@ -109,14 +100,6 @@ fn build(cargo: &Cargo, folder: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn options_are_read_from_clap_help() {
-        let help = "Usage: x [OPTIONS] --model <DIR>\n\nOptions:\n      --model <DIR>\n          Reads --nothing\n  -h, --help\n          \
-                    Print\n      --rows-per-shard <N>  Rows\n";
-        let expected = ["help", "model", "rows_per_shard"].map(String::from);
-        assert_eq!(options_in_help(help), BTreeSet::from(expected));
-    }
 
     #[test]
     fn a_missing_program_is_named() {

@@ -28,7 +28,7 @@ pub struct Args {
 pub fn run(args: &Args, programs: &Programs, signals: &Signals) -> Result<String> {
     let recipe = Recipe::read(&args.recipe)?;
     let stages = recipe.stages(programs)?;
-    base::tell!("{}: {}", args.recipe.display(), recipe.purpose);
+    tracing::info!("{}: {}", args.recipe.display(), recipe.purpose);
     if args.dry_run {
         return Ok(stages.iter().map(Stage::command_line).collect::<Vec<_>>().join("\n"));
     }

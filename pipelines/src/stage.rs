@@ -87,7 +87,7 @@ impl Stage {
         let last = Record::read(&record_file);
         let standing = record.standing(last.as_ref(), &output, self.disposable);
         if !force && standing == Standing::Done {
-            base::tell!("[{}] nothing has changed, skipped: {}", self.name, self.output.display());
+            tracing::info!("[{}] nothing has changed, skipped: {}", self.name, self.output.display());
             return Ok(Outcome::Skipped);
         }
         let how = self.how(&standing, last.as_ref(), force);
@@ -118,7 +118,7 @@ impl Stage {
             _ if force => How::Anew,
             Standing::Changed(what) => {
                 if self.anew != Anew::OwnWay && self.output.exists() {
-                    base::tell!("[{}] changed: {what}; made anew: {} is replaced", self.name, self.output.display());
+                    tracing::info!("[{}] changed: {what}; made anew: {} is replaced", self.name, self.output.display());
                 }
                 How::Anew
             }
@@ -126,7 +126,7 @@ impl Stage {
                 let (run, before) = (self.run_id(), last.map(Record::before).cloned().unwrap_or_default());
                 // Stopped before the run in its place was gone, it would go on with that one.
                 if run.is_some() && run != before.run_id {
-                    base::tell!("[{}] unfinished, with the same options and inputs: it goes on", self.name);
+                    tracing::info!("[{}] unfinished, with the same options and inputs: it goes on", self.name);
                     How::GoOn
                 } else if before.may_go || self.may_replace {
                     How::Anew
@@ -215,7 +215,7 @@ impl Stage {
 
     fn execute(&self, programs: &Programs, signals: &Signals, more: &[String], lock: File) -> Result<()> {
         let command_line = words(self.program.as_str(), self.args.iter().chain(more));
-        base::tell!("[{}] {command_line}", self.name);
+        tracing::info!("[{}] {command_line}", self.name);
         let path = programs.path(&self.program);
         let mut command = Command::new(&path);
         command.args(&self.args).args(more).stdin(lock).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -261,7 +261,7 @@ impl Stage {
 
 /// A command line, to be pasted into a shell.
 fn words<'a>(program: &'a str, args: impl Iterator<Item = &'a String>) -> String {
-    std::iter::once(program).chain(args.map(String::as_str)).map(quoted).collect::<Vec<_>>().join(" ")
+    shell_words::join(std::iter::once(program).chain(args.map(String::as_str)))
 }
 
 /// Copies a program's output to stderr line by line; the last lines are returned.
@@ -270,22 +270,13 @@ fn pass_on(source: Option<impl Read>) -> VecDeque<String> {
     let Some(source) = source else { return last };
     for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).trim_end().to_string();
-        base::tell!("  {line}");
+        tracing::info!("  {line}");
         if last.len() == LAST_LINES {
             last.pop_front();
         }
         last.push_back(line);
     }
     last
-}
-
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./,:@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_string()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -297,13 +288,6 @@ fn remove(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn command_lines_survive_a_shell() {
-        assert_eq!(quoted("--learning_rate=1e-3"), "--learning_rate=1e-3");
-        assert_eq!(quoted("it's a test"), r"'it'\''s a test'");
-        assert_eq!(quoted(""), "''");
-    }
 
     #[test]
     fn the_last_lines_are_kept() {

@@ -2,6 +2,5 @@
 
 pub mod inspect;
 pub mod model;
-pub mod progress;
 pub mod shards;
 pub mod verify;

@@ -2,14 +2,14 @@
 
 use anyhow::Result;
 use base::output::print;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use preprocess::{inspect, model, shards, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
 /// Assemble a LLaVA from CLIP and Qwen2, and turn a CC3M-595K-style dataset into tokenized, pixel-normalized Parquet shards.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "preprocess", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -27,17 +27,21 @@ enum Command {
     Verify(verify::Args),
     /// Show what is in the shards.
     Inspect(inspect::Args),
+    /// Print the options of a subcommand as JSON, for programs that run this one.
+    #[command(hide = true)]
+    Options {
+        /// `model`, `shards`, …
+        subcommand: String,
+    },
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(base::args::with_dashes(std::env::args_os()));
+    cli::log::start();
+    let cli = Cli::parse_from(cli::args::with_dashes(std::env::args_os()));
     let done = run(cli.command).and_then(|report| Ok(print(&mut std::io::stdout(), report)?));
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            base::tell!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => cli::exit::failed(&error),
     }
 }
 
@@ -48,7 +52,18 @@ fn run(command: Command) -> Result<String> {
         Command::Index(args) => shards::index::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args, shows_colors()),
+        Command::Options { subcommand } => options(&subcommand),
     }
+}
+
+/// The options of a subcommand as JSON.
+fn options(subcommand: &str) -> Result<String> {
+    let kinds = match subcommand {
+        "model" => &model::KINDS[..],
+        "shards" => &shards::KINDS[..],
+        _ => &[],
+    };
+    Ok(cli::options::json(&Cli::command(), subcommand, kinds)?)
 }
 
 /// stdout is a terminal whose user did not turn colours off.

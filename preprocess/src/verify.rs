@@ -1,9 +1,9 @@
 //! `preprocess verify`: reads finished shards completely and says what is wrong with them.
 
-use crate::progress::{self, Progress};
 use crate::shards::ledger::{REJECTED_FILE, Rejected};
 use anyhow::{Result, bail};
 use base::{Error, IGNORE_INDEX, files};
+use cli::{Progress, units};
 use shards::{Row, RowText, ShardIndex, ShardSet, Split};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
     /// Threads that decode rows [default: one a core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = cli::values::at_least_1)]
     pub workers: Option<usize>,
 }
 
@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Result<String> {
     if problems.count == 0 {
         let workers = args.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         for split in Split::ALL {
-            check_rows(&ShardSet::open(&args.dir, split)?, split, workers.max(1), &mut problems)?;
+            check_rows(&ShardSet::open(&args.dir, split)?, split, workers, &mut problems)?;
         }
     }
     if problems.count > 0 {
@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> Result<String> {
         "{}: {} files, {}, {} rows and {} rejected: hashes, columns, shapes, labels and the account are right",
         args.dir.display(),
         index.shards.len(),
-        progress::bytes(bytes),
+        units::bytes(bytes),
         index.counts.train + index.counts.validation,
         index.counts.rejected,
     ))
@@ -154,7 +154,7 @@ fn check_rows(set: &ShardSet, split: Split, workers: usize, problems: &mut Probl
         problems.add(format!("{split:?}: {rows} rows can be read, index.json says {}", set.len()));
     }
     let next = AtomicUsize::new(0);
-    let shared = Mutex::new((Problems::default(), Progress::new("verify", set.len())));
+    let shared = Mutex::new((Problems::default(), Progress::new("rows", 0, set.len() as u64)));
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
@@ -168,7 +168,7 @@ fn check_rows(set: &ShardSet, split: Split, workers: usize, problems: &mut Probl
                         (first..end).map(|row| set.read_row(row).and_then(|row| check_row(&row, set, split))).collect();
                     // A worker that panicked would have ended the scope's thread; its lock is still good.
                     let mut shared = shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                    shared.1.advance(end - first, 0);
+                    shared.1.advance((end - first) as u64);
                     found.into_iter().for_each(|result| shared.0.take(result));
                 }
             });

@@ -122,7 +122,7 @@ pub fn mpi(output: &Path, train_type: &str, split: Split, more: &[&str]) -> Opti
 /// The job in this process, with ranks as threads that compute on one device.
 pub fn in_process(output: &Path, train_type: &str, split: Split, device: &Device, more: &[&str]) {
     let words = std::iter::once("train".to_string()).chain(arguments(output, train_type, split, more));
-    let words = base::args::with_dashes(words.map(std::ffi::OsString::from));
+    let words = cli::args::with_dashes(words.map(std::ffi::OsString::from));
     let matches = Config::augment_args(clap::Command::new("train")).get_matches_from(words);
     let config = Config::from_arg_matches(&matches).expect("options of train");
     let config = recipe::resolve(config, &matches, None).expect("valid options");

@@ -1,6 +1,8 @@
 //! BLEU-4, ROUGE-L and CIDEr-D against pycocoevalcap 1.2 (its PTB tokenizer on Java 17, its scorers unchanged).
 
 use infer::metrics::caption_metrics;
+use infer::metrics::ptb::tokenize;
+use serde::Deserialize;
 use tests::shared;
 
 /// Largest difference allowed; the figures are sums in another order, so far less is expected.
@@ -54,6 +56,58 @@ fn figures_equal_pycocoevalcap() {
             assert!(difference <= TOLERANCE, "{name}: {metric} {found} where {expected} is expected");
         }
     }
+}
+
+/// Of tests/data/caption_metrics.json, which `tests/reference/record_caption_metrics.py` has recorded: captions with contractions,
+/// abbreviations, numbers, addresses, quotation marks and other scripts; one, three and five references.
+const RECORDED: &str = include_str!("../data/caption_metrics.json");
+
+#[derive(Deserialize)]
+struct Recorded {
+    sets: Vec<RecordedSet>,
+}
+
+#[derive(Deserialize)]
+struct RecordedSet {
+    bleu_4: f64,
+    rouge_l: f64,
+    cider_d: f64,
+    images: Vec<RecordedImage>,
+}
+
+#[derive(Deserialize)]
+struct RecordedImage {
+    caption: String,
+    references: Vec<String>,
+    /// Of the caption, then of its references.
+    tokens: Vec<String>,
+}
+
+#[test]
+fn tokens_and_figures_equal_those_recorded_of_pycocoevalcap() {
+    let recorded: Recorded = serde_json::from_str(RECORDED).expect("the recorded file");
+    let mut texts = 0;
+    for set in recorded.sets {
+        for RecordedImage { caption, references, tokens } in &set.images {
+            for (text, tokens) in std::iter::once(caption).chain(references).zip(tokens) {
+                assert_eq!(&tokenize(text).join(" "), tokens, "{text:?}");
+                texts += 1;
+            }
+        }
+        let pairs: Vec<(String, Vec<String>)> =
+            set.images.into_iter().map(|image| (image.caption, image.references)).collect();
+        let found = caption_metrics(&pairs);
+        for (metric, found, expected) in [
+            ("BLEU-4", found.bleu_4, set.bleu_4),
+            ("ROUGE-L", found.rouge_l, set.rouge_l),
+            ("CIDEr-D", found.cider_d, set.cider_d),
+        ] {
+            let difference = (found - expected).abs();
+            println!("{metric} {found:.6}, difference {difference:e} (tolerance {TOLERANCE:e})");
+            assert!(difference <= TOLERANCE, "{metric} {found} where {expected} is expected");
+        }
+    }
+    assert_eq!(texts, 480);
 }
 
 #[test]

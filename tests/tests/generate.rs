@@ -171,7 +171,8 @@ fn bad_input_is_named() {
         (vec!["generate", "--model", model, "--prompt", "Hi", "--image", "/nonexistent.jpg"], 1, "/nonexistent.jpg"),
         (vec!["generate", "--model", model, "--prompt", "Hi", "--image", text(&text_file)], 1, "config.json"),
         (vec!["generate", "--model", model, "--prompt", "<image> Hi"], 1, "1 <image> markers and 0 pictures"),
-        (vec!["generate", "--model", model, "--prompt", "Hi", "--top-p", "2"], 1, "top_p"),
+        (vec!["generate", "--model", model, "--prompt", "Hi", "--top-p", "2"], 2, "top_p"),
+        (vec!["generate", "--model", model, "--prompt", "Hi", "--max-new-tokens", "0"], 2, "at least 1"),
         (vec!["generate", "--model", model, "--prompt", "Hi", "--adapter", "/nonexistent"], 1, "/nonexistent"),
         (vec!["generate", "--model", model], 2, "--prompt"),
     ] {

@@ -45,6 +45,30 @@ fn every_option_of_the_trainer_has_an_answer() {
     assert_known("the transformers that is installed", names.split_whitespace().map(String::from));
 }
 
+/// What `pipelines` reads: every option under its names, with what its value is.
+#[test]
+fn programs_print_their_options_as_json() {
+    for (name, subcommand, option, expected) in [
+        ("preprocess", Some("model"), "vision_feature_layer", json!({"list": "commas", "kind": null})),
+        ("preprocess", Some("shards"), "data", json!({"list": null, "kind": "path"})),
+        ("train", None, "deepspeed", json!({"list": null, "kind": "file_or_text"})),
+        ("train", None, "evaluation_strategy", json!({"name": "eval_strategy", "list": null, "kind": null})),
+        ("train", None, "optim", json!({"list": null, "kind": null})),
+        ("infer", Some("caption"), "model", json!({"list": null, "kind": "model_or_repository"})),
+        ("infer", Some("caption"), "stop", json!({"list": "repeated", "kind": null})),
+    ] {
+        let output = succeed(Command::new(program(name)).arg("options").args(subcommand));
+        let printed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let mut expected = expected;
+        if expected.get("name").is_none() {
+            expected["name"] = json!(option);
+        }
+        assert_eq!(printed["options"][option], expected, "{name} {option}");
+    }
+    let refused = Command::new(program("infer")).args(["options", "captoin"]).output().expect("it starts");
+    assert_eq!(refused.status.code(), Some(2), "{}", String::from_utf8_lossy(&refused.stderr));
+}
+
 /// The names of schedules, too.
 #[test]
 fn every_schedule_of_transformers_has_an_answer() {
@@ -79,7 +103,7 @@ fn settings(line: &str, last: Option<&str>) -> Result<Config, String> {
     let translated = translate(words, &flags, &[]).map_err(|error| error.to_string())?;
     let command = command.args_override_self(true);
     let matches = command
-        .try_get_matches_from(base::args::with_dashes(translated.words))
+        .try_get_matches_from(cli::args::with_dashes(translated.words))
         .map_err(|error| error.to_string().lines().next().unwrap_or_default().to_string())?;
     let config = Config::from_arg_matches(&matches).expect("options of train");
     recipe::resolve(config, &matches, None).map_err(|error| error.to_string())

@@ -50,7 +50,7 @@ impl Recipe {
         let recipe = format!(
             "purpose = \"a test\"\n[train]\nmodel_name_or_path = \"{made}/llava\"\ndata_path = \"{made}/shards\"\n\
              output_dir = \"{folder}/run\"\ntrain_type = \"none\"\nper_device_train_batch_size = 4\nlogging_steps = 1\n\
-             save_total_limit = 2\n{train}\n\
+             save_total_limit = 2\ndeepspeed = \"None\"\n{train}\n\
              [infer]\nmodel = \"{folder}/run\"\ndata = \"{made}/held_out\"\noutput = \"{folder}/captions.jsonl\"\n\
              max_new_tokens = 12\n"
         );

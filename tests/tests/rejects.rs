@@ -57,7 +57,7 @@ fn more_rejected_rows_than_allowed_are_a_failure_that_loses_nothing() {
     }
     for share in ["1.5", "-0.1", "NaN"] {
         let run = dataset(0).run_for(model.path(), Path::new("/nowhere"), &[&format!("--max-rejected={share}")]);
-        assert_eq!(run.code, Some(1), "{share}: {}", run.stderr);
+        assert_eq!(run.code, Some(2), "{share}: {}", run.stderr);
         assert!(run.stderr.contains("expected a share between 0 and 1"), "{share}: {}", run.stderr);
     }
 }

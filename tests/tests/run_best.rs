@@ -152,7 +152,7 @@ fn in_process(shards: &Path, output: &Path, more: &[&str], stop: bool) {
     let words: Vec<_> =
         std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_os_string()).collect();
     let matches = Config::augment_args(clap::Command::new("train")).args_override_self(true);
-    let matches = matches.get_matches_from(base::args::with_dashes(words));
+    let matches = matches.get_matches_from(cli::args::with_dashes(words));
     let config = Config::from_arg_matches(&matches).expect("options of train");
     let config = recipe::resolve(config, &matches, None).expect("valid options");
     let request = StopRequest::default();

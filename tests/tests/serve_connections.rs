@@ -307,7 +307,7 @@ fn memory_too_small_for_one_request_is_said_at_the_start() {
     let output = infer.output().expect("infer runs");
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(
-        output.status.code() == Some(1) && text.contains("max-request-memory: found 100000000, expected at least"),
+        output.status.code() == Some(2) && text.contains("max-request-memory: found 100000000, expected at least"),
         "{text}"
     );
 }

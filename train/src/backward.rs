@@ -315,7 +315,7 @@ fn per_image(dropout: &LoraDropout, batch: &PackedBatch, config: &LlavaConfig) -
             (row, image_of_row) = (row + 1, 0);
         }
         image_of_row += 1;
-        crate::order::mix(dropout.row_keys[row] ^ image_of_row)
+        base::mix(dropout.row_keys[row] ^ image_of_row)
     });
     LoraDropout { row_keys: row_keys.collect(), ..dropout.clone() }
 }

@@ -123,7 +123,7 @@ mod tests {
 
     fn config(words: &[&str]) -> Config {
         let words = std::iter::once(&"train").chain(words).map(std::ffi::OsString::from);
-        let matches = Config::augment_args(Command::new("train")).get_matches_from(base::args::with_dashes(words));
+        let matches = Config::augment_args(Command::new("train")).get_matches_from(cli::args::with_dashes(words));
         Config::from_arg_matches(&matches).expect("options of train")
     }
 

@@ -9,12 +9,16 @@ pub use choices::{
 use crate::domains;
 use crate::interval::Interval;
 use crate::schedule::{DeepspeedSchedule, SchedulerKwargs};
+use crate::trainer_options::TRAINER_OPTIONS;
 use base::{Error, Result};
 use clap::ArgAction;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use cli::options::{Kind, Options};
+use cli::values::boolean;
 use kernels::device::DeviceKind;
 use model::lora::LoraConfig;
 use serde::{Deserialize, Deserializer, Serialize};
+use std::convert::Infallible;
 use std::path::PathBuf;
 
 /// How a run begins, as `resume_from_checkpoint` says it.
@@ -53,10 +57,10 @@ pub struct Config {
     pub deepspeed: Option<PathBuf>,
     /// Compute in bf16 where the device can; the CPU computes in f32. Master weights, moments and accumulated gradients are
     /// f32 always.
-    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub bf16: bool,
     /// Not supported: needs loss scaling, which bf16 does not.
-    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub fp16: bool,
     /// Passes over the data, above 0; may be a fraction. Ignored when `max_steps` is positive.
     #[arg(long, default_value_t = 3.0)]
@@ -124,7 +128,7 @@ pub struct Config {
     #[arg(long, value_enum, default_value_t = Accumulate::Shard)]
     pub accumulate: Accumulate,
     /// Recompute each block in the backward pass instead of keeping its activations.
-    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub gradient_checkpointing: bool,
     /// Compute the features of a frozen vision tower once for each image and keep them, 2 bytes a value, in a file beside the
     /// shards that later epochs and runs use: f16 or bf16. The run says how large it gets, and does not start where it would
@@ -135,7 +139,7 @@ pub struct Config {
     #[arg(long, default_value_t = 0)]
     pub model_max_length: usize,
     /// Rows in a new random order every epoch; false: in the order of the shards.
-    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub shuffle: bool,
     /// Seed of order, LoRA initialisation and dropout.
     #[arg(long, default_value_t = 42)]
@@ -147,19 +151,19 @@ pub struct Config {
     #[arg(long, default_value_t = 2)]
     pub dataloader_prefetch_factor: usize,
     /// Accepted for the original command lines: host memory needs no pinning on a CPU.
-    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub dataloader_pin_memory: bool,
     /// Accepted for the original command lines: loader threads always live as long as the run.
-    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub dataloader_persistent_workers: bool,
     /// Accepted for the original command lines: shards have no unused columns.
-    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub remove_unused_columns: bool,
     /// Steps between lines of `metrics.jsonl`; below 1: that fraction of all steps.
     #[arg(long, default_value_t = Interval::steps(10))]
     pub logging_steps: Interval,
     /// A line for the first step, too.
-    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     #[serde(default)]
     pub logging_first_step: bool,
     /// When checkpoints are written. With `steps` and `epoch` the last step is saved, too.
@@ -183,7 +187,7 @@ pub struct Config {
     #[arg(long, default_value_t = 4)]
     pub eval_captions: usize,
     /// Put the weights with the lowest evaluation loss into `output_dir` at the end.
-    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub load_best_model_at_end: bool,
     /// Stop after so many evaluations in a row without a lower loss; 0: never.
     #[arg(long, default_value_t = 0)]
@@ -201,11 +205,11 @@ pub struct Config {
     pub resume_from_checkpoint: Option<String>,
     /// Begin a new run in an `output_dir` that holds another one, and replace its output, metrics and captions. Its checkpoints
     /// stay and are not used. Without effect together with `resume_from_checkpoint true`.
-    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub overwrite_output_dir: bool,
     /// Resume with another number of rows a step than the run has. Without it, accumulation is changed so that the rows stay.
     /// With it, epochs end at the same rows and the schedule goes on by the fraction done.
-    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub allow_global_batch_change: bool,
     /// PEFT adapter directory to go on from (`use_lora`); its rank, targets and modules to save are taken from it.
     #[arg(long)]
@@ -220,10 +224,10 @@ pub struct Config {
     #[arg(long, default_value_t = 0.05)]
     pub lora_dropout: f64,
     /// Projections of the language model that get LoRA, with commas between.
-    #[arg(long, value_delimiter = ',', default_value = "q_proj,k_proj,v_proj,o_proj")]
+    #[arg(long, value_delimiter = ',', default_value = "q_proj,k_proj,v_proj,o_proj", value_parser = trimmed)]
     pub lora_target_modules: Vec<String>,
     /// LoRA on the vision tower's q, k, v as well.
-    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub lora_vision: bool,
     /// Longest time that a rank may wait for another one without any progress of it before the run is ended, seconds.
     /// A rank that loads, hashes, evaluates or saves makes progress.
@@ -234,18 +238,30 @@ pub struct Config {
     pub device: String,
 }
 
+/// A word of a list that may have spaces behind its commas.
+fn trimmed(text: &str) -> Result<String, Infallible> {
+    Ok(text.trim().to_string())
+}
+
 /// A path that may be empty: whether one is needed depends on the recipe, which is read later.
 fn any_path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-/// Booleans as the Hugging Face command line takes them (`True`, `false`, `1`, …).
-fn parse_bool(text: &str) -> Result<bool, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "1" | "yes" | "y" | "t" => Ok(true),
-        "false" | "0" | "no" | "n" | "f" => Ok(false),
-        _ => Err("expected true or false".to_string()),
-    }
+/// What options name. A recipe's runner learns from it what a run reads and writes.
+pub const KINDS: [(&str, Kind); 6] = [
+    ("model_name_or_path", Kind::ModelOrRepository),
+    ("data_path", Kind::Shards),
+    ("output_dir", Kind::Output),
+    ("deepspeed", Kind::FileOrText),
+    ("init_adapter", Kind::Model),
+    ("report_to", Kind::Words),
+];
+
+/// The options, those of the Trainer among them.
+pub fn options() -> Options {
+    let command = <Config as clap::Args>::augment_args(clap::Command::new("train"));
+    Options::of("train", &command, &KINDS).with_names(TRAINER_OPTIONS.iter().map(|(name, _)| *name))
 }
 
 /// A limit as the Trainer takes it: `None` and what is not positive are no limit.
@@ -366,7 +382,7 @@ impl Config {
     pub fn resume(&self) -> Resume {
         match self.resume_from_checkpoint.as_deref() {
             None | Some("") => Resume::No,
-            Some(text) => match parse_bool(text) {
+            Some(text) => match boolean(text) {
                 Ok(true) => Resume::Newest,
                 Ok(false) => Resume::No,
                 Err(_) => Resume::From(PathBuf::from(text)),
@@ -430,6 +446,12 @@ pub(crate) mod tests {
     pub(crate) fn defaults() -> Config {
         let matches = Config::augment_args(Command::new("train")).get_matches_from(["train"]);
         Config::from_arg_matches(&matches).expect("the defaults are settings")
+    }
+
+    #[test]
+    fn kinds_are_of_options() {
+        let command = Config::augment_args(Command::new("train"));
+        assert_eq!(cli::options::without_option(&command, &KINDS), Vec::<&str>::new());
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub fn overlay(source: &str, given: &mut Given, ranks: u64) -> Result<()> {
         }
     }
     if file.json.get("gradient_clipping").is_none_or(Value::is_null) && launch::local_rank(0) == 0 {
-        crate::tell!("{name}: no gradient_clipping: --max_grad_norm holds (DeepSpeed would not clip)");
+        tracing::info!("{name}: no gradient_clipping: --max_grad_norm holds (DeepSpeed would not clip)");
     }
     file.overlay_betas(given)?;
     scheduler::overlay(&file, given)?;

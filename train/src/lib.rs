@@ -1,7 +1,5 @@
 //! The trainer: shards and a model in, checkpoints out, data-parallel under ZeRO-2.
 
-pub use base::tell;
-
 pub mod adamw;
 pub mod backward;
 pub mod batch;

@@ -1,7 +1,8 @@
 //! Prefetching loader threads: micro-batches in an order that does not depend on how many threads there are.
 
-use crate::order::{BatchPlan, Cursor, EpochOrder, GlobalBatch, mix};
+use crate::order::{BatchPlan, Cursor, EpochOrder, GlobalBatch};
 use anyhow::{Result, anyhow, bail};
+use base::mix;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use model::batch::PackedBatch;
 use model::config::LlavaConfig;

@@ -40,7 +40,10 @@ struct Settings {
 enum Command {
     /// Say what a run will do and need, from configuration files alone: parameters, steps, memory, disk, and whether it fits
     /// this machine. Takes train's options.
-    Plan(PlanCli),
+    Plan(Box<PlanCli>),
+    /// Print the options as JSON, for programs that run this one.
+    #[command(hide = true)]
+    Options,
 }
 
 #[derive(Args)]
@@ -54,9 +57,6 @@ struct PlanCli {
 const EXIT_CODES: &str = "Exit codes: 0 trained to the end, 1 failed, 2 wrong options, values or recipe, 75 stopped by SIGINT or SIGTERM and saved \
                           in a checkpoint (EX_TEMPFAIL: the printed command, with --resume_from_checkpoint true, goes on). A second signal \
                           ends the program at once, without a checkpoint: 130 or 143.";
-
-/// Exit code of wrong options, values of options and recipes.
-const WRONG_USAGE: u8 = 2;
 
 /// Why nothing was done, or not all.
 enum Failure {
@@ -89,28 +89,34 @@ enum Done {
 }
 
 fn main() -> ExitCode {
-    let args = base::args::with_dashes(std::env::args_os());
+    cli::log::start();
+    let args = cli::args::with_dashes(std::env::args_os());
     let is_plan = args.get(1).is_some_and(|word| word == "plan");
     let translated = match trainer_options::translate(args.clone(), &flags(), if is_plan { PLAN_OPTIONS } else { &[] })
     {
         Ok(translated) => translated,
         Err(error) => {
-            train::tell!("error: {error}");
-            return ExitCode::from(WRONG_USAGE);
+            tracing::error!("{error}");
+            return ExitCode::from(cli::exit::USAGE);
         }
     };
-    let matches = match command().try_get_matches_from(base::args::with_dashes(translated.words)) {
+    let matches = match command().try_get_matches_from(cli::args::with_dashes(translated.words)) {
         Ok(matches) => matches,
         Err(error) => return wrong_usage(&error, is_plan),
     };
     let outcome = Cli::from_arg_matches(&matches).map_err(Failure::usage).and_then(|cli| {
         let tell_notes = || {
             if launch::local_rank(0) == 0 {
-                translated.notes.iter().for_each(|note| train::tell!("{note}"));
+                translated.notes.iter().for_each(|note| tracing::info!("{note}"));
             }
         };
         match cli.command {
             Some(Command::Plan(plan)) => show_plan(&plan, &matches, tell_notes),
+            Some(Command::Options) => {
+                let options = train::config::options().to_json().map_err(anyhow::Error::from)?;
+                print(&mut std::io::stdout(), options).map_err(anyhow::Error::from)?;
+                Ok(Done::Said(None))
+            }
             None => train(cli.settings, &matches, args, tell_notes),
         }
     });
@@ -119,22 +125,22 @@ fn main() -> ExitCode {
         Ok(Done::Said(report)) => {
             // What was made is in files: stdout that takes no line does not make the run a failure.
             if let Some(Err(error)) = report.map(|report| print(&mut std::io::stdout(), report)) {
-                train::tell!("warning: {error}");
+                tracing::warn!("{error}");
             }
             ExitCode::SUCCESS
         }
         Ok(Done::Stopped(report)) => {
             if let Err(error) = print(&mut std::io::stdout(), report) {
-                train::tell!("warning: {error}");
+                tracing::warn!("{error}");
             }
             ExitCode::from(STOPPED)
         }
         Err(Failure::Usage(error)) => {
-            train::tell!("error: {error:#}");
-            ExitCode::from(WRONG_USAGE)
+            tracing::error!("{error:#}");
+            ExitCode::from(cli::exit::USAGE)
         }
         Err(Failure::Work(error)) => {
-            train::tell!("error: {error:#}");
+            tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
     }
@@ -193,8 +199,8 @@ fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
             let option = option.split(' ').next().unwrap_or_default().replace('-', "_").replacen("__", "--", 1);
             let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
             let low = if option == "--max_steps" { "" } else { ", at least 0" };
-            train::tell!("error: {option}: found {value}, expected a whole number{low}");
-            return ExitCode::from(WRONG_USAGE);
+            tracing::error!("{option}: found {value}, expected a whole number{low}");
+            return ExitCode::from(cli::exit::USAGE);
         }
         _ => error.exit(),
     };
@@ -202,12 +208,12 @@ fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
     let plan = command.find_subcommand("plan").filter(|_| is_plan).into_iter().flat_map(clap::Command::get_arguments);
     let known = command.get_arguments().chain(plan).filter_map(clap::Arg::get_long_and_visible_aliases).flatten();
     let name = unknown.trim_start_matches('-').split('=').next().unwrap_or_default();
-    let suggestion = match recipe::nearest(name, known) {
+    let suggestion = match base::nearest(name, known) {
         Some(nearest) => format!("did you mean --{}? (train --help lists all)", nearest.replace('-', "_")),
         None => "train --help lists all options".to_string(),
     };
-    train::tell!("error: unknown option --{}: {suggestion}", name.replace('-', "_"));
-    ExitCode::from(WRONG_USAGE)
+    tracing::error!("unknown option --{}: {suggestion}", name.replace('-', "_"));
+    ExitCode::from(cli::exit::USAGE)
 }
 
 fn is_about_whole_numbers(error: &clap::Error) -> bool {

@@ -1,5 +1,6 @@
 //! Which rows a step trains on: a pure function of (seed, epoch, position), the same for any number of ranks and workers.
 
+use base::mix;
 use serde::{Deserialize, Serialize};
 
 /// The order of the rows of one epoch; any position is computed by itself.
@@ -43,13 +44,6 @@ fn feistel(value: u64, half_bits: u32, key: u64) -> u64 {
         (left, right) = (right, left ^ mixed);
     }
     (left << half_bits) | right
-}
-
-/// SplitMix64's finalizer.
-pub fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    value ^ (value >> 31)
 }
 
 /// Where a run stands in its data: the next row to train on.

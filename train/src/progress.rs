@@ -1,12 +1,10 @@
-//! Progress on stderr: a bar with loss, learning rate, rate and remaining time on a terminal, a line every few seconds
-//! otherwise.
+//! Progress over the steps of a run: loss, learning rate, rate and remaining time.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use cli::Progress;
+use cli::units::duration;
 use std::collections::VecDeque;
-use std::io::IsTerminal;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// Steps that rate and remaining time are averaged over.
 const WINDOW: usize = 20;
 
@@ -28,24 +26,18 @@ pub struct Shown {
 }
 
 /// Progress over the steps of a run. One rank shows it.
-pub struct Progress {
+pub struct StepProgress {
     max_steps: u64,
-    bar: Option<ProgressBar>,
-    last_line: Option<Instant>,
+    progress: Progress,
     /// End of the newest steps, and their tokens.
     recent: VecDeque<(Instant, f64)>,
 }
 
-impl Progress {
+impl StepProgress {
     /// Starts at a step of a run of `max_steps`.
     pub fn new(step: u64, max_steps: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}");
-            let bar = ProgressBar::new(max_steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar.set_position(step);
-            bar
-        });
-        Self { max_steps, bar, last_line: None, recent: VecDeque::from([(Instant::now(), 0.0)]) }
+        let recent = VecDeque::from([(Instant::now(), 0.0)]);
+        Self { max_steps, progress: Progress::new("step", step, max_steps), recent }
     }
 
     /// A step is done.
@@ -54,26 +46,7 @@ impl Progress {
         if self.recent.len() > WINDOW + 1 {
             self.recent.pop_front();
         }
-        let last = shown.step >= self.max_steps;
-        if let Some(bar) = &self.bar {
-            bar.set_message(self.text(shown));
-            bar.set_position(shown.step);
-            if last {
-                bar.finish();
-            }
-        } else if last || self.last_line.is_none_or(|line| line.elapsed() >= LINE_INTERVAL) {
-            self.last_line = Some(Instant::now());
-            self.say(&format!("step {}/{}  {}", shown.step, self.max_steps, self.text(shown)));
-        }
-    }
-
-    /// A line of its own, above the bar.
-    pub fn say(&self, line: &str) {
-        match &self.bar {
-            Some(bar) => bar.println(line),
-            // Progress is a courtesy: a closed stderr does not stop the work.
-            None => crate::tell!("{line}"),
-        }
+        self.progress.set(shown.step, &self.text(shown));
     }
 
     /// Time that is not training (an evaluation, a checkpoint) has passed: it does not count as slow steps.
@@ -99,34 +72,15 @@ impl Progress {
     }
 }
 
-/// Seconds for people: `8 s`, `3 min 20 s`, `5 h 10 min`, `2 d 3 h`.
-pub fn duration(seconds: f64) -> String {
-    let seconds = seconds.round() as u64;
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
-    match () {
-        () if minutes == 0 => format!("{seconds} s"),
-        () if hours == 0 => format!("{minutes} min {} s", seconds % 60),
-        () if days == 0 => format!("{hours} h {} min", minutes % 60),
-        () => format!("{days} d {} h", hours % 24),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_are_for_people() {
-        let cases =
-            [(8.2, "8 s"), (200.0, "3 min 20 s"), (18_610.0, "5 h 10 min"), (183_700.0, "2 d 3 h"), (0.0, "0 s")];
-        for (seconds, text) in cases {
-            assert_eq!(duration(seconds), text);
-        }
-    }
+    use std::time::Duration;
 
     #[test]
     fn the_text_has_loss_rate_and_remaining_time() {
-        let mut progress = Progress { max_steps: 10, bar: None, last_line: None, recent: VecDeque::new() };
+        let mut progress = StepProgress::new(0, 10);
+        progress.recent.clear();
         let start = Instant::now();
         progress.recent.extend([(start, 0.0), (start + Duration::from_secs(2), 500.0)]);
         let shown = Shown { step: 4, epoch: 0.5, loss: 1.25, grad_norm: 2.0, learning_rate: 1e-3, tokens: 500.0 };

@@ -1,15 +1,20 @@
 //! Recipe file, DeepSpeed file and command line become one [`Config`]: flags over recipe over DeepSpeed over defaults.
 
 use crate::collective::launch;
-use crate::config::Config;
-use crate::deepspeed;
-use crate::trainer_options::{self, Answer};
+use crate::config::{self, Config};
+use crate::{deepspeed, trainer_options};
 use base::{Error, Result};
-use clap::ArgMatches;
+use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+use cli::options::{self, Options};
+use cli::recipe::{self, OneOrMore};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::Path;
+use toml::Table;
 
 /// Options that a user gave, and where: errors name the place.
 #[derive(Clone, Debug, Default)]
@@ -45,13 +50,7 @@ impl Given {
 
     /// An error that names an option names the place where it was given, too.
     fn placed(&self, error: Error) -> Error {
-        match error {
-            Error::Invalid { place, found, expected, remedy } => {
-                let place = self.places.get(&place).cloned().unwrap_or(place);
-                Error::Invalid { place, found, expected, remedy }
-            }
-            other => other,
-        }
+        error.placed(|option| self.places.get(option).cloned().unwrap_or_else(|| option.to_string()))
     }
 }
 
@@ -94,21 +93,21 @@ pub fn merge(defaults_and_flags: Config, matches: &ArgMatches, recipe: Option<&P
 /// As [`merge`].
 pub fn merge_stages(defaults_and_flags: &Config, matches: &ArgMatches, recipe: Option<&Path>) -> Result<Vec<Config>> {
     let known = as_map(defaults_and_flags)?;
-    let flags = typed_flags(&known, matches);
+    let flags = typed_flags(&known, matches, |name| format!("--{name}"));
     let Some(path) = recipe else { return Ok(vec![merge_table(&known, flags, Given::default())?]) };
-    let tables = read_recipe(path, &known)?.into_iter();
+    let tables = read_recipe(path)?.into_iter();
     tables.map(|table| merge_table(&known, flags.clone(), table)).collect()
 }
 
-/// The options that stand on the command line.
-fn typed_flags(known: &Map<String, Value>, matches: &ArgMatches) -> Given {
+/// The options that stand on a command line; `place` says where one stands.
+fn typed_flags(known: &Map<String, Value>, matches: &ArgMatches, place: impl Fn(&str) -> String) -> Given {
     let typed = |name: &str| {
         // A setting without an option of its own is unknown to the parser.
         matches.try_contains_id(name).is_ok() && matches.value_source(name) == Some(ValueSource::CommandLine)
     };
     let mut flags = Given::default();
     for (name, value) in known.iter().filter(|(name, _)| typed(name)) {
-        flags.insert(name, value.clone(), format!("--{name}"));
+        flags.insert(name, value.clone(), place(name));
     }
     flags
 }
@@ -118,8 +117,7 @@ fn merge_table(defaults: &Map<String, Value>, mut given: Given, table: Given) ->
     for (name, value) in table.values {
         given.insert(&name, value, table.places[&name].clone());
     }
-    // As the Trainer's command lines and scripts with an unset variable say it.
-    if given.get("deepspeed").is_some_and(|source| source == "None" || source == "") {
+    if given.get("deepspeed").and_then(Value::as_str).is_some_and(options::is_nothing) {
         given.remove("deepspeed");
     }
     if let Some(source) = given.get("deepspeed").and_then(Value::as_str).map(str::to_string) {
@@ -188,110 +186,68 @@ fn as_map(config: &Config) -> Result<Map<String, Value>> {
     }
 }
 
-/// The recipe's `[train]` table, or all its `[[train]]` ones; `known` holds every option.
-fn read_recipe(path: &Path, known: &Map<String, Value>) -> Result<Vec<Given>> {
+/// What a recipe has for `train`; its other tables are other programs' options.
+#[derive(Deserialize)]
+struct Recipe {
+    train: Option<OneOrMore>,
+}
+
+/// The recipe's `[train]` table, or all its `[[train]]` ones.
+fn read_recipe(path: &Path) -> Result<Vec<Given>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     let place = path.display().to_string();
-    let recipe: toml::Table =
-        text.parse().map_err(|error| Error::invalid(&place, error, "TOML", "correct the recipe"))?;
-    let stages = match recipe.get("train") {
-        Some(toml::Value::Table(table)) => vec![table],
-        Some(toml::Value::Array(stages)) => stages.iter().filter_map(toml::Value::as_table).collect(),
-        _ => Vec::new(),
-    };
-    if stages.is_empty() {
+    let recipe: Recipe = recipe::parse(&text, &place)?;
+    let tables = recipe.train.as_ref().map(OneOrMore::tables).unwrap_or_default();
+    if tables.is_empty() {
         let expected = "a [train] table of options";
         return Err(Error::invalid(place, "no [train] table", expected, "add [train] to the recipe"));
     }
-    stages.into_iter().map(|table| options_of(table, known, &place)).collect()
+    let command = Config::augment_args(Command::new("train"));
+    let options = config::options();
+    tables.iter().map(|table| options_of(table, &command, &options, &place)).collect()
 }
 
-/// A table's options by their names in [`Config`].
-fn options_of(table: &toml::Table, known: &Map<String, Value>, recipe: &str) -> Result<Given> {
-    let mut settings = Given::default();
+/// A table's options, read as the command line is: each is parsed on its own, so that an error names its place.
+fn options_of(table: &Table, command: &Command, options: &Options, recipe: &str) -> Result<Given> {
+    let mut given = Given::default();
     for (key, value) in table {
         let place = format!("{recipe}: [train] {key}");
-        let value = serde_json::to_value(value)
-            .map_err(|error| Error::invalid(&place, error, "a plain value", "correct the recipe"))?;
-        let name = match trainer_options::answer(key) {
-            Some(Answer::SameAs(ours)) => ours,
-            Some(answer) => {
-                let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-                if let Some(note) = trainer_options::take(&place, key, answer, &text)? {
-                    crate::tell!("{note}");
-                }
-                continue;
-            }
-            None if key == "evaluation_strategy" => "eval_strategy",
-            None => key,
-        };
-        if !known.contains_key(name) || name == "deepspeed_scheduler" {
-            let remedy = match nearest(name, known.keys().map(String::as_str)) {
-                Some(nearest) => format!("did you mean {nearest}? train --help lists all"),
-                None => "train --help lists all options".to_string(),
-            };
-            return Err(Error::invalid(
-                format!("{recipe}: [train]"),
-                format!("unknown key {key}"),
-                "an option",
-                remedy,
-            ));
-        }
-        settings.insert(name, as_given_on_command_line(&place, name, value)?, place);
-    }
-    Ok(settings)
-}
-
-/// What a recipe may write in another form than a plain value of the option's type: lists as texts and texts as lists, JSON
-/// as text, `resume_from_checkpoint = true`, `None`.
-fn as_given_on_command_line(place: &str, name: &str, value: Value) -> Result<Value> {
-    let texts =
-        |items: &[Value]| items.iter().map(Value::as_str).collect::<Option<Vec<_>>>().map(|items| items.join(","));
-    Ok(match (name, &value) {
-        ("lora_target_modules", Value::String(text)) => text.split(',').map(|part| Value::from(part.trim())).collect(),
-        ("resume_from_checkpoint", Value::Bool(flag)) => Value::from(flag.to_string()),
-        ("report_to", Value::Array(items)) => texts(items).map_or(value, Value::from),
-        ("save_total_limit" | "eval_steps", Value::String(text)) if text == "None" => Value::from(0),
-        ("lr_scheduler_kwargs", Value::String(_) | Value::Object(_)) => {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-            let kwargs: crate::schedule::SchedulerKwargs = text.parse().map_err(|error: String| {
-                Error::invalid(place, error, "arguments of the schedule", "see train --help")
-            })?;
-            serde_json::to_value(kwargs).unwrap_or(value)
-        }
-        _ => value,
-    })
-}
-
-/// The candidate with the smallest edit distance, unless so much is different that nobody would mean it.
-pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let likeliest = candidates.map(|candidate| (edit_distance(name, candidate), candidate)).min()?;
-    (likeliest.0 <= (name.len() / 3).max(2)).then_some(likeliest.1)
-}
-
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, a_char) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, &b_char) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(a_char != b_char);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        let option = options.find(key, &format!("{recipe}: [train]"))?;
+        let words = recipe::words(option, key, value, &place)?;
+        let translated = trainer_options::translate(words.into_iter().map(OsString::from), &[], &[]);
+        let translated = translated.map_err(|error| error.placed(|_| place.clone()))?;
+        translated.notes.iter().for_each(|note| tracing::info!("{note}"));
+        let words = std::iter::once(OsString::from("train")).chain(translated.words);
+        let parsed = command.clone().try_get_matches_from(cli::args::with_dashes(words));
+        let matches = parsed.map_err(|error| unusable(&place, &error))?;
+        let config = Config::from_arg_matches(&matches).map_err(|error| unusable(&place, &error))?;
+        let found = typed_flags(&as_map(&config)?, &matches, |_| place.clone());
+        for (name, value) in found.values {
+            given.insert(&name, value, place.clone());
         }
     }
-    row[b.len()]
+    Ok(given)
+}
+
+/// clap's refusal of a value, with the place of the value.
+fn unusable(place: &str, error: &clap::Error) -> Error {
+    let found = error.get(ContextKind::InvalidValue).map_or("a value".to_string(), ToString::to_string);
+    let expected = match (error.get(ContextKind::ValidValue), std::error::Error::source(error)) {
+        (Some(ContextValue::Strings(choices)), _) => choices.join(" or "),
+        (_, Some(reason)) => format!("a value of the option's type ({reason})"),
+        _ => "a value of the option's type".to_string(),
+    };
+    Error::invalid(place, found, expected, "see train --help")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::{Args, Command, FromArgMatches};
 
     fn parse(args: &[&str], recipe: Option<&str>) -> Result<Config> {
         let words = std::iter::once("train").chain(args.iter().copied()).map(std::ffi::OsString::from);
         let command = Config::augment_args(Command::new("train"));
-        let matches = command.get_matches_from(base::args::with_dashes(words));
+        let matches = command.get_matches_from(cli::args::with_dashes(words));
         let config = Config::from_arg_matches(&matches).expect("arguments match the struct");
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = recipe.map(|text| {
@@ -367,7 +323,8 @@ mod tests {
             ("learning_rate = nan", "recipe.toml: [train] learning_rate: found NaN"),
             ("num_train_epochs = 0", "recipe.toml: [train] num_train_epochs: found 0, expected a number above 0"),
             ("seed = 1.5", "recipe.toml: [train] seed"),
-            ("lora_r = \"8\"", "recipe.toml: [train] lora_r"),
+            ("lora_r = \"eight\"", "recipe.toml: [train] lora_r: found eight"),
+            ("train_type = \"lora\"", "recipe.toml: [train] train_type: found lora, expected use_lora or"),
             ("save_steps = 1.5", "recipe.toml: [train] save_steps"),
             ("report_to = [\"wandb\"]", "recipe.toml: [train] report_to"),
             ("optim = \"sgd\"", "recipe.toml: [train] optim: found sgd"),
@@ -419,11 +376,5 @@ mod tests {
             let config = parse(&args, recipe.as_deref()).expect("valid settings");
             assert_eq!(config.deepspeed, None, "{args:?}, {recipe:?}");
         }
-    }
-
-    #[test]
-    fn only_likely_names_are_suggested() {
-        assert_eq!(nearest("learning_rat", ["seed", "learning_rate"].into_iter()), Some("learning_rate"));
-        assert_eq!(nearest("galore_rank", ["seed", "nproc", "bf16"].into_iter()), None);
     }
 }

@@ -95,7 +95,7 @@ impl Saver {
         let own_file = optimizer::file_name(rank, world_size);
         let own_hash = written.as_ref().ok().and_then(|hashes| files::from_hex(hashes.get(&own_file)?));
         if let Err(error) = &written {
-            crate::tell!("warning: rank {rank}: {name} could not be written: {error:#}");
+            tracing::warn!("rank {rank}: {name} could not be written: {error:#}");
         }
         let told = communicator.all_gather_bytes("checkpoint", tell_others(own_hash.as_deref()))?;
         self.stalled += since.elapsed();
@@ -116,10 +116,10 @@ impl Saver {
             Err(error) => give_up(&temporary, &name, &format!("{error:#}")),
             Ok(()) => {
                 let (stalled, took) = (stalled.as_secs_f64(), started.elapsed().as_secs_f64());
-                crate::tell!("{name} is saved: training was paused for {stalled:.2} of {took:.2} s");
+                tracing::info!("{name} is saved: training was paused for {stalled:.2} of {took:.2} s");
                 let best = checkpoint::best(&output_dir, &record, losses).map(|(dir, _)| dir);
                 if let Err(error) = checkpoint::prune(&output_dir, &record, limit, global_step, best.as_deref()) {
-                    crate::tell!("warning: an old checkpoint stays: {error:#}");
+                    tracing::warn!("an old checkpoint stays: {error:#}");
                 }
             }
         };
@@ -160,13 +160,11 @@ fn told_by(told: &[u8; TOLD_BYTES]) -> Option<&[u8]> {
 
 fn join_publishing(thread: JoinHandle<()>) {
     if thread.join().is_err() {
-        crate::tell!("warning: the thread that publishes checkpoints panicked");
+        tracing::warn!("the thread that publishes checkpoints panicked");
     }
 }
 
 fn give_up(temporary: &Path, name: &str, cause: &str) {
     let _ = std::fs::remove_dir_all(temporary);
-    crate::tell!(
-        "warning: {name} is not saved: {cause}; the checkpoints before it are untouched, and training goes on"
-    );
+    tracing::warn!("{name} is not saved: {cause}; the checkpoints before it are untouched, and training goes on");
 }

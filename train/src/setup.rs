@@ -10,8 +10,6 @@ use anyhow::{Context, Result, bail};
 use base::names::Block;
 use base::{Error, files};
 use burn::tensor::Device;
-use chat::ChatProcessor;
-use images::image_processor::ImageProcessor;
 use kernels::device::DeviceKind;
 use model::Llava;
 use model::config::LlavaConfig;
@@ -20,7 +18,8 @@ use shards::{ShardSet, Split};
 use std::path::Path;
 use store::adapter;
 use store::checkpoint::{LoadAs, load_model};
-use store::{fingerprint, processor_fit};
+use store::fingerprint;
+use store::processors::Processors;
 
 /// A model with its trained parts chosen. A clone shares the values.
 #[derive(Clone)]
@@ -50,7 +49,7 @@ pub fn device(config: &Config, local_rank: usize) -> Result<Device> {
     let device = if wants_bf16 { kind.open_in_bf16()? } else { None };
     if device.is_none() && (wants_bf16 || config.bf16) && local_rank == 0 {
         let reason = if kind == DeviceKind::Cpu { "the CPU is no faster at it" } else { "this device has no bf16" };
-        crate::tell!("bf16: {reason}, so it computes in f32");
+        tracing::info!("bf16: {reason}, so it computes in f32");
     }
     device.map_or_else(|| Ok(kind.open()?.autodiff()), |device| Ok(device.autodiff()))
 }
@@ -126,7 +125,7 @@ pub fn kept_features(
     let size = plan::size(VisionFeatureCache::bytes_of(images, &trainee.config, format) as f64);
     if layout.rank == 0 {
         let dir = config.data_path.display();
-        crate::tell!("vision features of {images} images are kept in {dir}: {size} when all are there");
+        tracing::info!("vision features of {images} images are kept in {dir}: {size} when all are there");
     }
     let rows = CachedRows {
         dir: &config.data_path,
@@ -158,9 +157,7 @@ fn free_bytes(dir: &Path) -> Option<u64> {
 /// Shards of another tokenizer, template or image processor; no rows.
 pub fn shards(config: &Config, split: Split) -> Result<ShardSet> {
     let shards = ShardSet::open(&config.data_path, split)?;
-    let chat = ChatProcessor::from_dir(&config.model_name_or_path)?;
-    let (model, images) = (&config.model_name_or_path, ImageProcessor::from_dir(&config.model_name_or_path)?);
-    processor_fit::check(model, &LlavaConfig::read(model)?, &chat, &images)?;
+    let Processors { chat, images, .. } = Processors::read(&config.model_name_or_path)?;
     shards.metadata().check(&chat, &images)?;
     if shards.len() == 0 && split == Split::Train {
         bail!("{}: no rows to train on; see its rejected.jsonl", config.data_path.display());

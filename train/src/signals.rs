@@ -73,19 +73,10 @@ pub fn resume_command(args: impl IntoIterator<Item = OsString>, processes: usize
             skip_value = !word.contains('=');
             continue;
         }
-        words.push(quoted(&word));
+        words.push(word);
     }
     words.extend([RESUME, "true"].map(String::from));
-    words.join(" ")
-}
-
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./,:@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_string()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
+    shell_words::join(words)
 }
 
 #[cfg(test)]

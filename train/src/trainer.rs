@@ -11,7 +11,7 @@ use crate::adamw::AdamW;
 use crate::backward::{Pass, forward_backward};
 use crate::config::{Config, LossNormalization};
 use crate::loader::{Loader, MicroBatch};
-use crate::order::{BatchPlan, Cursor, mix};
+use crate::order::{BatchPlan, Cursor};
 use crate::progress::Shown;
 use crate::run::RunRecord;
 use crate::saving::Saver;
@@ -23,6 +23,7 @@ use crate::vision_cache::VisionFeatureCache;
 use crate::watch::Watch;
 use crate::zero::Optimizer;
 use anyhow::{Result, bail};
+use base::mix;
 use model::batch::PackedBatch;
 use model::dropout::LoraDropout;
 use report::{Log, StepReport};
@@ -184,7 +185,7 @@ impl Trainer<'_> {
         self.state.run.skipped_steps += 1;
         self.skipped_in_a_row += 1;
         let step = self.state.global_step + 1;
-        crate::tell!("warning: step {step} skipped: loss {loss}, gradient norm {grad_norm}; rows {}", ids.join(", "));
+        tracing::warn!("step {step} skipped: loss {loss}, gradient norm {grad_norm}; rows {}", ids.join(", "));
         if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW {
             bail!(
                 "{MAX_SKIPPED_IN_A_ROW} steps in a row without a finite gradient (rows of the last: {}); lower \

@@ -7,7 +7,7 @@ use crate::collective::launch::launched_processes;
 use crate::config::{Config, ReportTo, Strategy};
 use crate::evaluate::{Evaluated, Evaluation};
 use crate::metrics::{EvalMetrics, LogEntry, MetricsFile, StepMetrics};
-use crate::progress::{Progress, Shown};
+use crate::progress::{Shown, StepProgress};
 use crate::run::folder::{CAPTIONS, metrics_file};
 use crate::setup::Trainee;
 use crate::state::TrainerState;
@@ -25,7 +25,7 @@ pub struct Watch<'a> {
     config: &'a Config,
     metrics: Option<MetricsFile>,
     events: Option<EventFile>,
-    progress: Option<Progress>,
+    progress: Option<StepProgress>,
     evaluation: Option<Evaluation>,
     trainability: Option<Trainability>,
     /// What could not be written the last time: a disk that is full for a while stops nothing.
@@ -85,14 +85,14 @@ impl<'a> Watch<'a> {
             unwritten: BTreeSet::new(),
         };
         if rank == 0 {
-            watch.progress = Some(Progress::new(state.global_step, state.max_steps));
+            watch.progress = Some(StepProgress::new(state.global_step, state.max_steps));
             watch.metrics = Some(MetricsFile::open(&metrics_file(config), state.global_step));
             if config.report_to == ReportTo::Tensorboard {
                 watch.events = Some(EventFile::new(&config.output_dir, state.global_step));
             }
             let trainability = Trainability::of(&trainee.model, trainee.choice(config), &trainee.config);
             watch.tolerate(Output::Trainable, trainability.write(&config.output_dir).map_err(Into::into));
-            trainability.warning().iter().for_each(|warning| crate::tell!("warning: {warning}"));
+            trainability.warning().iter().for_each(|warning| tracing::warn!("{warning}"));
             watch.trainability = Some(trainability);
             watch.flush();
         }
@@ -202,10 +202,7 @@ impl<'a> Watch<'a> {
         if let Some(trouble) = kept.and_then(VisionFeatureCache::trouble).filter(|_| speaks)
             && self.unwritten.insert(Output::Features)
         {
-            crate::tell!(
-                "warning: {} is of no use: {trouble}; features are computed, and training goes on",
-                Output::Features
-            );
+            tracing::warn!("{} is of no use: {trouble}; features are computed, and training goes on", Output::Features);
         }
     }
 
@@ -255,8 +252,8 @@ impl<'a> Watch<'a> {
 
     /// A line for people, on rank 0.
     pub fn say(&self, line: &str) {
-        if let Some(progress) = &self.progress {
-            progress.say(line);
+        if self.progress.is_some() {
+            tracing::info!("{line}");
         }
     }
 }

@@ -20,25 +20,48 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Something readable was not what it has to be.
-    Invalid {
-        /// File, row, tensor or option.
-        place: String,
-        /// What stands there.
-        found: String,
-        /// What has to stand there.
-        expected: String,
-        /// What the user can do.
-        remedy: String,
-    },
+    Invalid(Mismatch),
+    /// The same of an option of the command line: wrong usage.
+    Usage(Mismatch),
+}
+
+/// What is wrong with a value, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// File, row, tensor or option.
+    pub place: String,
+    /// What stands there.
+    pub found: String,
+    /// What has to stand there.
+    pub expected: String,
+    /// What the user can do.
+    pub remedy: String,
+}
+
+impl Mismatch {
+    /// All four parts are required.
+    pub fn new(place: impl ToString, found: impl ToString, expected: impl ToString, remedy: impl ToString) -> Self {
+        Self {
+            place: place.to_string(),
+            found: found.to_string(),
+            expected: expected.to_string(),
+            remedy: remedy.to_string(),
+        }
+    }
+}
+
+impl Display for Mismatch {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let Self { place, found, expected, remedy } = self;
+        write!(f, "{place}: found {found}, expected {expected}; {remedy}")
+    }
 }
 
 impl Display for Error {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Io { path, source } => write!(f, "{}: {source}", path.display()),
-            Self::Invalid { place, found, expected, remedy } => {
-                write!(f, "{place}: found {found}, expected {expected}; {remedy}")
-            }
+            Self::Invalid(mismatch) | Self::Usage(mismatch) => mismatch.fmt(f),
         }
     }
 }
@@ -52,13 +75,21 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 
-    /// Builds [`Error::Invalid`]; all four parts are required.
+    /// [`Error::Invalid`] of its four parts.
     pub fn invalid(place: impl ToString, found: impl ToString, expected: impl ToString, remedy: impl ToString) -> Self {
-        Self::Invalid {
-            place: place.to_string(),
-            found: found.to_string(),
-            expected: expected.to_string(),
-            remedy: remedy.to_string(),
+        Self::Invalid(Mismatch::new(place, found, expected, remedy))
+    }
+
+    /// [`Error::Usage`] of its four parts; the place is the option.
+    pub fn usage(option: impl ToString, found: impl ToString, expected: impl ToString, remedy: impl ToString) -> Self {
+        Self::Usage(Mismatch::new(option, found, expected, remedy))
+    }
+
+    /// The same, at another place: what `place` makes of the one that it has.
+    pub fn placed(mut self, place: impl FnOnce(&str) -> String) -> Self {
+        if let Self::Invalid(mismatch) | Self::Usage(mismatch) = &mut self {
+            mismatch.place = place(&mismatch.place);
         }
+        self
     }
 }

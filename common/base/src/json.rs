@@ -42,12 +42,26 @@ pub fn write(path: &Path, value: &impl Serialize) -> Result<()> {
     files::write_atomically(path, &text)
 }
 
+/// Line and column as serde_json writes them behind a message; empty for an error without.
+fn place(error: &serde_json::Error) -> String {
+    match (error.line(), error.column()) {
+        (0, _) => String::new(),
+        (line, column) => format!(" at line {line} column {column}"),
+    }
+}
+
+/// The message alone, without line and column.
+pub fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.strip_suffix(&place(error)).unwrap_or(&text).to_string()
+}
+
 /// A JSON library's message with JSON's words for types. Line and column, where it has them, are kept.
 pub fn message(error: &serde_json::Error) -> String {
-    let text = error.to_string().replace("invalid type: map", "invalid type: object");
+    let text = reason(error).replace("invalid type: map", "invalid type: object");
     let text = text.replace("invalid type: sequence", "invalid type: list");
     const UNTAGGED: &str = "data did not match any variant of untagged enum ";
-    let (text, place) = text.rfind(" at line ").map_or((&text[..], ""), |at| text.split_at(at));
+    let place = place(error);
     if text.starts_with(UNTAGGED) {
         return format!("a value of another type{place}");
     }

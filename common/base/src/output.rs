@@ -1,20 +1,8 @@
-//! What programs write to stdout and stderr. A closed or full stdout is an error, a closed or full stderr is nothing: never a
-//! panic, as `println!` and `crate::tell!` have it.
+//! What programs write to stdout. Where it is closed or its disk is full, that is an error and never a panic, as `println!` has it.
 
 use crate::{Error, Result};
 use std::fmt::Display;
 use std::io::Write;
-
-/// Writes a line to stderr in one piece. `crate::tell!` writes each of its arguments on its own, so that the lines of two ranks
-/// that share a terminal begin within one another, and panics where stderr is closed or its disk is full.
-#[macro_export]
-macro_rules! tell {
-    ($($argument:tt)*) => {{
-        let line = format!($($argument)*) + "\n";
-        // Where stderr is closed, the work goes on.
-        let _ = ::std::io::Write::write_all(&mut ::std::io::stderr(), line.as_bytes());
-    }};
-}
 
 /// Writes a result to `out`, which is stdout, with a line end, and flushes it.
 ///

@@ -194,7 +194,7 @@ impl Prober<'_> {
         });
         let messages: Vec<Message> = system.into_iter().chain(turns).collect();
         self.template.render(contents, &messages, add_generation_prompt).map_err(|error| match error {
-            Error::Invalid { found, .. } => found,
+            Error::Invalid(mismatch) => mismatch.found,
             error => error.to_string(),
         })
     }

@@ -112,7 +112,8 @@ impl ChatProcessor {
             )
         })?;
         let mut eos_token_ids = eos_token_ids(dir, &tokenizer, &config)?;
-        let contract = Contract::find(&template, &tokenizer, &eos_token_ids).map_err(|error| of_dir(dir, error))?;
+        let contract = Contract::find(&template, &tokenizer, &eos_token_ids)
+            .map_err(|error| error.placed(|place| format!("{}: {place}", dir.display())))?;
         eos_token_ids.retain(|&id| id != contract.end_token_id);
         eos_token_ids.insert(0, contract.end_token_id);
         Ok(Self {
@@ -243,16 +244,6 @@ impl ChatProcessor {
             kept.insert(messages.to_vec(), Arc::clone(&beginning));
         }
         Ok(beginning)
-    }
-}
-
-/// Puts the directory before an error's place.
-fn of_dir(dir: &Path, error: Error) -> Error {
-    match error {
-        Error::Invalid { place, found, expected, remedy } => {
-            Error::Invalid { place: format!("{}: {place}", dir.display()), found, expected, remedy }
-        }
-        error => error,
     }
 }
 

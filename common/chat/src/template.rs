@@ -33,7 +33,8 @@ impl ChatTemplate {
                 "take a chat model's directory, or write its template into that file",
             )
         })?;
-        Self::new(&source, config.special_tokens()).map_err(|error| super::of_dir(dir, error))
+        Self::new(&source, config.special_tokens())
+            .map_err(|error| error.placed(|place| format!("{}: {place}", dir.display())))
     }
 
     /// Compiles a template; `special_tokens` are its variables `bos_token`, `eos_token`, ….

@@ -1,7 +1,7 @@
 //! Dropout of the LoRA branches: a pure function of the row, not of where and with whom the row is computed.
 
+use base::splitmix;
 use kernels::Dropout;
-use kernels::dropout::mix;
 
 /// Dropout for the rows of a packed batch.
 ///
@@ -46,8 +46,8 @@ impl<'a> SiteDropout<'a> {
         let LoraDropout { probability, seed, ref row_keys } = *self.dropout;
         let streams = (row_keys.iter().zip(self.seq_lens).zip(self.last.unwrap_or(self.seq_lens)))
             .flat_map(|((&key, &len), &last)| {
-                let row = mix(mix(seed ^ mix(key)) ^ self.site);
-                (len - last..len).map(move |token| mix(row ^ token as u64))
+                let row = splitmix(splitmix(seed ^ splitmix(key)) ^ self.site);
+                (len - last..len).map(move |token| splitmix(row ^ token as u64))
             })
             .collect();
         Dropout::new(streams, probability)

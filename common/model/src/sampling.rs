@@ -1,8 +1,8 @@
 //! From logits to the next token: transformers' processors in transformers' order, then the largest or a seeded draw.
 
-use base::{Error, Result};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::fmt;
 
 /// How the next token is chosen. The default is greedy: temperature 0, nothing else changed.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,22 +29,44 @@ impl SamplingConfig {
     /// Refuses values outside their ranges.
     ///
     /// # Errors
-    /// Names the value, what was found and what is allowed.
-    pub fn validate(&self) -> Result<()> {
-        let refuse =
-            |key: &str, found: f32, expected: &str| Err(Error::invalid(key, found, expected, "correct the value"));
-        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return refuse("temperature", self.temperature, "a number ≥ 0 (0 is greedy)");
+    /// The first setting that is out of its range.
+    pub fn validate(&self) -> Result<(), OutOfRange> {
+        let Self { temperature, top_p, repetition_penalty, .. } = *self;
+        let checks = [
+            ("temperature", temperature, temperature.is_finite() && temperature >= 0.0, "a number ≥ 0 (0 is greedy)"),
+            ("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "a number above 0 and at most 1"),
+            (
+                "repetition_penalty",
+                repetition_penalty,
+                repetition_penalty.is_finite() && repetition_penalty > 0.0,
+                "a number above 0 (1 is off)",
+            ),
+        ];
+        match checks.into_iter().find(|(.., holds, _)| !holds) {
+            None => Ok(()),
+            Some((setting, found, _, expected)) => Err(OutOfRange { setting, found, expected }),
         }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return refuse("top_p", self.top_p, "a number above 0 and at most 1");
-        }
-        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
-            return refuse("repetition_penalty", self.repetition_penalty, "a number above 0 (1 is off)");
-        }
-        Ok(())
     }
 }
+
+/// A setting with a value that it cannot have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OutOfRange {
+    /// Its name.
+    pub setting: &'static str,
+    /// Its value.
+    pub found: f32,
+    /// The values that it can have.
+    pub expected: &'static str,
+}
+
+impl fmt::Display for OutOfRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: found {}, expected {}", self.setting, self.found, self.expected)
+    }
+}
+
+impl std::error::Error for OutOfRange {}
 
 /// The processors and the random state of one sequence.
 ///

@@ -22,7 +22,7 @@
 mod card;
 mod columns;
 mod encoder;
-mod entropy;
+pub mod entropy;
 mod file;
 mod index;
 mod lengths;
@@ -39,7 +39,7 @@ pub use encoder::{EncodedRowGroup, RowGroupEncoder, Sample, SampleImage};
 pub use index::{Counts, INDEX_FILE, ShardFile, ShardIndex};
 pub use lengths::RowLength;
 pub use metadata::{CodeTable, FORMAT_VERSION, ShardMetadata};
-pub use pixels::PixelFormat;
+pub use pixels::{PixelFormat, predict};
 pub use reader::ShardSet;
 pub use texts::{ImageText, RowText, Texts};
 pub use writer::ShardWriter;

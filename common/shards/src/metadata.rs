@@ -109,10 +109,10 @@ impl ShardMetadata {
         match parts.into_iter().find(|(_, shards, model)| shards != model) {
             None => Ok(()),
             Some((part, shards, model)) => Err(Error::invalid(
-                format!("{part} of the shards"),
-                format!("SHA-256 {shards}"),
-                format!("the model's, {model}"),
-                "run preprocess shards with this model, or train the model that the shards were made for",
+                "the shards",
+                format!("another {part} (SHA-256 {shards})"),
+                format!("the model's ({model})"),
+                "run preprocess shards with this model, or use the model that the shards were made for",
             )),
         }
     }

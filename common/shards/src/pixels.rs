@@ -152,7 +152,7 @@ fn normalize(codes: &[u8], side: usize, table: &CodeTable, pixel_values: &mut Ve
 /// Residuals of R−G, G, B−G against left + above − above-left, all modulo 256, zero outside.
 ///
 /// The residual is linear: that of R−G is R's less G's.
-fn predict(codes: &[u8], side: usize, residuals: &mut Vec<u8>) {
+pub fn predict(codes: &[u8], side: usize, residuals: &mut Vec<u8>) {
     residuals.resize(codes.len(), 0);
     let zeros = vec![0u8; side];
     let area = side * side;

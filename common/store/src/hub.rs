@@ -165,7 +165,7 @@ fn download(id: &str, wanted: Wanted) -> Result<(), String> {
         _ => names::is_model_file(name) || (pickled && *name == names::PICKLED_WEIGHTS_FILE),
     };
     for name in listed.iter().filter(needed) {
-        base::tell!("{id}: {name}");
+        tracing::info!("{id}: {name}");
         // Both become names of files in the cache.
         let file = api.metadata(&repo.url(name)).map_err(|error| format!("{name}: {error}"))?;
         for (header, value) in [("etag", file.etag()), ("x-repo-commit", file.commit_hash())] {

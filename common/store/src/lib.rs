@@ -4,4 +4,4 @@ pub mod adapter;
 pub mod checkpoint;
 pub mod fingerprint;
 pub mod hub;
-pub mod processor_fit;
+pub mod processors;

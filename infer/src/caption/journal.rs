@@ -218,57 +218,57 @@ mod tests {
 
     #[test]
     fn a_cut_line_is_written_again() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("captions.jsonl");
         let open = || Journal::open(&path, &settings(1, "m"), false);
-        let mut journal = open().unwrap();
-        journal.append(&line(0)).unwrap();
-        journal.append(&line(1)).unwrap();
+        let mut journal = open().expect("opened");
+        journal.append(&line(0)).expect("appended");
+        journal.append(&line(1)).expect("appended");
         assert!(open().is_err(), "two runs at once");
         drop(journal);
 
-        let text = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &text[..text.len() - 3]).unwrap();
-        let mut journal = open().unwrap();
+        let text = std::fs::read(&path).expect("readable");
+        std::fs::write(&path, &text[..text.len() - 3]).expect("written");
+        let mut journal = open().expect("opened");
         assert_eq!(journal.len(), 1);
-        journal.append(&line(1)).unwrap();
-        assert_eq!(journal.lines().unwrap(), [line(0), line(1)]);
+        journal.append(&line(1)).expect("appended");
+        assert_eq!(journal.lines().expect("readable"), [line(0), line(1)]);
         drop(journal);
 
-        std::fs::write(&path, "{}\n").unwrap();
+        std::fs::write(&path, "{}\n").expect("written");
         assert!(open().is_err());
     }
 
     #[test]
     fn lines_of_another_model_or_of_other_settings_are_not_continued() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("captions.jsonl");
-        Journal::open(&path, &settings(1, "m"), false).unwrap().append(&line(0)).unwrap();
-        let text = std::fs::read(&path).unwrap();
+        Journal::open(&path, &settings(1, "m"), false).expect("opened").append(&line(0)).expect("appended");
+        let text = std::fs::read(&path).expect("readable");
 
         let mut moved = settings(1, "m");
         moved[0].place = Some(PathBuf::from("runs/b"));
-        assert_eq!(Journal::open(&path, &moved, false).unwrap().len(), 1, "the same model elsewhere");
+        assert_eq!(Journal::open(&path, &moved, false).expect("opened").len(), 1, "the same model elsewhere");
         let adapter = [&settings(1, "m")[..1], &[Compared::contents("adapter", Path::new("x"), "y".into())]].concat();
         for (other, expected) in [
             (settings(2, "m"), "was begun with seed 1, not 2"),
             (settings(1, "n"), "was begun with another model: runs/a (SHA-256 m), not runs/a (n)"),
             (adapter, "was begun with no adapter, not x"),
         ] {
-            let error = Journal::open(&path, &other, false).err().unwrap().to_string();
+            let error = Journal::open(&path, &other, false).err().expect("refused").to_string();
             assert!(error.contains(expected) && error.contains("--overwrite true"), "{error}");
-            assert_eq!(std::fs::read(&path).unwrap(), text, "as it was");
+            assert_eq!(std::fs::read(&path).expect("readable"), text, "as it was");
         }
         // As versions before this one wrote them.
         let beside = dir.path().join("captions.jsonl.settings.json");
-        std::fs::write(&beside, "{\"model\": \"runs/a\", \"adapter\": null, \"seed\": 1}").unwrap();
-        let error = Journal::open(&path, &settings(1, "m"), false).err().unwrap().to_string();
+        std::fs::write(&beside, "{\"model\": \"runs/a\", \"adapter\": null, \"seed\": 1}").expect("written");
+        let error = Journal::open(&path, &settings(1, "m"), false).err().expect("refused").to_string();
         assert!(error.contains("another model: runs/a (SHA-256 not recorded)"), "{error}");
 
-        assert_eq!(Journal::open(&path, &settings(1, "n"), true).unwrap().len(), 0, "anew");
-        assert_eq!(Journal::open(&path, &settings(1, "n"), false).unwrap().len(), 0);
-        std::fs::remove_file(&beside).unwrap();
-        std::fs::write(&path, text).unwrap();
+        assert_eq!(Journal::open(&path, &settings(1, "n"), true).expect("opened").len(), 0, "anew");
+        assert_eq!(Journal::open(&path, &settings(1, "n"), false).expect("opened").len(), 0);
+        std::fs::remove_file(&beside).expect("removed");
+        std::fs::write(&path, text).expect("written");
         assert!(Journal::open(&path, &settings(1, "n"), false).is_err(), "lines without settings");
     }
 }

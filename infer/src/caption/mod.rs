@@ -8,8 +8,8 @@ mod source;
 use crate::args::CaptionArgs;
 use crate::engine::{Engine, Request, Sequence};
 use crate::metrics::{CaptionMetrics, caption_metrics};
-use crate::progress::Progress;
 use anyhow::{Result, ensure};
+use cli::Progress;
 use journal::{Journal, Line};
 use references::References;
 use serde::Serialize;
@@ -36,12 +36,6 @@ struct Summary {
 /// error only where more than `max_failed` of them are bad.
 pub fn run(args: &CaptionArgs) -> Result<String> {
     args.sampling.sampling()?;
-    ensure!(
-        (0.0..=1.0).contains(&args.max_failed),
-        "max-failed: found {}, expected a share of the pictures from 0 to 1",
-        args.max_failed
-    );
-    ensure!(args.batch_size > 0, "batch-size: found 0, expected at least 1");
     // Another model's file is refused before this one is loaded; nothing is written before all of the input is right.
     let settings = settings::settings(args)?;
     journal::check(&args.output, &settings, args.overwrite)?;
@@ -95,7 +89,7 @@ fn caption_rest(
     total: usize,
     journal: &mut Journal,
 ) -> Result<()> {
-    let mut progress = Progress::new(total, journal.len(), "pictures");
+    let mut progress = Progress::new("pictures", journal.len() as u64, total as u64);
     let mut next = journal.len();
     let mut active: Vec<Active> = Vec::new();
     let mut finished = BTreeMap::new();
@@ -113,7 +107,7 @@ fn caption_rest(
         }
         while let Some(line) = finished.remove(&journal.len()) {
             journal.append(&line)?;
-            progress.advance();
+            progress.advance(1);
         }
     }
     progress.finish();

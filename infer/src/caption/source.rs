@@ -3,7 +3,6 @@
 use super::journal::Line;
 use crate::args::CaptionArgs;
 use crate::engine::{Processors, single_question};
-use crate::score::ensure_same_processors;
 use anyhow::{Context, Result, bail, ensure};
 use base::{Error, IGNORE_INDEX};
 use chat::dataset::{self, ReadRecord};
@@ -57,7 +56,7 @@ impl Source {
             }
             (None, None, Some(dir)) => {
                 let shards = ShardSet::open(dir, args.split.into())?;
-                ensure_same_processors(processors, &shards, dir)?;
+                shards.metadata().check(&processors.chat, &processors.images)?;
                 Ok(Self::Shards(shards))
             }
             _ => bail!("give one of --images, --data, --shards"),

@@ -21,7 +21,6 @@ use std::path::Path;
 use std::sync::Arc;
 use store::checkpoint::{LoadAs, load_model};
 use store::hub::{self, Wanted};
-use store::processor_fit;
 
 /// What turns conversations and pictures into input and ids into text; shared between threads.
 pub struct Processors {
@@ -69,10 +68,8 @@ impl Engine {
     pub fn load(model: &Path, adapter: Option<&Path>, load_as: LoadAs, device: DeviceKind) -> Result<Self> {
         let device = device.open()?;
         let model = &hub::resolve(model, Wanted::Llava)?;
-        let chat = ChatProcessor::from_dir(model).context("reading the tokenizer")?;
+        let store::processors::Processors { chat, images, .. } = store::processors::Processors::read(model)?;
         let unused_settings = chat::eos::unused_settings(model)?;
-        let images = ImageProcessor::from_dir(model).context("reading the image processor")?;
-        processor_fit::check(model, &LlavaConfig::read(model)?, &chat, &images)?;
         let (config, mut llava) = load_model(model, load_as, &device).context("loading the model")?;
         if let Some(adapter) = adapter {
             store::adapter::load_adapter(&mut llava, adapter, &device).context("loading the adapter")?;
@@ -84,7 +81,7 @@ impl Engine {
     pub fn tell_unused_settings(&self) {
         if !self.unused_settings.is_empty() {
             let settings = self.unused_settings.join(", ");
-            base::tell!(
+            tracing::info!(
                 "settings of generation_config.json without effect: {settings}; the options decide, greedy by default"
             );
         }

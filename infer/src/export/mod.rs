@@ -9,17 +9,16 @@ mod vocabulary;
 use crate::args::ExportArgs;
 use anyhow::{Context, Result};
 use base::Error;
-use chat::ChatProcessor;
 use gguf::{GgufTensor, TensorType, Value};
 use half::f16;
-use images::image_processor::ImageProcessor;
 use kernels::device;
-use model::config::{LlavaConfig, WeightDtype};
+use model::config::WeightDtype;
 use model::lora;
 use std::collections::BTreeMap;
+use store::adapter;
 use store::checkpoint::{LoadAs, TensorSource, load_model, model_tensors};
 use store::hub::{self, Wanted};
-use store::{adapter, processor_fit};
+use store::processors::Processors;
 
 /// File of the language model.
 pub const LANGUAGE_MODEL_FILE: &str = "model-f16.gguf";
@@ -36,8 +35,7 @@ const MOSTLY_F16: u32 = 1;
 /// hold; unreadable files, a full disk.
 pub fn run(args: &ExportArgs) -> Result<String> {
     let dir = hub::resolve(&args.model, Wanted::Llava)?;
-    let (chat, images) = (ChatProcessor::from_dir(&dir)?, ImageProcessor::from_dir(&dir)?);
-    processor_fit::check(&dir, &LlavaConfig::read(&dir)?, &chat, &images)?;
+    Processors::read(&dir)?;
     let (config, mut model) = load_model(&dir, LoadAs::Stored, &device::cpu())?;
     mmproj::require_supported(&config)?;
     if let Some(dir) = &args.adapter {

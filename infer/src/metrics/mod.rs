@@ -40,11 +40,21 @@ pub fn caption_metrics(captions: &[(String, Vec<String>)]) -> CaptionMetrics {
             references: references.iter().map(|reference| ptb::tokenize(reference)).collect(),
         })
         .collect();
+    let words: Vec<Tokenized> = tokenized.iter().map(Tokenized::split_at_no_break_spaces).collect();
     CaptionMetrics {
         images: tokenized.len(),
-        bleu_4: bleu::bleu_4(&tokenized),
         rouge_l: rouge::rouge_l(&tokenized),
-        cider_d: cider::cider_d(&tokenized),
+        bleu_4: bleu::bleu_4(&words),
+        cider_d: cider::cider_d(&words),
+    }
+}
+
+impl Tokenized {
+    /// BLEU and CIDEr split at any white space, no-break spaces within a token ("1 1/2") among it; ROUGE at spaces alone.
+    fn split_at_no_break_spaces(&self) -> Self {
+        let split =
+            |tokens: &[String]| tokens.iter().flat_map(|token| token.split('\u{a0}').map(String::from)).collect();
+        Self { caption: split(&self.caption), references: self.references.iter().map(|tokens| split(tokens)).collect() }
     }
 }
 

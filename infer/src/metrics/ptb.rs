@@ -33,7 +33,7 @@ const RULES: &[(&str, Become)] = &[
     (r"[\s\u{00A0}]+", Nothing),
     // Mark-up, addresses, names of users and topics.
     (r"</?[A-Za-z][A-Za-z0-9_ -]*/?>", Same),
-    (r#"(?:ftp|svn|https?|mailto)://[^\s"<>|()]+[^\s"<>|.!?(){},-]"#, Same),
+    (r#"(?i:ftp|svn|https?|mailto)://[^\s"<>|()]+[^\s"<>|.!?(){},-]"#, Same),
     (
         r#"(?:www\.(?:[^\s"<>|.!?(){},]+\.)+[A-Za-z]{2,4}|(?:[^\s"`'<>|.!?(){},\-_$]+\.)+(?:com|net|org|edu))(?:/[^\s"<>|()]+[^\s"<>|.!?(){},-])?"#,
         Same,
@@ -54,7 +54,10 @@ const RULES: &[(&str, Become)] = &[
     (r"(?<t>['’](?i:t))(?i:is|was)(?:[^\p{L}]|$)", PlainApostrophe),
     (r"(?<t>(?i:more))['’](?i:n)", Same),
     // Words with an apostrophe of their own.
-    (r"(?:['’](?:n['’]?|(?i:em|till?|cause)|[2-9]0s)|(?i:c['’]mon|somethin['’]|ol['’]|cont['’]d|nor['’]easter))", Same),
+    (
+        r"(?:['’](?:[nN]['’]?|(?i:em|till?|cause)|[2-9]0[sS])|(?i:c['’]mon|somethin['’]|ol['’]|cont['’]d|nor['’]easter))",
+        Same,
+    ),
     (r"(?<t>['’][0-9]{2})(?:[\s.,]|$)", Same),
     (r"[dDoOlL]['’][\p{L}\p{N}]+(?:-(?:[dDoOlL]['’])?[\p{L}\p{N}]+)*", Same),
     (r"\p{L}+[aeiouyAEIOUY]['’][aeiouA-Z]\p{L}*", Same),
@@ -123,7 +126,7 @@ const RULES: &[(&str, Become)] = &[
     (r"\]", Text("-rsb-")),
     (r"\{", Text("-lcb-")),
     (r"\}", Text("-rcb-")),
-    (r"[?!]+|\*+|__+|[-.,;:/\\&@#%<>=+~^|_°²³©®™•·×÷„§¶±¡¿]", Same),
+    (r"[?!]+|\*+|__+|[-.,;:/\\&@#%<>=+~^|_°²³©®™•·×÷„§¶±¡¿№]", Same),
     (r"(?s:.)", Nothing),
 ];
 
@@ -172,8 +175,10 @@ fn push(words: &mut Vec<String>, token: &str, becomes: Become) {
         Text(text) => text.to_string(),
         Brackets => token.to_lowercase().replace('(', "-lrb-").replace(')', "-rrb-"),
     };
-    // A token with a space in it ("1 1/2") is two words to the metrics.
-    words.extend(text.split(' ').filter(|word| !PUNCTUATION.contains(word)).map(String::from));
+    if !PUNCTUATION.contains(&text.as_str()) {
+        // Spaces in a token ("1 1/2") are no-break spaces in Stanford's.
+        words.push(text.replace(' ', "\u{a0}"));
+    }
 }
 
 #[cfg(test)]

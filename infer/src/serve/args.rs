@@ -1,7 +1,8 @@
 //! Options of `infer serve`.
 
 use crate::args::ModelArgs;
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, value_parser};
+use cli::values::at_least_1;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -64,16 +65,16 @@ pub struct ConnectionArgs {
     ///
     /// When all are taken, the one that has been without a request for longest is closed for a new one; where each has a
     /// request in progress, new ones get 503 (except for /health).
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_1)]
     pub max_connections: Option<usize>,
     /// Longest time from the first byte of a request to the end of its headers, seconds.
-    #[arg(long, default_value_t = 10, value_name = "S")]
+    #[arg(long, default_value_t = 10, value_name = "S", value_parser = value_parser!(u64).range(1..))]
     pub header_timeout_seconds: u64,
     /// Longest time that a connection stays open without a request, seconds.
     ///
     /// Give more than a proxy before the server does (often 60), so that the proxy never asks on a connection that is being
     /// closed.
-    #[arg(long, default_value_t = 75, value_name = "S")]
+    #[arg(long, default_value_t = 75, value_name = "S", value_parser = value_parser!(u64).range(1..))]
     pub idle_timeout_seconds: u64,
     /// Longest time that requests in progress may take to finish after SIGTERM or SIGINT, seconds.
     ///
@@ -87,7 +88,7 @@ pub struct ConnectionArgs {
 #[derive(Args, Clone, Debug)]
 pub struct Limits {
     /// Requests decoded together.
-    #[arg(long, default_value_t = 8, value_name = "N")]
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = at_least_1)]
     pub max_batch: usize,
     /// Requests that wait when all places are taken; further ones get 429.
     #[arg(long, default_value_t = 64, value_name = "N")]
@@ -108,7 +109,7 @@ pub struct Limits {
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub max_images: usize,
     /// Largest `max_tokens` that a request may ask for, tokens.
-    #[arg(long, default_value_t = 2048, value_name = "N")]
+    #[arg(long, default_value_t = 2048, value_name = "N", value_parser = at_least_1)]
     pub max_tokens: usize,
     /// `max_tokens` of requests that give none, tokens.
     #[arg(long, default_value_t = 512, value_name = "N")]

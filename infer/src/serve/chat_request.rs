@@ -144,11 +144,7 @@ fn sampling(fields: &mut Fields, fallback_seed: u64) -> Result<SamplingConfig, A
             .map_or(default.repetition_penalty, |value| value as f32),
         seed: fields.integer("seed")?.map_or(fallback_seed, |seed| seed as u64),
     };
-    config.validate().map_err(|error| {
-        let message = error.to_string();
-        let param = message.split(':').next().unwrap_or_default().to_string();
-        ApiError::invalid(&param, message)
-    })?;
+    config.validate().map_err(|error| ApiError::invalid(error.setting, error))?;
     if config.temperature > MAX_TEMPERATURE {
         let message = format!("temperature: found {}, expected 0 to {MAX_TEMPERATURE}", config.temperature);
         return Err(ApiError::invalid("temperature", message));

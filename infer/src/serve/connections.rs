@@ -288,29 +288,29 @@ mod tests {
     #[test]
     fn a_full_server_closes_the_one_that_has_waited_longest() {
         let all = connections(3, Duration::from_secs(60));
-        let places: Vec<Place> = (0..3).map(|_| all.admit().unwrap()).collect();
+        let places: Vec<Place> = (0..3).map(|_| all.admit().expect("a place")).collect();
         // The first one has a request, so that the second has waited longest.
         let busy = Busy::new(&places[0].connection);
-        let fourth = all.admit().unwrap();
+        let fourth = all.admit().expect("a place");
         assert!(!fourth.beyond_limit);
         assert!(all.lock().by_number.keys().eq([0, 2, 3].iter()));
         // After its answer the first one has waited for the shortest time.
         drop(busy);
-        let _fifth = all.admit().unwrap();
+        let _fifth = all.admit().expect("a place");
         assert!(all.lock().by_number.keys().eq([0, 3, 4].iter()));
     }
 
     #[test]
     fn requests_in_progress_are_never_closed_for_others() {
         let all = connections(2, Duration::from_secs(60));
-        let places: Vec<Place> = (0..2 + SPARE).map(|_| all.admit().unwrap()).collect();
+        let places: Vec<Place> = (0..2 + SPARE).map(|_| all.admit().expect("a place")).collect();
         assert_eq!(all.count(), 2, "idle ones make place");
         assert!(!all.crowded(), "{SPARE} more sockets are to be closed");
         drop(places);
         let mut places = Vec::new();
         let mut busy = Vec::new();
         for number in 0..2 + SPARE {
-            let place = all.admit().unwrap();
+            let place = all.admit().expect("a place");
             assert_eq!(place.beyond_limit, number >= 2);
             busy.push(Busy::new(&place.connection));
             places.push(place);
@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn each_phase_has_its_own_time() {
         let all = connections(9, Duration::from_secs(60));
-        let [idle, headers, busy] = std::array::from_fn(|_| all.admit().unwrap());
+        let [idle, headers, busy] = std::array::from_fn(|_| all.admit().expect("a place"));
         headers.connection.received();
         let _busy = Busy::new(&busy.connection);
         std::thread::sleep(Duration::from_millis(10));

@@ -1,11 +1,11 @@
 //! Pages of other origins, where `--allow-origin` says so (cross-origin resource sharing).
 
 use super::App;
-use anyhow::{Result, ensure};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use base::{Error, Result};
 use std::sync::Arc;
 
 const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
@@ -25,11 +25,11 @@ impl AllowedOrigins {
             let is_origin = origin.split_once("://").is_some_and(|(scheme, rest)| {
                 !scheme.is_empty() && !rest.is_empty() && !rest.contains(['/', '*', ' ', '@'])
             });
-            ensure!(
-                is_origin || origin == "*" || origin == "null",
-                "allow-origin: found {origin:?}, expected scheme, host and, unless it is the default one, port, as \
-                 https://app.example.org or http://localhost:3000, without a path or a final slash; * for every page"
-            );
+            if !is_origin && origin != "*" && origin != "null" {
+                let expected = "scheme, host and, unless it is the default one, port, as https://app.example.org or \
+                                http://localhost:3000, without a path or a final slash; * for every page";
+                return Err(Error::usage("--allow-origin", format!("{origin:?}"), expected, "correct it"));
+            }
         }
         Ok(Self(origins.iter().map(|origin| origin.to_ascii_lowercase()).collect()))
     }
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn origins_are_compared_whole() {
         let given = ["https://App.example.org".to_string(), "http://localhost:3000".to_string(), "null".to_string()];
-        let origins = AllowedOrigins::new(&given).unwrap();
+        let origins = AllowedOrigins::new(&given).expect("accepted");
         for (origin, allowed) in [
             ("https://app.example.org", true),
             ("http://localhost:3000", true),
@@ -101,7 +101,7 @@ mod tests {
             assert_eq!(origins.allow(&HeaderValue::from_static(origin)), allowed, "{origin}");
         }
         assert!(!origins.is_everyone());
-        let everyone = AllowedOrigins::new(&["*".to_string()]).unwrap();
+        let everyone = AllowedOrigins::new(&["*".to_string()]).expect("accepted");
         assert!(everyone.allow(&HeaderValue::from_static("https://any.example")));
         for bad in ["app.example.org", "https://app.example.org/", "https://*.example.org", "", "https://"] {
             assert!(AllowedOrigins::new(&[bad.to_string()]).is_err(), "{bad}");

@@ -2,11 +2,11 @@
 
 use super::App;
 use super::error::ApiError;
-use anyhow::{Result, ensure};
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use base::{Error, Result};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -80,11 +80,11 @@ impl AllowedHosts {
     pub fn new(address: IpAddr, has_key: bool, names: &[String]) -> Result<Self> {
         for name in names {
             let is_name = |name: &str| !name.is_empty() && !name.contains(['/', ':', ' ', '*', '@']);
-            ensure!(
-                name == "*" || is_name(name.strip_prefix('.').unwrap_or(name)),
-                "allowed-host: found {name:?}, expected a name without scheme and port, as llava.example.org; \
-                 .example.org for a domain with all names in it; * for every name"
-            );
+            if name != "*" && !is_name(name.strip_prefix('.').unwrap_or(name)) {
+                let expected = "a name without scheme and port, as llava.example.org; .example.org for a domain with all \
+                                names in it; * for every name";
+                return Err(Error::usage("--allowed-host", format!("{name:?}"), expected, "correct it"));
+            }
         }
         let checked = !has_key && (address.is_loopback() || !names.is_empty());
         Ok(Self { checked, names: names.iter().map(|name| name.to_ascii_lowercase()).collect() })
@@ -140,12 +140,12 @@ mod tests {
 
     fn hosts(address: &str, has_key: bool, names: &[&str]) -> Result<AllowedHosts> {
         let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
-        AllowedHosts::new(address.parse().unwrap(), has_key, &names)
+        AllowedHosts::new(address.parse().expect("an address"), has_key, &names)
     }
 
     #[test]
     fn names_that_nobody_can_register_are_answered_to() {
-        let local = hosts("127.0.0.1", false, &[]).unwrap();
+        let local = hosts("127.0.0.1", false, &[]).expect("accepted");
         for good in [
             "localhost",
             "LOCALHOST:80",
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn further_names_are_given() {
-        let given = hosts("127.0.0.1", false, &["llava.example.org", ".Example.com"]).unwrap();
+        let given = hosts("127.0.0.1", false, &["llava.example.org", ".Example.com"]).expect("accepted");
         for (host, allowed) in [
             ("llava.example.org", true),
             ("LLaVA.example.org:443", true),
@@ -190,7 +190,7 @@ mod tests {
         ] {
             assert_eq!(given.allow(host), allowed, "{host}");
         }
-        assert!(hosts("::1", false, &["*"]).unwrap().allow("any.example"));
+        assert!(hosts("::1", false, &["*"]).expect("accepted").allow("any.example"));
         for bad in ["http://a.example", "a.example:80", "", ".", "*.example.org", "a b"] {
             assert!(hosts("127.0.0.1", false, &[bad]).is_err(), "{bad}");
         }
@@ -198,9 +198,9 @@ mod tests {
 
     #[test]
     fn a_key_or_a_public_address_ends_the_check() {
-        assert!(hosts("127.0.0.1", true, &[]).unwrap().allow("any.example"));
-        assert!(hosts("0.0.0.0", false, &[]).unwrap().allow("any.example"));
-        let restricted = hosts("0.0.0.0", false, &["llava.example.org"]).unwrap();
+        assert!(hosts("127.0.0.1", true, &[]).expect("accepted").allow("any.example"));
+        assert!(hosts("0.0.0.0", false, &[]).expect("accepted").allow("any.example"));
+        let restricted = hosts("0.0.0.0", false, &["llava.example.org"]).expect("accepted");
         assert!(restricted.allow("llava.example.org") && !restricted.allow("any.example"));
     }
 

@@ -81,11 +81,11 @@ mod tests {
         assert!(timeout(soon, memory.for_request(400 << 10)).await.is_err(), "1.1 of 1 MiB");
         assert_eq!(memory.used(), 700 << 10);
         first.shrink_to(600 << 10);
-        let second = timeout(soon, memory.for_request(400 << 10)).await.unwrap();
+        let second = timeout(soon, memory.for_request(400 << 10)).await.expect("in time");
         first.shrink_to(900 << 10);
         assert_eq!(memory.used(), 1000 << 10, "a reservation never grows");
         // Scratch memory is another half; what is too large gets all of it.
-        let scratch = timeout(soon, memory.for_scratch(1 << 40)).await.unwrap();
+        let scratch = timeout(soon, memory.for_scratch(1 << 40)).await.expect("in time");
         assert!(timeout(soon, memory.for_scratch(1)).await.is_err());
         drop((first, second, scratch));
         assert_eq!(memory.used(), 0);

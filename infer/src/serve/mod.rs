@@ -34,6 +34,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use base::Error;
 use connections::{Connections, Timeouts};
 use cors::AllowedOrigins;
 use error::ApiError;
@@ -119,24 +120,19 @@ struct Settings {
 impl Settings {
     fn from_args(args: &ServeArgs) -> Result<Self> {
         let (limits, connections) = (&args.limits, &args.connections);
-        ensure!(limits.max_batch > 0 && limits.max_tokens > 0, "max-batch and max-tokens: expected at least 1");
         let timeouts = Timeouts {
             header: Duration::from_secs(connections.header_timeout_seconds),
             idle: Duration::from_secs(connections.idle_timeout_seconds),
         };
-        ensure!(
-            timeouts.header > Duration::ZERO && timeouts.idle > Duration::ZERO,
-            "header-timeout-seconds and idle-timeout-seconds: expected at least 1"
-        );
         let fetches = if limits.allow_remote_images { limits.max_batch + limits.max_queue } else { 0 };
         let api_key = api_key(args)?;
         let allowed_origins = AllowedOrigins::new(&args.browsers.allow_origin)?;
         if !args.host.is_loopback() && api_key.is_none() {
-            base::tell!("warning: {} can be reached from the network and no --api-key is set", args.host);
+            tracing::warn!("{} can be reached from the network and no --api-key is set", args.host);
         }
         if allowed_origins.is_everyone() && api_key.is_none() {
-            base::tell!(
-                "warning: every web page in a browser that reaches {} can use the model: no --api-key is set",
+            tracing::warn!(
+                "every web page in a browser that reaches {} can use the model: no --api-key is set",
                 args.host
             );
         }
@@ -169,15 +165,13 @@ impl Settings {
             processors,
         };
         let largest = app.request_bytes(3 * limits.max_body_bytes, limits.max_images);
-        ensure!(
-            limits.max_request_memory / 2 >= largest,
-            "max-request-memory: found {}, expected at least {} for a request of max-body-bytes {} and max-images {}; give \
-             more, or lower those",
-            limits.max_request_memory,
-            2 * largest,
-            limits.max_body_bytes,
-            limits.max_images
-        );
+        if limits.max_request_memory / 2 < largest {
+            let (bytes, images) = (limits.max_body_bytes, limits.max_images);
+            let expected =
+                format!("at least {} for a request of max-body-bytes {bytes} and max-images {images}", 2 * largest);
+            let found = limits.max_request_memory;
+            return Err(Error::usage("--max-request-memory", found, expected, "give more, or lower those").into());
+        }
         Ok(app)
     }
 }
@@ -195,11 +189,13 @@ impl App {
 
 fn api_key(args: &ServeArgs) -> Result<Option<String>> {
     let from_file = args.api_key_file.as_ref().map(|path| {
-        let text = std::fs::read_to_string(path).map_err(base::Error::io(path))?;
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         text.lines().next().map(|line| line.trim().to_string()).with_context(|| format!("{}: empty", path.display()))
     });
     let key = from_file.transpose()?.or_else(|| args.api_key.clone());
-    ensure!(key.as_deref() != Some(""), "api-key: found an empty key, expected a secret");
+    if key.as_deref() == Some("") {
+        return Err(Error::usage("--api-key", "an empty key", "a secret", "give one").into());
+    }
     Ok(key)
 }
 

@@ -155,6 +155,6 @@ mod tests {
         let (late, _client) = job().await;
         assert_eq!(queue.push(late), Err(Refused::Closed));
         let model = std::thread::spawn(move || matches!(queue.next(0), Next::End));
-        assert!(model.join().unwrap());
+        assert!(model.join().expect("no panic"));
     }
 }

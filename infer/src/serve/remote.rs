@@ -114,19 +114,19 @@ mod tests {
             "2001::1",
             "2001:db8::1",
         ] {
-            assert!(!is_public(private.parse().unwrap()), "{private}");
+            assert!(!is_public(private.parse().expect("an address")), "{private}");
         }
         for public in ["8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
         {
-            assert!(is_public(public.parse().unwrap()), "{public}");
+            assert!(is_public(public.parse().expect("an address")), "{public}");
         }
     }
 
     #[test]
     fn a_private_address_is_not_fetched() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let url = format!("http://{}/x.png", listener.local_addr().unwrap());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("set");
+        let url = format!("http://{}/x.png", listener.local_addr().expect("an address"));
         assert_eq!(fetch(&url, 1000).unwrap_err().status.as_u16(), 400);
         assert_eq!(fetch(&url.replace("127.0.0.1", "localhost"), 1000).unwrap_err().status.as_u16(), 400);
         assert!(listener.accept().is_err(), "something connected");

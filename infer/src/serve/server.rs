@@ -44,7 +44,6 @@ pub fn connection_limit(wanted: Option<usize>, fetches: usize) -> Result<usize> 
     let descriptors = descriptors(wanted.unwrap_or(DEFAULT_CONNECTIONS).saturating_add(others));
     let most = descriptors.saturating_sub(others);
     let least = wanted.unwrap_or(LEAST_CONNECTIONS);
-    ensure!(least > 0, "max-connections: found 0, expected at least 1");
     ensure!(
         most >= least,
         "max-connections: {least} connections need {} descriptors, this process may open {descriptors}; raise the limit \
@@ -96,16 +95,16 @@ async fn finish(app: &App, signals: &mut StopSignals) {
     app.stopping.store(true, Ordering::SeqCst);
     let (requests, seconds) = (app.connections.busy(), app.shutdown_timeout.as_secs());
     if requests > 0 {
-        base::tell!(
+        tracing::info!(
             "stopping: {requests} in progress, {seconds} s to finish; new requests get 503; a second signal ends them now"
         );
     }
     let cause = tokio::select! {
-        () = until(|| app.connections.busy() == 0) => return base::tell!("stopped: no request in progress"),
+        () = until(|| app.connections.busy() == 0) => return tracing::info!("stopped: no request in progress"),
         () = sleep(app.shutdown_timeout) => format!("after {seconds} s (--shutdown-timeout)"),
         () = signals.next() => "by a second signal".to_string(),
     };
-    base::tell!("stopped: {} in progress, broken off {cause}", app.connections.busy());
+    tracing::info!("stopped: {} in progress, broken off {cause}", app.connections.busy());
     app.broken_off.send_replace(true);
     let _ = timeout(FLUSH_TIMEOUT, until(|| app.connections.busy() == 0)).await;
 }
@@ -129,7 +128,7 @@ async fn accept(app: Arc<App>, listener: TcpListener, router: Router, draining: 
             }
             Err(error) if is_of_the_client(&error) => (),
             Err(error) => {
-                base::tell!("warning: accepting a connection: {error}");
+                tracing::warn!("accepting a connection: {error}");
                 app.connections.close_oldest();
                 sleep(Duration::from_millis(100)).await;
             }

@@ -7,12 +7,9 @@ use super::metrics::Counted;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_core::Stream;
+use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
-use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Instant;
 use tokio::sync::watch;
 use tokio::time::sleep_until;
@@ -71,47 +68,17 @@ pub struct EventState {
 
 /// The response; dropping it (the client is gone) ends the answer.
 pub fn respond(state: EventState) -> Response {
-    let events = Events { state: Some(state), ..Events::default() };
-    let mut response = Sse::new(events).keep_alive(KeepAlive::default()).into_response();
+    let deliveries = stream::unfold((Some(state), true), |(state, is_first)| async move {
+        let mut state = state?;
+        let delivery = state.answer.next().await;
+        let is_last = delivery.outcome.is_some();
+        let events = events_of(&state, delivery, is_first);
+        Some((stream::iter(events.into_iter().map(Ok::<_, Infallible>)), ((!is_last).then_some(state), false)))
+    });
+    let mut response = Sse::new(deliveries.flatten()).keep_alive(KeepAlive::default()).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response.headers_mut().insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
     response
-}
-
-#[derive(Default)]
-struct Events {
-    /// `None` when the last event is in `ready`, or while `pending` has it.
-    state: Option<EventState>,
-    #[allow(clippy::type_complexity)]
-    pending: Option<Pin<Box<dyn Future<Output = (EventState, Delivery)> + Send>>>,
-    ready: VecDeque<Event>,
-    begun: bool,
-}
-
-impl Stream for Events {
-    type Item = Result<Event, Infallible>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Poll::Ready(Some(Ok(event)));
-            }
-            if let Some(mut state) = self.state.take() {
-                self.pending = Some(Box::pin(async move {
-                    let delivery = state.answer.next().await;
-                    (state, delivery)
-                }));
-            }
-            let Some(pending) = &mut self.pending else { return Poll::Ready(None) };
-            let Poll::Ready((state, delivery)) = pending.as_mut().poll(context) else { return Poll::Pending };
-            self.pending = None;
-            let ended = delivery.outcome.is_some();
-            let events = events_of(&state, delivery, !self.begun);
-            self.ready.extend(events);
-            self.begun = true;
-            self.state = (!ended).then_some(state);
-        }
-    }
 }
 
 fn events_of(state: &EventState, delivery: Delivery, first: bool) -> Vec<Event> {

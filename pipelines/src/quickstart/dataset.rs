@@ -1,7 +1,7 @@
 //! The dataset of shapes, in the layout of LLaVA-CC3M-Pretrain-595K: `chat.json` beside `images/`.
 
 use super::shapes::Scene;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use base::{Error, json};
 use chat::IMAGE_TOKEN;
 use chat::dataset::chat_file;
@@ -52,12 +52,10 @@ struct Turn {
 /// More held-out pictures than half of the scenes; files that cannot be written.
 pub fn write(settings: &DatasetSettings, training: &Path, held_out: &Path) -> Result<()> {
     let most = 500;
-    ensure!(
-        (1..=most).contains(&settings.held_out_pictures) && settings.training_pictures > 0,
-        "{} held-out and {} training pictures: expected 1 to {most}, and at least 1",
-        settings.held_out_pictures,
-        settings.training_pictures
-    );
+    if !(1..=most).contains(&settings.held_out_pictures) {
+        let expected = format!("1 to {most} pictures");
+        return Err(Error::usage("--held-out", settings.held_out_pictures, expected, "correct it").into());
+    }
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut seen = HashSet::new();
     let new_scenes = std::iter::repeat_with(|| Scene::random(&mut rng)).filter(|&scene| seen.insert(scene));

@@ -14,8 +14,9 @@ use crate::programs::Programs;
 use crate::recipe::Recipe;
 use crate::run::run_stages;
 use crate::signals::Signals;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use base::{Error, files, json};
+use cli::values::{at_least_1, share};
 use dataset::DatasetSettings;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -33,19 +34,19 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "quickstart")]
     pub output: PathBuf,
     /// Pictures to train on
-    #[arg(long, value_name = "N", default_value_t = 5000)]
+    #[arg(long, value_name = "N", default_value_t = 5000, value_parser = at_least_1)]
     pub pictures: usize,
     /// Pictures held out, at most 500; none of their captions occurs among the ones to train on
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub held_out: usize,
     /// Passes over the pictures
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_1)]
     pub epochs: usize,
     /// Seed of pictures and random weights
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// Fail when a smaller share of the held-out captions is exactly right
-    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = share)]
     pub require: f64,
     /// Do everything again, also where nothing has changed
     #[arg(long)]
@@ -68,8 +69,6 @@ const MADE: [&str; 4] = ["training", "held_out", "clip", "qwen2"];
 /// # Errors
 /// The first stage that fails, or fewer captions right than required.
 pub fn run(args: &Args, programs: &Programs, signals: &Signals) -> Result<String> {
-    ensure!((0.0..=1.0).contains(&args.require), "--require {}: expected a share between 0 and 1", args.require);
-    ensure!(args.epochs > 0, "--epochs 0: expected at least 1");
     let started = Instant::now();
     std::fs::create_dir_all(&args.output).map_err(Error::io(&args.output))?;
     make(args, programs)?;
@@ -102,16 +101,21 @@ fn make(args: &Args, programs: &Programs) -> Result<()> {
     let current = made(&args.output, &settings, &program)?;
     let last: Option<Made> = json::read_if_there(&record).unwrap_or_default();
     if !args.force && last.is_some_and(|last| last == current) {
-        base::tell!("[data] nothing has changed, skipped: {}", args.output.display());
+        tracing::info!("[data] nothing has changed, skipped: {}", args.output.display());
         return Ok(());
     }
     let [training, held_out, clip, qwen2] = MADE.map(|name| args.output.join(name));
     for folder in [&training, &held_out, &clip, &qwen2].into_iter().filter(|folder| folder.exists()) {
         std::fs::remove_dir_all(folder).map_err(Error::io(folder))?;
     }
-    base::tell!("[data] {} pictures to train on and {} held out: {}", args.pictures, args.held_out, training.display());
+    tracing::info!(
+        "[data] {} pictures to train on and {} held out: {}",
+        args.pictures,
+        args.held_out,
+        training.display()
+    );
     dataset::write(&settings, &training, &held_out)?;
-    base::tell!(
+    tracing::info!(
         "[data] a tokenizer, a tiny CLIP and a tiny Qwen2 with random weights: {}, {}",
         clip.display(),
         qwen2.display()
@@ -129,7 +133,8 @@ fn made(output: &Path, settings: &DatasetSettings, program: &str) -> Result<Made
 }
 
 fn recipe(args: &Args) -> Result<String> {
-    let output = args.output.to_str().with_context(|| format!("--output {}: not UTF-8", args.output.display()))?;
+    let not_text = || Error::usage("--output", args.output.display(), "a path in UTF-8", "give another folder");
+    let output = args.output.to_str().ok_or_else(not_text)?;
     let output = output.replace('\\', r"\\").replace('"', "\\\"");
     Ok(RECIPE.replace("{output}", &output).replace("{epochs}", &args.epochs.to_string()))
 }

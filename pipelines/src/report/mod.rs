@@ -1,6 +1,5 @@
 //! `pipelines report`: compares runs on one self-contained HTML page.
 
-mod chart;
 mod page;
 mod runs;
 
@@ -37,7 +36,7 @@ pub fn run(args: &Args) -> Result<String> {
         // Folders of the same name in different places: only whole paths tell them apart.
         runs.iter_mut().zip(&args.runs).for_each(|(run, path)| run.name = path.display().to_string());
     }
-    files::write_atomically(&args.html, page::html(&runs, args.captions).as_bytes())?;
+    files::write_atomically(&args.html, page::page(&runs, args.captions).as_bytes())?;
     Ok(format!(
         "{}: {} runs, {} logged steps",
         args.html.display(),

@@ -1,7 +1,8 @@
 //! The page: a table of the runs, a chart for each number, captions over time.
 
-use super::chart::{Line, escaped, number, svg};
 use super::runs::Run;
+use html::chart::{self, Line};
+use html::{escaped, number};
 use std::fmt::Write;
 
 /// Colours in page.css.
@@ -34,7 +35,7 @@ const COLUMNS: [Column; 8] = [
 ];
 
 /// The whole page: no other file is needed, and nothing is loaded.
-pub fn html(runs: &[Run], max_captions: usize) -> String {
+pub fn page(runs: &[Run], max_captions: usize) -> String {
     let mut out = String::from("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
     out.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
     let names = runs.iter().map(|run| escaped(&run.name)).collect::<Vec<_>>().join(", ");
@@ -85,7 +86,7 @@ fn figure(out: &mut String, &(title, unit, key, second): &(&str, &str, &str, Opt
         lines.extend(runs.iter().enumerate().map(|(index, run)| line(index, run, second, true)));
     }
     lines.retain(|line| !line.points.is_empty());
-    if let Some(svg) = svg(title, &lines) {
+    if let Some(svg) = chart::lines(title, &lines) {
         let _ = writeln!(out, "<figure><figcaption>{title}<span>{unit}</span></figcaption>\n{svg}\n</figure>");
     }
 }
@@ -126,7 +127,7 @@ mod tests {
         let caption = "{\"id\":\"1\",\"caption\":\"<b>\",\"references\":[\"a cat\"]}\n";
         std::fs::write(folder.path().join("captions.jsonl"), caption).expect("written");
         let runs = [Run::read(folder.path()).expect("read"), Run::read(folder.path()).expect("read")];
-        let page = html(&runs, 4);
+        let page = page(&runs, 4);
         // A chart for each number that the runs have, a line for each run.
         assert_eq!((page.matches("<svg").count(), page.matches("<polyline").count()), (4, 8));
         assert!(["http", "src=", "href=", "<b>", "NaN"].iter().all(|word| !page.contains(word)), "{page}");

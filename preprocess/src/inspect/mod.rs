@@ -56,7 +56,7 @@ pub fn run(args: &Args, colors: bool) -> Result<String> {
     let samples: Vec<Sample> = (0..count)
         .map(|sample| Sample::read(&set, sample * set.len() / count, chat.as_ref()))
         .collect::<Result<_>>()?;
-    let page = page::html(&args.dir, &dataset, &samples)?;
+    let page = page::page(&args.dir, &dataset, &samples)?;
     files::write_atomically(path, page.as_bytes()).with_context(|| "the page was not written")?;
     Ok(format!("{text}\n\npage      {}", path.display()))
 }

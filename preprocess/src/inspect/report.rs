@@ -1,8 +1,8 @@
 //! The dataset in words and bars.
 
 use super::table::{Dataset, Distribution, Duplicates, Repeated};
-use crate::progress::bytes;
 use anyhow::Result;
+use cli::units::bytes;
 use std::fmt::Write;
 use std::path::Path;
 

@@ -4,9 +4,11 @@ mod output;
 mod processors;
 mod weights;
 
-use crate::progress::bytes;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use base::Error;
 use clap::ValueEnum;
+use cli::options::Kind;
+use cli::units::bytes;
 use model::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
 use output::Output;
 use processors::Processors;
@@ -42,6 +44,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
 }
+
+/// What options name.
+pub const KINDS: [(&str, Kind); 3] =
+    [("vision_tower", Kind::ModelOrRepository), ("language_model", Kind::ModelOrRepository), ("output", Kind::Output)];
 
 /// `--vision-feature-select-strategy`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -95,13 +101,10 @@ fn llava_config(
 ) -> Result<LlavaConfig> {
     let states = vision.num_hidden_layers as i64 + 1;
     for &layer in &args.vision_feature_layer {
-        let fits = (-states..states).contains(&layer);
-        ensure!(
-            fits,
-            "--vision-feature-layer {layer}: the vision tower has hidden states {} to {}",
-            -states,
-            states - 1
-        );
+        if !(-states..states).contains(&layer) {
+            let expected = format!("a hidden state of the vision tower, {} to {}", -states, states - 1);
+            return Err(Error::usage("--vision-feature-layer", layer, expected, "correct it").into());
+        }
     }
     // Only if the id does not fit: a vocabulary that is padded, as Qwen's is, keeps its size.
     text.vocab_size = text.vocab_size.max(processors.image_token_id() as usize + 1);

@@ -1,8 +1,8 @@
 //! The weights of the assembled model: streamed from the two sources into one directory, never held whole.
 
-use crate::progress::bytes;
 use anyhow::{Context, Result};
 use base::{Error, names};
+use cli::units::bytes;
 use kernels::device;
 use model::config::{LlavaConfig, TextConfig, WeightDtype};
 use model::multi_modal_projector::MultiModalProjector;
@@ -120,7 +120,7 @@ impl Meter {
             done.set(done.get() + made.len());
             if last_line.get().elapsed() >= Duration::from_secs(5) {
                 last_line.set(Instant::now());
-                base::tell!("model: {} of {} written", bytes(done.get() as u64), bytes(total as u64));
+                tracing::info!("model: {} of {} written", bytes(done.get() as u64), bytes(total as u64));
             }
             Ok(made)
         };

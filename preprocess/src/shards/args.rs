@@ -1,7 +1,8 @@
-//! Command line of `preprocess shards` and the options it is validated into.
+//! Command line of `preprocess shards`.
 
-use anyhow::{Result, ensure};
 use chat::SYSTEM_PROMPT;
+use cli::options::Kind;
+use cli::values::{at_least_1, share, share_below_1};
 use shards::PixelFormat;
 use std::path::PathBuf;
 
@@ -29,17 +30,17 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
     /// Rows of chat.json that one shard covers
-    #[arg(long, value_name = "N", default_value_t = 4096)]
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = at_least_1)]
     pub rows_per_shard: usize,
     /// Most rows in a row group; one worker makes a whole row group
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_1)]
     pub max_row_group_rows: usize,
     /// Form of the pixels: predicted (lossless, about 114 KB a 336-pixel photo), u8 (lossless, 298 KB, fastest to read),
     /// f32 (466 KB), f16 (rounded, 400 KB), jpeg (the source files, 14 KB, decoded again whenever a row is read)
     #[arg(long, value_name = "FORMAT", default_value_t = PixelFormat::Predicted)]
     pub pixels: PixelFormat,
     /// Threads that decode and encode [default: the machine's cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_1)]
     pub workers: Option<usize>,
     /// System prompt of rows that have none of their own; "" for none, which chat templates that refuse system messages need
     #[arg(long, value_name = "TEXT", default_value = SYSTEM_PROMPT)]
@@ -49,7 +50,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub max_length: Option<usize>,
     /// Share of the rows held out for validation, chosen by a hash of the id (rows with the same id stay together)
-    #[arg(long, value_name = "F", default_value_t = 0.0)]
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = share_below_1)]
     pub validation_fraction: f64,
     /// Only the first N rows of chat.json
     #[arg(long, value_name = "N")]
@@ -58,7 +59,7 @@ pub struct Args {
     #[arg(long, value_name = "I/N", default_value = "1/1")]
     pub part: Part,
     /// Share of the rows that may be rejected: with more, everything is written and kept, and the exit code is 1
-    #[arg(long, value_name = "F", default_value_t = MAX_REJECTED)]
+    #[arg(long, value_name = "F", default_value_t = MAX_REJECTED, value_parser = share)]
     pub max_rejected: f64,
     /// Stop at the first row that would be rejected
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
@@ -68,23 +69,10 @@ pub struct Args {
 /// Default of `--max-rejected`.
 pub const MAX_REJECTED: f64 = 0.1;
 
-/// Refuses what is no share.
-pub fn check_max_rejected(share: f64) -> Result<()> {
-    ensure!((0.0..=1.0).contains(&share), "--max-rejected {share}: expected a share between 0 and 1");
-    Ok(())
-}
+/// What options name.
+pub const KINDS: [(&str, Kind); 3] = [("model", Kind::Model), ("data", Kind::Path), ("output", Kind::Output)];
 
 impl Args {
-    /// Refuses values that no run could use.
-    pub fn validate(&self) -> Result<()> {
-        ensure!(self.rows_per_shard > 0, "--rows-per-shard 0: expected at least 1 row");
-        ensure!(self.max_row_group_rows > 0, "--max-row-group-rows 0: expected at least 1 row");
-        ensure!(self.workers != Some(0), "--workers 0: expected at least 1 thread");
-        let fraction = self.validation_fraction;
-        ensure!((0.0..1.0).contains(&fraction), "--validation-fraction {fraction}: expected 0 ≤ fraction < 1");
-        check_max_rejected(self.max_rejected)
-    }
-
     /// `--workers` or the machine's cores.
     pub fn workers(&self) -> usize {
         self.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
@@ -138,5 +126,13 @@ mod tests {
         for wrong in ["0/3", "4/3", "1", "a/b", "1/0"] {
             assert!(wrong.parse::<Part>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn kinds_are_of_options() {
+        let command = <Args as clap::Args>::augment_args(clap::Command::new("shards"));
+        assert_eq!(cli::options::without_option(&command, &KINDS), Vec::<&str>::new());
+        let command = <crate::model::Args as clap::Args>::augment_args(clap::Command::new("model"));
+        assert_eq!(cli::options::without_option(&command, &crate::model::KINDS), Vec::<&str>::new());
     }
 }

@@ -1,6 +1,6 @@
 //! The end of a run: the shards' ledgers joined into rejected.jsonl and index.json. Also `preprocess index`.
 
-use super::args::{MAX_REJECTED, check_max_rejected};
+use super::args::MAX_REJECTED;
 use super::ledger::{LEDGER_DIR, REJECTED_FILE, ShardLedger};
 use super::plan::Plan;
 use anyhow::{Result, bail};
@@ -19,13 +19,12 @@ pub struct Args {
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
     /// Share of the rows that may be rejected: with more, everything is written and kept, and the exit code is 1
-    #[arg(long, value_name = "F", default_value_t = MAX_REJECTED)]
+    #[arg(long, value_name = "F", default_value_t = MAX_REJECTED, value_parser = cli::values::share)]
     pub max_rejected: f64,
 }
 
 /// Runs `preprocess index`; the text is its result for stdout.
 pub fn run(args: &Args) -> Result<String> {
-    check_max_rejected(args.max_rejected)?;
     let Some(plan) = Plan::read(&args.dir)? else {
         bail!("{}: no plan.json, expected the --output folder of preprocess shards", args.dir.display());
     };
@@ -107,7 +106,7 @@ fn summary(output: &Path, index: &ShardIndex, max_rejected: f64) -> Result<Strin
         counts.validation,
         counts.rejected,
         shards.len(),
-        crate::progress::bytes(bytes),
+        cli::units::bytes(bytes),
         output.display(),
     );
     if counts.train == 0 {

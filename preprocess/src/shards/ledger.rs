@@ -86,7 +86,7 @@ impl Refusal {
 
 impl From<RecordError> for Refusal {
     fn from(error: RecordError) -> Self {
-        Self::new(error.fault.into(), error.detail)
+        Self::new(error.fault.into(), error.to_string())
     }
 }
 

@@ -9,38 +9,34 @@ mod plan;
 mod sample;
 mod writers;
 
-pub use args::{Args, Part};
+pub use args::{Args, KINDS, Part};
 pub use ledger::{Cause, LEDGER_DIR, REJECTED_FILE, Rejected};
 
-use crate::progress::{self, Progress};
 use anyhow::{Context, Result, bail, ensure};
 use base::Error;
-use chat::ChatProcessor;
 use chat::dataset::chat_file;
+use cli::{Progress, units};
 use images::image_files::ImageSources;
-use images::image_processor::ImageProcessor;
 use ledger::ShardLedger;
-use model::config::LlavaConfig;
 use pipeline::Job;
 use plan::{Input, ModelFacts, Plan};
 use sample::RowProcessor;
 use shards::{PixelFormat, ShardMetadata};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use store::processor_fit;
+use store::processors::Processors;
 
 /// Runs the command; the text is its result for stdout.
 pub fn run(args: &Args) -> Result<String> {
-    args.validate()?;
-    let model = Model::read(&args.model)?;
+    let model = Processors::read(&args.model)?;
     model.chat.check_system(&args.system_prompt).context("--system-prompt")?;
     let images = ImageSources::find(&args.data)?;
     let chat_json = chat_file(&args.data);
     let input = Input::scan(&chat_json, &images, args.limit.unwrap_or(usize::MAX), args.workers())?;
     for warning in &input.warnings {
-        base::tell!("warning: {}: {warning}", chat_json.display());
+        tracing::warn!("{}: {warning}", chat_json.display());
     }
-    let plan = Plan::new(args, input, images.describe(), model.facts(args.pixels));
+    let plan = Plan::new(args, input, images.describe(), facts(&model, args.pixels));
     ensure!(plan.rows() > 0, "{}: no rows, expected a list of conversations", chat_json.display());
     plan.record(&args.output)?;
     let lock = PartLock::take(&args.output, args.part)?;
@@ -50,14 +46,13 @@ pub fn run(args: &Args) -> Result<String> {
     let rows = (0..plan.shards()).filter(|&shard| wanted[shard]).map(|shard| plan.rows_of_shard(shard)).sum();
     announce(&plan, args, rows);
     if let Some(day) = model.chat.date() {
-        base::tell!(
+        tracing::info!(
             "the chat template writes the date into every row: {day}; SOURCE_DATE_EPOCH (seconds) sets another, which \
              going on with this run on another day needs"
         );
     }
-    let mut progress = Progress::new("preprocess", rows);
-    let processor =
-        RowProcessor { chat: &model.chat, image_processor: &model.image_processor, images: &images, plan: &plan };
+    let mut progress = Progress::new("rows", 0, rows as u64);
+    let processor = RowProcessor { chat: &model.chat, image_processor: &model.images, images: &images, plan: &plan };
     let job = Job {
         processor,
         chat_json: &chat_json,
@@ -82,37 +77,13 @@ pub fn run(args: &Args) -> Result<String> {
 }
 
 /// What the run takes from the model directory.
-struct Model {
-    config: LlavaConfig,
-    chat: ChatProcessor,
-    image_processor: ImageProcessor,
-}
-
-impl Model {
-    fn read(dir: &Path) -> Result<Self> {
-        let config = LlavaConfig::read(dir)?;
-        let chat = ChatProcessor::from_dir(dir)?;
-        let image_processor = ImageProcessor::from_dir(dir)?;
-        processor_fit::check(dir, &config, &chat, &image_processor)?;
-        let (ids, rows) = (chat.vocabulary_size(), config.text.vocab_size);
-        ensure!(
-            ids <= rows,
-            "{}: the tokenizer has ids up to {}, the model's embedding has {rows} rows; take the tokenizer that the model \
-             was made with, or resize the embedding (resize_token_embeddings of transformers)",
-            dir.display(),
-            ids - 1
-        );
-        Ok(Self { config, chat, image_processor })
-    }
-
-    fn facts(&self, pixels: PixelFormat) -> ModelFacts {
-        ModelFacts {
-            metadata: ShardMetadata::new(&self.chat, &self.image_processor, pixels),
-            eos_token_ids: self.chat.eos_token_ids.clone(),
-            chat_date: self.chat.date(),
-            image_seq_length: self.config.image_seq_length(),
-            max_position_embeddings: self.config.text.max_position_embeddings,
-        }
+fn facts(model: &Processors, pixels: PixelFormat) -> ModelFacts {
+    ModelFacts {
+        metadata: ShardMetadata::new(&model.chat, &model.images, pixels),
+        eos_token_ids: model.chat.eos_token_ids.clone(),
+        chat_date: model.chat.date(),
+        image_seq_length: model.config.image_seq_length(),
+        max_position_embeddings: model.config.text.max_position_embeddings,
     }
 }
 
@@ -123,10 +94,10 @@ fn unfinished(output: &Path, plan: &Plan, part: Part) -> Result<Vec<bool>> {
 
 fn announce(plan: &Plan, args: &Args, rows: usize) {
     let side = plan.metadata.crop_size;
-    let expected = |format: PixelFormat| progress::bytes(format.expected_bytes(side) * plan.rows() as u64);
+    let expected = |format: PixelFormat| units::bytes(format.expected_bytes(side) * plan.rows() as u64);
     let others = PixelFormat::ALL.into_iter().filter(|&format| format != args.pixels);
     let others: Vec<String> = others.map(|format| format!("{format} {}", expected(format))).collect();
-    base::tell!(
+    tracing::info!(
         "{} rows, {} of them to do in part {}; {} pixels: about {} in all expected ({})",
         plan.rows(),
         rows,

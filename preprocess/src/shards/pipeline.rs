@@ -7,10 +7,10 @@
 use super::ledger::{Cause, Refusal, Rejected};
 use super::sample::RowProcessor;
 use super::writers::{Made, Place, Places, Writers};
-use crate::progress::Progress;
 use anyhow::{Result, anyhow, bail};
 use base::Error;
 use chat::dataset::{RowNames, SourceRow, for_each_row};
+use cli::Progress;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use shards::{RowGroupEncoder, Split};
 use std::fs::File;
@@ -141,12 +141,15 @@ impl Job<'_> {
 
     /// In order, so that `--strict` stops at the first rejected row whoever comes to it first.
     fn hand_on(&self, pending: Receiver<Pending>, writers: &mut Writers, progress: &mut Progress) -> Result<()> {
+        let mut rejected = 0;
         for Pending { shard, made } in pending {
             let made = made.recv().map_err(|_| anyhow!("a worker stopped unexpectedly"))??;
             if let Some(first) = made.rejected.first().filter(|_| self.strict) {
                 bail!("{first}; repair or remove the row, or run without --strict to collect such rows");
             }
-            progress.advance(made.rows_in, made.rejected.len());
+            rejected += made.rejected.len();
+            progress.note(format!(", {rejected} rejected"));
+            progress.advance(made.rows_in as u64);
             writers.append(shard, made)?;
         }
         Ok(())

@@ -106,7 +106,8 @@ fn fault() -> Result<(Kind, usize, usize)> {
 }
 
 fn main() -> Result<ExitCode> {
-    let words = base::args::with_dashes(std::env::args_os());
+    cli::log::start();
+    let words = cli::args::with_dashes(std::env::args_os());
     if let Some(code) = guard::stand_guard(&words)? {
         return Ok(code);
     }

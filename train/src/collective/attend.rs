@@ -103,7 +103,7 @@ impl Progress {
 fn end_after_grace(cause: CollectiveError, ended: Receiver<()>) {
     std::thread::spawn(move || {
         if ended.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout) {
-            crate::tell!("error: {cause}; the work does not come to its end, so the process is ended");
+            tracing::error!("{cause}; the work does not come to its end, so the process is ended");
             abort_all()
         }
     });

@@ -101,7 +101,7 @@ fn guard(args: &[OsString]) -> Result<ExitStatus> {
     let status = rank.wait()?;
     // With the other two, a launcher or a user ends a rank on purpose.
     if let Some(signal) = status.signal().filter(|signal| ![SIGINT, SIGTERM].contains(signal)) {
-        crate::tell!("{}", obituary(&read(&note), rank.id(), signal));
+        tracing::info!("{}", obituary(&read(&note), rank.id(), signal));
     }
     Ok(status)
 }

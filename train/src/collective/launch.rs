@@ -94,11 +94,11 @@ fn run_mpi<T>(launched: usize, timeout: Duration, rank_main: impl Fn(Box<dyn Col
     if world_size != launched {
         return Err(CollectiveError::OtherMpi { launched, found: world_size }.into());
     }
-    crate::tell!("rank {index} of {world_size}: process {} on {}", std::process::id(), guard::host());
+    tracing::info!("rank {index} of {world_size}: process {} on {}", std::process::id(), guard::host());
     match rank_main(Box::new(rank)) {
         Ok(value) => Ok(mpi::finalize().map(|()| value)?),
         Err(error) => {
-            crate::tell!("error: rank {index} of {world_size}: {error:#}");
+            tracing::error!("rank {index} of {world_size}: {error:#}");
             abort_all()
         }
     }

@@ -240,7 +240,7 @@ impl MpiRank {
         }
         abort_on_panic(rank);
         if rank == 0 {
-            crate::tell!("MPI: {} ({}), {size} ranks", mpi.version(), mpi.file);
+            tracing::info!("MPI: {} ({}), {size} ranks", mpi.version(), mpi.file);
         }
         let (rank, world_size) = (rank as usize, size as usize);
         note.write(format_args!("rank {rank} of {world_size}, before its first exchange"));
@@ -319,7 +319,7 @@ impl MpiRank {
     }
 
     fn end(&self, place: &Place, cause: &str) -> ! {
-        crate::tell!("error: rank {} of {}: {place}: {cause}; the run is ended", self.rank, self.world_size);
+        tracing::error!("rank {} of {}: {place}: {cause}; the run is ended", self.rank, self.world_size);
         abort_all()
     }
 }
@@ -398,7 +398,7 @@ pub fn finalize() -> Result<()> {
 fn abort_on_panic(rank: c_int) {
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        crate::tell!("error: rank {rank} panicked; all ranks are ended");
+        tracing::error!("rank {rank} panicked; all ranks are ended");
         default_hook(info);
         abort_all();
     }));

@@ -233,7 +233,7 @@ impl Watchdog {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_timeout_while(ended, GRACE, |ended| !*ended);
         if !*waited.unwrap_or_else(PoisonError::into_inner).0 {
-            crate::tell!("error: {failure}; a rank does not come to its end, so the process is ended");
+            tracing::error!("{failure}; a rank does not come to its end, so the process is ended");
             std::process::abort();
         }
     }

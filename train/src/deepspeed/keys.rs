@@ -5,8 +5,7 @@
 //! the configuration file.
 
 use super::File;
-use crate::recipe::nearest;
-use base::Result;
+use base::{Result, nearest};
 use serde_json::{Map, Value};
 
 /// What becomes of a key.

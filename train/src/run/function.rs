@@ -151,7 +151,7 @@ mod tests {
     fn config(model: &Path, words: &[&str]) -> Config {
         let paths = ["train", "--model_name_or_path", model.to_str().expect("UTF-8"), "--data_path", "d"];
         let words = paths.iter().chain(&["--output_dir", "o"]).chain(words).map(std::ffi::OsString::from);
-        let matches = Config::augment_args(Command::new("train")).get_matches_from(base::args::with_dashes(words));
+        let matches = Config::augment_args(Command::new("train")).get_matches_from(cli::args::with_dashes(words));
         Config::from_arg_matches(&matches).expect("options of train")
     }
 

@@ -45,8 +45,8 @@ impl RunLock {
                     );
                 }
                 Err(TryLockError::Error(error)) => {
-                    crate::tell!(
-                        "warning: {}: this file system has no locks ({error}); make sure that no second run writes this folder",
+                    tracing::warn!(
+                        "{}: this file system has no locks ({error}); make sure that no second run writes this folder",
                         path.display()
                     );
                     break;

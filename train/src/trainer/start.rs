@@ -150,16 +150,16 @@ fn begin(
     state: &mut TrainerState,
 ) -> Result<RunRecord> {
     let Beginning { record, clears, said, .. } = beginning;
-    said.iter().for_each(|line| crate::tell!("{line}"));
+    said.iter().for_each(|line| tracing::info!("{line}"));
     if let Some(Found { dir, state }) = found {
-        crate::tell!("resuming from {} at step {} ({})", dir.display(), state.global_step, record.title());
+        tracing::info!("resuming from {} at step {} ({})", dir.display(), state.global_step, record.title());
         let before = base::json::read_if_there(&dir.join(checkpoint::RUN_CONFIG))?.unwrap_or_default();
         let changed = changed_settings(&before, config, &record.function)?;
         if !changed.is_empty() {
-            crate::tell!("settings that differ from the checkpoint's: {}", changed.join(", "));
+            tracing::info!("settings that differ from the checkpoint's: {}", changed.join(", "));
         }
     }
-    kept_batch.iter().for_each(|line| crate::tell!("{line}"));
+    kept_batch.iter().for_each(|line| tracing::info!("{line}"));
     let output_dir = &config.output_dir;
     if clears {
         folder::clear(output_dir)?;
@@ -212,13 +212,13 @@ fn describe_memory(config: &Config, trainee: &Trainee, world_size: usize, shards
     let memory = Memory::estimate(setting, rows);
     let parts = memory.parts().into_iter().filter(|(_, bytes)| *bytes > 0.0);
     let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", plan::size(bytes))).collect();
-    crate::tell!("memory of each of {world_size} ranks: {}; peak {}", parts.join(", "), plan::size(memory.total()));
+    tracing::info!("memory of each of {world_size} ranks: {}; peak {}", parts.join(", "), plan::size(memory.total()));
     Ok(())
 }
 
 fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &TrainerState, adapter: Option<&Path>) {
     let trained: usize = layout.blocks.iter().map(|block| block.params.len()).sum();
-    crate::tell!(
+    tracing::info!(
         "training {} values in {trained} tensors of {} blocks; {} rows, global batch {}, {} steps",
         layout.num_values(),
         layout.blocks.len(),
@@ -227,7 +227,7 @@ fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &Traine
         state.max_steps
     );
     if computes_in_bf16(&trainee.model.device()) {
-        crate::tell!("computing in bf16; master weights, moments and accumulated gradients in f32");
+        tracing::info!("computing in bf16; master weights, moments and accumulated gradients in f32");
     }
     if let Some(lora) = &trainee.lora {
         let on = match &lora.modules {
@@ -240,15 +240,15 @@ fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &Traine
             }
             None => String::new(),
         };
-        crate::tell!("LoRA r {}, alpha {}, on {on}{whose}", lora.r, lora.lora_alpha);
+        tracing::info!("LoRA r {}, alpha {}, on {on}{whose}", lora.r, lora.lora_alpha);
     }
     let dropouts = [
         ("vision_config", trainee.config.vision.attention_dropout),
         ("text_config", trainee.config.text.attention_dropout),
     ];
     for (part, dropout) in dropouts.into_iter().filter(|(_, dropout)| *dropout > 0.0) {
-        crate::tell!(
-            "warning: config.json: {part}: attention_dropout {dropout} is kept in the file and not applied in training"
+        tracing::warn!(
+            "config.json: {part}: attention_dropout {dropout} is kept in the file and not applied in training"
         );
     }
 }

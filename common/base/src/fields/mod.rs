@@ -5,7 +5,7 @@
 pub mod generation;
 pub mod pretrained;
 
-use crate::{Error, Result};
+use crate::{Error, Result, nearest};
 use serde_json::{Map, Value};
 
 /// What a field does here.
@@ -82,9 +82,8 @@ fn not_done(place: Place<'_>, field: &str, value: &Value, accepted: &[&str], rea
 
 fn unknown(place: Place<'_>, field: &str, value: &Value, tables: &[&[Row]]) -> Error {
     let known = tables.iter().flat_map(|table| table.iter()).map(|(name, _)| *name);
-    let nearest = known.map(|name| (distance(field, name), name)).min().filter(|(distance, _)| *distance <= 2);
-    let remedy = match nearest {
-        Some((_, name)) => format!("did you mean {name}? Correct it"),
+    let remedy = match nearest(field, known) {
+        Some(name) => format!("did you mean {name}? Correct it"),
         None => "if it changes nothing that is computed, remove it from the file".to_string(),
     };
     let found = format!("unknown field {field} ({})", shortened(value));
@@ -99,21 +98,6 @@ fn shortened(value: &Value) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
-}
-
-/// Letters to insert, delete or replace between two names.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, letter) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for j in 0..b.len() {
-            let replaced = diagonal + usize::from(letter != b[j]);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

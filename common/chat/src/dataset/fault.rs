@@ -17,18 +17,39 @@ pub enum Fault {
     ImageMarkers,
 }
 
+/// A place in chat.json.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// From 1.
+    pub line: u64,
+    /// From 1.
+    pub column: u64,
+}
+
 /// Why one record cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{detail}")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordError {
     /// Which kind.
     pub fault: Fault,
-    /// What exactly, with line and column where they help.
+    /// Where its JSON is at fault; `None` for a fault of the row as a whole.
+    pub place: Option<Place>,
+    /// What exactly.
     pub detail: String,
 }
 
+impl std::fmt::Display for RecordError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(Place { line, column }) = self.place {
+            write!(f, "chat.json line {line}, column {column}: ")?;
+        }
+        f.write_str(&self.detail)
+    }
+}
+
+impl std::error::Error for RecordError {}
+
 impl RecordError {
     pub(super) fn new(fault: Fault, detail: impl Into<String>) -> Self {
-        Self { fault, detail: detail.into() }
+        Self { fault, place: None, detail: detail.into() }
     }
 }

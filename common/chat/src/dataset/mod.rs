@@ -23,7 +23,7 @@ mod rows;
 mod survey;
 
 pub use conversation::Conversation;
-pub use fault::{Fault, RecordError};
+pub use fault::{Fault, Place, RecordError};
 pub use record::{Record, RowNames, id_text};
 pub use rows::{SourceRow, for_each_row};
 pub use survey::Survey;

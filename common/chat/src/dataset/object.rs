@@ -1,6 +1,6 @@
 //! A JSON object as its keys and the texts of their values: nothing is parsed before it is needed.
 
-use super::{Fault, RecordError, SourceRow};
+use super::{Fault, Place, RecordError, SourceRow};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -110,10 +110,8 @@ impl<'a> RowParser<'a> {
     /// A part of the row.
     pub(super) fn parse<T: Deserialize<'a>>(self, value: &'a RawValue) -> Result<T, RecordError> {
         serde_json::from_str(value.get()).map_err(|error| {
-            let what = error.to_string();
-            let what = what.rsplit_once(" at line ").map_or(what.as_str(), |(what, _)| what);
             let offset = offset_of(value.get(), error.line(), error.column());
-            self.fault_at(value, offset, what)
+            self.fault_at(value, offset, &base::json::reason(&error))
         })
     }
 
@@ -148,7 +146,7 @@ impl<'a> RowParser<'a> {
             None => self.0.column + before.len() as u64,
         };
         let line = self.0.line + newlines;
-        RecordError::new(Fault::BadRow, format!("chat.json line {line}, column {column}: {what}"))
+        RecordError { place: Some(Place { line, column }), ..RecordError::new(Fault::BadRow, what) }
     }
 }
 

@@ -31,6 +31,8 @@ struct Cells {
     row_start: Cell<(u64, u64)>,
     row_bytes: Cell<u64>,
     constants: Cell<usize>,
+    /// The first byte of the file that is no white space; 0 before it.
+    first: Cell<u8>,
     /// Line, and bytes given out beyond those read of it.
     shift: Cell<(u64, i64)>,
 }
@@ -40,6 +42,11 @@ impl Position {
     pub(super) fn end_row(&self) -> ((u64, u64), usize) {
         self.0.row_bytes.set(0);
         (self.0.row_start.take(), self.0.constants.take())
+    }
+
+    /// The file begins as an object, where a list is expected.
+    pub(super) fn is_object(&self) -> bool {
+        self.0.first.get() == b'{'
     }
 
     /// Column in the file of a column in what was given out.
@@ -127,11 +134,14 @@ impl<R: Read> PythonJson<R> {
 
     fn count(&mut self, byte: u8) -> Result<()> {
         self.column += 1;
-        let Cells { row_start, row_bytes, shift, .. } = &*self.position.0;
+        let Cells { row_start, row_bytes, first, shift, .. } = &*self.position.0;
         row_bytes.set(row_bytes.get() + 1);
         if row_bytes.get() > MAX_ROW_BYTES {
             let place = format!("line {}, column {}: a row longer than {MAX_ROW_BYTES} bytes", self.line, self.column);
             return Err(Error::other(place));
+        }
+        if first.get() == 0 && !byte.is_ascii_whitespace() {
+            first.set(byte);
         }
         if row_start.get().0 == 0 && !byte.is_ascii_whitespace() && byte != b',' && byte != b'[' {
             row_start.set((self.line, self.column));

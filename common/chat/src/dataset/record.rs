@@ -281,7 +281,7 @@ pub(super) mod tests {
         ] {
             let error = read(&json).expect_err(&json);
             assert_eq!(error.fault, fault, "{json}: {error}");
-            assert!(error.detail.contains(what), "{json}: {error}");
+            assert!(error.to_string().contains(what), "{json}: {error}");
         }
     }
 

@@ -42,13 +42,12 @@ pub fn for_each_row(path: &Path, reader: impl Read, take: impl FnMut(SourceRow) 
             return Error::io(path)(error.into());
         }
         let (line, column) = (error.line(), error.column());
-        let what = error.to_string().replace(&format!(" at line {line} column {column}"), "");
         let place = format!("{}: line {line}, column {}", path.display(), position.column(line, column));
-        let remedy = match what.starts_with("invalid type: map") {
+        let remedy = match position.is_object() {
             true => "put the rows into a list; JSON Lines become one with jq -s .",
             false => "repair the file and run again",
         };
-        Error::invalid(place, what, "a JSON list of conversations", remedy)
+        Error::invalid(place, base::json::reason(&error), "a JSON list of conversations", remedy)
     })
 }
 

@@ -1,7 +1,8 @@
 //! Dropout applied where the values are, without a mask in memory.
 
 use super::simd::multiversion;
-use crate::dropout::{Dropout, mix};
+use crate::dropout::Dropout;
+use base::splitmix;
 
 /// Channels whose random numbers are made at once, four from each 64-bit number.
 const TOGETHER: usize = 16;
@@ -18,7 +19,7 @@ multiversion! {
         let factor = |bits: u16| if bits >= threshold { kept } else { 0.0 };
         let words = |chunk: usize| -> [u16; TOGETHER] {
             let words: [u64; TOGETHER / 4] =
-                std::array::from_fn(|i| mix(stream.wrapping_add((chunk * TOGETHER / 4 + i) as u64)).to_le());
+                std::array::from_fn(|i| splitmix(stream.wrapping_add((chunk * TOGETHER / 4 + i) as u64)).to_le());
             bytemuck::cast::<_, [u16; TOGETHER]>(words).map(u16::from_le)
         };
         let (whole, rest) = values.as_chunks_mut::<TOGETHER>();

@@ -41,7 +41,7 @@ thread_local! {
 }
 
 /// Appends a frame of `bytes`, which are alike within each `part` bytes.
-pub(super) fn compress(bytes: &[u8], part: usize, frames: &mut Vec<u8>) {
+pub fn compress(bytes: &[u8], part: usize, frames: &mut Vec<u8>) {
     frames.extend_from_slice(&MAGIC.to_le_bytes());
     frames.push(FRAME_DESCRIPTOR);
     frames.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
@@ -57,7 +57,7 @@ pub(super) fn compress(bytes: &[u8], part: usize, frames: &mut Vec<u8>) {
 }
 
 /// Fills `bytes` from one or more frames. `None` if they are damaged or hold another number of bytes.
-pub(super) fn decompress(frames: &[u8], bytes: &mut [u8]) -> Option<()> {
+pub fn decompress(frames: &[u8], bytes: &mut [u8]) -> Option<()> {
     let written = DECOMPRESSOR.with_borrow_mut(|decompressor| decompressor.decompress(bytes, frames)).ok()?;
     (written == bytes.len()).then_some(())
 }

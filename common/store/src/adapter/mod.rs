@@ -7,7 +7,7 @@ mod modules;
 mod targets;
 mod weights;
 
-use crate::checkpoint::{TensorSource, expected_tensors, tensor_bytes, write_file};
+use crate::checkpoint::{expected_tensors, renamed_tensors, write_file};
 use base::names::{EMBED_TOKENS, LM_HEAD};
 use base::{Error, Result, names};
 use burn::module::Param;
@@ -62,12 +62,15 @@ pub fn load_adapter(model: &mut Llava, dir: &Path, device: &Device) -> Result<Lo
 /// # Errors
 /// A model without LoRA, and what the operating system refuses.
 pub fn save_adapter(model: &Llava, config: &LoraConfig, base_model: &str, dir: &Path) -> Result<()> {
-    let mut collector = AdapterCollector { config, tensors: Vec::new() };
-    visit_named(model, &mut collector);
-    if !collector.tensors.iter().any(|tensor| names::is_lora(&tensor.name)) {
+    let spellings = |path: String| match config.stores(&path) {
+        true => names::adapter_spellings(&path).to_vec(),
+        false => Vec::new(),
+    };
+    let tensors = renamed_tensors(model, None, WeightDtype::F32, spellings);
+    if !tensors.iter().any(|tensor| names::is_lora(&tensor.name)) {
         return Err(Error::invalid(dir.display(), "no LoRA matrices", "a model with LoRA", "save the whole model"));
     }
-    write_file(collector.tensors, &dir.join(names::ADAPTER_WEIGHTS_FILE))?;
+    write_file(tensors, &dir.join(names::ADAPTER_WEIGHTS_FILE))?;
     config::write(config, base_model, dir)
 }
 
@@ -123,24 +126,5 @@ impl NamedMapper for AdapterLoader<'_> {
             return param;
         }
         Param::from_tensor(view.to_tensor(WeightDtype::F32, self.device))
-    }
-}
-
-struct AdapterCollector<'a> {
-    config: &'a LoraConfig,
-    tensors: Vec<TensorSource<'static>>,
-}
-
-impl NamedVisitor for AdapterCollector<'_> {
-    fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
-        if !self.config.stores(&name) {
-            return;
-        }
-        for name in names::adapter_spellings(&name) {
-            let tensor = param.val();
-            let shape = tensor.dims().to_vec();
-            let bytes = Box::new(move || tensor_bytes(tensor, WeightDtype::F32));
-            self.tensors.push(TensorSource { name, dtype: WeightDtype::F32, shape, bytes });
-        }
     }
 }

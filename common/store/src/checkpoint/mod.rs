@@ -8,8 +8,9 @@ mod write;
 pub use model::expected::{ExpectedTensor, expected_projector, expected_tensors, expected_text, expected_vision};
 pub use read::{TensorFiles, TensorView};
 pub use resolve::Weights;
-pub(crate) use write::tensor_bytes;
-pub use write::{TensorSource, from_f32, model_tensors, module_tensors, save_model, write_file, write_tensors};
+pub use write::{
+    TensorSource, from_f32, model_tensors, module_tensors, renamed_tensors, save_model, write_file, write_tensors,
+};
 
 use base::{Error, Result, names, pulse};
 use burn::module::Param;

@@ -56,27 +56,40 @@ pub fn model_tensors(model: &Llava, dtype: WeightDtype) -> Vec<TensorSource<'sta
 
 /// The parameters of a part of a model, whose place in the model is `root`.
 pub fn module_tensors(module: &impl Module, root: Option<&str>, dtype: WeightDtype) -> Vec<TensorSource<'static>> {
-    let mut collector = Collector { dtype, tensors: Vec::new() };
+    renamed_tensors(module, root, dtype, |path| vec![path])
+}
+
+/// As [`module_tensors`], each parameter under the names that `names_of` makes of its path; without one it is left out.
+pub fn renamed_tensors<I: IntoIterator<Item = String>>(
+    module: &impl Module,
+    root: Option<&str>,
+    dtype: WeightDtype,
+    names_of: impl Fn(String) -> I,
+) -> Vec<TensorSource<'static>> {
+    let mut collector = Collector { dtype, names_of, tensors: Vec::new() };
     visit_named_below(module, root, &mut collector);
     collector.tensors
 }
 
-struct Collector {
+struct Collector<F> {
     dtype: WeightDtype,
+    names_of: F,
     tensors: Vec<TensorSource<'static>>,
 }
 
-impl NamedVisitor for Collector {
-    fn visit<const D: usize>(&mut self, name: String, param: &Param<Tensor<D>>) {
-        let (tensor, dtype) = (param.val(), self.dtype);
-        let shape = tensor.dims().to_vec();
-        let bytes = Box::new(move || tensor_bytes(tensor, dtype));
-        self.tensors.push(TensorSource { name, dtype, shape, bytes });
+impl<F: Fn(String) -> I, I: IntoIterator<Item = String>> NamedVisitor for Collector<F> {
+    fn visit<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
+        for name in (self.names_of)(path) {
+            let (tensor, dtype) = (param.val(), self.dtype);
+            let shape = tensor.dims().to_vec();
+            let bytes = Box::new(move || tensor_bytes(tensor, dtype));
+            self.tensors.push(TensorSource { name, dtype, shape, bytes });
+        }
     }
 }
 
 /// A tensor's little-endian bytes in a format of choice.
-pub(crate) fn tensor_bytes<const D: usize>(tensor: Tensor<D>, dtype: WeightDtype) -> Result<Vec<u8>> {
+fn tensor_bytes<const D: usize>(tensor: Tensor<D>, dtype: WeightDtype) -> Result<Vec<u8>> {
     let stored = match tensor.dtype() {
         DType::BF16 => WeightDtype::Bf16,
         DType::F16 => WeightDtype::F16,

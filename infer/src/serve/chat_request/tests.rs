@@ -99,28 +99,35 @@ fn conversations() {
         let pictures = request.messages.iter().flat_map(|message| &message.parts).filter(|part| **part == Part::Image);
         assert_eq!(pictures.count(), request.images.len(), "{messages}");
     }
-    let request = with("messages", json!([{"role": "user", "content": [text("What?"), picture()]}])).unwrap();
+    let request = with("messages", json!([{"role": "user", "content": [text("What?"), picture()]}])).expect("accepted");
     let place = "messages[0].content[1].image_url.url".to_string();
     assert_eq!(request.images, [ImagePart { source: ImageUrl::Data("data:image/png;base64,AA==".into()), place }]);
 }
 
 #[test]
 fn settings_are_taken() {
-    assert_eq!((with("n", json!(1)).unwrap().sampling.seed, with("n", json!(1)).unwrap().max_tokens), (9, 512));
-    assert_eq!(with("seed", json!(-1)).unwrap().sampling.seed, u64::MAX);
-    assert_eq!(with("seed", json!(7.0)).unwrap().sampling.seed, 7);
-    assert_eq!(with("stop", json!("a")).unwrap().stop, ["a"]);
-    assert_eq!(with("stop", json!(["", "a"])).unwrap().stop, ["a"]);
-    assert_eq!(with("max_tokens", json!(3.0)).unwrap().max_tokens, 3);
-    assert_eq!(with("max_completion_tokens", json!(3)).unwrap().max_tokens, 3);
-    assert_eq!(with("top_k", json!(-1)).unwrap().sampling.top_k, 0);
-    assert_eq!(with("temperature", json!(1)).unwrap().sampling.temperature, 1.0);
-    assert!(with("stream", json!(true)).unwrap().stream && !with("stream", json!(null)).unwrap().stream);
+    assert_eq!(
+        (with("n", json!(1)).expect("accepted").sampling.seed, with("n", json!(1)).expect("accepted").max_tokens),
+        (9, 512)
+    );
+    assert_eq!(with("seed", json!(-1)).expect("accepted").sampling.seed, u64::MAX);
+    assert_eq!(with("seed", json!(7.0)).expect("accepted").sampling.seed, 7);
+    assert_eq!(with("stop", json!("a")).expect("accepted").stop, ["a"]);
+    assert_eq!(with("stop", json!(["", "a"])).expect("accepted").stop, ["a"]);
+    assert_eq!(with("max_tokens", json!(3.0)).expect("accepted").max_tokens, 3);
+    assert_eq!(with("max_completion_tokens", json!(3)).expect("accepted").max_tokens, 3);
+    assert_eq!(with("top_k", json!(-1)).expect("accepted").sampling.top_k, 0);
+    assert_eq!(with("temperature", json!(1)).expect("accepted").sampling.temperature, 1.0);
     assert!(
-        with("stream_options", json!({"include_usage": true, "include_obfuscation": false})).unwrap().include_usage
+        with("stream", json!(true)).expect("accepted").stream && !with("stream", json!(null)).expect("accepted").stream
+    );
+    assert!(
+        with("stream_options", json!({"include_usage": true, "include_obfuscation": false}))
+            .expect("accepted")
+            .include_usage
     );
     let mut both = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "max_completion_tokens": 2});
-    assert_eq!(parse(&both).unwrap().max_tokens, 2);
+    assert_eq!(parse(&both).expect("accepted").max_tokens, 2);
     both["tools"] = json!([{"type": "function", "function": {"name": "f"}}]);
     assert_eq!(parse(&both).unwrap_err().param.as_deref(), Some("tools"));
     both["tool_choice"] = json!("none");

@@ -1,5 +1,6 @@
-//! Line charts as inline SVG.
+//! Charts as inline SVG: lines over steps, bars of a histogram. Colours and fonts are the page's.
 
+use crate::{escaped, number};
 use std::fmt::Write;
 
 /// Size of the drawing, in its own units.
@@ -37,9 +38,9 @@ impl Scale {
     }
 }
 
-/// The chart, or `None` without a single finite value.
-pub fn svg(title: &str, lines: &[Line]) -> Option<String> {
-    let lines: Vec<(&Line, Vec<(f64, f64)>)> = lines.iter().map(|line| (line, thinned(&line.points))).collect();
+/// A chart of lines, or `None` without a single finite value.
+pub fn lines(title: &str, series: &[Line]) -> Option<String> {
+    let lines: Vec<(&Line, Vec<(f64, f64)>)> = series.iter().map(|line| (line, thinned(&line.points))).collect();
     let all = || lines.iter().flat_map(|(_, points)| points.iter().copied());
     let (x_from, x_to) = range(all().map(|(x, _)| x))?;
     // Every number here has a meaningful zero, and an axis that leaves it out makes noise look like news.
@@ -133,47 +134,48 @@ fn ticks(from: f64, to: f64, count: usize) -> Vec<f64> {
     (first..=last).map(|index| index as f64 * step).collect()
 }
 
-/// A value with about four significant digits: `0.0002`, `1.234`, `12,345`.
-pub fn number(value: f64) -> String {
-    let size = value.abs();
-    if value == 0.0 {
-        return "0".into();
-    }
-    if size < 1e-2 {
-        return format!("{value:.2e}").replace(".00e", "e").replace("0e", "e");
-    }
-    if size >= 1000.0 {
-        return thousands(value.round() as i64);
-    }
-    let digits = (3 - size.log10().floor() as i32).clamp(0, 4) as usize;
-    let text = format!("{value:.digits$}");
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
+/// Size of a histogram, in its own units, and the height of its labels.
+const BARS: (f64, f64) = (320.0, 120.0);
+const LABELS: f64 = 12.0;
+
+/// One bar of a histogram.
+pub struct Bar {
+    /// Shown when the pointer is over the bar.
+    pub name: String,
+    /// Its height.
+    pub count: usize,
 }
 
-fn thousands(value: i64) -> String {
-    let digits = value.unsigned_abs().to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
-    format!("{}{}", if value < 0 { "−" } else { "" }, groups.join(","))
-}
-
-/// Text for HTML, attributes included.
-pub fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+/// A histogram; `ends` are the smallest and the largest value.
+pub fn bars(title: &str, bars: &[Bar], ends: [&str; 2]) -> String {
+    let (width, height) = BARS;
+    let most = bars.iter().map(|bar| bar.count).max().unwrap_or(1).max(1);
+    let step = width / bars.len().max(1) as f64;
+    let mut out =
+        format!("<svg viewBox=\"0 0 {width} {}\" role=\"img\" aria-label=\"{}\">", height + LABELS, escaped(title));
+    for (index, bar) in bars.iter().enumerate() {
+        let tall = height * bar.count as f64 / most as f64;
+        let _ = write!(
+            out,
+            "<rect x=\"{:.2}\" y=\"{:.2}\" width=\"{:.2}\" height=\"{tall:.2}\"><title>{}</title></rect>",
+            index as f64 * step + 0.5,
+            height - tall,
+            (step - 1.0).max(0.5),
+            escaped(&bar.name)
+        );
+    }
+    let [first, last] = ends.map(escaped);
+    let y = height + LABELS - 2.0;
+    let _ = write!(
+        out,
+        "<text x=\"0\" y=\"{y}\">{first}</text><text x=\"{width}\" y=\"{y}\" text-anchor=\"end\">{last}</text></svg>"
+    );
+    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_short() {
-        let cases =
-            [(0.0002, "2e-4"), (1.23456, "1.235"), (12345.0, "12,345"), (0.5, "0.5"), (100.0, "100"), (0.0, "0")];
-        for (value, text) in cases {
-            assert_eq!(number(value), text);
-        }
-    }
 
     #[test]
     fn ticks_are_round_and_inside() {
@@ -186,13 +188,21 @@ mod tests {
         let points: Vec<(f64, f64)> = (0..10_000).map(|i| (f64::from(i), 1.0)).chain([(1e9, f64::NAN)]).collect();
         assert!(thinned(&points).len() <= MAX_POINTS);
         assert!(
-            svg("x", &[Line { name: "a".into(), colour: 0, dashed: false, points: vec![(1.0, f64::NAN)] }]).is_none()
+            lines("x", &[Line { name: "a".into(), colour: 0, dashed: false, points: vec![(1.0, f64::NAN)] }]).is_none()
         );
     }
 
     #[test]
     fn names_cannot_break_out_of_the_page() {
         let line = Line { name: "\"><script>".into(), colour: 0, dashed: false, points: vec![(0.0, 1.0), (1.0, 2.0)] };
-        assert!(!svg("t", &[line]).expect("drawn").contains("<script>"));
+        assert!(!lines("t", &[line]).expect("drawn").contains("<script>"));
+    }
+
+    #[test]
+    fn the_highest_bar_fills_the_chart() {
+        let bar = |count| Bar { name: format!("<{count}>"), count };
+        let svg = bars("t", &[bar(2), bar(4)], ["1", "9"]);
+        assert_eq!(svg.matches("<rect").count(), 2);
+        assert!(svg.contains("height=\"120.00\"") && svg.contains("height=\"60.00\"") && !svg.contains("<4>"), "{svg}");
     }
 }

@@ -1,4 +1,4 @@
-//! Whether a model directory's processors fit its config.json: sizes, features of an image, token ids.
+//! The processors of a model directory, and whether they fit its config.json: sizes, features of an image, token ids.
 
 use base::{Error, Result, json, names};
 use chat::{ChatProcessor, IMAGE_TOKEN};
@@ -16,11 +16,32 @@ struct TokenCount {
     vision_feature_select_strategy: Option<String>,
 }
 
+/// What turns conversations and images into a model's input, with the configuration that says what the model takes.
+pub struct Processors {
+    /// `config.json`.
+    pub config: LlavaConfig,
+    /// Tokenizer and chat template.
+    pub chat: ChatProcessor,
+    /// Images to pixel values.
+    pub images: ImageProcessor,
+}
+
+impl Processors {
+    /// Reads those of a model directory.
+    ///
+    /// # Errors
+    /// An unreadable file; processors that do not fit the model: the first number that differs, with both values and the files
+    /// that they are from.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let (chat, images) = (ChatProcessor::from_dir(dir)?, ImageProcessor::from_dir(dir)?);
+        let config = LlavaConfig::read(dir)?;
+        check(dir, &config, &chat, &images)?;
+        Ok(Self { config, chat, images })
+    }
+}
+
 /// Refuses processors that would give the model other pixels, features or ids than it takes.
-///
-/// # Errors
-/// The first number that differs, with both values and the files that they are from.
-pub fn check(dir: &Path, config: &LlavaConfig, chat: &ChatProcessor, images: &ImageProcessor) -> Result<()> {
+fn check(dir: &Path, config: &LlavaConfig, chat: &ChatProcessor, images: &ImageProcessor) -> Result<()> {
     let differ = |file: &str, found: String, expected: String| {
         Err(Error::invalid(dir.join(file).display(), found, expected, "take all files from the same model"))
     };
@@ -38,6 +59,15 @@ pub fn check(dir: &Path, config: &LlavaConfig, chat: &ChatProcessor, images: &Im
     if let Some(id) = chat.eos_token_ids.iter().find(|&&id| id as usize >= rows) {
         let found = format!("end-of-text id {id}");
         return differ(names::TOKENIZER_CONFIG_FILE, found, format!("an id below config.json's vocab_size, {rows}"));
+    }
+    let ids = chat.vocabulary_size();
+    if ids > rows {
+        return Err(Error::invalid(
+            dir.join(names::TOKENIZER_FILE).display(),
+            format!("ids up to {}", ids - 1),
+            format!("ids below config.json's vocab_size, {rows}"),
+            "take the tokenizer that the model was made with, or resize the embedding (resize_token_embeddings of transformers)",
+        ));
     }
     let counted: Option<TokenCount> = json::read_if_there(&dir.join(names::PROCESSOR_CONFIG_FILE))?;
     let (tokens, features) = (counted.and_then(|counted| counted.image_tokens(side)), config.image_seq_length());

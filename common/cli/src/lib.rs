@@ -1,0 +1,15 @@
+//! What the command lines of the programs have in common: spellings of options, their values, exit codes, options as data
+//! (`PROGRAM options`), tables of recipes, progress, log lines.
+
+#![deny(missing_docs)]
+
+pub mod args;
+pub mod exit;
+pub mod log;
+pub mod options;
+pub mod progress;
+pub mod recipe;
+pub mod units;
+pub mod values;
+
+pub use progress::Progress;

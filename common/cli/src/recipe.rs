@@ -1,0 +1,134 @@
+//! Recipes: TOML files with a table of options for each program. A table is a command line in another form: every key is an
+//! option in its `under_score` spelling, every value is what the option takes.
+
+use crate::options::{List, OptionSpec};
+use base::{Error, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+/// One table, or an array of tables: `[train]` or `[[train]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMore {
+    /// `[train]`
+    One(Table),
+    /// `[[train]]`
+    More(Vec<Table>),
+}
+
+impl OneOrMore {
+    /// The tables in their order.
+    pub fn tables(&self) -> &[Table] {
+        match self {
+            Self::One(table) => std::slice::from_ref(table),
+            Self::More(tables) => tables,
+        }
+    }
+}
+
+/// Parses a recipe; `place` names it in errors.
+///
+/// # Errors
+/// Malformed TOML, with line and column; what `T` refuses.
+pub fn parse<T: DeserializeOwned>(text: &str, place: &str) -> Result<T> {
+    toml::from_str(text).map_err(|error| {
+        Error::invalid(place, error.to_string().trim_end(), "TOML with a recipe's tables", "correct the recipe")
+    })
+}
+
+/// An option and its value, as the command line takes them; `key` is the name under which it stands in the table.
+///
+/// # Errors
+/// A value that no option can have, or a list for an option that takes one value; `place` is where it stands.
+pub fn words(option: &OptionSpec, key: &str, value: &Value, place: &str) -> Result<Vec<String>> {
+    let texts = match (value, option.list) {
+        (Value::Array(items), Some(list)) => {
+            let items = items.iter().map(|item| plain(item, place)).collect::<Result<Vec<_>>>()?;
+            match list {
+                List::Repeated => items,
+                List::Commas => vec![items.join(",")],
+            }
+        }
+        (Value::Array(_), None) => return Err(unusable(place, "a list", "one value")),
+        (value, _) => vec![plain(value, place)?],
+    };
+    // A value that begins like an option is tied to its own.
+    let words = |text: String| match text.starts_with('-') {
+        true => vec![format!("--{key}={text}")],
+        false => vec![format!("--{key}"), text],
+    };
+    Ok(texts.into_iter().flat_map(words).collect())
+}
+
+/// A value as the command line takes it; a table as JSON.
+fn plain(value: &Value, place: &str) -> Result<String> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Integer(number) => Ok(number.to_string()),
+        Value::Float(number) => Ok(number.to_string()),
+        Value::Boolean(flag) => Ok(flag.to_string()),
+        Value::Table(table) => {
+            serde_json::to_string(table).map_err(|error| unusable(place, &error.to_string(), "JSON"))
+        }
+        Value::Array(_) | Value::Datetime(_) => {
+            Err(unusable(place, &value.to_string(), "text, a number, true or false"))
+        }
+    }
+}
+
+fn unusable(place: &str, found: &str, expected: &str) -> Error {
+    Error::invalid(place, found, expected, "correct the recipe")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(list: Option<List>, text: &str) -> Result<Vec<String>> {
+        let table: Table = text.parse().expect("valid");
+        let (key, value) = table.iter().next().expect("a key");
+        words(&OptionSpec { name: key.clone(), list, kind: None }, key, value, "r.toml: [train]")
+    }
+
+    #[test]
+    fn values_become_words() {
+        let (commas, repeated) = (Some(List::Commas), Some(List::Repeated));
+        for (list, text, expected) in [
+            (None, "learning_rate = 1e-3", &["--learning_rate", "0.001"][..]),
+            (commas, "lora_target_modules = [\"q\", \"v\"]", &["--lora_target_modules", "q,v"]),
+            (None, "bf16 = true", &["--bf16", "true"]),
+            (None, "max_steps = -1", &["--max_steps=-1"]),
+            (None, "seed = 7.0", &["--seed", "7"]),
+            (None, "lr_scheduler_kwargs = { num_cycles = 2 }", &["--lr_scheduler_kwargs", "{\"num_cycles\":2}"]),
+            (repeated, "stop = [\"a, b\", \"e\"]", &["--stop", "a, b", "--stop", "e"]),
+            (repeated, "stop = \"a\"", &["--stop", "a"]),
+            (repeated, "stop = []", &[]),
+            (None, "prompt = \"--what?\"", &["--prompt=--what?"]),
+        ] {
+            assert_eq!(found(list, text).expect("words"), expected, "{text}");
+        }
+        for (list, text) in [
+            (None, "prompt = [\"a\", \"b\"]"),
+            (None, "limit = [1]"),
+            (repeated, "stop = [[\"a\"]]"),
+            (None, "seed = 1979-05-27"),
+        ] {
+            let error = found(list, text).expect_err("refused").to_string();
+            assert!(error.starts_with("r.toml: [train]: found "), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn both_forms_of_a_table_are_read() {
+        #[derive(Debug, Deserialize)]
+        struct Recipe {
+            train: OneOrMore,
+        }
+        for (text, count) in [("[train]\nseed = 1\n", 1), ("[[train]]\nseed = 1\n[[train]]\nseed = 2\n", 2)] {
+            assert_eq!(parse::<Recipe>(text, "").expect("valid").train.tables().len(), count);
+        }
+        let error = parse::<Recipe>("x\n", "r.toml").expect_err("no TOML").to_string();
+        assert!(error.contains("r.toml") && error.contains("line 1"), "{error}");
+    }
+}
