@@ -1,20 +1,25 @@
 #!/usr/bin/env python3
-"""SHA-256 of the pixel_values (f32, little-endian, [3, 336, 336]) that transformers' PIL processor gives each file.
+"""SHA-256 of the pixel_values (f32, little-endian, [3, S, S]) that transformers' PIL processors give each file.
 
-    python pixel_hashes.py < LIST        prints `<sha256> <file>` per file, or `error <file>` where Pillow refuses it
+    python pixel_hashes.py DIR... < LIST
+
+A DIR holds a preprocessor_config.json. Prints `<sha256> <index of DIR> <file>` for each processor and file, or
+`error <index> <file>` where Pillow refuses the file.
 """
 import hashlib
 import sys
 
 import numpy as np
 from PIL import Image
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import AutoImageProcessor
 
-processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+processors = [AutoImageProcessor.from_pretrained(folder, backend="pil") for folder in sys.argv[1:]]
+assert all(processor.backend == "pil" for processor in processors)
 for path in sys.stdin.read().splitlines():
-    try:
-        values = processor(Image.open(path), return_tensors="np")["pixel_values"][0]
-    except Exception:
-        print("error", path)
-        continue
-    print(hashlib.sha256(np.ascontiguousarray(values, "<f4").tobytes()).hexdigest(), path)
+    for index, processor in enumerate(processors):
+        try:
+            values = processor(Image.open(path), return_tensors="np")["pixel_values"][0]
+        except Exception:
+            print("error", index, path)
+            continue
+        print(hashlib.sha256(np.ascontiguousarray(values, "<f4").tobytes()).hexdigest(), index, path)

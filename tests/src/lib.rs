@@ -4,6 +4,7 @@ pub mod adapters;
 pub mod browser;
 pub mod byte_model;
 pub mod chat_models;
+pub mod references;
 pub mod runs;
 pub mod small;
 pub mod tiny;

@@ -1,6 +1,6 @@
 //! Difficult files: each gets the verdict of Pillow, and pixels of transformers where it is an image.
 
-use images::image_processor::{ImageError, ImageProcessor};
+use images::image_processor::{ImageError, ImageProcessor, Resample};
 use std::fs;
 use std::path::Path;
 use tests::{assert_close, reference, shared};
@@ -24,7 +24,7 @@ fn every_file_made_from_a_photo_gets_its_verdict() {
 }
 
 fn verdicts(folder: &Path) {
-    let processor = ImageProcessor::new(336, 336, CLIP_MEAN, CLIP_STD);
+    let processor = ImageProcessor::new(Some(336), 336, Resample::Bicubic, CLIP_MEAN, CLIP_STD);
     let manifest = json(&folder.join("manifest.json"));
     for entry in manifest["files"].as_array().expect("files") {
         let name = entry["file"].as_str().expect("file");
@@ -51,7 +51,7 @@ fn verdicts(folder: &Path) {
 
 #[test]
 fn a_bomb_is_refused_by_its_header() {
-    let processor = ImageProcessor::new(336, 336, CLIP_MEAN, CLIP_STD);
+    let processor = ImageProcessor::new(Some(336), 336, Resample::Bicubic, CLIP_MEAN, CLIP_STD);
     let bytes = fs::read(reference("edge/bomb_header.png")).expect("bomb_header.png");
     let error = processor.process(&bytes).expect_err("60,000 × 60,000 pixels");
     assert_eq!(error, ImageError::TooLarge { width: 60_000, height: 60_000, limit: 178_956_970 });
@@ -71,7 +71,7 @@ const OVER_WHITE: [(&str, [f32; 3]); 3] = [
 /// transparency was dropped instead of blended would be off by tenths.
 #[test]
 fn pixels_are_the_recorded_ones() {
-    let processor = ImageProcessor::new(336, 336, CLIP_MEAN, CLIP_STD);
+    let processor = ImageProcessor::new(Some(336), 336, Resample::Bicubic, CLIP_MEAN, CLIP_STD);
     let Some(edge) = shared("data/edge") else { return };
     let expected = json(&edge.join("expected_clip336.json"));
     for (name, record) in expected.as_object().expect("an object") {

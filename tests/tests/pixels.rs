@@ -1,46 +1,76 @@
 //! The image processor against transformers' PIL one: recorded crops, recorded pixel values, and every picture of the data.
 
-use images::image_processor::ImageProcessor;
+use images::image_processor::{ImageProcessor, Resample};
 use safetensors::SafeTensors;
+use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
-use tests::{assert_close, reference, shared};
+use std::path::{Path, PathBuf};
+use tests::{assert_close, reference, references, shared};
 
 const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
-fn clip336() -> ImageProcessor {
-    ImageProcessor::new(336, 336, CLIP_MEAN, CLIP_STD)
+/// Processors of either family, with either filter, as `preprocessor_config.json` has them.
+fn processors() -> Vec<Value> {
+    let square = |side: usize| json!({"height": side, "width": side});
+    vec![
+        json!({"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 336}, "crop_size": square(336)}),
+        json!({"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 60}, "crop_size": square(56), "resample": 2}),
+        json!({"image_processor_type": "SiglipImageProcessor", "size": square(384), "resample": 3}),
+        json!({"image_processor_type": "SiglipImageProcessor", "size": square(224), "resample": 2}),
+        // Smaller than most pictures, and no multiple of any vector's length.
+        json!({"image_processor_type": "SiglipImageProcessorFast", "size": square(62), "resample": 3}),
+        json!({"image_processor_type": "SiglipImageProcessorPil", "size": square(37), "resample": 2,
+            "image_mean": [0.25, 0.5, 0.4], "image_std": [0.3, 0.5, 1.0]}),
+    ]
 }
 
-/// The fixture's crops and values, row by row, with the images of its samples.
+fn clip336() -> ImageProcessor {
+    ImageProcessor::new(Some(336), 336, Resample::Bicubic, CLIP_MEAN, CLIP_STD)
+}
+
 #[test]
-fn tiny_crops_and_pixel_values_are_equal_to_the_bit() {
-    let processor = ImageProcessor::from_dir(&reference("tiny/llava")).expect("settings of the tiny model");
-    let bytes = fs::read(reference("tiny/pixels.safetensors")).expect("pixels.safetensors");
+fn crops_and_pixel_values_of_the_tiny_models_are_equal_to_the_bit() {
+    for model in references::all() {
+        equals_recorded(model.name, &reference(model.name), &reference("pictures"));
+    }
+}
+
+#[test]
+fn crops_and_pixel_values_of_real_photos_are_equal_to_the_bit() {
+    for name in ["siglip_qwen3", "clip_llama3"] {
+        let Some(fixture) = shared(&format!("fixtures/{name}")) else { return };
+        let Some(data) = shared("data/coco224_tiny") else { return };
+        equals_recorded(name, &fixture, &data);
+    }
+}
+
+/// The recorded crops and values, row by row, with the pictures of the samples.
+fn equals_recorded(name: &str, folder: &Path, data: &Path) {
+    let processor = ImageProcessor::from_dir(&folder.join("llava")).expect("settings of the model");
+    let bytes = fs::read(folder.join("pixels.safetensors")).expect("pixels.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     let crops = tensors.tensor("crop").expect("crop").data();
     let values = tensors.tensor("pixel_values").expect("pixel_values").data();
     let values: Vec<f32> = values.chunks_exact(4).map(|v| f32::from_le_bytes([v[0], v[1], v[2], v[3]])).collect();
-    let samples = fs::read(reference("tiny/samples.json")).expect("samples.json");
-    let samples: serde_json::Value = serde_json::from_slice(&samples).expect("JSON");
+    let samples = fs::read(folder.join("samples.json")).expect("samples.json");
+    let samples: Value = serde_json::from_slice(&samples).expect("JSON");
+    let samples = samples.as_array().expect("an array");
     let len = 3 * processor.crop_size * processor.crop_size;
-    let mut different = 0;
-    for (row, sample) in samples.as_array().expect("an array").iter().enumerate() {
-        let name = sample["image"].as_str().expect("image");
-        let file = fs::read(reference(&format!("pictures/images/{name}"))).expect(name);
-        let codes = processor.process(&file).expect(name).codes;
-        let expected = &crops[row * len..][..len];
-        let bad = codes.iter().zip(expected).position(|(a, b)| a != b);
-        assert_eq!(bad, None, "{name}: first different code");
-        different += codes.iter().zip(expected).filter(|(a, b)| a != b).count();
+    assert_eq!(crops.len(), samples.len() * len, "{name}");
+    for (row, sample) in samples.iter().enumerate() {
+        let image = sample["image"].as_str().expect("image");
+        let file = fs::read(data.join("images").join(image)).expect(image);
+        let codes = processor.process(&file).expect(image).codes;
+        let bad = codes.iter().zip(&crops[row * len..][..len]).position(|(a, b)| a != b);
+        assert_eq!(bad, None, "{name}: {image}: first different code");
         let mut found = vec![0f32; len];
         processor.normalize_into(&codes, &mut found);
         for (index, (a, b)) in found.iter().zip(&values[row * len..][..len]).enumerate() {
-            assert_eq!(a.to_bits(), b.to_bits(), "{name}: pixel_values[{index}] is {a}, expected {b}");
+            assert_eq!(a.to_bits(), b.to_bits(), "{name}: {image}: pixel_values[{index}] is {a}, expected {b}");
         }
     }
-    println!("crop: {different} of {} codes differ (tolerance 0)", crops.len());
+    println!("{name}: the codes of {} pictures are equal (tolerance 0)", samples.len());
 }
 
 /// The numbers that the first LLaVA notebook printed for this picture, four decimals.
@@ -48,7 +78,7 @@ fn tiny_crops_and_pixel_values_are_equal_to_the_bit() {
 fn published_pixel_values_of_000000039769() {
     let Some(text) = shared("data/000000039769.pixels.json") else { return };
     let text = fs::read(text).expect("pixels.json");
-    let published: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let published: Value = serde_json::from_slice(&text).expect("JSON");
     let positions = |key: &str| -> Vec<usize> {
         published[key].as_array().expect(key).iter().map(|v| v.as_u64().expect(key) as usize).collect()
     };
@@ -88,6 +118,7 @@ fn every_real_picture_equals_transformers() {
 
 fn equal_transformers(folders: Vec<PathBuf>) {
     let Some(mut python) = tests::python() else { return };
+    python.arg(tests::python_script("pixel_hashes.py"));
     let mut paths = Vec::new();
     for folder in folders {
         for entry in fs::read_dir(folder).expect("listed") {
@@ -98,19 +129,27 @@ fn equal_transformers(folders: Vec<PathBuf>) {
         }
     }
     paths.sort();
-    let list = tempfile::NamedTempFile::new().expect("a temporary file");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut processors_of = Vec::new();
+    for (index, settings) in processors().iter().enumerate() {
+        let dir = folder.path().join(index.to_string());
+        fs::create_dir(&dir).expect("a folder");
+        fs::write(dir.join("preprocessor_config.json"), settings.to_string()).expect("written");
+        processors_of.push(ImageProcessor::from_dir(&dir).expect("read"));
+        python.arg(dir);
+    }
+    let list = folder.path().join("list");
     let text: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-    fs::write(list.path(), text.join("\n")).expect("written");
-    let output = python
-        .arg(tests::python_script("pixel_hashes.py"))
-        .stdin(fs::File::open(list.path()).expect("the list"))
-        .output()
-        .expect("started");
+    fs::write(&list, text.join("\n")).expect("written");
+    let output = python.stdin(fs::File::open(list).expect("the list")).output().expect("started");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let processor = clip336();
     let (mut equal, mut different) = (0, Vec::new());
     for line in String::from_utf8_lossy(&output.stdout).lines() {
-        let (expected, path) = line.split_once(' ').expect("a hash and a path");
+        let mut words = line.splitn(3, ' ');
+        let (Some(expected), Some(index), Some(path)) = (words.next(), words.next(), words.next()) else {
+            panic!("a hash, a number and a path, not {line}");
+        };
+        let processor = &processors_of[index.parse::<usize>().expect("a number")];
         let found = match processor.process(&fs::read(path).expect(path)) {
             Err(_) => "error".to_owned(),
             Ok(image) => {
@@ -123,12 +162,13 @@ fn equal_transformers(folders: Vec<PathBuf>) {
         if found == expected {
             equal += 1;
         } else {
-            different.push(format!("{path}: {found}, transformers {expected}"));
+            different.push(format!("processor {index}: {path}: {found}, transformers {expected}"));
         }
     }
-    println!("{equal} of {} pictures equal transformers' PIL processor bit for bit", paths.len());
+    let expected = paths.len() * processors_of.len();
+    println!("{equal} of {expected} pictures equal transformers' PIL processors bit for bit");
     assert!(different.is_empty(), "{}", different.join("\n"));
-    assert_eq!(equal, paths.len(), "files that the script did not report");
+    assert_eq!(equal, expected, "files that the script did not report");
 }
 
 /// Pictures that Pillow reads and we refuse.
@@ -164,7 +204,7 @@ fn pictures_in_every_mode_equal_transformers() {
     let output = python.arg(tests::python_script("pictures.py")).arg(photo.min().expect("a photo")).arg(folder.path());
     let output = output.output().expect("started");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let processor = ImageProcessor::new(112, 112, CLIP_MEAN, CLIP_STD);
+    let processor = ImageProcessor::new(Some(112), 112, Resample::Bicubic, CLIP_MEAN, CLIP_STD);
     let (mut equal, mut refused, mut wrong) = (0, 0, Vec::new());
     let files = fs::read_dir(folder.path()).expect("listed").map(|entry| entry.expect("an entry").path());
     let mut files: Vec<_> =

@@ -3,7 +3,7 @@
 use super::PixelFormat;
 use base::{Error, Result, files};
 use chat::ChatProcessor;
-use images::image_processor::{ImageProcessor, decoder_build};
+use images::image_processor::{ImageProcessor, Resample, decoder_build};
 use parquet::file::metadata::KeyValue;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -66,8 +66,12 @@ pub struct ShardMetadata {
     /// The JPEG decoder and its build: damaged JPEG data decodes otherwise in another one. Empty in shards of older programs.
     #[serde(default)]
     pub image_decoder: String,
-    /// Shortest edge after resizing, pixels.
-    pub shortest_edge: usize,
+    /// Shortest edge after resizing, pixels; absent where height and width both became [`Self::crop_size`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shortest_edge: Option<usize>,
+    /// Filter of the resizing; absent where it is bicubic.
+    #[serde(default, skip_serializing_if = "is_bicubic")]
+    pub resample: Resample,
     /// Side of an image (S), pixels.
     pub crop_size: usize,
     /// Per-channel mean.
@@ -76,6 +80,10 @@ pub struct ShardMetadata {
     pub image_std: [f64; 3],
     /// Code → normalised f32.
     pub code_to_f32: CodeTable,
+}
+
+fn is_bicubic(resample: &Resample) -> bool {
+    *resample == Resample::Bicubic
 }
 
 impl ShardMetadata {
@@ -89,6 +97,7 @@ impl ShardMetadata {
             pixels,
             image_decoder: decoder_build(),
             shortest_edge: image_processor.shortest_edge,
+            resample: image_processor.resample,
             crop_size: image_processor.crop_size,
             image_mean: image_processor.image_mean,
             image_std: image_processor.image_std,
@@ -121,6 +130,7 @@ impl ShardMetadata {
     pub fn image_processor(&self) -> ImageProcessor {
         ImageProcessor {
             shortest_edge: self.shortest_edge,
+            resample: self.resample,
             crop_size: self.crop_size,
             image_mean: self.image_mean,
             image_std: self.image_std,

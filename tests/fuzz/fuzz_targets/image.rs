@@ -1,10 +1,10 @@
 //! Image files of every format.
 #![no_main]
 
-use images::image_processor::ImageProcessor;
+use images::image_processor::{ImageProcessor, Resample};
 use std::sync::LazyLock;
 
-static PROCESSOR: LazyLock<ImageProcessor> = LazyLock::new(|| ImageProcessor::new(28, 28, [0.5; 3], [0.25; 3]));
+static PROCESSOR: LazyLock<ImageProcessor> = LazyLock::new(|| ImageProcessor::new(Some(28), 28, Resample::Bicubic, [0.5; 3], [0.25; 3]));
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     if let Ok(image) = PROCESSOR.process(bytes) {

@@ -6,10 +6,10 @@
 use base::fields::Rule::{Harmless, Only, Read};
 use base::fields::{Row, empty, off};
 
-/// `CLIPImageProcessor`, `CLIPFeatureExtractor`.
+/// `CLIPImageProcessor`, `CLIPFeatureExtractor`, `SiglipImageProcessor`.
 pub const IMAGE: &[Row] = &[
-    ("image_processor_type", Only(CLIP_TYPES, "other processors make other pixels")),
-    ("feature_extractor_type", Only(CLIP_TYPES, "other processors make other pixels")),
+    ("image_processor_type", Only(TYPES, "other processors make other pixels; Siglip2ImageProcessor is NaFlex")),
+    ("feature_extractor_type", Only(TYPES, "other processors make other pixels; Siglip2ImageProcessor is NaFlex")),
     ("size", Read),
     ("crop_size", Read),
     ("resample", Read),
@@ -23,7 +23,7 @@ pub const IMAGE: &[Row] = &[
     ("do_convert_rgb", Read),
     ("do_pad", Read),
     ("pad_size", Only(&[], "pictures are not padded")),
-    ("default_to_square", off("the aspect ratio is kept")),
+    ("default_to_square", Read),
     ("use_square_size", off("the aspect ratio is kept")),
     ("processor_class", Harmless),
     ("image_seq_length", Harmless),
@@ -40,12 +40,19 @@ pub const IMAGE: &[Row] = &[
     ("transformers_version", Harmless),
 ];
 
-/// The names of CLIP's processor in all versions.
-const CLIP_TYPES: &[&str] =
-    &["\"CLIPImageProcessor\"", "\"CLIPImageProcessorPil\"", "\"CLIPImageProcessorFast\"", "\"CLIPFeatureExtractor\""];
+/// The names of CLIP's and SigLIP's processors in all versions.
+const TYPES: &[&str] = &[
+    "\"CLIPImageProcessor\"",
+    "\"CLIPImageProcessorPil\"",
+    "\"CLIPImageProcessorFast\"",
+    "\"CLIPFeatureExtractor\"",
+    "\"SiglipImageProcessor\"",
+    "\"SiglipImageProcessorPil\"",
+    "\"SiglipImageProcessorFast\"",
+];
 const CHANNELS_FIRST: &[&str] = &["\"channels_first\""];
 
-/// `LlavaProcessor`, `CLIPProcessor`.
+/// `LlavaProcessor`, `CLIPProcessor`, `SiglipProcessor`.
 pub const PROCESSOR: &[Row] = &[
     ("image_processor", Read),
     ("image_token", Only(&["\"<image>\""], "the placeholder of a picture is <image>")),
@@ -64,4 +71,4 @@ pub const PROCESSOR: &[Row] = &[
     ("transformers_version", Harmless),
 ];
 
-const CLASSES: &[&str] = &["\"LlavaProcessor\"", "\"CLIPProcessor\""];
+const CLASSES: &[&str] = &["\"LlavaProcessor\"", "\"CLIPProcessor\"", "\"SiglipProcessor\""];

@@ -1,4 +1,4 @@
-//! CLIP's image processor, equal to transformers' PIL one bit for bit where the decoder gives the same pixels.
+//! CLIP's and SigLIP's image processors, equal to transformers' PIL one bit for bit where the decoder gives the same pixels.
 
 mod decode;
 mod fields;
@@ -9,6 +9,7 @@ mod settings;
 use base::Result;
 pub use decode::{Layout, MAX_PIXELS, Raster, declared_size, decode, decoder_build};
 use geometry::{center_window, resized_size};
+pub use resize::Resample;
 use resize::{Resizer, Source};
 use std::cell::RefCell;
 use std::path::Path;
@@ -16,13 +17,16 @@ use std::path::Path;
 /// Buffers larger than this are given back after the image that needed them, bytes.
 const KEPT_BYTES: usize = 64 << 20;
 
-/// Shortest edge → bicubic → centre crop → 1/255 → normalise.
+/// Resize → centre crop, or none → 1/255 → normalise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageProcessor {
-    /// Shortest edge after resizing, pixels.
-    pub shortest_edge: usize,
-    /// Side of the square crop, pixels (S).
+    /// Shortest edge after resizing, pixels (CLIP). `None`: height and width become [`Self::crop_size`] whatever the aspect ratio,
+    /// and nothing is cropped (SigLIP).
+    pub shortest_edge: Option<usize>,
+    /// Side of the square that the model gets, pixels (S).
     pub crop_size: usize,
+    /// Filter of the resizing.
+    pub resample: Resample,
     /// Per-channel mean.
     pub image_mean: [f64; 3],
     /// Per-channel standard deviation.
@@ -74,17 +78,24 @@ thread_local! {
 }
 
 impl ImageProcessor {
-    /// A processor with these settings.
-    pub fn new(shortest_edge: usize, crop_size: usize, image_mean: [f64; 3], image_std: [f64; 3]) -> Self {
-        let sha256 = settings::fingerprint(shortest_edge, crop_size, &image_mean, &image_std);
-        Self { shortest_edge, crop_size, image_mean, image_std, sha256 }
+    /// A processor with these settings; `shortest_edge` and `crop_size` in pixels.
+    pub fn new(
+        shortest_edge: Option<usize>,
+        crop_size: usize,
+        resample: Resample,
+        image_mean: [f64; 3],
+        image_std: [f64; 3],
+    ) -> Self {
+        let mut processor = Self { shortest_edge, crop_size, resample, image_mean, image_std, sha256: String::new() };
+        processor.sha256 = settings::fingerprint(&processor);
+        processor
     }
 
     /// Reads `image_processor` of `dir/processor_config.json`, or `dir/preprocessor_config.json`, in old (integer sizes) and new
     /// spelling.
     ///
     /// # Errors
-    /// `Invalid` names the first setting that is not CLIP's way of processing.
+    /// `Invalid` names the first setting that is not one of CLIP's or SigLIP's processing.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         settings::from_dir(dir)
     }
@@ -102,7 +113,7 @@ impl ImageProcessor {
     /// # Errors
     /// See [`ImageError`].
     /// # Source
-    /// transformers `CLIPImageProcessorPil`, whose pixels these are before its `rescale`.
+    /// transformers `CLIPImageProcessorPil` and `SiglipImageProcessorPil`, whose pixels these are before `rescale`.
     pub fn process(&self, bytes: &[u8]) -> Result<ProcessedImage, ImageError> {
         SCRATCH.with_borrow_mut(|Scratch { samples, resizer }| {
             let raster = decode(bytes, samples)?;
@@ -131,13 +142,16 @@ impl ImageProcessor {
 
     fn resize_and_crop(&self, samples: &[u8], raster: Raster, resizer: &mut Resizer) -> Vec<u8> {
         let Raster { width, height, layout } = raster;
-        let (resized_width, resized_height) = resized_size(width, height, self.shortest_edge);
+        let (resized_width, resized_height) = match self.shortest_edge {
+            Some(shortest_edge) => resized_size(width, height, shortest_edge),
+            None => (self.crop_size, self.crop_size),
+        };
         let columns = center_window(resized_width, self.crop_size);
         let rows = center_window(resized_height, self.crop_size);
         let plane = self.crop_size * self.crop_size;
         let mut codes = vec![0; 3 * plane];
         let source = Source { samples, width, height, channels: layout.channels() };
-        resizer.resize(source, columns, rows, self.crop_size, &mut codes);
+        resizer.resize(source, self.resample, columns, rows, self.crop_size, &mut codes);
         if layout == Layout::Gray {
             codes.copy_within(..plane, plane);
             codes.copy_within(..plane, 2 * plane);

@@ -1,4 +1,4 @@
-//! Pillow's bicubic resize, bit for bit, restricted to the window that the centre crop keeps.
+//! Pillow's bicubic and bilinear resize, bit for bit, restricted to the window that the centre crop keeps.
 //!
 //! Pillow resizes a `u8` image in two passes, horizontal then vertical, with coefficients in 22-bit fixed point and rounding
 //! to `u8` between the passes. Every output pixel depends on its own coefficients alone, so leaving out what the crop
@@ -7,10 +7,12 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod portable;
+mod resample;
 mod taps;
 
 use super::geometry::AxisWindow;
 use portable::Portable;
+pub use resample::Resample;
 use taps::AxisTaps;
 
 /// Rows of the horizontal pass's result begin and end at multiples of this: what vectors take at once.
@@ -68,17 +70,18 @@ impl Resizer {
     /// # Shapes  (S crop size)
     /// - `planes`: u8 `[channels, S, S]`; what lies outside the windows is left as it is.
     /// # Source
-    /// Pillow `Resample.c`, `ImagingResample` with the bicubic filter.
+    /// Pillow `Resample.c`, `ImagingResample`.
     pub fn resize(
         &mut self,
         source: Source,
+        resample: Resample,
         columns: AxisWindow,
         rows: AxisWindow,
         crop_size: usize,
         planes: &mut [u8],
     ) {
-        self.columns.prepare(source.width, columns);
-        self.rows.prepare(source.height, rows);
+        self.columns.prepare(source.width, columns, resample);
+        self.rows.prepare(source.height, rows, resample);
         let place = Place { crop_size, left: columns.pad, top: rows.pad };
         #[cfg(target_arch = "x86_64")]
         if let Some(vectors) = self.vectors.prepare(&self.columns, &self.rows) {
@@ -172,10 +175,10 @@ mod tests {
         let source = Source { samples: &samples, width, height, channels: 3 };
         let whole = |len| AxisWindow { resized: len, start: 0, len, pad: 0 };
         let mut all = vec![0; 3 * 60 * 60];
-        Resizer::default().resize(source, whole(60), whole(60), 60, &mut all);
+        Resizer::default().resize(source, Resample::Bicubic, whole(60), whole(60), 60, &mut all);
         let mut part = vec![0; 3 * crop * crop];
         let window = |start| AxisWindow { resized: 60, start, len: crop, pad: 0 };
-        Resizer::default().resize(source, window(17), window(3), crop, &mut part);
+        Resizer::default().resize(source, Resample::Bicubic, window(17), window(3), crop, &mut part);
         for (channel, plane) in part.chunks_exact(crop * crop).enumerate() {
             for (row, line) in plane.chunks_exact(crop).enumerate() {
                 let begin = channel * 3600 + (row + 3) * 60 + 17;
@@ -188,10 +191,12 @@ mod tests {
     fn resizing_to_the_same_size_changes_nothing() {
         let samples: Vec<u8> = (0..20 * 20).map(|i| (i * 31 % 256) as u8).collect();
         let window = AxisWindow { resized: 20, start: 0, len: 20, pad: 0 };
-        let mut out = vec![0; 400];
         let source = Source { samples: &samples, width: 20, height: 20, channels: 1 };
-        Resizer::default().resize(source, window, window, 20, &mut out);
-        assert_eq!(out, samples);
+        for resample in [Resample::Bicubic, Resample::Bilinear] {
+            let mut out = vec![0; 400];
+            Resizer::default().resize(source, resample, window, window, 20, &mut out);
+            assert_eq!(out, samples, "{resample:?}");
+        }
     }
 
     #[test]
@@ -218,11 +223,12 @@ mod tests {
             };
             let (columns, rows) = (window(), window());
             let [mut found, mut expected] = [(); 2].map(|()| vec![7; channels * 50 * 50]);
+            let resample = [Resample::Bicubic, Resample::Bilinear][round / 3 % 2];
             let mut resizer = Resizer::default();
-            resizer.resize(source, columns, rows, 50, &mut found);
+            resizer.resize(source, resample, columns, rows, 50, &mut found);
             let place = Place { crop_size: 50, left: columns.pad, top: rows.pad };
             resizer.resize_portably(source, place, &mut expected);
-            assert!(found == expected, "{width} × {height} × {channels}, {columns:?}, {rows:?}");
+            assert!(found == expected, "{resample:?}: {width} × {height} × {channels}, {columns:?}, {rows:?}");
         }
     }
 }

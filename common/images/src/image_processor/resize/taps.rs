@@ -1,14 +1,18 @@
 //! Which source samples an output sample is made of, and how much of each.
 
 use super::super::geometry::AxisWindow;
+use super::Resample;
 
 /// Fixed-point bits of a coefficient: 32, less 8 for the sample and 2 for overshoot.
 pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
 
+/// What the coefficients depend on: source length, resized length, start and length of the window, filter.
+pub(super) type AxisKey = Option<(usize, usize, usize, usize, Resample)>;
+
 /// The source samples and coefficients of every output sample of a window.
 #[derive(Default)]
 pub(super) struct AxisTaps {
-    key: Option<(usize, usize, usize, usize)>,
+    key: AxisKey,
     /// First source sample and first coefficient, per output sample; one more entry closes the last range.
     first: Vec<usize>,
     offset: Vec<usize>,
@@ -22,8 +26,8 @@ impl AxisTaps {
     ///
     /// # Source
     /// Pillow `Resample.c`, `precompute_coeffs` and `normalize_coeffs_8bpc`; the order of operations is theirs, in f64.
-    pub(super) fn prepare(&mut self, source_len: usize, window: AxisWindow) {
-        let key = Some((source_len, window.resized, window.start, window.len));
+    pub(super) fn prepare(&mut self, source_len: usize, window: AxisWindow, resample: Resample) {
+        let key = Some((source_len, window.resized, window.start, window.len, resample));
         if self.key == key {
             return;
         }
@@ -34,7 +38,7 @@ impl AxisTaps {
         // Pillow hands the box over as C floats.
         let scale = f64::from(source_len as f32) / window.resized as f64;
         let filter_scale = scale.max(1.0);
-        let support = 2.0 * filter_scale;
+        let support = resample.support() * filter_scale;
         let inverse = 1.0 / filter_scale;
         let mut weights = Vec::with_capacity(2 * support.ceil() as usize + 1);
         for out in window.start..window.start + window.len {
@@ -42,7 +46,7 @@ impl AxisTaps {
             let first = (center - support + 0.5).max(0.0) as usize;
             let end = ((center + support + 0.5) as usize).min(source_len);
             weights.clear();
-            weights.extend((first..end).map(|sample| bicubic((sample as f64 - center + 0.5) * inverse)));
+            weights.extend((first..end).map(|sample| resample.weight((sample as f64 - center + 0.5) * inverse)));
             let mut total = 0.0;
             weights.iter().for_each(|weight| total += weight);
             self.first.push(first);
@@ -54,7 +58,7 @@ impl AxisTaps {
     }
 
     /// Changes when the coefficients do.
-    pub(super) fn key(&self) -> Option<(usize, usize, usize, usize)> {
+    pub(super) fn key(&self) -> AxisKey {
         self.key
     }
 
@@ -81,19 +85,6 @@ impl AxisTaps {
     }
 }
 
-/// The bicubic kernel with a = −0.5.
-fn bicubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    let x = x.abs();
-    if x < 1.0 {
-        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else if x < 2.0 {
-        (((x - 5.0) * x + 8.0) * x - 4.0) * A
-    } else {
-        0.0
-    }
-}
-
 /// Normalises by the sum and rounds half away from zero, as C's `(int)(±0.5 + x)` does.
 fn fixed_point(weight: f64, total: f64) -> i32 {
     let normalized = if total == 0.0 { weight } else { weight / total };
@@ -108,8 +99,10 @@ mod tests {
     #[test]
     fn coefficients_of_every_output_sum_to_one() {
         let mut taps = AxisTaps::default();
-        for (source, resized) in [(224, 336), (640, 336), (1, 336), (5000, 7), (336, 336)] {
-            taps.prepare(source, AxisWindow { resized, start: 0, len: resized, pad: 0 });
+        let lengths = [(224, 336), (640, 336), (1, 336), (5000, 7), (336, 336)];
+        let filters = [Resample::Bicubic, Resample::Bilinear];
+        for ((source, resized), resample) in lengths.into_iter().flat_map(|pair| filters.map(|filter| (pair, filter))) {
+            taps.prepare(source, AxisWindow { resized, start: 0, len: resized, pad: 0 }, resample);
             for index in 0..resized {
                 let (first, coefficients) = taps.of(index);
                 let sum: i64 = coefficients.iter().map(|&c| i64::from(c)).sum();

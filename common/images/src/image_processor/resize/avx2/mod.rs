@@ -9,7 +9,7 @@ mod rows;
 mod runs;
 
 use super::portable;
-use super::taps::{AxisTaps, PRECISION_BITS};
+use super::taps::{AxisKey, AxisTaps, PRECISION_BITS};
 use super::{Kernels, WIDTH};
 use columns::Columns;
 use rows::Rows;
@@ -20,8 +20,6 @@ use std::arch::x86_64::*;
 const LOW_BITS: u32 = 16;
 /// What a shuffle makes zero.
 const NOTHING: u8 = 0x80;
-
-type AxisKey = Option<(usize, usize, usize, usize)>;
 
 /// Coefficients as vectors take them.
 #[derive(Default)]

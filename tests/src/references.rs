@@ -1,0 +1,71 @@
+//! The reference models that `tests/reference/make` makes, one for each `tests/reference/NAME.json`.
+//!
+//! A family that the model crate learns is switched on by moving its names from [`WITHOUT_MODEL`] to [`SUPPORTED`].
+
+use crate::reference;
+use model::config::LlavaConfig;
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// References whose model is implemented: every test of the model runs with each.
+pub const SUPPORTED: &[&str] = &["tiny"];
+
+/// References of families that the model crate does not have: only their pixels, ids and labels are compared.
+pub const WITHOUT_MODEL: &[&str] = &["siglip_qwen2", "siglip_qwen3", "siglip_llama", "clip_qwen3", "clip_llama3"];
+
+/// All references.
+pub fn all() -> impl Iterator<Item = Reference> {
+    SUPPORTED.iter().chain(WITHOUT_MODEL).map(|name| Reference { name })
+}
+
+/// References whose model is implemented.
+pub fn supported() -> impl Iterator<Item = Reference> {
+    SUPPORTED.iter().map(|name| Reference { name })
+}
+
+/// The tiny model that tests of one model use: a CLIP and a Qwen2.
+pub const TINY: Reference = Reference { name: "tiny" };
+
+/// A reference model: its folder, and what `make_reference.py` says of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Reference {
+    /// Name of its folder and of its specification.
+    pub name: &'static str,
+}
+
+impl Reference {
+    /// A file or folder of it.
+    pub fn path(self, file: &str) -> PathBuf {
+        reference(&format!("{}/{file}", self.name))
+    }
+
+    /// A JSON file of it.
+    pub fn json(self, file: &str) -> Value {
+        serde_json::from_slice(&std::fs::read(self.path(file)).expect("readable")).expect("JSON")
+    }
+
+    /// What it was made from.
+    pub fn spec(self) -> Value {
+        self.json("spec.json")
+    }
+
+    /// The assembled model's directory.
+    pub fn llava(self) -> PathBuf {
+        self.path("llava")
+    }
+
+    /// The vision tower's directory: `clip` or `siglip`.
+    pub fn vision_tower(self) -> PathBuf {
+        self.path(self.spec()["vision_family"].as_str().unwrap_or("clip"))
+    }
+
+    /// The language model's directory.
+    pub fn language_model(self) -> PathBuf {
+        self.path("text")
+    }
+
+    /// The assembled model's config.
+    pub fn config(self) -> LlavaConfig {
+        LlavaConfig::read(&self.llava()).expect("the reference's config is readable")
+    }
+}
