@@ -10,6 +10,8 @@ pub const WEIGHTS_INDEX_FILE: &str = "model.safetensors.index.json";
 pub const PICKLED_WEIGHTS_FILE: &str = "pytorch_model.bin";
 /// Fast tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// SentencePiece's file, which slow tokenizers read.
+pub const SENTENCEPIECE_FILE: &str = "tokenizer.model";
 /// Special tokens and, in older directories, the chat template.
 pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 /// Chat template.

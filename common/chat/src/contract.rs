@@ -25,6 +25,9 @@ pub struct Contract {
     pub gap: String,
     /// What it writes between an answer and the end of the turn, the end token included.
     pub end: String,
+    /// Whether the template writes the end. Where it writes white space alone behind answers (LLaVA-1.5's), an end that it does not
+    /// write is supervised after the last answer, so that generation stops there.
+    pub writes_end: bool,
     /// The token that ends a turn.
     pub end_token: String,
     /// Its id.
@@ -50,7 +53,7 @@ impl Contract {
         };
         let prober = Prober { template, system: system_refusal.is_none().then_some(SYSTEM) };
         let turn = prober.turn(contents).map_err(|reason| unserviceable(&reason))?;
-        let (end, end_token_id) = end_of_turn(&turn, tokenizer, stop_ids)?;
+        let End { text: end, id: end_token_id, is_written } = end_of_turn(&turn, tokenizer, stop_ids)?;
         let has_default_system = system_refusal.is_none() && prober.has_default_system(contents)?;
         Ok(Self {
             contents,
@@ -59,6 +62,7 @@ impl Contract {
             gap: gap(&turn)?,
             end_token: end.trim_start().to_string(),
             end,
+            writes_end: is_written,
             end_token_id,
             is_dated: prober.is_dated(contents)?,
         })
@@ -259,8 +263,17 @@ fn gap(turn: &Turn) -> Result<String> {
     ))
 }
 
-/// The text up to the token that ends a turn, and its id.
-fn end_of_turn(turn: &Turn, tokenizer: &TextTokenizer, stop_ids: &[u32]) -> Result<(String, u32)> {
+/// The end of a turn.
+struct End {
+    /// The text up to the token that ends it.
+    text: String,
+    /// The token's id.
+    id: u32,
+    /// Whether the template writes it.
+    is_written: bool,
+}
+
+fn end_of_turn(turn: &Turn, tokenizer: &TextTokenizer, stop_ids: &[u32]) -> Result<End> {
     let mut stops = Vec::new();
     for &id in stop_ids {
         stops.push((id, tokenizer.decode(&[id], false)?));
@@ -274,6 +287,10 @@ fn end_of_turn(turn: &Turn, tokenizer: &TextTokenizer, stop_ids: &[u32]) -> Resu
     let earlier = turn.after_earlier_answer.as_deref();
     let listed = || stops.iter().map(|(id, stop)| format!("{stop:?} ({id})")).collect::<Vec<_>>().join(", ");
     let Some((end, id)) = end_of(&turn.after_answer).or_else(|| end_of(earlier?)) else {
+        let first = stops.iter().find(|(_, stop)| !stop.is_empty());
+        if let Some((id, stop)) = first.filter(|_| is_a_space(&turn.after_answer)) {
+            return Ok(End { text: stop.clone(), id: *id, is_written: false });
+        }
         return Err(Error::invalid(
             "the chat template",
             format!("turns that end in {}", described_end(&turn.after_answer, tokenizer)),
@@ -289,8 +306,13 @@ fn end_of_turn(turn: &Turn, tokenizer: &TextTokenizer, stop_ids: &[u32]) -> Resu
             format!("{end:?}, as the last turn does"),
             "correct the template",
         )),
-        _ => Ok((end, id)),
+        _ => Ok(End { text: end, id, is_written: true }),
     }
+}
+
+/// Whether a template writes white space behind an answer, and no line's end: it separates turns, and ends none.
+fn is_a_space(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|letter| letter == ' ')
 }
 
 /// The text behind an answer, with the id of its first token where that is one of the vocabulary's special tokens.

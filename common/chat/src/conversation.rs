@@ -38,23 +38,30 @@ impl ChatProcessor {
     pub(super) fn beginning(&self, messages: &[Message]) -> Result<Beginning> {
         let Pieces { texts, answers } = self.pieces(messages, true)?;
         let mut segments = Vec::with_capacity(2 * texts.len());
-        let mut last_text = String::new();
+        let mut context = String::new();
         for (index, text) in texts.iter().enumerate() {
             let (text, gap) = match answers.get(index) {
                 Some(_) => split_suffix(text, &self.contract.gap),
                 None => (text.as_str(), ""),
             };
-            let (ids, context) = match index {
-                0 => (self.encode(text)?, text.to_string()),
-                _ => self.encode_behind_end(self.behind_end(text)?)?,
+            let ids;
+            (ids, context) = match index {
+                0 => (self.encode_start(text)?, text.to_string()),
+                _ if self.contract.writes_end => self.encode_behind_end(self.behind_end(text)?)?,
+                _ => (self.encode_behind(&context, text)?, context + text),
             };
             segments.push(Segment { ids, supervised: false });
-            if let Some(answer) = answers.get(index) {
-                segments.push(self.answer(&context, gap, answer)?);
+            match answers.get(index) {
+                None => {}
+                Some(answer) if self.contract.writes_end => segments.push(self.answer(&context, gap, answer)?),
+                Some(answer) => {
+                    let text = format!("{gap}{answer}");
+                    segments.push(Segment { ids: self.encode_behind(&context, &text)?, supervised: true });
+                    context.push_str(&text);
+                }
             }
-            last_text = context;
         }
-        Ok(Beginning { segments, last_text, around_answer: None })
+        Ok(Beginning { segments, last_text: context, around_answer: None })
     }
 
     /// A beginning that an answer follows.
@@ -93,21 +100,31 @@ impl ChatProcessor {
 
     /// An answer, what the template writes beside it, and the end of the turn.
     fn answer(&self, context: &str, gap: &str, answer: &str) -> Result<Segment> {
-        let text = format!("{gap}{answer}{}", self.contract.end);
-        let ids = match self.tokens_depend_on_context {
-            false => self.encode(&text)?,
-            true => {
-                let (before, whole) = (self.encode(context)?, self.encode(&format!("{context}{text}"))?);
-                match whole.strip_prefix(before.as_slice()) {
-                    Some(ids) => ids.to_vec(),
-                    None => self.encode(&text)?,
-                }
-            }
-        };
+        let ids = self.encode_behind(context, &format!("{gap}{answer}{}", self.contract.end))?;
         if ids.last() != Some(&self.contract.end_token_id) {
             return Err(rewritten("the end of a turn"));
         }
         Ok(Segment { ids, supervised: true })
+    }
+
+    /// Ids of the beginning of a conversation.
+    ///
+    /// # Source
+    /// transformers 5.24 `processing_utils.py`, `ProcessorMixin.apply_chat_template`: the tokenizer's own start (Llama 2's `<s>`)
+    /// comes first, unless the template has written `bos_token`.
+    fn encode_start(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode(text)?;
+        let is_started = self.bos_token.as_ref().is_some_and(|bos| text.starts_with(bos.as_str()));
+        Ok(if is_started { ids } else { [self.start_ids.as_slice(), &ids].concat() })
+    }
+
+    /// Ids of a text that stands behind another one.
+    fn encode_behind(&self, context: &str, text: &str) -> Result<Vec<u32>> {
+        if !self.tokens_depend_on_context {
+            return self.encode(text);
+        }
+        let (before, whole) = (self.encode(context)?, self.encode(&format!("{context}{text}"))?);
+        whole.strip_prefix(before.as_slice()).map_or_else(|| self.encode(text), |ids| Ok(ids.to_vec()))
     }
 
     /// What follows the end of an earlier turn.

@@ -85,6 +85,9 @@ pub struct ChatProcessor {
     contract: Contract,
     /// Whether a text's ids depend on the text before it (a tokenizer that puts a space before every text).
     tokens_depend_on_context: bool,
+    /// What the tokenizer puts before a text, and the token with which a template writes it itself.
+    start_ids: Vec<u32>,
+    bos_token: Option<String>,
     beginnings: RwLock<HashMap<Vec<Message>, Arc<Beginning>>>,
     quoter: Quoter,
 }
@@ -122,6 +125,8 @@ impl ChatProcessor {
             tokenizer_sha256: tokenizer.sha256().to_string(),
             chat_template_sha256: template.sha256().to_string(),
             tokens_depend_on_context: tokenizer.depends_on_context()?,
+            start_ids: tokenizer.start_ids()?,
+            bos_token: config.special_tokens().remove("bos_token"),
             quoter: Quoter::new(tokenizer.inner()),
             tokenizer,
             template,

@@ -30,7 +30,7 @@ impl ChatTemplate {
                 dir.display(),
                 "no chat template",
                 format!("{}, or chat_template in {}", names::CHAT_TEMPLATE_FILE, names::TOKENIZER_CONFIG_FILE),
-                "take a chat model's directory, or write its template into that file",
+                "take a chat model's directory, write its template into that file, or give preprocess model one with --chat-template",
             )
         })?;
         Self::new(&source, config.special_tokens())

@@ -24,6 +24,7 @@ impl TextTokenizer {
     /// Files that give a token different ids, and a model with dropout.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join(names::TOKENIZER_FILE);
+        refuse_sentencepiece_alone(dir)?;
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         let mut tokenizer = load(&bytes, &path)?;
         let from_config = added_tokens::add(&mut tokenizer, &TokenizerConfig::from_dir(dir)?, dir)?;
@@ -49,6 +50,17 @@ impl TextTokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| failure("encoding a text", &error))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Ids that the tokenizer puts before a text when it is asked to add special tokens: Llama 2's `<s>`. What it would put behind
+    /// one is not looked at: a prompt goes on.
+    pub fn start_ids(&self) -> Result<Vec<u32>> {
+        let text = "a";
+        let plain = self.encode(text)?;
+        let encoding = self.tokenizer.encode_fast(text, true).map_err(|error| failure("encoding a text", &error))?;
+        let whole = encoding.get_ids();
+        let start = whole.windows(plain.len()).position(|ids| ids == plain.as_slice()).unwrap_or_default();
+        Ok(whole[..start].to_vec())
     }
 
     /// Text of ids.
@@ -81,6 +93,23 @@ impl TextTokenizer {
     pub fn next_free_id(&self) -> u32 {
         self.tokenizer.get_vocab(true).values().max().map_or(0, |&id| id + 1)
     }
+}
+
+/// Vicuna and Llama 2 were published with SentencePiece's file alone.
+fn refuse_sentencepiece_alone(dir: &Path) -> Result<()> {
+    let has = |name: &str| dir.join(name).exists();
+    if has(names::TOKENIZER_FILE) || !has(names::SENTENCEPIECE_FILE) {
+        return Ok(());
+    }
+    let dir = dir.display();
+    Err(Error::invalid(
+        &dir,
+        format!("{} and no {}", names::SENTENCEPIECE_FILE, names::TOKENIZER_FILE),
+        format!("{}, the fast tokenizer's file", names::TOKENIZER_FILE),
+        format!(
+            "convert it: python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{dir}').save_pretrained('{dir}')\""
+        ),
+    ))
 }
 
 fn load(bytes: &[u8], path: &Path) -> Result<Tokenizer> {

@@ -1,4 +1,4 @@
-//! `preprocess model`: a CLIP and a Qwen2 become a LLaVA directory. Reads top to bottom in [`run`].
+//! `preprocess model`: a vision tower and a language model become a LLaVA directory. Reads top to bottom in [`run`].
 
 mod output;
 mod processors;
@@ -19,12 +19,12 @@ use store::hub::{self, Wanted};
 /// Options.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Directory of a CLIPModel or CLIPVisionModel (config.json, safetensors, preprocessor_config.json or the
-    /// processor_config.json of transformers 5), or its name on Hugging Face
+    /// Directory of a CLIPModel, SiglipModel or a vision model of either (config.json, safetensors, preprocessor_config.json or
+    /// the processor_config.json of transformers 5), or its name on Hugging Face
     #[arg(long, value_name = "DIR")]
     pub vision_tower: PathBuf,
-    /// Directory of a Qwen2ForCausalLM (config.json, safetensors, tokenizer.json, tokenizer_config.json), or its name on
-    /// Hugging Face
+    /// Directory of a Qwen2ForCausalLM, Qwen3ForCausalLM or LlamaForCausalLM (config.json, safetensors, tokenizer.json,
+    /// tokenizer_config.json), or its name on Hugging Face
     #[arg(long, value_name = "DIR")]
     pub language_model: PathBuf,
     /// Where the LLaVA goes; an earlier result of this command there is replaced
@@ -34,13 +34,17 @@ pub struct Args {
     /// several, separated by commas, are joined
     #[arg(long, value_name = "N", default_value = "-2", allow_hyphen_values = true, value_delimiter = ',')]
     pub vision_feature_layer: Vec<i64>,
-    /// `default` drops the class token, `full` keeps it
-    #[arg(long, value_enum, default_value = "default")]
-    pub vision_feature_select_strategy: SelectStrategy,
+    /// `default` drops the class token, `full` keeps all features [default: default; full for a tower without a class token, as
+    /// SigLIP is]
+    #[arg(long, value_enum)]
+    pub vision_feature_select_strategy: Option<SelectStrategy>,
     /// Number format of the written weights [default: the language model's]
     #[arg(long, value_enum)]
     pub dtype: Option<Dtype>,
-    /// Seed of the projector's random weights
+    /// File with the chat template (Jinja), for a language model that has none or in place of its own
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+    /// Seed of the random weights: the projector's, and those of the rows that the vocabulary grows by
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
 }
@@ -75,7 +79,7 @@ pub fn run(args: &Args) -> Result<String> {
     let language_model = hub::resolve(&args.language_model, Wanted::LanguageModel).context("--language-model")?;
     let (vision, _) = VisionConfig::read(&vision_tower).context("--vision-tower")?;
     let (source_text, text_dtype) = TextConfig::read(&language_model).context("--language-model")?;
-    let processors = Processors::read(&vision_tower, &language_model)?;
+    let processors = Processors::read(&vision_tower, &language_model, args.chat_template.as_deref())?;
     let config = llava_config(args, vision, source_text.clone(), text_dtype, &processors)?;
 
     let output = Output::create(&args.output)?;
@@ -106,6 +110,17 @@ fn llava_config(
             return Err(Error::usage("--vision-feature-layer", layer, expected, "correct it").into());
         }
     }
+    let has_class_token = vision.family.has_class_token();
+    let strategy = match args.vision_feature_select_strategy {
+        Some(SelectStrategy::Default) => FeatureSelect::Default,
+        None if has_class_token => FeatureSelect::Default,
+        Some(SelectStrategy::Full) | None => FeatureSelect::Full,
+    };
+    ensure!(
+        strategy == FeatureSelect::Full || has_class_token,
+        "--vision-feature-select-strategy default: {} has no class token to drop; give full, or leave the option out",
+        vision.family.model_type()
+    );
     // Only if the id does not fit: a vocabulary that is padded, as Qwen's is, keeps its size.
     text.vocab_size = text.vocab_size.max(processors.image_token_id() as usize + 1);
     Ok(LlavaConfig {
@@ -115,10 +130,7 @@ fn llava_config(
         pad_token_id: processors.pad_token_id(),
         vision_feature_layer_is_scalar: args.vision_feature_layer.len() == 1,
         vision_feature_layers: args.vision_feature_layer.clone(),
-        vision_feature_select_strategy: match args.vision_feature_select_strategy {
-            SelectStrategy::Default => FeatureSelect::Default,
-            SelectStrategy::Full => FeatureSelect::Full,
-        },
+        vision_feature_select_strategy: strategy,
         projector_hidden_act: Activation::Gelu,
         multimodal_projector_bias: true,
         dtype: match args.dtype {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use base::{Error, files, json, names};
 use chat::{ChatProcessor, ChatTemplate, TextTokenizer, TokenizerConfig, WithImageToken, add_image_token};
 use images::image_processor::ImageProcessor;
-use model::config::LlavaConfig;
+use model::config::{FeatureSelect, LlavaConfig};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -19,14 +19,22 @@ pub struct Processors {
 }
 
 impl Processors {
-    /// Reads the tokenizer and template of the language model, and sees that the tower has an image processor.
-    pub fn read(vision_tower: &Path, language_model: &Path) -> Result<Self> {
+    /// Reads the tokenizer and template of the language model (or the template of a file), and sees that the tower has an image
+    /// processor.
+    pub fn read(vision_tower: &Path, language_model: &Path, chat_template: Option<&Path>) -> Result<Self> {
         let image_processor = ImageProcessor::settings_of_dir(vision_tower).context("--vision-tower")?;
+        let tokenizer = TextTokenizer::from_dir(language_model)?;
         let path = language_model.join(names::TOKENIZER_FILE);
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-        let tokenizer = TextTokenizer::from_dir(language_model)?;
         let config = TokenizerConfig::from_dir(language_model)?;
-        let template = ChatTemplate::from_dir(language_model, &config)?;
+        let template = match chat_template {
+            None => ChatTemplate::from_dir(language_model, &config)?,
+            Some(path) => {
+                let source = std::fs::read_to_string(path).map_err(Error::io(path)).context("--chat-template")?;
+                ChatTemplate::new(&source, config.special_tokens())
+                    .with_context(|| format!("--chat-template {}", path.display()))?
+            }
+        };
         let config_json: Option<Value> = json::read_if_there(&language_model.join(names::TOKENIZER_CONFIG_FILE))?;
         let mut config_json = config_json.unwrap_or_else(|| json!({}));
         for (role, token) in config.special_tokens() {
@@ -99,12 +107,19 @@ impl Processors {
 fn processor_config(config: &LlavaConfig) -> Value {
     json!({
         "image_token": chat::IMAGE_TOKEN,
-        // CLIP's class token, which the `default` strategy drops again.
-        "num_additional_image_tokens": 1,
+        // CLIP's class token, which the `default` strategy drops again; SigLIP has none.
+        "num_additional_image_tokens": additional_image_tokens(config),
         "patch_size": config.vision.patch_size,
         "processor_class": "LlavaProcessor",
         "vision_feature_select_strategy": config.vision_feature_select_strategy.name(),
     })
+}
+
+/// Features of an image beside its patches, before any is dropped.
+fn additional_image_tokens(config: &LlavaConfig) -> usize {
+    let patches = (config.vision.image_size / config.vision.patch_size).pow(2);
+    let dropped = usize::from(config.vision_feature_select_strategy == FeatureSelect::Default);
+    config.image_seq_length() + dropped - patches
 }
 
 fn copy_if_there(from: &Path, to: &Path) -> Result<()> {
@@ -127,7 +142,7 @@ pub fn check(dir: &Path, config: &LlavaConfig) -> Result<()> {
     let images = ImageProcessor::from_dir(dir).context("the vision tower's image processor")?;
     ensure!(
         images.crop_size == config.vision.image_size,
-        "{}: crops of {} pixels, but the vision tower takes {}; copy the right file from the CLIP's repository",
+        "{}: pictures of {} pixels, but the vision tower takes {}; copy the right file from the tower's repository",
         names::PREPROCESSOR_CONFIG_FILE,
         images.crop_size,
         config.vision.image_size

@@ -6,6 +6,8 @@ use cli::units::bytes;
 use kernels::device;
 use model::config::{LlavaConfig, TextConfig, WeightDtype};
 use model::multi_modal_projector::MultiModalProjector;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
@@ -44,9 +46,9 @@ impl<'a> Sources<'a> {
             Weights::resolve(&self.text, &expected_text(self.source_text), is_harmless).context("--language-model")?;
 
         let mut tensors = Vec::new();
-        tensors.extend(expected_vision(&config.vision).into_iter().map(|tensor| copied(tensor, &vision, dtype)));
+        tensors.extend(expected_vision(&config.vision).into_iter().map(|tensor| copied(tensor, &vision, dtype, seed)));
         tensors.extend(projector(config, seed));
-        tensors.extend(expected_text(&config.text).into_iter().map(|tensor| copied(tensor, &text, dtype)));
+        tensors.extend(expected_text(&config.text).into_iter().map(|tensor| copied(tensor, &text, dtype, seed)));
         let total = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>() * dtype.size()).sum();
         let meter = Meter::new(total);
         let tensors = tensors.into_iter().map(|tensor| meter.watch(tensor)).collect();
@@ -55,7 +57,7 @@ impl<'a> Sources<'a> {
 }
 
 /// A source's tensor in another format, longer by some rows if the target is.
-fn copied<'a>(tensor: ExpectedTensor, weights: &'a Weights<'a>, dtype: WeightDtype) -> TensorSource<'a> {
+fn copied<'a>(tensor: ExpectedTensor, weights: &'a Weights<'a>, dtype: WeightDtype, seed: u64) -> TensorSource<'a> {
     let ExpectedTensor { name, shape } = tensor;
     let (source, rows) = (name.clone(), shape[0]);
     let bytes = Box::new(move || {
@@ -69,8 +71,7 @@ fn copied<'a>(tensor: ExpectedTensor, weights: &'a Weights<'a>, dtype: WeightDty
         })?;
         let mut bytes = view.to_bytes(dtype).into_owned();
         if rows > view.shape[0] {
-            let mean = from_f32(&mean_row(&view), dtype);
-            bytes.extend(mean.repeat(rows - view.shape[0]));
+            bytes.extend(from_f32(&new_rows(&view, rows - view.shape[0], &mut generator(seed, &source)), dtype));
         }
         weights.release(&source);
         Ok(bytes)
@@ -78,20 +79,52 @@ fn copied<'a>(tensor: ExpectedTensor, weights: &'a Weights<'a>, dtype: WeightDty
     TensorSource { name, dtype, shape, bytes }
 }
 
-/// What a new row of an embedding starts with: the mean of the old ones.
+/// Share of the old rows' covariance that new rows are drawn with.
+const COVARIANCE_SHARE: f64 = 1e-9;
+
+/// What new rows of an embedding start with: normal around the mean of the old ones, with [`COVARIANCE_SHARE`] of their covariance.
 ///
+/// # Shapes
+/// f32 `[count, width]` for `view` `[rows, width]`.
 /// # Source
 /// transformers `_init_added_embeddings_weights_with_mean` (`mean_resizing`, its default).
 /// # Differs
-/// There the row is drawn around the mean with 1e-9 of the old rows' covariance; here it is the mean.
-fn mean_row(view: &TensorView<'_>) -> Vec<f32> {
+/// The distribution is the same, the draw is another: the sum of the old rows' deviations, each times a normal number, has their
+/// covariance without a matrix of it. Where that matrix is singular, transformers takes the mean alone.
+fn new_rows(view: &TensorView<'_>, count: usize, rng: &mut StdRng) -> Vec<f32> {
     let (rows, width) = (view.shape[0], view.shape[1..].iter().product::<usize>());
-    let mut sums = vec![0f64; width];
-    for row in view.bytes.chunks_exact(width * view.dtype.size()) {
-        let row = TensorView { bytes: row, ..*view };
-        sums.iter_mut().zip(row.to_f32()).for_each(|(sum, value)| *sum += f64::from(value));
+    let old_rows =
+        || view.bytes.chunks_exact(width * view.dtype.size()).map(|bytes| TensorView { bytes, ..*view }.to_f32());
+    let mut mean = vec![0f64; width];
+    for row in old_rows() {
+        mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(value));
     }
-    sums.into_iter().map(|sum| (sum / rows as f64) as f32).collect()
+    mean.iter_mut().for_each(|sum| *sum /= rows as f64);
+    let scale = (COVARIANCE_SHARE / rows as f64).sqrt();
+    let mut new = mean.repeat(count);
+    for old in old_rows() {
+        for new in new.chunks_exact_mut(width) {
+            let factor = scale * normal(rng);
+            let values = new.iter_mut().zip(old.iter().zip(&mean));
+            values.for_each(|(new, (&old, mean))| *new += factor * (f64::from(old) - mean));
+        }
+    }
+    new.into_iter().map(|value| value as f32).collect()
+}
+
+/// A normal number with mean 0 and deviation 1 (Box–Muller).
+fn normal(rng: &mut StdRng) -> f64 {
+    (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt() * (std::f64::consts::TAU * rng.random::<f64>()).cos()
+}
+
+/// Random numbers of a tensor: those of one do not depend on whether there is another.
+fn generator(seed: u64, tensor: &str) -> StdRng {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let name = tensor.as_bytes();
+    let end = name.len().min(24);
+    bytes[8..8 + end].copy_from_slice(&name[name.len() - end..]);
+    StdRng::from_seed(bytes)
 }
 
 /// A new projector, as transformers initialises it (normal with 0.02, biases zero).

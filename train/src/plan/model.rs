@@ -76,7 +76,8 @@ fn assembled(vision_tower: &Path, language_model: &Path, options: &Table) -> Res
             layers.collect::<Result<Vec<i64>, _>>().with_context(|| format!("[model] vision_feature_layer {value}"))?
         }
     };
-    let full = options.get("vision_feature_select_strategy").and_then(Value::as_str) == Some("full");
+    let strategy = options.get("vision_feature_select_strategy").and_then(Value::as_str);
+    let full = strategy == Some("full") || !vision.family.has_class_token();
     Ok(LlavaConfig {
         vision,
         text,
