@@ -1,7 +1,7 @@
 """Chat templates and added tokens in transformers: python chat_templates.py CASES.json
 
-CASES: [{dir, text?, messages?, as_list?}]. Prints one line of JSON, per case: `ids` of the text; `prompt` (with generation prompt) and
-`finished` (all messages) as ids. `as_list` hands contents over as parts, the way processors of image models take them.
+CASES: [{dir, text?, messages?, as_list?, as_processor?}]. Prints one line of JSON, per case: `ids` of the text; `prompt` (with generation prompt) and
+`finished` (all messages) as ids. `as_list` hands contents over as parts, the way processors of image models take them; `as_processor` begins texts the way `ProcessorMixin.apply_chat_template` does.
 """
 import json
 import sys
@@ -28,7 +28,8 @@ def parts(text):
 results = []
 for case in json.load(open(sys.argv[1], encoding="utf-8")):
     tokenizer = AutoTokenizer.from_pretrained(case["dir"])
-    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    starts = lambda text: case.get("as_processor", False) and not text.startswith(tokenizer.bos_token)
+    encode = lambda text: tokenizer(text, add_special_tokens=starts(text))["input_ids"]
     result = {}
     if "text" in case:
         result["ids"] = encode(case["text"])

@@ -16,9 +16,14 @@ from transformers import AutoImageProcessor
 processors = [AutoImageProcessor.from_pretrained(folder, backend="pil") for folder in sys.argv[1:]]
 assert all(processor.backend == "pil" for processor in processors)
 for path in sys.stdin.read().splitlines():
+    try:
+        image = Image.open(path)
+        image.load()
+    except Exception:
+        image = None
     for index, processor in enumerate(processors):
         try:
-            values = processor(Image.open(path), return_tensors="np")["pixel_values"][0]
+            values = processor(image, return_tensors="np")["pixel_values"][0]
         except Exception:
             print("error", index, path)
             continue

@@ -8,10 +8,11 @@ use serde_json::Value;
 use std::path::PathBuf;
 
 /// References whose model is implemented: every test of the model runs with each.
-pub const SUPPORTED: &[&str] = &["tiny"];
+pub const SUPPORTED: &[&str] =
+    &["tiny", "siglip_qwen2", "siglip_qwen3", "siglip_llama", "clip_qwen3", "clip_llama3", "llava15"];
 
 /// References of families that the model crate does not have: only their pixels, ids and labels are compared.
-pub const WITHOUT_MODEL: &[&str] = &["siglip_qwen2", "siglip_qwen3", "siglip_llama", "clip_qwen3", "clip_llama3"];
+pub const WITHOUT_MODEL: &[&str] = &[];
 
 /// All references.
 pub fn all() -> impl Iterator<Item = Reference> {
@@ -49,6 +50,13 @@ impl Reference {
         self.json("spec.json")
     }
 
+    /// Its families as its specification names them: the vision tower's and the language model's.
+    pub fn families(self) -> [String; 2] {
+        let spec = self.spec();
+        [("vision_family", "clip"), ("text_family", "qwen2")]
+            .map(|(key, default)| spec[key].as_str().unwrap_or(default).to_string())
+    }
+
     /// The assembled model's directory.
     pub fn llava(self) -> PathBuf {
         self.path("llava")
@@ -56,7 +64,8 @@ impl Reference {
 
     /// The vision tower's directory: `clip` or `siglip`.
     pub fn vision_tower(self) -> PathBuf {
-        self.path(self.spec()["vision_family"].as_str().unwrap_or("clip"))
+        let [family, _] = self.families();
+        self.path(&family)
     }
 
     /// The language model's directory.

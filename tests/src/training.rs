@@ -1,14 +1,16 @@
 //! What the tests of training share: the reference's job on the tiny model, under threads and under MPI, and its comparison
 //! with transformers' log and weights.
 
+use crate::references::{Reference, TINY};
 use crate::tiny::read_tensors_at;
 use crate::{assert_norm_close, program, reference};
 use burn::tensor::Device;
 use clap::{Args, FromArgMatches};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::sync::Mutex;
 use std::time::Duration;
 use train::collective::launch::run_ranks;
 use train::config::Config;
@@ -32,22 +34,34 @@ pub fn fail(command: &mut Command) -> String {
 
 /// Makes the reference's shards in `dir`.
 pub fn make_shards(dir: &Path) {
-    let (model, data) = (reference("tiny/llava"), reference("pictures"));
+    make_shards_of(TINY, dir);
+}
+
+/// Makes shards of the reference pictures for a model in `dir`.
+pub fn make_shards_of(model: Reference, dir: &Path) {
     let mut command = Command::new(program("preprocess"));
-    command.arg("shards").arg("--model").arg(model).arg("--data").arg(data).arg("--output").arg(dir);
-    succeed(&mut command);
+    command.arg("shards").arg("--model").arg(model.llava()).arg("--data").arg(reference("pictures"));
+    // The rows that the reference trains on, which are fewer than there are.
+    command.args(["--limit", &model.spec()["rows"].to_string()]);
+    succeed(command.arg("--output").arg(dir));
 }
 
 /// The reference's shards, made once per run of the tests, in the target folder.
 pub fn shards() -> PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    shards_of(TINY)
+}
+
+/// The shards of a reference model, made once per run of the tests, in the target folder.
+pub fn shards_of(model: Reference) -> PathBuf {
+    static FOLDERS: Mutex<BTreeMap<&str, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut folders = FOLDERS.lock().expect("shards that could be made");
     let make = || {
-        let folder = program("train").with_file_name("test-shards");
+        let folder = program("train").with_file_name(format!("test-shards-{}", model.name));
         let _ = std::fs::remove_dir_all(&folder);
-        make_shards(&folder);
+        make_shards_of(model, &folder);
         folder
     };
-    FOLDER.get_or_init(make).clone()
+    folders.entry(model.name).or_insert_with(make).clone()
 }
 
 /// How a global batch is divided.
@@ -61,30 +75,51 @@ pub struct Split {
     pub accumulation: usize,
 }
 
-/// Arguments of the reference's job: file order, 8 steps.
+/// Arguments of the tiny model's job: file order, 8 steps.
 pub fn arguments(output: &Path, train_type: &str, split: Split, more: &[&str]) -> Vec<String> {
-    let (micro_batch, accumulation) = (split.micro_batch.to_string(), split.accumulation.to_string());
-    let (model, shards) = (reference("tiny/llava"), shards());
+    arguments_of(TINY, output, train_type, split, more)
+}
+
+/// Arguments of a reference model's job, as its specification has them.
+pub fn arguments_of(model: Reference, output: &Path, train_type: &str, split: Split, more: &[&str]) -> Vec<String> {
+    let job = model.spec()["train"].clone();
+    let text = |key: &str| job[key].as_str().map_or_else(|| job[key].to_string(), str::to_string);
     let path = |path: &Path| path.display().to_string();
-    let mut arguments: Vec<String> = vec!["--model_name_or_path".into(), path(&model), "--data_path".into()];
-    arguments.extend([path(&shards), "--output_dir".into(), path(output)]);
-    let fixed = ["--train_type", train_type, "--per_device_train_batch_size", &micro_batch];
-    let batch = ["--gradient_accumulation_steps", &accumulation, "--learning_rate", "0.002", "--weight_decay", "0.01"];
-    let rest = ["--max_steps", "8", "--warmup_steps", "2", "--logging_steps", "1", "--shuffle", "false"];
-    arguments.extend(fixed.iter().chain(&batch).chain(&rest).map(|word| word.to_string()));
-    arguments.extend(["--save_strategy", "no"].map(String::from));
+    let mut arguments = Vec::new();
+    let mut add = |name: &str, value: String| arguments.extend([format!("--{name}"), value]);
+    add("model_name_or_path", path(&model.llava()));
+    add("data_path", path(&shards_of(model)));
+    add("output_dir", path(output));
+    add("train_type", train_type.to_string());
+    add("per_device_train_batch_size", split.micro_batch.to_string());
+    add("gradient_accumulation_steps", split.accumulation.to_string());
+    add("learning_rate", text("lr"));
+    add("weight_decay", text("weight_decay"));
+    add("max_steps", text("steps"));
+    add("warmup_steps", text("warmup_steps"));
+    add("logging_steps", "1".into());
+    add("shuffle", "false".into());
+    add("save_strategy", "no".into());
+    if text("schedule") != "linear" {
+        add("lr_scheduler_type", text("schedule"));
+    }
     if train_type == "use_lora" {
-        let adapter = reference("tiny/train_use_lora_init");
-        arguments.extend(["--init_adapter".into(), path(&adapter), "--lora_dropout".into(), "0".into()]);
+        add("init_adapter", path(&model.path("train_use_lora_init")));
+        add("lora_dropout", "0".into());
     }
     arguments.extend(more.iter().map(|word| word.to_string()));
     arguments
 }
 
-/// The job with ranks as threads.
+/// The tiny model's job with ranks as threads.
 pub fn threads(output: &Path, train_type: &str, split: Split, more: &[&str]) -> Command {
+    threads_of(TINY, output, train_type, split, more)
+}
+
+/// A reference model's job with ranks as threads.
+pub fn threads_of(model: Reference, output: &Path, train_type: &str, split: Split, more: &[&str]) -> Command {
     let mut command = Command::new(program("train"));
-    command.args(arguments(output, train_type, split, more)).args(["--nproc", &split.ranks.to_string()]);
+    command.args(arguments_of(model, output, train_type, split, more)).args(["--nproc", &split.ranks.to_string()]);
     command
 }
 
@@ -130,9 +165,16 @@ pub fn in_process(output: &Path, train_type: &str, split: Split, device: &Device
     run_ranks(split.ranks, Duration::from_secs(60), run).expect("the run succeeds");
 }
 
-/// Runs the reference's jobs, each on one and on two ranks (micro-batch 2, four rows a step), and compares the whole log and
+/// Runs the tiny model's jobs, each on one and on two ranks (micro-batch 2, four rows a step), and compares the whole log and
 /// every weight with transformers'.
 pub fn compare_with_reference(name: &str, train: impl Fn(&Path, &str, Split)) {
+    for ranks in [1, 2] {
+        compare_jobs(TINY, name, ranks, &train);
+    }
+}
+
+/// Runs a reference model's jobs on some ranks, and compares the whole log and every weight with transformers'.
+pub fn compare_jobs(model: Reference, name: &str, ranks: usize, train: impl Fn(&Path, &str, Split)) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let cases = [
         ("none", "model.safetensors"),
@@ -140,13 +182,11 @@ pub fn compare_with_reference(name: &str, train: impl Fn(&Path, &str, Split)) {
         ("use_lora", "adapter_model.safetensors"),
     ];
     for (train_type, weights) in cases {
-        for ranks in [1, 2] {
-            let name = format!("{name}: {train_type}, {ranks} ranks");
-            let output = folder.path().join(format!("{train_type}-{ranks}"));
-            train(&output, train_type, Split { ranks, micro_batch: 2, accumulation: 2 / ranks });
-            compare_log(&name, &output, train_type);
-            compare_weights(&name, &output.join(weights), &format!("tiny/train_{train_type}/{weights}"));
-        }
+        let name = format!("{name}: {}: {train_type}, {ranks} ranks", model.name);
+        let output = folder.path().join(train_type);
+        train(&output, train_type, Split { ranks, micro_batch: 2, accumulation: 2 / ranks });
+        compare_log_of(model, &name, &output, train_type);
+        compare_weights(&name, &output.join(weights), &format!("{}/train_{train_type}/{weights}", model.name));
     }
 }
 
@@ -161,11 +201,14 @@ pub fn column(lines: &[Value], key: &str) -> Vec<f64> {
     lines.iter().map(|line| line[key].as_f64().unwrap_or_else(|| panic!("{key} is a number in {line}"))).collect()
 }
 
-/// The steps of the reference's log.
+/// The steps of the tiny model's log.
 pub fn reference_log(train_type: &str) -> Vec<Value> {
-    let file = std::fs::read(reference(&format!("tiny/train_{train_type}.json"))).expect("the reference is readable");
-    let reference: Value = serde_json::from_slice(&file).expect("the reference is JSON");
-    reference["steps_log"].as_array().expect("a list of steps").clone()
+    reference_log_of(TINY, train_type)
+}
+
+/// The steps of a reference model's log.
+pub fn reference_log_of(model: Reference, train_type: &str) -> Vec<Value> {
+    model.json(&format!("train_{train_type}.json"))["steps_log"].as_array().expect("a list of steps").clone()
 }
 
 /// Largest relative difference of a number over all steps; fails above the tolerance, naming the step.
@@ -180,9 +223,14 @@ pub fn compare(name: &str, key: &str, found: &[Value], expected: &[Value], toler
     println!("{name}: {key}: largest relative difference {largest:e} (tolerance {tolerance:e})");
 }
 
-/// Losses, gradient norms and learning rates of a run against transformers'.
+/// Losses, gradient norms and learning rates of a run of the tiny model against transformers'.
 pub fn compare_log(name: &str, output: &Path, train_type: &str) {
-    let (found, expected) = (metrics(output), reference_log(train_type));
+    compare_log_of(TINY, name, output, train_type);
+}
+
+/// Losses, gradient norms and learning rates of a run against transformers'.
+pub fn compare_log_of(model: Reference, name: &str, output: &Path, train_type: &str) {
+    let (found, expected) = (metrics(output), reference_log_of(model, train_type));
     compare(name, "loss", &found, &expected, 1e-4);
     compare(name, "grad_norm", &found, &expected, 1e-3);
     compare(name, "learning_rate", &found, &expected, 0.0);

@@ -1,11 +1,14 @@
 //! `preprocess model` against the LLaVA that transformers assembled from the same CLIP and Qwen2.
 
-use chat::ChatProcessor;
+use chat::{ChatProcessor, TextTokenizer};
+use images::image_processor::ImageProcessor;
 use model::config::{LlavaConfig, TextConfig, WeightDtype};
+use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Command, Output};
 use store::checkpoint::{TensorFiles, TensorSource, write_tensors};
-use tests::{program, reference, tiny};
+use tests::references::Reference;
+use tests::{program, reference, references};
 
 fn assemble(vision_tower: &Path, language_model: &Path, output: &Path, options: &[&str]) -> Output {
     let mut command = Command::new(program("preprocess"));
@@ -33,32 +36,45 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn the_tiny_llava_is_assembled_bit_for_bit() {
+fn every_llava_is_assembled_bit_for_bit() {
+    references::supported().for_each(assembled_bit_for_bit);
+}
+
+fn assembled_bit_for_bit(model: Reference) {
     let folder = tempfile::tempdir().expect("a folder");
     let output = folder.path().join("llava");
-    println!("{}", assemble_tiny(&output, &["--vision_feature_layer", "-2"]));
-    assert_eq!(LlavaConfig::read(&output).expect("read"), tiny::config());
+    let spec = model.spec();
+    let layers = spec["feature_layer"].to_string();
+    let strategy = spec["select"].as_str().expect("a strategy");
+    let options =
+        ["--vision-feature-layer", layers.trim_matches(['[', ']']), "--vision-feature-select-strategy", strategy];
+    let result = assemble(&model.vision_tower(), &model.language_model(), &output, &options);
+    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+    println!("{}", String::from_utf8_lossy(&result.stdout));
+    assert_eq!(LlavaConfig::read(&output).expect("read"), model.config(), "{}", model.name);
 
-    let (found, expected) = (TensorFiles::open(&output).expect("opens"), reference("tiny/llava"));
+    let (found, expected) = (TensorFiles::open(&output).expect("opens"), model.llava());
     let expected_files = TensorFiles::open(&expected).expect("opens");
-    assert_eq!(found.names(), expected_files.names());
+    assert_eq!(found.names(), expected_files.names(), "{}", model.name);
     let mut compared = 0;
     for name in expected_files.names() {
         let (a, b) = (found.get(name).expect("there"), expected_files.get(name).expect("there"));
-        assert_eq!((a.shape, a.dtype), (b.shape, b.dtype), "{name}");
+        assert_eq!((a.shape, a.dtype), (b.shape, b.dtype), "{}: {name}", model.name);
         if !name.starts_with("multi_modal_projector") {
-            assert!(a.bytes == b.bytes, "{name}: other bytes");
+            assert!(a.bytes == b.bytes, "{}: {name}: other bytes", model.name);
             compared += 1;
         }
     }
-    println!("{compared} tensors equal bit for bit, 4 of the projector random");
+    println!("{}: {compared} tensors equal bit for bit, 4 of the projector random", model.name);
 
     let chat = ChatProcessor::from_dir(&output).expect("reads");
     let reference = ChatProcessor::from_dir(&expected).expect("reads");
-    assert_eq!(chat.image_token_id, 600);
+    assert_eq!(chat.image_token_id, model.config().image_token_index);
     assert_eq!(chat.chat_template_sha256, reference.chat_template_sha256);
     let text = "<image>\nWhat is it?<|im_end|>";
     assert_eq!(chat.encode(text).expect("encodes"), reference.encode(text).expect("encodes"));
+    let images = |dir: &Path| ImageProcessor::from_dir(dir).expect("reads");
+    assert_eq!(images(&output), images(&expected), "{}", model.name);
     for file in ["preprocessor_config.json", "processor_config.json", "generation_config.json", "chat_template.jinja"] {
         assert!(output.join(file).exists(), "{file}");
     }
@@ -97,41 +113,105 @@ fn options_reach_the_config_and_the_weights() {
     assert_eq!(files.get("multi_modal_projector.linear_1.weight").expect("there").shape, [64, 96]);
 }
 
-#[test]
-fn embeddings_grow_only_when_the_id_does_not_fit() {
-    // The tiny vocabulary is padded to 640; one that ends with the last token has no row for <image>.
-    let folder = tempfile::tempdir().expect("a folder");
-    let text = folder.path().join("text");
-    std::fs::create_dir(&text).expect("made");
-    copy(&reference("tiny/text"), &text);
-    let source = TensorFiles::open(&text).expect("opens");
+/// A copy of a language model's directory whose vocabulary ends with the tokenizer's last token: there is no row for `<image>`.
+fn without_spare_rows(source: &Path, copy_to: &Path) -> usize {
+    std::fs::create_dir(copy_to).expect("made");
+    copy(source, copy_to);
+    let tokens = TextTokenizer::from_dir(source).expect("a tokenizer").next_free_id() as usize;
+    let path = copy_to.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
+    let padded = config["vocab_size"].as_u64().expect("vocab_size") as usize;
+    assert!(tokens < padded, "{} has spare rows", source.display());
+    let files = TensorFiles::open(source).expect("opens");
     let cut = |name: &&str| {
-        let view = source.get(name).expect("there");
-        let rows = if view.shape[0] == 640 { 600 } else { view.shape[0] };
+        let view = files.get(name).expect("there");
+        let rows = if view.shape[0] == padded { tokens } else { view.shape[0] };
         let bytes = view.bytes[..view.bytes.len() / view.shape[0] * rows].to_vec();
         let shape = [&[rows], &view.shape[1..]].concat();
-        let bytes = Box::new(move || Ok(bytes));
-        TensorSource { name: name.to_string(), dtype: view.dtype, shape, bytes }
+        TensorSource { name: name.to_string(), dtype: view.dtype, shape, bytes: Box::new(move || Ok(bytes)) }
     };
-    write_tensors(source.names().iter().map(cut).collect(), &text, usize::MAX).expect("written");
-    let config = std::fs::read_to_string(text.join("config.json")).expect("read");
-    std::fs::write(text.join("config.json"), config.replace("\"vocab_size\": 640", "\"vocab_size\": 600"))
-        .expect("written");
+    write_tensors(files.names().iter().map(cut).collect(), copy_to, usize::MAX).expect("written");
+    config["vocab_size"] = json!(tokens);
+    std::fs::write(path, config.to_string()).expect("written");
+    tokens
+}
 
-    let output = folder.path().join("llava");
-    let result = assemble(&reference("tiny/clip"), &text, &output, &[]);
-    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
-    let config = LlavaConfig::read(&output).expect("read");
-    assert_eq!((config.image_token_index, config.text.vocab_size), (600, 601));
-    let files = TensorFiles::open(&output).expect("opens");
-    for name in ["language_model.model.embed_tokens.weight", "language_model.lm_head.weight"] {
-        let table = files.get(name).expect("there").to_f32();
-        let (old, new) = table.split_at(600 * 64);
-        let mean: Vec<f32> = (0..64)
-            .map(|column| (old.iter().skip(column).step_by(64).map(|&v| f64::from(v)).sum::<f64>() / 600.0) as f32)
-            .collect();
-        tests::assert_close(name, new, &mean, 1e-7);
+/// Tied and untied. New rows have transformers' distribution: mean ± √(1e-9 · variance) of the old ones, in every column.
+#[test]
+fn embeddings_grow_only_when_the_id_does_not_fit() {
+    const TABLES: [&str; 2] = ["language_model.model.embed_tokens.weight", "language_model.lm_head.weight"];
+    for name in ["tiny", "siglip_qwen2"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (text, output) = (folder.path().join("text"), folder.path().join("llava"));
+        let tokens = without_spare_rows(&reference(&format!("{name}/text")), &text);
+        let assembled = |seed: &str| {
+            let result = assemble(&reference("tiny/clip"), &text, &output, &["--seed", seed]);
+            assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+            std::fs::read(output.join("model.safetensors")).expect("read")
+        };
+        assert!(assembled("3") != assembled("4"), "{name}: another seed draws other rows");
+        let first = assembled("3");
+        assert!(first == assembled("3"), "{name}: the same seed gives the same bytes");
+        let config = LlavaConfig::read(&output).expect("read");
+        assert_eq!((config.image_token_index as usize, config.text.vocab_size), (tokens, tokens + 1));
+        let files = TensorFiles::open(&output).expect("opens");
+        let (width, mut deviations) = (config.text.hidden_size, Vec::new());
+        let tables = if config.text.tie_word_embeddings { &TABLES[..1] } else { &TABLES[..] };
+        assert_eq!(files.get(TABLES[1]).is_none(), config.text.tie_word_embeddings);
+        for table in tables {
+            let table = files.get(table).expect("there").to_f32();
+            let (old, new) = table.split_at(tokens * width);
+            for (column, &new) in new.iter().enumerate() {
+                let old: Vec<f64> = old.iter().skip(column).step_by(width).map(|&value| f64::from(value)).collect();
+                let mean = old.iter().sum::<f64>() / tokens as f64;
+                let variance = old.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / tokens as f64;
+                deviations.push((f64::from(new) - mean) / (1e-9 * variance).sqrt());
+            }
+        }
+        let spread = (deviations.iter().map(|value| value * value).sum::<f64>() / deviations.len() as f64).sqrt();
+        let largest = deviations.iter().fold(0f64, |largest, value| largest.max(value.abs()));
+        println!("{name}: {} columns: spread {spread:.3} (1 expected), largest {largest:.2}", deviations.len());
+        assert!((0.7..1.3).contains(&spread) && largest < 5.0, "{name}: spread {spread}, largest {largest}");
+        loads_in_transformers(&output, tokens + 1);
     }
+}
+
+/// Without a missing, unexpected or misshapen key, and without a warning.
+fn loads_in_transformers(model: &Path, vocabulary: usize) {
+    let Some(mut python) = tests::python() else { return };
+    let script = "import sys, transformers as t; t.utils.logging.disable_progress_bar(); \
+                  m, info = t.LlavaForConditionalGeneration.from_pretrained(sys.argv[1], output_loading_info=True); \
+                  print({k: sorted(map(str, v)) for k, v in info.items() if v}, m.get_input_embeddings().weight.shape[0], \
+                  m.get_output_embeddings().weight.shape[0], m.config.text_config.vocab_size)";
+    let output = python.arg("-c").arg(script).arg(model).output().expect("python starts");
+    let (found, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    assert_eq!(found.trim(), format!("{{}} {vocabulary} {vocabulary} {vocabulary}"));
+    assert!(said.trim().is_empty(), "transformers says: {said}");
+}
+
+/// Vicuna and base models have no chat template; Vicuna has no tokenizer.json either.
+#[test]
+fn a_language_model_without_a_chat_template_is_given_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (text, output) = (folder.path().join("text"), folder.path().join("llava"));
+    std::fs::create_dir(&text).expect("made");
+    copy(&reference("tiny/text"), &text);
+    let template = std::fs::read_to_string(text.join("chat_template.jinja")).expect("a template");
+    std::fs::remove_file(text.join("chat_template.jinja")).expect("removed");
+    let error = failure(assemble(&reference("tiny/clip"), &text, &output, &[]));
+    assert!(error.contains("no chat template") && error.contains("--chat-template"), "{error}");
+    let file = folder.path().join("chat.jinja");
+    std::fs::write(&file, &template).expect("written");
+    let file = file.to_str().expect("UTF-8");
+    let given = assemble(&reference("tiny/clip"), &text, &output, &["--chat-template", file]);
+    assert!(given.status.success(), "{}", String::from_utf8_lossy(&given.stderr));
+    assert_eq!(std::fs::read_to_string(output.join("chat_template.jinja")).expect("written"), template);
+    let broken = failure(assemble(&reference("tiny/clip"), &text, &output, &["--chat-template", "/nonexistent.jinja"]));
+    assert!(broken.contains("--chat-template") && broken.contains("/nonexistent.jinja"), "{broken}");
+    std::fs::rename(text.join("tokenizer.json"), text.join("tokenizer.model")).expect("renamed");
+    let slow = failure(assemble(&reference("tiny/clip"), &text, &output, &["--chat-template", file]));
+    assert!(slow.contains("tokenizer.model and no tokenizer.json") && slow.contains("save_pretrained"), "{slow}");
 }
 
 #[test]
@@ -217,10 +297,10 @@ fn a_tower_with_its_image_processor_in_processor_config_json_gives_the_same() {
         };
         assert_eq!(json(&output), json(&usual), "{file}");
     }
-    let other = nested.to_string().replace("CLIPImageProcessor", "SiglipImageProcessor");
+    let other = nested.to_string().replace("CLIPImageProcessor", "Siglip2ImageProcessor");
     std::fs::write(clip.join("processor_config.json"), other).expect("written");
     let error = failure(assemble(&clip, &reference("tiny/text"), &folder.path().join("siglip"), &[]));
-    assert!(error.contains("SiglipImageProcessor"), "{error}");
+    assert!(error.contains("Siglip2ImageProcessor"), "{error}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use base::IGNORE_INDEX;
 use chat::{ChatProcessor, Message, Role, SYSTEM_PROMPT, TextTokenizer};
 use serde_json::Value;
 use std::path::Path;
-use tests::{reference, shared};
+use tests::{reference, references, shared};
 
 fn json(path: &Path) -> Value {
     let bytes = std::fs::read(path).expect("the reference file is readable");
@@ -48,17 +48,20 @@ fn the_chat_prompt_of_qwen_has_its_known_ids() {
 
 #[test]
 fn all_rows_equal_the_reference_samples() {
-    let chat = ChatProcessor::from_dir(&reference("tiny/llava")).expect("the processor loads");
     let rows = json(&reference("pictures/chat.json"));
-    let samples = json(&reference("tiny/samples.json"));
-    let samples = samples.as_array().expect("a list");
-    for (row, sample) in rows.as_array().expect("a list").iter().zip(samples) {
-        let turn = |index: usize| row["conversations"][index]["value"].as_str().expect("a text").to_string();
-        let found = chat.encode_sample(SYSTEM_PROMPT, &[(turn(0), turn(1))]).expect("it encodes");
-        assert_eq!(found.input_ids, ids(&sample["input_ids"]), "input_ids of {}", sample["id"]);
-        assert_eq!(found.labels, ids(&sample["labels"]), "labels of {}", sample["id"]);
+    let rows = rows.as_array().expect("a list");
+    for model in references::all() {
+        let chat = ChatProcessor::from_dir(&model.llava()).expect("the processor loads");
+        let samples = model.json("samples.json");
+        let samples = samples.as_array().expect("a list");
+        for (row, sample) in rows.iter().zip(samples) {
+            let turn = |index: usize| row["conversations"][index]["value"].as_str().expect("a text").to_string();
+            let found = chat.encode_sample(SYSTEM_PROMPT, &[(turn(0), turn(1))]).expect("it encodes");
+            assert_eq!(found.input_ids, ids(&sample["input_ids"]), "{}: input_ids of {}", model.name, sample["id"]);
+            assert_eq!(found.labels, ids(&sample["labels"]), "{}: labels of {}", model.name, sample["id"]);
+        }
+        assert_eq!(Some(samples.len() as u64), model.spec()["rows"].as_u64(), "{}", model.name);
     }
-    assert_eq!(samples.len(), 32);
 }
 
 #[test]

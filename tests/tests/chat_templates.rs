@@ -12,12 +12,14 @@ use tests::{python, python_script};
 enum Outcome {
     /// Answers are supervised as (text before the answer, text up to the end of turn).
     Serves(&'static str, &'static str),
-    /// The same, without system prompts.
+    /// The same, but only the last answer is ended, by what generation stops at: the template ends none.
+    ServesWithoutEnd(&'static str, &'static str),
+    /// The same as the first, without system prompts.
     ServesWithoutSystem(&'static str, &'static str),
     /// An error with these words.
     Refused(&'static [&'static str]),
 }
-use Outcome::{Refused, Serves, ServesWithoutSystem};
+use Outcome::{Refused, Serves, ServesWithoutEnd, ServesWithoutSystem};
 
 /// A published template: its file, `bos_token`, the tokens that generation stops at (`eos_token` first), and the outcome.
 struct Published(&'static str, &'static str, &'static [&'static str], Outcome);
@@ -56,15 +58,16 @@ const PUBLISHED: [Published; 30] = [
     Published("llava-interleave-qwen-hf", "", &["<|im_end|>"], Serves("", "<|im_end|>")),
     Published("llava-onevision-hf", "", &["<|im_end|>"], Serves("", "<|im_end|>")),
     Published("llava-v1.6-mistral-hf", "<s>", &["</s>"], Serves(" ", "</s>")),
-    Published("llava-1.5-hf", "<s>", &["</s>"], Refused(&["turns that end in the text \" \"", "\"</s>\""])),
+    // It ends no turn: the last answer is ended with what generation stops at.
+    Published("llava-1.5-hf", "<s>", &["</s>"], ServesWithoutEnd(" ", "</s>")),
 ];
 
 /// Templates that read contents as lists.
 const AS_LISTS: [&str; 5] =
     ["smolvlm", "llava-interleave-qwen-hf", "llava-onevision-hf", "llava-v1.6-mistral-hf", "llava-1.5-hf"];
 /// Templates whose finished conversations differ from prompt + answer: an empty think block, a space for a newline, the system
-/// prompt of the last question alone.
-const PROMPT_ONLY: [&str; 3] = ["qwen3", "llava-onevision-hf", "mistral-v0.3"];
+/// prompt of the last question alone, an end that the template does not write.
+const PROMPT_ONLY: [&str; 4] = ["qwen3", "llava-onevision-hf", "mistral-v0.3", "llava-1.5-hf"];
 
 fn template(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("chat_templates").join(format!("{name}.jinja"));
@@ -157,7 +160,7 @@ fn published_templates_give_transformers_ids_or_are_refused_by_name() {
         let folder = published_directory(published);
         let chat = ChatProcessor::from_dir(folder.path());
         let (gap, end, takes_system) = match outcome {
-            Serves(gap, end) => (gap, end, true),
+            Serves(gap, end) | ServesWithoutEnd(gap, end) => (gap, end, true),
             ServesWithoutSystem(gap, end) => (gap, end, false),
             Refused(words) => {
                 let error = chat.err().unwrap_or_else(|| panic!("{name} is refused")).to_string();
@@ -179,7 +182,10 @@ fn published_templates_give_transformers_ids_or_are_refused_by_name() {
             }
             let sample = chat.encode_sample(system, &owned(turns)).unwrap_or_else(|error| panic!("{what}: {error}"));
             let mut messages = messages(system, turns);
-            let expected: String = turns.iter().map(|(_, answer)| format!("{gap}{answer}{end}")).collect();
+            let is_ended = |turn| turn + 1 == turns.len() || !matches!(outcome, ServesWithoutEnd(..));
+            let answers =
+                turns.iter().enumerate().map(|(turn, (_, answer))| (answer, if is_ended(turn) { *end } else { "" }));
+            let expected: String = answers.map(|(answer, end)| format!("{gap}{answer}{end}")).collect();
             assert_eq!(supervised(&chat, &sample.labels), expected, "{what}");
             let everything = as_json(&messages, chat.has_default_system());
             messages.pop();
@@ -199,6 +205,54 @@ fn published_templates_give_transformers_ids_or_are_refused_by_name() {
         assert!(by_prompt_only || ids(&expected["finished"]).starts_with(row), "{what}: row");
     }
     println!("{} prompts and rows have transformers' ids", found.len());
+}
+
+/// Llama 2's tokenizer writes `<s>` before a text, unless the template has written it.
+#[test]
+fn prompts_begin_as_transformers_processors_begin_them() {
+    let mut tokenizer = prefix_space_tokenizer();
+    let start = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
+    let text = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+    tokenizer["post_processor"] = json!({
+        "type": "TemplateProcessing", "single": [start, text("A")], "pair": [start, text("A"), text("B")],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [263], "tokens": ["<s>"]}},
+    });
+    let special = |(id, content): (u32, &str)| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    tokenizer["added_tokens"] = [(263, "<s>"), (264, "</s>"), (265, "<image>")].map(special).into_iter().collect();
+    let config = json!({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": true,
+        "tokenizer_class": "LlamaTokenizer"});
+    let (mut cases, mut found, mut folders) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, writes_start) in [("vicuna", false), ("llava-1.5-hf", false), ("llama2", true)] {
+        let folder = directory_with(&tokenizer, &config, &template(name));
+        // As that of a LLaVA: AutoTokenizer takes tokenizer.json as it is.
+        write(folder.path(), "config.json", r#"{"model_type": "llava"}"#);
+        let chat = ChatProcessor::from_dir(folder.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        for (system, turns) in CONVERSATIONS.into_iter().filter(|(system, _)| !system.is_empty()) {
+            let what = format!("{name}, {} turns", turns.len());
+            let mut messages = messages(system, turns);
+            let everything = as_json(&messages, false);
+            messages.pop();
+            let prompt = chat.encode_prompt(&messages).expect(&what);
+            assert_eq!(
+                prompt.iter().filter(|&&id| id == 263).count(),
+                if writes_start { turns.len() } else { 1 },
+                "{what}"
+            );
+            let row = chat.encode_sample(system, &owned(turns)).expect(&what).input_ids;
+            assert_eq!((prompt[0], row[0], row.last()), (263, 263, Some(&264)), "{what}");
+            let as_list = AS_LISTS.contains(&name);
+            cases.push(json!({"dir": folder.path(), "messages": everything, "as_list": as_list, "as_processor": true}));
+            found.push((what, prompt));
+        }
+        folders.push(folder);
+    }
+    let Some(expected) = transformers(&cases) else { return };
+    for (expected, (what, prompt)) in expected.iter().zip(&found) {
+        assert_eq!(*prompt, ids(&expected["prompt"]), "{what}: prompt");
+    }
 }
 
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\

@@ -8,6 +8,7 @@ use model::named::{NamedMapper, map_named};
 use model::vision::VisionContext;
 use model::walk::{BatchContext, Layer};
 use model::{Llava, pixel_tensor};
+use tests::references::{self, Reference};
 use tests::tiny::{self, Tensors, values};
 use tests::{assert_norm_close, assert_relative};
 use train::vision_cache::{CachedAs, CachedRows, VisionFeatureCache};
@@ -18,26 +19,35 @@ const VALUE_TOLERANCE: f32 = 1e-4;
 const GRADIENT_TOLERANCE: f64 = 1e-3;
 
 fn reference() -> (Tensors, PackedBatch) {
-    let reference = tiny::read_tensors("tiny/forward.safetensors");
-    let batch = tiny::forward_batch(&reference, tiny::config().image_token_index);
+    reference_of(references::TINY)
+}
+
+fn reference_of(model: Reference) -> (Tensors, PackedBatch) {
+    let reference = tiny::read_tensors_at(&model.path("forward.safetensors"));
+    let batch = tiny::forward_batch(&reference, model.config().image_token_index);
     (reference, batch)
 }
 
 #[test]
 fn features_logits_and_loss_equal_transformers() {
-    let (reference, batch) = reference();
-    let config = tiny::config();
+    references::supported().for_each(features_logits_and_loss);
+}
+
+fn features_logits_and_loss(family: Reference) {
+    let (reference, batch) = reference_of(family);
     for (backend, device) in tests::devices() {
-        let model = tiny::model("llava", &device);
-        let name = |part: &str| format!("{backend}: {part}");
+        let (config, model) = tiny::model_at(&family.llava(), &device);
+        let name = |part: &str| format!("{backend}: {}: {part}", family.name);
 
         let pixels = pixel_tensor(&batch, &config, &device);
         let context = VisionContext::new(&config.vision, batch.num_images);
         let tower = &model.vision_tower.vision_model;
-        let mut hidden = tower.embed(pixels, &context);
+        let mut states = vec![tower.embed(pixels, &context)];
         for (index, layer) in tower.encoder.layers[..config.computed_vision_layers()].iter().enumerate() {
-            hidden = layer.forward(hidden, index, &context);
+            states.push(layer.forward(states[index].clone(), index, &context));
         }
+        let selected = config.selected_hidden_states().into_iter().map(|state| states[state].clone()).collect();
+        let hidden = Tensor::cat(selected, 1);
         assert_relative(&name("vision_features"), &values(hidden), &reference["vision_features"].0, VALUE_TOLERANCE);
 
         let features = model.image_features(&batch, &config).expect("the batch has images");
@@ -62,10 +72,12 @@ fn features_logits_and_loss_equal_transformers() {
 
 #[test]
 fn every_gradient_equals_transformers() {
-    let (reference, batch) = reference();
-    for (backend, device) in tests::devices() {
-        let model = tiny::model("llava", &device.autodiff());
-        assert_gradients(backend, &model, &tiny::config(), &batch, &reference);
+    for family in references::supported() {
+        let (reference, batch) = reference_of(family);
+        for (backend, device) in tests::devices() {
+            let (config, model) = tiny::model_at(&family.llava(), &device.autodiff());
+            assert_gradients(&format!("{backend}: {}", family.name), &model, &config, &batch, &reference);
+        }
     }
 }
 

@@ -8,14 +8,20 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use store::checkpoint::{LoadAs, copy_processor_files};
-use tests::{program, reference};
+use tests::references::Reference;
+use tests::{program, reference, references};
 
 /// A whole model directory with the weights of one fixture folder; `tiny/llava` has the processor files.
 pub fn model_dir(weights: &str) -> tempfile::TempDir {
+    model_dir_of(references::TINY, weights.strip_prefix("tiny/").unwrap_or(weights))
+}
+
+/// The same of a reference model.
+fn model_dir_of(family: Reference, weights: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    copy_processor_files(&reference("tiny/llava"), dir.path()).expect("processor files");
+    copy_processor_files(&family.llava(), dir.path()).expect("processor files");
     for name in ["config.json", "model.safetensors"] {
-        std::fs::copy(reference(&format!("{weights}/{name}")), dir.path().join(name)).expect("copied");
+        std::fs::copy(family.path(weights).join(name), dir.path().join(name)).expect("copied");
     }
     dir
 }
@@ -77,8 +83,14 @@ fn together(engine: &Engine, requests: Vec<Request>) -> Vec<(Vec<u32>, String)> 
 /// The program's text and ids of all rows, alone; and the same rows as one batch.
 #[test]
 fn greedy_text_equals_transformers_alone_and_in_a_batch() {
-    let dir = model_dir("tiny/train_none");
-    let expected = read_json("tiny/generate.json");
+    for family in references::supported() {
+        greedy_text(family);
+    }
+}
+
+fn greedy_text(family: Reference) {
+    let dir = model_dir_of(family, "train_none");
+    let expected = family.json("generate.json");
     let expected: Vec<(Vec<u32>, String)> = expected["outputs"]
         .as_array()
         .expect("outputs")
@@ -88,42 +100,27 @@ fn greedy_text_equals_transformers_alone_and_in_a_batch() {
             (ids, row["text"].as_str().expect("text").to_string())
         })
         .collect();
+    let max_new_tokens = family.spec()["generate"]["max_new_tokens"].as_u64().expect("a number") as usize;
     let questions = questions(expected.len());
 
+    let limit = max_new_tokens.to_string();
     for ((question, image), (ids, reference)) in questions.iter().zip(&expected) {
-        let args = [
-            "generate",
-            "--model",
-            text(dir.path()),
-            "--image",
-            text(image),
-            "--prompt",
-            question,
-            "--max-new-tokens",
-            "24",
-        ];
-        let json: Value = serde_json::from_str(&infer_ok(&[&args[..], &["--json"]].concat())).expect("JSON");
+        let args = ["generate", "--model", text(dir.path()), "--image", text(image), "--prompt", question];
+        let args = [&args[..], &["--max-new-tokens", &limit, "--json"]].concat();
+        let json: Value = serde_json::from_str(&infer_ok(&args)).expect("JSON");
         let found: Vec<u32> = serde_json::from_value(json["new_ids"].clone()).expect("new_ids");
-        assert_eq!((&found, json["text"].as_str()), (ids, Some(reference.as_str())), "{}", image.display());
+        let what = format!("{}: {}", family.name, image.display());
+        assert_eq!((&found, json["text"].as_str()), (ids, Some(reference.as_str())), "{what}");
     }
     let (question, image) = &questions[0];
-    let args = [
-        "generate",
-        "--model",
-        text(dir.path()),
-        "--image",
-        text(image),
-        "--prompt",
-        question,
-        "--max_new_tokens",
-        "24",
-    ];
-    assert_eq!(infer_ok(&args), format!("{}\n", expected[0].1), "streamed");
+    let args = ["generate", "--model", text(dir.path()), "--image", text(image), "--prompt", question];
+    let args = [&args[..], &["--max_new_tokens", &limit]].concat();
+    assert_eq!(infer_ok(&args), format!("{}\n", expected[0].1), "{}: streamed", family.name);
 
     let engine = Engine::load(dir.path(), None, LoadAs::Stored, DeviceKind::Cpu).expect("the model");
-    let requests = questions.iter().map(|(question, image)| request(&engine, question, Some(image), 24)).collect();
-    assert_eq!(together(&engine, requests), expected, "in one batch");
-    println!("{} rows: same ids and text alone, streamed and in one batch", expected.len());
+    let requests = questions.iter().map(|(question, image)| request(&engine, question, Some(image), max_new_tokens));
+    assert_eq!(together(&engine, requests.collect()), expected, "{}: in one batch", family.name);
+    println!("{}: {} rows: same ids and text alone, streamed and in one batch", family.name, expected.len());
 }
 
 /// Rows of different lengths with and without pictures, greedy and drawn: the same alone and among the others.

@@ -60,5 +60,6 @@ mod train_adapters;
 mod train_cost;
 mod train_parity;
 mod two_stage;
+mod unsupported_configs;
 mod unwritable;
 mod zero2;

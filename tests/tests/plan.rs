@@ -8,14 +8,20 @@ use std::process::Command;
 use store::checkpoint::{copy_processor_files, save_model};
 use tests::runs::json_lines;
 use tests::training::{fail, succeed};
-use tests::{program, reference};
+use tests::{program, reference, references};
 
 /// The plan of the real job, from the two backbones' configs alone.
 fn real_plan(more: &[&str]) -> String {
+    plan_of("clip-vit-large-patch14-336", "qwen1.5-4b-chat", more)
+}
+
+/// The plan of a job with two backbones, from their configs alone.
+fn plan_of(vision_tower: &str, language_model: &str, more: &[&str]) -> String {
     let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = |name: &str| tests::project_file(&format!("configs/{name}"));
     let mut command = Command::new(program("train"));
-    command.arg("plan").arg("--vision-tower").arg(tests::project_file("configs/clip-vit-large-patch14-336"));
-    command.arg("--language-model").arg(tests::project_file("configs/qwen1.5-4b-chat"));
+    command.arg("plan").arg("--vision-tower").arg(config(vision_tower));
+    command.arg("--language-model").arg(config(language_model));
     command.arg("--output_dir").arg(folder.path().join("run"));
     command.args(["--nproc", "4", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "8"]);
     let output = succeed(command.args(more));
@@ -57,6 +63,62 @@ fn parameters_of_the_real_model_are_exact() {
     // 24 layers get matrices, the 23 computed ones of them are trained.
     assert_eq!(numbers(&both, "LoRA in the vision tower"), [4_718_592, 4_521_984]);
     assert_eq!(numbers(&both, "together")[1], TEXT_LORA + PROJECTOR + 4_521_984);
+}
+
+/// Published models, and their parameters as transformers 5.24 counts them on its meta device: the tower's (its pooling head left
+/// out), those of its last layer and last norm, the language model's, and those of LoRA of rank 32 on q, k, v and o.
+const TOWERS: [(&str, &str, u64, u64); 2] = [
+    ("clip", "clip-vit-large-patch14-336", 303_507_456, 12_598_272),
+    ("siglip", "siglip-so400m-patch14-384", 412_987_248, 15_241_808),
+];
+const LANGUAGE_MODELS: [(&str, &str, u64, u64); 5] = [
+    ("qwen2", "qwen1.5-4b-chat", 3_950_369_280, 26_214_400),
+    ("qwen2", "qwen2.5-3b-instruct", 3_085_938_688, 14_745_600),
+    ("qwen3", "qwen3-4b", 4_022_468_096, 23_592_960),
+    ("llama", "llama-3.2-3b-instruct", 3_212_749_824, 18_350_080),
+    ("llama", "vicuna-7b-v1.5", 6_738_415_616, 33_554_432),
+];
+
+/// The projector's parameters, by the widths of tower and language model.
+const PROJECTORS: [(&str, &str, u64); 10] = [
+    ("clip-vit-large-patch14-336", "qwen1.5-4b-chat", 9_180_160),
+    ("clip-vit-large-patch14-336", "qwen2.5-3b-instruct", 6_295_552),
+    ("clip-vit-large-patch14-336", "qwen3-4b", 9_180_160),
+    ("clip-vit-large-patch14-336", "llama-3.2-3b-instruct", 12_589_056),
+    ("clip-vit-large-patch14-336", "vicuna-7b-v1.5", 20_979_712),
+    ("siglip-so400m-patch14-384", "qwen1.5-4b-chat", 9_507_840),
+    ("siglip-so400m-patch14-384", "qwen2.5-3b-instruct", 6_557_696),
+    ("siglip-so400m-patch14-384", "qwen3-4b", 9_507_840),
+    ("siglip-so400m-patch14-384", "llama-3.2-3b-instruct", 12_982_272),
+    ("siglip-so400m-patch14-384", "vicuna-7b-v1.5", 21_504_000),
+];
+
+#[test]
+fn parameters_of_published_models_are_exact() {
+    let is_supported =
+        |family: &str| references::supported().any(|model| model.families().contains(&family.to_string()));
+    let mut planned = 0;
+    for (vision_family, tower, vision, unreachable) in TOWERS {
+        for (text_family, language_model, text, text_lora) in LANGUAGE_MODELS {
+            if !is_supported(vision_family) || !is_supported(text_family) {
+                continue;
+            }
+            let is_this = |entry: &&(&str, &str, u64)| (entry.0, entry.1) == (tower, language_model);
+            let projector = PROJECTORS.iter().find(is_this).expect("an entry for each pair").2;
+            let all = vision + projector + text;
+            let what = format!("{tower} with {language_model}");
+            let none = plan_of(tower, language_model, &["--train_type", "none"]);
+            assert_eq!(numbers(&none, "together"), [all, all - unreachable], "{what}");
+            assert_eq!(numbers(&none, "vision tower")[0], vision, "{what}");
+            let lora = plan_of(tower, language_model, &["--train_type", "use_lora"]);
+            assert_eq!(numbers(&lora, "LoRA in the language model"), [text_lora; 2], "{what}");
+            assert_eq!(numbers(&lora, "projector"), [projector; 2], "{what}");
+            assert_eq!(numbers(&lora, "together"), [all + text_lora, text_lora + projector], "{what}");
+            planned += 1;
+        }
+    }
+    println!("{planned} pairs have transformers' numbers of parameters");
+    assert!(planned >= 2);
 }
 
 #[test]

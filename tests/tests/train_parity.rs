@@ -1,9 +1,9 @@
 //! The trainer held against transformers' Trainer: losses, gradient norms, learning rates of every step, final weights.
 
 use std::path::Path;
-use tests::reference;
 use tests::tiny::read_tensors_at;
-use tests::training::{Split, compare_log, compare_with_reference, succeed, threads};
+use tests::training::{Split, compare_jobs, compare_log, compare_with_reference, succeed, threads, threads_of};
+use tests::{reference, references};
 
 /// The reference's settings: micro-batch 2 × ranks × accumulation = 4 rows a step.
 fn train(output: &Path, train_type: &str, nproc: usize, more: &[&str]) {
@@ -16,6 +16,15 @@ fn eight_steps_equal_transformers_trainer() {
     compare_with_reference("fused", |output, train_type, split| {
         succeed(&mut threads(output, train_type, split, &[]));
     });
+}
+
+#[test]
+fn six_steps_of_every_family_equal_transformers_trainer() {
+    for model in references::supported().filter(|model| model.name != references::TINY.name) {
+        compare_jobs(model, "fused", 2, |output, train_type, split| {
+            succeed(&mut threads_of(model, output, train_type, split, &[]));
+        });
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::path::Path;
 #[derive(Deserialize)]
 struct TokenCount {
     patch_size: Option<usize>,
-    /// Absent before transformers 4.49, which then counted CLIP's class token.
+    /// Absent before transformers 4.49; a tower's class token is counted then.
     num_additional_image_tokens: Option<usize>,
     vision_feature_select_strategy: Option<String>,
 }
@@ -47,7 +47,7 @@ fn check(dir: &Path, config: &LlavaConfig, chat: &ChatProcessor, images: &ImageP
     };
     let (crop, side) = (images.crop_size, config.vision.image_size);
     if crop != side {
-        let found = format!("an image processor that crops to {crop} pixels");
+        let found = format!("an image processor for pictures of {crop} pixels");
         return differ(names::PREPROCESSOR_CONFIG_FILE, found, format!("config.json's image_size, {side} pixels"));
     }
     let (token, index) = (chat.image_token_id, config.image_token_index);
@@ -70,7 +70,9 @@ fn check(dir: &Path, config: &LlavaConfig, chat: &ChatProcessor, images: &ImageP
         ));
     }
     let counted: Option<TokenCount> = json::read_if_there(&dir.join(names::PROCESSOR_CONFIG_FILE))?;
-    let (tokens, features) = (counted.and_then(|counted| counted.image_tokens(side)), config.image_seq_length());
+    let class_tokens = config.vision.tokens() - config.vision.patches();
+    let (tokens, features) =
+        (counted.and_then(|counted| counted.image_tokens(side, class_tokens)), config.image_seq_length());
     match tokens {
         Some(tokens) if tokens != features => {
             let found = format!("patch_size and strategy for {tokens} {IMAGE_TOKEN} tokens an image");
@@ -85,9 +87,9 @@ impl TokenCount {
     ///
     /// # Source
     /// transformers `processing_llava.py`, `LlavaProcessor.__call__`.
-    fn image_tokens(&self, side: usize) -> Option<usize> {
+    fn image_tokens(&self, side: usize, class_tokens: usize) -> Option<usize> {
         let patches = (side / self.patch_size.filter(|&size| size > 0)?).pow(2);
         let dropped = usize::from(self.vision_feature_select_strategy.as_deref()? == "default");
-        (patches + self.num_additional_image_tokens.unwrap_or(1)).checked_sub(dropped)
+        (patches + self.num_additional_image_tokens.unwrap_or(class_tokens)).checked_sub(dropped)
     }
 }

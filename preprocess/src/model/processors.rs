@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use base::{Error, files, json, names};
 use chat::{ChatProcessor, ChatTemplate, TextTokenizer, TokenizerConfig, WithImageToken, add_image_token};
 use images::image_processor::ImageProcessor;
-use model::config::{FeatureSelect, LlavaConfig};
+use model::config::LlavaConfig;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -108,18 +108,11 @@ fn processor_config(config: &LlavaConfig) -> Value {
     json!({
         "image_token": chat::IMAGE_TOKEN,
         // CLIP's class token, which the `default` strategy drops again; SigLIP has none.
-        "num_additional_image_tokens": additional_image_tokens(config),
+        "num_additional_image_tokens": config.vision.tokens() - config.vision.patches(),
         "patch_size": config.vision.patch_size,
         "processor_class": "LlavaProcessor",
         "vision_feature_select_strategy": config.vision_feature_select_strategy.name(),
     })
-}
-
-/// Features of an image beside its patches, before any is dropped.
-fn additional_image_tokens(config: &LlavaConfig) -> usize {
-    let patches = (config.vision.image_size / config.vision.patch_size).pow(2);
-    let dropped = usize::from(config.vision_feature_select_strategy == FeatureSelect::Default);
-    config.image_seq_length() + dropped - patches
 }
 
 fn copy_if_there(from: &Path, to: &Path) -> Result<()> {

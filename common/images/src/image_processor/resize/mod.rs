@@ -181,7 +181,7 @@ impl Buffers {
         let plane = needed.len().max(kernels.reach());
         self.row.resize(source.channels * plane, 0);
         for (index, row) in needed_rows.clone().enumerate() {
-            separate(kernels, source.pixels(row, needed.clone()), &mut self.row, plane, 0);
+            source.separate(kernels, row, needed.clone(), &mut self.row, plane);
             for (channel, samples) in self.row.chunks_exact(plane).enumerate() {
                 let out = &mut self.narrow[(channel * needed_rows.len() + index) * stride..][..stride];
                 kernels.horizontal(samples, out);
@@ -203,7 +203,7 @@ impl Buffers {
         let samples = needed_rows.len() * stride;
         self.narrow.resize(source.channels * samples, 0);
         for (index, row) in needed_rows.enumerate() {
-            separate(kernels, source.pixels(row, needed.clone()), &mut self.narrow, samples, index * stride);
+            source.separate(kernels, row, needed.clone(), &mut self.narrow[index * stride..], samples);
         }
         self.row.resize(stride + columns.len().next_multiple_of(WIDTH), 0);
         let (weighed, out) = self.row.split_at_mut(stride);
@@ -219,9 +219,23 @@ impl Buffers {
 }
 
 impl Source<'_> {
-    /// Some pixels of a row.
-    fn pixels(&self, row: usize, columns: std::ops::Range<usize>) -> &[u8] {
-        &self.samples[row * self.width * self.channels..][columns.start * self.channels..columns.end * self.channels]
+    /// Puts each channel of some pixels of a row where its plane begins, `plane` samples from the last one's.
+    fn separate(
+        &self,
+        kernels: &impl Kernels,
+        row: usize,
+        columns: std::ops::Range<usize>,
+        planes: &mut [u8],
+        plane: usize,
+    ) {
+        let row = &self.samples[row * self.width * self.channels..];
+        let pixels = &row[columns.start * self.channels..columns.end * self.channels];
+        if self.channels == 1 {
+            return planes[..pixels.len()].copy_from_slice(pixels);
+        }
+        let (red, others) = planes.split_at_mut(plane);
+        let (green, blue) = others.split_at_mut(plane);
+        kernels.separate(pixels, [red, green, blue]);
     }
 }
 
@@ -237,17 +251,6 @@ impl Place {
         let lines = plane.chunks_exact_mut(self.crop_size).skip(self.top).take(rows.len());
         lines.map(move |line| &mut line[left..left + len])
     }
-}
-
-/// Puts each channel of some pixels into a plane of its own, `plane` samples from the last one's, from `start` on.
-fn separate(kernels: &impl Kernels, pixels: &[u8], planes: &mut [u8], plane: usize, start: usize) {
-    if planes.len() < 3 * plane {
-        planes[start..start + pixels.len()].copy_from_slice(pixels);
-        return;
-    }
-    let (red, others) = planes.split_at_mut(plane);
-    let (green, blue) = others.split_at_mut(plane);
-    kernels.separate(pixels, [&mut red[start..], &mut green[start..], &mut blue[start..]]);
 }
 
 #[cfg(test)]
