@@ -1,5 +1,4 @@
 //! Inference with the checkpoints of a run: `generate`, `caption`, `score`, `merge`, `export`, `serve`.
-#![deny(missing_docs)]
 
 pub mod args;
 pub mod caption;

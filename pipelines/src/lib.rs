@@ -1,7 +1,5 @@
 //! Recipes and the runner: stages are the programs `preprocess`, `train` and `infer`, run one after the other over files.
 
-#![deny(missing_docs)]
-
 pub mod fingerprint;
 pub mod programs;
 pub mod quickstart;

@@ -7,6 +7,7 @@ use burn::backend::Flex;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use model::Llava;
+use replace_with::replace_with_or_abort;
 
 /// Shows the values of a block's parameters, one parameter after another.
 ///
@@ -26,12 +27,13 @@ pub fn edit(
     block: Option<usize>,
     change: impl FnMut(usize, &ParamSlot, &mut [f32]),
 ) {
-    replace(model, |model| model.map(&mut Editor { layout, block, change }));
+    // The model is moved out and in again: a second handle of a tensor would turn every change in place into a copy.
+    replace_with_or_abort(model, |model| model.map(&mut Editor { layout, block, change }));
 }
 
 /// Puts the values of a block's parameters, one after another, into the model, in its number format.
 pub fn set(model: &mut Llava, layout: &Layout, block: usize, flat: &[f32]) {
-    replace(model, |model| model.map(&mut Setter { layout, block, flat }));
+    replace_with_or_abort(model, |model| model.map(&mut Setter { layout, block, flat }));
 }
 
 /// The model with all values in bf16, rounded to nearest even.
@@ -69,22 +71,6 @@ pub fn owned(model: &Llava, layout: &Layout, block: usize) -> Result<Vec<f32>> {
 /// Values of the whole model, trained or not.
 pub fn count(model: &Llava) -> usize {
     model.num_params()
-}
-
-/// Changes a model by a function that takes and gives it whole: handles of its tensors must not be duplicated on the way,
-/// or every change in place would become a copy.
-fn replace(model: &mut Llava, change: impl FnOnce(Llava) -> Llava) {
-    struct AbortUnlessDone;
-    impl Drop for AbortUnlessDone {
-        fn drop(&mut self) {
-            std::process::abort();
-        }
-    }
-    let guard = AbortUnlessDone;
-    // SAFETY: the model is moved out and another one is moved in; nobody sees the place in between, for it is borrowed
-    // exclusively, and a panic of `change` ends the process.
-    unsafe { std::ptr::write(model, change(std::ptr::read(model))) };
-    std::mem::forget(guard);
 }
 
 struct Reader<'a, F> {

@@ -82,7 +82,9 @@ pub fn message(error: &serde_json::Error) -> String {
 /// A number, or a list of numbers.
 #[derive(Clone)]
 pub enum OneOrMany<T> {
+    /// A number.
     One(T),
+    /// A list.
     Many(Vec<T>),
 }
 
@@ -99,6 +101,7 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for OneOrMany<T> {
 }
 
 impl<T: Clone> OneOrMany<T> {
+    /// All of them.
     pub fn to_vec(&self) -> Vec<T> {
         match self {
             Self::One(value) => vec![value.clone()],
