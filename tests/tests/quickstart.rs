@@ -53,7 +53,7 @@ fn mistakes_in_a_recipe_are_named_before_anything_runs() {
         ("purpose = \"x\"\n", "no stages"),
         (
             "purpose = \"x\"\n[model]\nvision_tower = \"c\"\nlanguage_model = \"q\"\noutput = \"o\"\n",
-            "c: no such file or folder",
+            "q: no such file or folder",
         ),
     ];
     for (recipe, named) in cases {
