@@ -117,11 +117,11 @@ impl Optimizer {
         if self.layout.world_size == 1 {
             return Ok(());
         }
-        for block in
-            (0..self.layout.blocks.len()).rev().filter(|&block| !self.micro_step.reduced[block]).collect::<Vec<_>>()
-        {
-            let zeros = vec![0.0; self.layout.blocks[block].padded_len];
-            self.reduce(block, BlockGradient::Params(vec![zeros]))?;
+        for block in (0..self.layout.blocks.len()).rev() {
+            if !self.micro_step.reduced[block] {
+                let zeros = vec![0.0; self.layout.blocks[block].padded_len];
+                self.reduce(block, BlockGradient::Params(vec![zeros]))?;
+            }
         }
         Ok(())
     }
