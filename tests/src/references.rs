@@ -1,27 +1,26 @@
 //! The reference models that `tests/reference/make` makes, one for each `tests/reference/NAME.json`.
-//!
-//! A family that the model crate learns is switched on by moving its names from [`WITHOUT_MODEL`] to [`SUPPORTED`].
 
 use crate::reference;
 use model::config::LlavaConfig;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
-/// References whose model is implemented: every test of the model runs with each.
-pub const SUPPORTED: &[&str] =
-    &["tiny", "siglip_qwen2", "siglip_qwen3", "siglip_llama", "clip_qwen3", "clip_llama3", "llava15"];
+/// Names of the specifications, sorted.
+static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("reference");
+    let files = std::fs::read_dir(&folder).expect("tests/reference").map(|entry| entry.expect("a file").path());
+    let specs = files.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+    let mut names: Vec<_> =
+        specs.map(|path| path.file_stem().expect("a name").to_string_lossy().into_owned()).collect();
+    names.sort();
+    assert!(names.len() > 1, "{}: no specifications", folder.display());
+    names
+});
 
-/// References of families that the model crate does not have: only their pixels, ids and labels are compared.
-pub const WITHOUT_MODEL: &[&str] = &[];
-
-/// All references.
+/// All references: every test of the model runs with each.
 pub fn all() -> impl Iterator<Item = Reference> {
-    SUPPORTED.iter().chain(WITHOUT_MODEL).map(|name| Reference { name })
-}
-
-/// References whose model is implemented.
-pub fn supported() -> impl Iterator<Item = Reference> {
-    SUPPORTED.iter().map(|name| Reference { name })
+    NAMES.iter().map(|name| Reference { name })
 }
 
 /// The tiny model that tests of one model use: a CLIP and a Qwen2.

@@ -30,7 +30,7 @@ fn reference_of(model: Reference) -> (Tensors, PackedBatch) {
 
 #[test]
 fn features_logits_and_loss_equal_transformers() {
-    references::supported().for_each(features_logits_and_loss);
+    references::all().for_each(features_logits_and_loss);
 }
 
 fn features_logits_and_loss(family: Reference) {
@@ -72,7 +72,7 @@ fn features_logits_and_loss(family: Reference) {
 
 #[test]
 fn every_gradient_equals_transformers() {
-    for family in references::supported() {
+    for family in references::all() {
         let (reference, batch) = reference_of(family);
         for (backend, device) in tests::devices() {
             let (config, model) = tiny::model_at(&family.llava(), &device.autodiff());

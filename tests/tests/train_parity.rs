@@ -20,7 +20,7 @@ fn eight_steps_equal_transformers_trainer() {
 
 #[test]
 fn six_steps_of_every_family_equal_transformers_trainer() {
-    for model in references::supported().filter(|model| model.name != references::TINY.name) {
+    for model in references::all().filter(|model| model.name != references::TINY.name) {
         compare_jobs(model, "fused", 2, |output, train_type, split| {
             succeed(&mut threads_of(model, output, train_type, split, &[]));
         });

@@ -275,16 +275,6 @@ fn llavas() -> Vec<Published> {
     ]
 }
 
-/// The word of the refusal. A family that the model crate does not have is refused by its own name before its fields are read.
-fn refusal<'a>(config: &'a Value, word: &'a str) -> &'a str {
-    let model_type = config["model_type"].as_str().expect("a model_type");
-    let is_known = |family: &str| references::supported().any(|model| model.families().contains(&family.to_string()));
-    match ["llama", "qwen3"].contains(&model_type) && !is_known(model_type) {
-        true => model_type,
-        false => word,
-    }
-}
-
 #[test]
 fn published_models_of_other_kinds_are_refused_by_name() {
     let clip = tests::project_file("configs/clip-vit-large-patch14-336");

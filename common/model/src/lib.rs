@@ -4,6 +4,28 @@
 //! Sequences are packed: hidden states are `[T, D]` with the rows' lengths beside (`seq_lens`), so nothing is padded.
 //! The forward pass is [`walk`]: inference and training walk the same blocks.
 
+/// An enum of families, one a line: its name and the file (a module with a `SPEC`) that describes it.
+macro_rules! families {
+    ($(#[$doc:meta])* $name:ident { $($(#[$family_doc:meta])* $family:ident = $module:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$family_doc])* $family,)* }
+
+        impl $name {
+            /// All of them.
+            pub fn all() -> impl Iterator<Item = Self> {
+                [$(Self::$family),*].into_iter()
+            }
+
+            fn spec(self) -> &'static Spec {
+                match self {
+                    $(Self::$family => &$module::SPEC,)*
+                }
+            }
+        }
+    };
+}
+
 pub mod batch;
 pub mod config;
 pub mod dropout;

@@ -116,11 +116,11 @@ fn llava_config(
         None if has_class_token => FeatureSelect::Default,
         Some(SelectStrategy::Full) | None => FeatureSelect::Full,
     };
-    ensure!(
-        strategy == FeatureSelect::Full || has_class_token,
-        "--vision-feature-select-strategy default: {} has no class token to drop; give full, or leave the option out",
-        vision.family.model_type()
-    );
+    if strategy == FeatureSelect::Default && !has_class_token {
+        let expected = format!("full: {} has no class token to drop", vision.family.model_type());
+        let remedy = "give full, or leave the option out";
+        return Err(Error::usage("--vision-feature-select-strategy", strategy.name(), expected, remedy).into());
+    }
     // Only if the id does not fit: a vocabulary that is padded, as Qwen's is, keeps its size.
     text.vocab_size = text.vocab_size.max(processors.image_token_id() as usize + 1);
     Ok(LlavaConfig {

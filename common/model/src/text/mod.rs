@@ -22,29 +22,19 @@ use kernels::kv_cache::KvCache;
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// A family of language models.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TextFamily {
-    /// Qwen1.5, Qwen2, Qwen2.5.
-    Qwen2,
-    /// Qwen3 without experts.
-    Qwen3,
-    /// Llama, Vicuna, SmolLM2 and other models of this type.
-    Llama,
+families! {
+    /// A family of language models.
+    TextFamily {
+        /// Qwen1.5, Qwen2, Qwen2.5.
+        Qwen2 = qwen2,
+        /// Qwen3 without experts.
+        Qwen3 = qwen3,
+        /// Llama, Vicuna, SmolLM2 and other models of this type.
+        Llama = llama,
+    }
 }
 
 impl TextFamily {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Qwen2, Self::Qwen3, Self::Llama];
-
-    fn spec(self) -> &'static Spec {
-        match self {
-            Self::Qwen2 => &qwen2::SPEC,
-            Self::Qwen3 => &qwen3::SPEC,
-            Self::Llama => &llama::SPEC,
-        }
-    }
-
     /// `model_type` in a configuration.
     pub fn model_type(self) -> &'static str {
         self.spec().model_type
@@ -259,10 +249,9 @@ impl TextConfig {
 
 fn family(model_type: Option<&str>, at: &At) -> Result<TextFamily> {
     let is_it = |family: &TextFamily| Some(family.model_type()) == model_type;
-    TextFamily::ALL
-        .into_iter()
-        .find(is_it)
-        .ok_or_else(|| at.wrong_model_type(model_type, &TextFamily::ALL.map(TextFamily::model_type)))
+    TextFamily::all().find(is_it).ok_or_else(|| {
+        at.wrong_model_type(model_type, &TextFamily::all().map(TextFamily::model_type).collect::<Vec<_>>())
+    })
 }
 
 /// Fields of all language models.

@@ -16,26 +16,17 @@ use burn::tensor::Device;
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// A family of vision towers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VisionFamily {
-    /// OpenAI's CLIP and its relatives.
-    Clip,
-    /// SigLIP, and SigLIP 2 with a fixed resolution.
-    Siglip,
+families! {
+    /// A family of vision towers.
+    VisionFamily {
+        /// OpenAI's CLIP and its relatives.
+        Clip = clip,
+        /// SigLIP, and SigLIP 2 with a fixed resolution.
+        Siglip = siglip,
+    }
 }
 
 impl VisionFamily {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Clip, Self::Siglip];
-
-    fn spec(self) -> &'static Spec {
-        match self {
-            Self::Clip => &clip::SPEC,
-            Self::Siglip => &siglip::SPEC,
-        }
-    }
-
     /// `model_type` of the tower in a configuration.
     pub fn model_type(self) -> &'static str {
         self.spec().model_type
@@ -124,7 +115,7 @@ impl VisionConfig {
         let object: Map<String, Value> = json::read(&path)?;
         let fields = Fields::new(&object, At::file(&path));
         let found = fields.model_type()?;
-        for family in VisionFamily::ALL {
+        for family in VisionFamily::all() {
             let Spec { model_type, two_towers, two_towers_fields, .. } = family.spec();
             if found == Some(*model_type) {
                 return Ok((Self::from_fields(family, &fields)?, dtype(&[&fields])?));
@@ -146,18 +137,18 @@ impl VisionConfig {
                 return Ok((Self::from_fields(family, &tower)?, dtype(&[&fields])?));
             }
         }
-        let known = VisionFamily::ALL.map(|family| [family.spec().two_towers, family.spec().model_type]).concat();
-        Err(fields.at.wrong_model_type(found, &known))
+        let known = VisionFamily::all().flat_map(|family| [family.spec().two_towers, family.spec().model_type]);
+        Err(fields.at.wrong_model_type(found, &known.collect::<Vec<_>>()))
     }
 
     /// Reads the tower of a LLaVA's configuration; nothing there means CLIP ViT-L/14 at 336 pixels.
     pub(crate) fn of_llava(fields: Option<&Fields<'_>>) -> Result<Self> {
         let Some(fields) = fields else { return Ok(clip::vit_large_336()) };
         let found = fields.model_type()?.unwrap_or(VisionFamily::Clip.model_type());
-        let family = VisionFamily::ALL
-            .into_iter()
-            .find(|family| family.model_type() == found)
-            .ok_or_else(|| fields.at.wrong_model_type(Some(found), &VisionFamily::ALL.map(VisionFamily::model_type)))?;
+        let family = VisionFamily::all().find(|family| family.model_type() == found).ok_or_else(|| {
+            let known: Vec<_> = VisionFamily::all().map(VisionFamily::model_type).collect();
+            fields.at.wrong_model_type(Some(found), &known)
+        })?;
         Self::from_fields(family, fields)
     }
 
