@@ -8,7 +8,7 @@ use std::process::Command;
 use store::checkpoint::{copy_processor_files, save_model};
 use tests::runs::json_lines;
 use tests::training::{fail, succeed};
-use tests::{program, reference, references};
+use tests::{program, reference};
 
 /// The plan of the real job, from the two backbones' configs alone.
 fn real_plan(more: &[&str]) -> String {
@@ -67,16 +67,14 @@ fn parameters_of_the_real_model_are_exact() {
 
 /// Published models, and their parameters as transformers 5.24 counts them on its meta device: the tower's (its pooling head left
 /// out), those of its last layer and last norm, the language model's, and those of LoRA of rank 32 on q, k, v and o.
-const TOWERS: [(&str, &str, u64, u64); 2] = [
-    ("clip", "clip-vit-large-patch14-336", 303_507_456, 12_598_272),
-    ("siglip", "siglip-so400m-patch14-384", 412_987_248, 15_241_808),
-];
-const LANGUAGE_MODELS: [(&str, &str, u64, u64); 5] = [
-    ("qwen2", "qwen1.5-4b-chat", 3_950_369_280, 26_214_400),
-    ("qwen2", "qwen2.5-3b-instruct", 3_085_938_688, 14_745_600),
-    ("qwen3", "qwen3-4b", 4_022_468_096, 23_592_960),
-    ("llama", "llama-3.2-3b-instruct", 3_212_749_824, 18_350_080),
-    ("llama", "vicuna-7b-v1.5", 6_738_415_616, 33_554_432),
+const TOWERS: [(&str, u64, u64); 2] =
+    [("clip-vit-large-patch14-336", 303_507_456, 12_598_272), ("siglip-so400m-patch14-384", 412_987_248, 15_241_808)];
+const LANGUAGE_MODELS: [(&str, u64, u64); 5] = [
+    ("qwen1.5-4b-chat", 3_950_369_280, 26_214_400),
+    ("qwen2.5-3b-instruct", 3_085_938_688, 14_745_600),
+    ("qwen3-4b", 4_022_468_096, 23_592_960),
+    ("llama-3.2-3b-instruct", 3_212_749_824, 18_350_080),
+    ("vicuna-7b-v1.5", 6_738_415_616, 33_554_432),
 ];
 
 /// The projector's parameters, by the widths of tower and language model.
