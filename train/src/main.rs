@@ -139,10 +139,7 @@ fn main() -> ExitCode {
             tracing::error!("{error:#}");
             ExitCode::from(cli::exit::USAGE)
         }
-        Err(Failure::Work(error)) => {
-            tracing::error!("{error:#}");
-            ExitCode::FAILURE
-        }
+        Err(Failure::Work(error)) => cli::exit::failed(&error),
     }
 }
 
