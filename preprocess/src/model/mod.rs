@@ -50,8 +50,12 @@ pub struct Args {
 }
 
 /// What options name.
-pub const KINDS: [(&str, Kind); 3] =
-    [("vision_tower", Kind::ModelOrRepository), ("language_model", Kind::ModelOrRepository), ("output", Kind::Output)];
+pub const KINDS: [(&str, Kind); 4] = [
+    ("vision_tower", Kind::ModelOrRepository),
+    ("language_model", Kind::ModelOrRepository),
+    ("chat_template", Kind::Path),
+    ("output", Kind::Output),
+];
 
 /// `--vision-feature-select-strategy`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -116,11 +120,11 @@ fn llava_config(
         None if has_class_token => FeatureSelect::Default,
         Some(SelectStrategy::Full) | None => FeatureSelect::Full,
     };
-    ensure!(
-        strategy == FeatureSelect::Full || has_class_token,
-        "--vision-feature-select-strategy default: {} has no class token to drop; give full, or leave the option out",
-        vision.family.model_type()
-    );
+    if strategy == FeatureSelect::Default && !has_class_token {
+        let found = format!("default with a {}", vision.family.model_type());
+        let expected = "full: that tower has no class token to drop";
+        return Err(Error::usage("--vision-feature-select-strategy", found, expected, "leave the option out").into());
+    }
     // Only if the id does not fit: a vocabulary that is padded, as Qwen's is, keeps its size.
     text.vocab_size = text.vocab_size.max(processors.image_token_id() as usize + 1);
     Ok(LlavaConfig {
