@@ -20,7 +20,7 @@ pub struct Cli {
 pub enum Command {
     /// Answer one question, with or without a picture; the answer streams to stdout.
     Generate(GenerateArgs),
-    /// Caption every picture of a folder, a dataset or shards into a JSONL file; run again after a break, it goes on.
+    /// Caption every picture of a folder, a dataset or shards into a JSONL file; started again, it continues the file.
     Caption(CaptionArgs),
     /// Write the loss sum and the number of supervised tokens of every row of the shards, and print the total.
     Score(ScoreArgs),

@@ -29,7 +29,7 @@ impl SamplingConfig {
     /// Refuses values outside their ranges.
     ///
     /// # Errors
-    /// Names the value, what was found and what is allowed.
+    /// A value out of range, with its name, the value and the range.
     pub fn validate(&self) -> Result<()> {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             bail!("temperature: found {}, expected a number ≥ 0 (0 is greedy)", self.temperature);

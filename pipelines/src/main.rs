@@ -8,7 +8,7 @@ use pipelines::{quickstart, report, run};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Run preprocess, train and infer one after the other as a recipe says, skipping what has not changed.
+/// Run preprocess, train and infer one after the other as a recipe says, skipping stages that have not changed.
 #[derive(Parser)]
 #[command(name = "pipelines", version, after_help = EXIT_CODES)]
 struct Cli {

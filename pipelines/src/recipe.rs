@@ -19,7 +19,7 @@ use toml::{Table, Value};
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// What it is for, one line.
+    /// Its purpose, one line.
     pub purpose: String,
     /// Options of `preprocess model`; left out when the model directory is there already.
     pub model: Option<Table>,
@@ -66,7 +66,7 @@ struct Kind {
     hub: &'static [&'static str],
     /// Options that are lists, and how a list is written.
     lists: &'static [(&'static str, List)],
-    /// The option that names what is written.
+    /// The option that names the output.
     writes: &'static str,
     /// The part of the output that shows whether it is finished and there.
     witness: Witness,

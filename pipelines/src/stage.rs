@@ -1,4 +1,4 @@
-//! A stage is one run of a program. It is skipped while its options, inputs and output are as they were.
+//! A stage is one run of a program. It is skipped if its program, options, inputs and output have not changed.
 
 use crate::fingerprint::{self, Part};
 use crate::programs::Programs;
@@ -19,7 +19,7 @@ const LAST_LINES: usize = 12;
 /// One run of a program.
 #[derive(Clone, Debug)]
 pub struct Stage {
-    /// What it is called in messages.
+    /// Its name in messages.
     pub name: String,
     /// `preprocess`, `train` or `infer`.
     pub program: String,
@@ -27,7 +27,7 @@ pub struct Stage {
     pub args: Vec<String>,
     /// Files and folders that are read, and what of them counts.
     pub inputs: Vec<(PathBuf, Part)>,
-    /// What is written: a file or a folder. The stage's record lies beside it, as `<output>.stage.json`.
+    /// The output: a file or a folder. The stage's record is beside it, as `<output>.stage.json`.
     pub output: PathBuf,
     /// The part of the output that shows whether it is finished and still there: the output itself, or a file in it where other
     /// programs put files into the same folder.
@@ -59,7 +59,7 @@ pub enum Anew {
     Option(&'static str),
     /// It is removed before the program starts.
     Removed,
-    /// By the program, which compares it with what it is to make.
+    /// By the program, which compares it with its options.
     OwnWay,
 }
 

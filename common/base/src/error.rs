@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Result of everything fallible in `common`.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong with files, formats and values that a user controls.
+/// Errors of files, formats and values that a user controls.
 ///
 /// The message is whole: [`std::error::Error::source`] gives nothing, so that programs that print a chain of causes do not
 /// print the system's reason twice.
@@ -19,15 +19,15 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// Something readable was not what it has to be.
+    /// Content of a file or a value that is not accepted.
     Invalid {
         /// File, row, tensor or option.
         place: String,
-        /// What stands there.
+        /// The content found.
         found: String,
-        /// What has to stand there.
+        /// The content expected.
         expected: String,
-        /// What the user can do.
+        /// The remedy.
         remedy: String,
     },
 }

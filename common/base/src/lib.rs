@@ -1,6 +1,7 @@
-//! Error types, files that appear whole or not at all, JSON, argument and output helpers, Hugging Face's names. Knows nothing of the other crates.
+//! Error types, atomic files, JSON, argument and output helpers, Hugging Face's names. Depends on no other crate of the project.
 
 pub mod args;
+mod counted;
 pub mod error;
 pub mod exact;
 pub mod fields;
@@ -11,6 +12,7 @@ pub mod output;
 pub mod pulse;
 mod row;
 
+pub use counted::counted;
 pub use error::{Error, Result};
 pub use row::Row;
 

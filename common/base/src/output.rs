@@ -1,4 +1,4 @@
-//! What programs write to stdout and stderr. A closed or full stdout is an error, a closed or full stderr is nothing: never a
+//! Output to stdout and stderr. A closed or full stdout is an error, a closed or full stderr is ignored: never a
 //! panic, as `println!` and `crate::tell!` have it.
 
 use crate::{Error, Result};

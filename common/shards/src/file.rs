@@ -71,7 +71,7 @@ pub(super) struct OpenFile {
 }
 
 impl OpenFile {
-    /// Opens a file of the index and compares what it says of itself with the index.
+    /// Opens a file of the index and compares its metadata with the index.
     pub(super) fn open(dir: &Path, shard: &ShardFile, expected: &ShardMetadata) -> Result<Self> {
         let path = dir.join(&shard.file);
         let file = File::open(&path).map_err(Error::io(&path))?;

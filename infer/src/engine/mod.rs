@@ -23,7 +23,7 @@ use store::checkpoint::{LoadAs, load_model};
 use store::hub::{self, Wanted};
 use store::processor_fit;
 
-/// What turns conversations and pictures into input and ids into text; shared between threads.
+/// Conversations and pictures to input, ids to text; shared between threads.
 pub struct Processors {
     /// The model's configuration.
     pub config: LlavaConfig,
@@ -39,12 +39,12 @@ pub struct Engine {
     pub processors: Arc<Processors>,
     model: Llava,
     device: Device,
-    /// What `generation_config.json` asks for and the options decide instead.
+    /// Settings of `generation_config.json` that are not used.
     unused_settings: Vec<String>,
 }
 
 impl Engine {
-    /// Loads what a command line names.
+    /// Loads the model and adapter of a command line.
     ///
     /// # Errors
     /// A missing or unfitting file, tensor or adapter, by name.
@@ -69,9 +69,9 @@ impl Engine {
     pub fn load(model: &Path, adapter: Option<&Path>, load_as: LoadAs, device: DeviceKind) -> Result<Self> {
         let device = device.open()?;
         let model = &hub::resolve(model, Wanted::Llava)?;
-        let chat = ChatProcessor::from_dir(model).context("reading the tokenizer")?;
+        let chat = ChatProcessor::from_dir(model)?;
         let unused_settings = chat::eos::unused_settings(model)?;
-        let images = ImageProcessor::from_dir(model).context("reading the image processor")?;
+        let images = ImageProcessor::from_dir(model)?;
         processor_fit::check(model, &LlavaConfig::read(model)?, &chat, &images)?;
         let (config, mut llava) = load_model(model, load_as, &device).context("loading the model")?;
         if let Some(adapter) = adapter {

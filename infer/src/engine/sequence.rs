@@ -1,4 +1,4 @@
-//! One answer in the making: its cache, its sampler, its text.
+//! One sequence being generated: cache, sampler, text.
 
 use super::Prompt;
 use crate::sampling::{Sampler, SamplingConfig};

@@ -1,4 +1,4 @@
-//! `preprocess inspect`: what is in finished shards, as text, as a page, or one row of it.
+//! `preprocess inspect`: the content of finished shards as text, as a page, or one row.
 
 mod page;
 mod picture;
@@ -14,7 +14,7 @@ use shards::{ShardSet, Split};
 use std::path::PathBuf;
 use table::Dataset;
 
-/// Shows what is in finished shards: rows and rejected rows by cause, token and answer lengths, sizes of the sources,
+/// Shows the content of finished shards: rows and rejected rows by cause, token and answer lengths, sizes of the sources,
 /// duplicates by image and by caption, disk use.
 #[derive(clap::Args, Debug)]
 pub struct Args {

@@ -68,7 +68,7 @@ pub struct Args {
 /// Default of `--max-rejected`.
 pub const MAX_REJECTED: f64 = 0.1;
 
-/// Refuses what is no share.
+/// Refuses a number outside 0 to 1.
 pub fn check_max_rejected(share: f64) -> Result<()> {
     ensure!((0.0..=1.0).contains(&share), "--max-rejected {share}: expected a share between 0 and 1");
     Ok(())

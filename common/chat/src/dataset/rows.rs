@@ -43,12 +43,13 @@ pub fn for_each_row(path: &Path, reader: impl Read, take: impl FnMut(SourceRow) 
         }
         let (line, column) = (error.line(), error.column());
         let what = error.to_string().replace(&format!(" at line {line} column {column}"), "");
+        let what = what.strip_suffix(", expected a list").map(String::from).unwrap_or(what);
         let place = format!("{}: line {line}, column {}", path.display(), position.column(line, column));
         let remedy = match what.starts_with("invalid type: map") {
             true => "put the rows into a list; JSON Lines become one with jq -s .",
             false => "repair the file and run again",
         };
-        Error::invalid(place, what, "a JSON list of conversations", remedy)
+        Error::invalid(place, what, "a JSON list of rows", remedy)
     })
 }
 
@@ -70,7 +71,7 @@ impl<'de, F: FnMut(SourceRow) -> ControlFlow<()>> Visitor<'de> for Rows<'_, F> {
     type Value = ();
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a list of conversations")
+        f.write_str("a list")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut rows: A) -> Result<(), A::Error> {
