@@ -1,4 +1,4 @@
-//! The one integration-test binary; a module per area.
+//! The integration-test binary: a module per subject.
 
 mod absences;
 mod adapter;
@@ -7,12 +7,13 @@ mod caption;
 mod caption_metrics;
 mod chat;
 mod chat_templates;
+mod chat_tokenizers;
 mod checkpoint;
 mod config;
-mod dataset;
 mod deadlines;
 mod edge;
 mod evaluation;
+mod examples;
 mod export;
 mod faults;
 mod forward;
@@ -38,7 +39,9 @@ mod pixels;
 mod plan;
 mod preprocess_restart;
 mod prompts;
-mod published_files;
+mod published_adapters;
+mod published_generation;
+mod published_models;
 mod quickstart;
 mod recipes;
 mod records;
@@ -53,6 +56,7 @@ mod serve;
 mod serve_browsers;
 mod serve_clients;
 mod serve_connections;
+mod serve_malformed;
 mod serve_stopping;
 mod shards;
 mod stopping;

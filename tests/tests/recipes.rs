@@ -1,4 +1,4 @@
-//! Recipes: which stages run again, which go on, and what a signal does. On the quickstart's own data and models.
+//! Recipes: stages that run again or continue, and signals. On the quickstart's data and models.
 
 use serde_json::Value;
 use std::io::{BufReader, Read};

@@ -1,4 +1,4 @@
-//! A run that goes on: the same rows a step on other numbers of ranks, another number where it is allowed, branches, copies.
+//! Resumed runs: the same rows a step on other numbers of ranks, another number where it is allowed, branches, copies.
 
 use serde_json::Value;
 use std::path::Path;
