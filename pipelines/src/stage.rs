@@ -34,7 +34,7 @@ pub struct Stage {
     pub witness: (PathBuf, Part),
     /// How an output that is there is replaced.
     pub anew: Anew,
-    /// The option with which the program goes on from the checkpoints of an unfinished output, if it needs one.
+    /// The option that makes the program continue from the checkpoints of an unfinished output, if it needs one.
     pub goes_on: Option<&'static str>,
     /// The recipe itself says that an output of unknown origin may be replaced.
     pub may_replace: bool,
@@ -118,7 +118,7 @@ impl Stage {
             _ if force => How::Anew,
             Standing::Changed(what) => {
                 if self.anew != Anew::OwnWay && self.output.exists() {
-                    base::tell!("[{}] changed: {what}; made anew: {} is replaced", self.name, self.output.display());
+                    base::tell!("[{}] changed: {what}; run again: {} is replaced", self.name, self.output.display());
                 }
                 How::Anew
             }
@@ -126,7 +126,7 @@ impl Stage {
                 let (run, before) = (self.run_id(), last.map(Record::before).cloned().unwrap_or_default());
                 // Stopped before the run in its place was gone, it would go on with that one.
                 if run.is_some() && run != before.run_id {
-                    base::tell!("[{}] unfinished, with the same options and inputs: it goes on", self.name);
+                    base::tell!("[{}] unfinished, with the same options and inputs: continued", self.name);
                     How::GoOn
                 } else if before.may_go || self.may_replace {
                     How::Anew
@@ -252,7 +252,10 @@ impl Stage {
         let how = if saved { "has saved where it was" } else { "was ended" };
         let signal = signals.received().map_or(0, |signal| signal as u8);
         Stopped {
-            message: format!("stopped as asked: stage {} {how}; the same command goes on", self.name),
+            message: format!(
+                "stopped as requested: stage {} {how}; start the same command again to continue",
+                self.name
+            ),
             code: if saved { STOPPED } else { 128 + signal },
         }
         .into()

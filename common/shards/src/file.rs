@@ -153,7 +153,7 @@ impl OpenFile {
 pub(super) fn read_error(place: &str) -> impl FnOnce(ParquetError) -> Error + use<> {
     let place = place.to_owned();
     move |error| {
-        let remedy = "run preprocess verify on the folder; copy the damaged file again or make it anew";
+        let remedy = "run preprocess verify on the folder; copy the damaged file or make it again";
         Error::invalid(place, error, "a readable shard", remedy)
     }
 }

@@ -27,7 +27,7 @@ pub struct Args {
     /// Show one row instead: its image and its tokens, coloured by supervision (from 0)
     #[arg(long, value_name = "K")]
     pub row: Option<usize>,
-    /// Take --row and the page's samples from the validation rows instead of the training rows
+    /// Take --row and the page's samples from the validation rows
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
     pub validation: bool,
     /// Model directory whose tokenizer turns ids into text [without it: ids]

@@ -25,7 +25,7 @@ pub struct Args {
     /// Hugging Face
     #[arg(long, value_name = "DIR")]
     pub language_model: PathBuf,
-    /// Where the LLaVA goes; an earlier result of this command there is replaced
+    /// Output directory; an earlier result of this command is replaced
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
     /// Hidden state of the vision tower that the projector gets (0 is the embedding's output, negative counts from the end);
@@ -35,7 +35,7 @@ pub struct Args {
     /// `default` drops the class token, `full` keeps it
     #[arg(long, value_enum, default_value = "default")]
     pub vision_feature_select_strategy: SelectStrategy,
-    /// Number format of the written weights [default: the language model's]
+    /// Dtype of the written weights [default: the language model's]
     #[arg(long, value_enum)]
     pub dtype: Option<Dtype>,
     /// Seed of the projector's random weights

@@ -49,7 +49,7 @@ impl Trainer<'_> {
         self.communicator.finish()?;
         let dir = checkpoint::dir_of(&self.config.output_dir, self.state.global_step);
         if self.layout.rank == 0 && !saved {
-            bail!("stopped as asked at step {}, but the checkpoint could not be written", self.state.global_step);
+            bail!("stopped as requested at step {}, but the checkpoint could not be written", self.state.global_step);
         }
         Ok(Finished { state: self.state, stopped_in: Some(dir) })
     }
