@@ -14,7 +14,9 @@ fn main() -> Result<()> {
 
     // Opens index.json and every file that it names; rows are read at random.
     let shards = ShardSet::open(Path::new(shards), Split::Train)?;
-    let row = shards.read_row(row.parse().context("ROW is a number")?)?;
+    let row: usize = row.parse().context("ROW is not a number")?;
+    anyhow::ensure!(row < shards.len(), "ROW {row}: the shards have {} rows", shards.len());
+    let row = shards.read_row(row)?;
     println!("id            {}", row.id);
     println!("images        {}", row.images.join(", "));
     println!("input_ids     {} tokens", row.input_ids.len());

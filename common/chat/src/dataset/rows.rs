@@ -43,13 +43,14 @@ pub fn for_each_row(path: &Path, reader: impl Read, take: impl FnMut(SourceRow) 
         }
         let (line, column) = (error.line(), error.column());
         let what = error.to_string().replace(&format!(" at line {line} column {column}"), "");
-        let what = what.strip_suffix(", expected a list").map(String::from).unwrap_or(what);
         let place = format!("{}: line {line}, column {}", path.display(), position.column(line, column));
-        let remedy = match what.starts_with("invalid type: map") {
-            true => "put the rows into a list; JSON Lines become one with jq -s .",
-            false => "repair the file and run again",
-        };
-        Error::invalid(place, what, "a JSON list of rows", remedy)
+        let (found, remedy) =
+            match what.strip_prefix("invalid type: ").and_then(|what| what.strip_suffix(", expected a list")) {
+                Some("map") => ("a JSON object", "put the rows into a list; JSON Lines become one with jq -s ."),
+                Some(other) => (other, "repair the file and run again"),
+                None => (what.as_str(), "repair the file and run again"),
+            };
+        Error::invalid(place, found, "a JSON list of rows", remedy)
     })
 }
 
