@@ -39,8 +39,8 @@ fn inspect_counts_rows_rejects_and_duplicates() {
     for line in ["14 in = 12 train + 0 validation + 2 rejected", "1 missing_image", "1 no_turns"] {
         assert!(text.contains(line), "{line:?} is missing in\n{text}");
     }
-    for what in ["images", "captions"] {
-        let line = format!("1 {what} in 2 places, one of them 2 times");
+    for what in ["image", "caption"] {
+        let line = format!("1 {what} in 2 places, the most frequent 2 times");
         assert!(text.contains(&line), "{line:?} is missing in\n{text}");
     }
     assert!(text.contains("224×224 (12)"), "{text}");

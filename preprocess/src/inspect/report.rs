@@ -35,8 +35,8 @@ pub fn facts(dataset: &Dataset) -> Result<Vec<Fact>> {
             "disk",
             format!("{}, {}, {} a row", counted(dataset.index.shards.len(), "file"), bytes(stored), bytes(per_row)),
         ),
-        ("repeated images", repeated(dataset.duplicates(Duplicates::Images)?, "images")),
-        ("repeated captions", repeated(dataset.duplicates(Duplicates::Captions)?, "captions")),
+        ("repeated images", repeated(dataset.duplicates(Duplicates::Images)?, "image")),
+        ("repeated captions", repeated(dataset.duplicates(Duplicates::Captions)?, "caption")),
         ("tokenizer", about.tokenizer_sha256.clone()),
     ])
 }
@@ -45,7 +45,7 @@ fn repeated(repeated: Repeated, what: &str) -> String {
     match repeated {
         Repeated { distinct: 0, .. } => "none".into(),
         Repeated { distinct, occurrences, most } => {
-            format!("{distinct} {what} in {occurrences} places, at most {most} of the same")
+            format!("{} in {occurrences} places, the most frequent {most} times", counted(distinct, what))
         }
     }
 }
