@@ -23,7 +23,7 @@ pub struct Cli {
 pub enum Command {
     /// Answer one question, with or without a picture; the answer streams to stdout.
     Generate(GenerateArgs),
-    /// Caption every picture of a folder, a dataset or shards into a JSONL file; run again after a break, it goes on.
+    /// Caption every picture of a folder, a dataset or shards into a JSONL file; started again, it continues the file.
     Caption(CaptionArgs),
     /// Write the loss sum and the number of supervised tokens of every row of the shards, and print the total.
     Score(ScoreArgs),
@@ -65,13 +65,13 @@ pub struct ModelArgs {
     /// PEFT adapter directory to put on the model.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// How weights are held in memory: as stored in the files, widened to f32, or the language model's as 8-bit integers.
+    /// Format of the weights in memory: as stored in the files, f32, or 8-bit integers for the language model.
     #[arg(long, value_enum, default_value_t = Weights::Stored)]
     pub weights: Weights,
-    /// Short for --weights int8: 8-bit weights with one scale an output channel.
+    /// Short for --weights int8: 8-bit weights with one scale per output channel.
     #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "weights")]
     pub quantize: Option<Quantization>,
-    /// Where to compute: cpu, cuda or cuda:N.
+    /// Device: cpu, cuda or cuda:N.
     #[arg(long, default_value_t = DeviceKind::Cpu)]
     pub device: DeviceKind,
 }
@@ -83,14 +83,14 @@ pub enum Weights {
     Stored,
     /// f32 whatever the files hold.
     F32,
-    /// 8-bit integers with one scale an output channel.
+    /// 8-bit integers with one scale per output channel.
     Int8,
 }
 
 /// Formats of `--quantize`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Quantization {
-    /// 8-bit integers with one scale an output channel.
+    /// 8-bit integers with one scale per output channel.
     Int8,
 }
 
@@ -107,19 +107,19 @@ pub struct SamplingArgs {
     /// Longest answer, tokens.
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = at_least_1)]
     pub max_new_tokens: usize,
-    /// 0 is greedy; otherwise tokens are drawn, the flatter the higher.
+    /// Sampling temperature; 0: greedy.
     #[arg(long, default_value_t = 0.0, value_name = "T")]
     pub temperature: f32,
-    /// Draw only from the smallest set of tokens whose probabilities reach this; 1 is off.
+    /// Sample from the smallest set of tokens whose probabilities sum to this; 1: off.
     #[arg(long, default_value_t = 1.0, value_name = "P")]
     pub top_p: f32,
-    /// Draw only from this many most likely tokens; 0 is off.
+    /// Sample from this many most likely tokens; 0: off.
     #[arg(long, default_value_t = 0, value_name = "K")]
     pub top_k: usize,
-    /// Divides positive and multiplies negative logits of tokens that already stand in prompt or answer; 1 is off.
+    /// Divides positive and multiplies negative logits of tokens in the prompt or answer; 1: off.
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub repetition_penalty: f32,
-    /// Seed of the draws.
+    /// Seed of sampling.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
     /// End the answer before this text; may be given several times.
@@ -153,11 +153,11 @@ pub struct GenerateArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Picture to ask about; several are asked about together, in this order.
+    /// Picture to ask about; may be given several times, in order.
     #[arg(long, value_name = "FILE")]
     pub image: Vec<PathBuf>,
-    /// The question. `<image>` says where a picture stands; without it the pictures stand before the question. Other special
-    /// tokens in it are text.
+    /// The question. `<image>` marks a picture's place; without it pictures precede the question. Other special tokens in it
+    /// are text.
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,
     /// System prompt; "" is an empty one, as in `preprocess shards --system-prompt ""`.
@@ -183,20 +183,20 @@ pub struct CaptionArgs {
     /// Which rows of the shards.
     #[arg(long, value_enum, default_value_t = SplitArg::Train)]
     pub split: SplitArg,
-    /// JSONL file to write: one line a picture, in order. An existing one is continued if it was made by the same model (its
-    /// contents, not its name), pictures and settings, which FILE.jsonl.settings.json records, and refused otherwise.
+    /// JSONL file to write: one line a picture, in order. An existing file is continued if model (by content), pictures
+    /// and settings are those recorded in FILE.jsonl.settings.json, and refused otherwise.
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: PathBuf,
-    /// Begin anew where the output file is there already.
+    /// Start a new file if the output file exists.
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
     pub overwrite: bool,
     /// Pictures decoded together.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = at_least_1)]
     pub batch_size: usize,
-    /// Question for pictures of a folder (datasets and shards bring their own); `<image>` says where the picture stands.
+    /// Question for pictures of a folder (datasets and shards have their own); `<image>` marks the picture's place.
     #[arg(long, default_value = "Give a brief description of the image.", value_name = "TEXT")]
     pub prompt: String,
-    /// System prompt; "" is an empty one (shards bring their own).
+    /// System prompt; "" is an empty one (shards have their own).
     #[arg(long, default_value = chat::SYSTEM_PROMPT, value_name = "TEXT")]
     pub system_prompt: String,
     /// JSON list of {"id" or "image", "captions": […]} to compare with (default: references.json of --data, if there is one).
@@ -205,7 +205,7 @@ pub struct CaptionArgs {
     /// Only the first N pictures.
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Share of the pictures that may fail (0 to 1); with more, the run ends with an error once all lines are written.
+    /// Share of the pictures that may fail (0 to 1); with more, the run ends with an error after all lines are written.
     #[arg(long, default_value_t = 0.1, value_name = "SHARE", value_parser = share)]
     pub max_failed: f64,
     /// How captions are generated.
@@ -272,7 +272,7 @@ pub struct ExportArgs {
     /// Model directory.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// PEFT adapter directory, merged into the model on the way.
+    /// PEFT adapter directory, merged into the model first.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Directory for the two files.

@@ -1,4 +1,4 @@
-//! `infer generate`: one question, answered on stdout while it is thought out.
+//! `infer generate`: one question, answered on stdout token by token.
 
 use crate::args::GenerateArgs;
 use crate::engine::{Engine, Request, single_question};
@@ -8,7 +8,7 @@ use serde::Serialize;
 use std::io::Write;
 use std::time::Instant;
 
-/// What `--json` prints.
+/// The output of `--json`.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     text: &'a str,

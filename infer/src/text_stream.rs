@@ -5,7 +5,7 @@ use base::Result;
 /// Decodes a growing sequence of ids into pieces that can be shown at once.
 ///
 /// A token can hold a part of a character only, and what a token decodes to can depend on its neighbours; so a short
-/// window of ids is decoded anew at each step and the new part is what it adds.
+/// window of ids is decoded anew at each step; the new part is the difference.
 pub struct TextStream {
     ids: Vec<u32>,
     /// Ids before this one are out of the window.
@@ -39,7 +39,7 @@ impl TextStream {
         Ok(self.release(false))
     }
 
-    /// The rest: what was held back, incomplete characters as U+FFFD.
+    /// The text that was held back, incomplete characters as U+FFFD.
     pub fn finish(&mut self, decode: impl Fn(&[u32]) -> Result<String>) -> Result<String> {
         if let Some(added) = self.added(&decode, true)? {
             self.held.push_str(&added);

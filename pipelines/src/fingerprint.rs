@@ -1,4 +1,4 @@
-//! Whether files are still the ones that they were: names, sizes and times of change.
+//! Fingerprints of files: names, sizes and modification times.
 
 use anyhow::Result;
 use base::{Error, files, names};

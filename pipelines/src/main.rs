@@ -8,7 +8,7 @@ use pipelines::{quickstart, report, run};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Run preprocess, train and infer one after the other as a recipe says, skipping what has not changed.
+/// Run preprocess, train and infer one after the other as a recipe says, skipping stages that have not changed.
 #[derive(Parser)]
 #[command(name = "pipelines", version, after_help = EXIT_CODES)]
 struct Cli {
@@ -16,12 +16,12 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by SIGINT, SIGTERM or SIGHUP while train ran, which \
-                          has saved where it was (the same command goes on); 129, 130 or 143 when another program was stopped so.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by SIGINT, SIGTERM or SIGHUP after train \
+                          saved a checkpoint (start the same command again), 129, 130 or 143 stopped during another program.";
 
 #[derive(Subcommand)]
 enum Command {
-    /// The whole job in minutes on a CPU, from nothing: make a dataset of coloured shapes and random models, preprocess,
+    /// Run the whole job on a CPU in minutes: make a dataset of coloured shapes and random models, preprocess,
     /// train, caption held-out pictures and compare with the truth.
     Quickstart(quickstart::Args),
     /// Run the stages of a recipe.

@@ -21,7 +21,7 @@ use toml::{Table, Value};
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// What it is for, one line.
+    /// Its purpose, one line.
     pub purpose: String,
     /// Options of `preprocess model`; left out when the model directory is there already.
     pub model: Option<Table>,

@@ -1,4 +1,4 @@
-//! The record of a stage, `<output>.stage.json`: what it is made from, and, when it is finished, what it made.
+//! The record of a stage, `<output>.stage.json`: its inputs and, when it has finished, its output.
 
 use crate::fingerprint;
 use anyhow::Result;

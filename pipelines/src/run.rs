@@ -13,7 +13,7 @@ pub struct Args {
     /// Recipe file (pipelines/recipes holds the ones for the real job). Its paths are relative to the working directory
     #[arg(value_name = "RECIPE.toml")]
     pub recipe: PathBuf,
-    /// Make everything anew, also where nothing has changed: what stages have made before is replaced
+    /// Run all stages again, also unchanged ones; their outputs are replaced
     #[arg(long)]
     pub force: bool,
     /// Print the stages' command lines and run nothing
@@ -44,7 +44,8 @@ pub fn run_stages(stages: &[Stage], programs: &Programs, signals: &Signals, forc
     let mut lines = Vec::with_capacity(stages.len());
     for stage in stages {
         if let Some(signal) = signals.received() {
-            let message = format!("stopped as asked before stage {}; the same command goes on", stage.name);
+            let message =
+                format!("stopped as requested before stage {}; start the same command again to continue", stage.name);
             return Err(Stopped { message, code: 128 + signal as u8 }.into());
         }
         let outcome = match stage.run(programs, signals, force)? {

@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM and SIGHUP go on to the program that a stage runs, which is then waited for: a program that goes on by
+//! SIGINT, SIGTERM and SIGHUP are passed to the program that a stage runs, and the runner waits for it: a program that goes on by
 //! itself would be in the way of the one that the next run starts.
 
 use anyhow::{Context, Result};
@@ -43,7 +43,7 @@ struct State {
 }
 
 impl Signals {
-    /// Listens from here on. While no program runs, a signal does what it always does.
+    /// Listens from here on. While no program runs, a signal has its default effect.
     ///
     /// # Errors
     /// The system refuses the handlers.

@@ -1,4 +1,4 @@
-//! A stage is one run of a program. It is skipped while its options, inputs and output are as they were.
+//! A stage is one run of a program. It is skipped if its program, options, inputs and output have not changed.
 
 use crate::fingerprint::{self, Part};
 use crate::programs::Programs;
@@ -19,7 +19,7 @@ const LAST_LINES: usize = 12;
 /// One run of a program.
 #[derive(Clone, Debug)]
 pub struct Stage {
-    /// What it is called in messages.
+    /// Its name in messages.
     pub name: String,
     /// `preprocess`, `train` or `infer`.
     pub program: String,
@@ -27,14 +27,14 @@ pub struct Stage {
     pub args: Vec<String>,
     /// Files and folders that are read, and what of them counts.
     pub inputs: Vec<(PathBuf, Part)>,
-    /// What is written: a file or a folder. The stage's record lies beside it, as `<output>.stage.json`.
+    /// The output: a file or a folder. The stage's record is beside it, as `<output>.stage.json`.
     pub output: PathBuf,
     /// The part of the output that shows whether it is finished and still there: the output itself, or a file in it where other
     /// programs put files into the same folder.
     pub witness: (PathBuf, Part),
     /// How an output that is there is replaced.
     pub anew: Anew,
-    /// The option with which the program goes on from the checkpoints of an unfinished output, if it needs one.
+    /// The option that makes the program continue from the checkpoints of an unfinished output, if it needs one.
     pub goes_on: Option<&'static str>,
     /// The recipe itself says that an output of unknown origin may be replaced.
     pub may_replace: bool,
@@ -59,7 +59,7 @@ pub enum Anew {
     Option(&'static str),
     /// It is removed before the program starts.
     Removed,
-    /// By the program, which compares it with what it is to make.
+    /// By the program, which compares it with its options.
     OwnWay,
 }
 
@@ -118,7 +118,7 @@ impl Stage {
             _ if force => How::Anew,
             Standing::Changed(what) => {
                 if self.anew != Anew::OwnWay && self.output.exists() {
-                    tracing::info!("[{}] changed: {what}; made anew: {} is replaced", self.name, self.output.display());
+                    tracing::info!("[{}] changed: {what}; run again: {} is replaced", self.name, self.output.display());
                 }
                 How::Anew
             }
@@ -126,7 +126,7 @@ impl Stage {
                 let (run, before) = (self.run_id(), last.map(Record::before).cloned().unwrap_or_default());
                 // Stopped before the run in its place was gone, it would go on with that one.
                 if run.is_some() && run != before.run_id {
-                    tracing::info!("[{}] unfinished, with the same options and inputs: it goes on", self.name);
+                    tracing::info!("[{}] unfinished, with the same options and inputs: continued", self.name);
                     How::GoOn
                 } else if before.may_go || self.may_replace {
                     How::Anew
@@ -252,7 +252,10 @@ impl Stage {
         let how = if saved { "has saved where it was" } else { "was ended" };
         let signal = signals.received().map_or(0, |signal| signal as u8);
         Stopped {
-            message: format!("stopped as asked: stage {} {how}; the same command goes on", self.name),
+            message: format!(
+                "stopped as requested: stage {} {how}; start the same command again to continue",
+                self.name
+            ),
             code: if saved { STOPPED } else { 128 + signal },
         }
         .into()

@@ -1,4 +1,4 @@
-//! The preprocessing stage: everything that happens once, before training.
+//! The preprocessing stage: work that is done once, before training.
 
 pub mod inspect;
 pub mod model;

@@ -25,7 +25,7 @@ enum Command {
     Index(shards::index::Args),
     /// Re-read every row of finished shards.
     Verify(verify::Args),
-    /// Show what is in the shards.
+    /// Show the content of shards.
     Inspect(inspect::Args),
     /// Print the options of a subcommand as JSON, for programs that run this one.
     #[command(hide = true)]

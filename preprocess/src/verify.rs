@@ -1,8 +1,8 @@
-//! `preprocess verify`: reads finished shards completely and says what is wrong with them.
+//! `preprocess verify`: reads finished shards completely and lists their faults.
 
 use crate::shards::ledger::{REJECTED_FILE, Rejected};
 use anyhow::{Result, bail};
-use base::{Error, IGNORE_INDEX, files};
+use base::{Error, IGNORE_INDEX, counted, files};
 use cli::{Progress, units};
 use shards::{Row, RowText, ShardIndex, ShardSet, Split};
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ pub struct Args {
     pub workers: Option<usize>,
 }
 
-/// What is wrong, in the order in which it was found.
+/// The faults in the order in which they were found.
 #[derive(Default)]
 struct Problems {
     printed: Vec<String>,
@@ -63,22 +63,22 @@ pub fn run(args: &Args) -> Result<String> {
     // Rows of files whose hash is wrong are not worth decoding.
     if problems.count == 0 {
         let workers = args.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-        for split in Split::ALL {
+        for split in Split::ALL.into_iter().filter(|&split| index.shards.iter().any(|shard| shard.split == split)) {
             check_rows(&ShardSet::open(&args.dir, split)?, split, workers, &mut problems)?;
         }
     }
     if problems.count > 0 {
         let more = problems.count - problems.printed.len();
         let more = if more > 0 { format!("\n… and {more} more") } else { String::new() };
-        bail!("{}: {} problems\n{}{more}", args.dir.display(), problems.count, problems.printed.join("\n"));
+        bail!("{}: {}\n{}{more}", args.dir.display(), counted(problems.count, "problem"), problems.printed.join("\n"));
     }
     let bytes: u64 = index.shards.iter().map(|shard| shard.bytes).sum();
     Ok(format!(
-        "{}: {} files, {}, {} rows and {} rejected: hashes, columns, shapes, labels and the account are right",
+        "{}: {}, {}, {} and {} rejected: hashes, columns, shapes, labels and numbers of rows are correct",
         args.dir.display(),
-        index.shards.len(),
+        counted(index.shards.len(), "file"),
         units::bytes(bytes),
-        index.counts.train + index.counts.validation,
+        counted(index.counts.train + index.counts.validation, "row"),
         index.counts.rejected,
     ))
 }

@@ -8,10 +8,10 @@ model=$(realpath "${1:?give a model directory}")
 shift
 [ $# -gt 0 ] || set -- 1 8
 data=$(realpath "${LLAVA_SHARED:?a folder with data/coco224_main (photos) and tokenizer/qwen1.5-image}/data/coco224_main")
-cargo build --release -q -p infer --example generate_bench
-bench=${CARGO_TARGET_DIR:-target}/release/examples/generate_bench
+bench() { RAYON_NUM_THREADS=2 cargo bench -q -p infer --bench generate -- "$@"; }
+bench --help >/dev/null # builds it
 for batch in "$@"; do
     "${LLAVA_PYTHON:-python3}" tests/bench/peers/peer_generate.py --model "$model" --data "$data" --batch "$batch" --threads 2
-    RAYON_NUM_THREADS=2 "$bench" --model "$model" --data "$data" --batch "$batch" --weights f32
-    RAYON_NUM_THREADS=2 "$bench" --model "$model" --data "$data" --batch "$batch" --weights int8
+    bench --model "$model" --data "$data" --batch "$batch" --weights f32
+    bench --model "$model" --data "$data" --batch "$batch" --weights int8
 done

@@ -16,7 +16,6 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 
 
 def peer(a):
@@ -42,6 +41,11 @@ def peer(a):
     print(json.dumps(dict(side="DataLoader", workers=a.workers, rows=read, rows_per_s=round(read / seconds))))
 
 
+def resolved(path):
+    """cargo runs a benchmark in its crate's folder."""
+    return str(pathlib.Path(path).resolve())
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model", "shards", "data"):
@@ -53,8 +57,8 @@ def main():
     if a.peer:
         return peer(a)
     for workers in (1, a.workers):
-        subprocess.run([str(TARGET / "examples/loader_bench"), "--model", a.model, "--shards", a.shards, "--batch", str(a.batch),
-                        "--workers", str(workers), "--rows", str(a.rows)], check=True)
+        subprocess.run(["cargo", "bench", "--quiet", "-p", "train", "--bench", "loader", "--", "--model", resolved(a.model), "--shards", resolved(a.shards),
+                        "--batch", str(a.batch), "--workers", str(workers), "--rows", str(a.rows)], check=True, cwd=ROOT)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, __file__, *sys.argv[1:], "--peer"], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -44,7 +44,7 @@ def against_decoding(model, folder, source, copies):
     rows = make_data(folder, source, copies)
     decoding, made = [], []
     for _ in range(rounds):
-        decoding.append(example("decode_images", folder / "data/images", copies // 5))
+        decoding.append(bench("decode_images", folder / "data/images", copies // 5))
         made.append(ours(model, folder, 2))
         shutil.rmtree(made[-1]["output"])
     alone = statistics.median(run["rows_per_cpu_s"] for run in decoding)
@@ -85,8 +85,9 @@ def ours(model, folder, workers, pixels="predicted"):
                 threads={name: seconds / rows * 1000 for name, seconds in by_name.items()})
 
 
-def example(name, *arguments):
-    return json.loads(subprocess.run([programs / "examples" / name, *map(str, arguments)], check=True, capture_output=True).stdout)
+def bench(name, *arguments):
+    command = ["cargo", "bench", "--quiet", "-p", "preprocess", "--bench", name, "--", *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def peer(model, folder, backend):
@@ -108,7 +109,7 @@ def main():
         peers = {backend: peer(model, folder, backend) for backend in ("pil", "torchvision")}
         runs = collections.defaultdict(list)
         for _ in range(rounds):
-            runs["decode"].append(example("decode_images", data / "images", repeat))
+            runs["decode"].append(bench("decode_images", data / "images", repeat))
             for workers in (1, 2):
                 runs[workers].append(ours(model, folder, workers))
         medians = {key: statistics.median(run["rows_per_cpu_s"] for run in found) for key, found in runs.items()}
@@ -129,7 +130,7 @@ def main():
         print("\n| format | KB a row | rows read a CPU-second, at random |\n|---|---|---|")
         for pixels in ("predicted", "u8", "f32", "f16", "jpeg"):
             made = ours(model, folder, 2, pixels)
-            read = [example("read_shards", made["output"], 1500) for _ in range(rounds)]
+            read = [bench("read_rows", made["output"], 1500) for _ in range(rounds)]
             print(f"| {pixels} | {made['kb_per_row']:.1f} | {statistics.median(run['rows_per_cpu_s'] for run in read):.0f} |")
 
 

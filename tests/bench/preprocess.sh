@@ -6,5 +6,5 @@
 # PYTHON has tests/requirements.txt; LLAVA_SHARED has data/coco224_main, data/coco_tiny and tokenizer/qwen1.5-image.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-cargo build --release -q -p preprocess --bins --examples
+cargo build --release -q -p preprocess
 exec "${LLAVA_PYTHON:-python3}" tests/bench/preprocess.py "${CARGO_TARGET_DIR:-target}/release" "${LLAVA_SHARED:?a folder with data/coco224_main (photos) and tokenizer/qwen1.5-image}" "${1:-10}"

@@ -98,7 +98,7 @@ def overlap(work, python):
 
 def deepspeed(work, python, ranks, steps, micro_batch, bucket):
     out = tempfile.mkdtemp(dir=work)
-    rank = f"{python} {HERE}/zero_deepspeed.py --model {work}/model --data {SHARED}/data/coco224_main --peer {HERE}/peers " \
+    rank = f"{python} {HERE}/peers/peer_deepspeed.py --model {work}/model --data {SHARED}/data/coco224_main " \
            f"--steps {steps} --micro-batch {micro_batch} --bucket {bucket} --checkpoint {out}/checkpoint"
     script = "ip link set lo up; export MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 WORLD_SIZE=%d GLOO_SOCKET_IFNAME=lo;" % ranks
     script += "".join(f"RANK={r} LOCAL_RANK={r} {rank} & " for r in range(ranks)) + "wait"

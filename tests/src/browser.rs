@@ -1,4 +1,4 @@
-//! A headless Chromium, driven over its debugging pipe: what a person does with mouse and keyboard, and what they see.
+//! A headless Chromium, driven over its debugging pipe with mouse and keyboard events.
 
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};

@@ -1,11 +1,17 @@
-//! What the integration tests share: where the reference material and the programs are, and how tensors are compared.
+//! Helpers of the integration tests: paths of reference material and programs, comparison of tensors.
 
 pub mod adapters;
 pub mod browser;
 pub mod byte_model;
 pub mod chat_models;
+pub mod connections;
+pub mod conversations;
+pub mod dataset;
+pub mod inference;
+pub mod published;
 pub mod references;
 pub mod runs;
+pub mod server;
 pub mod small;
 pub mod tiny;
 pub mod training;
@@ -16,11 +22,14 @@ use burn::tensor::Device;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What `tests/reference/make` made: pictures, a tiny LLaVA and transformers' values for it. Panics (a test must fail loudly) when
-/// it is missing.
+/// A file that `tests/reference/make` made: pictures, a tiny LLaVA and transformers' values for it.
+///
+/// # Panics
+/// It is missing.
 pub fn reference(path: &str) -> PathBuf {
     let root = std::env::var_os("LLAVA_REFERENCE").map(PathBuf::from);
-    let root = root.expect("LLAVA_REFERENCE is not set: start the tests with tests/run, or set what it prints");
+    let root =
+        root.expect("LLAVA_REFERENCE is not set: start the tests with tests/run, or set the variables that it prints");
     let found = root.join(path);
     assert!(found.exists(), "{} is missing: make it with tests/reference/make", found.display());
     found
@@ -38,12 +47,16 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     Some(found)
 }
 
-/// A program of this workspace, built beside the test binary (`cargo build --release --workspace`).
+/// A program of this workspace, built beside the test binary (`cargo build --release --workspace --bins --examples`).
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test binary has a path");
     let folder = test.parent().and_then(Path::parent).expect("target/release/deps/<test>");
     let program = folder.join(name);
-    assert!(program.exists(), "{} is missing: run cargo build --release --workspace", program.display());
+    assert!(
+        program.exists(),
+        "{} is missing: run cargo build --release --workspace --bins --examples",
+        program.display()
+    );
     program
 }
 

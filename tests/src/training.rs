@@ -1,4 +1,4 @@
-//! What the tests of training share: the reference's job on the tiny model, under threads and under MPI, and its comparison
+//! Helpers of the tests of training: the reference's job on the tiny model, under threads and under MPI, and its comparison
 //! with transformers' log and weights.
 
 use crate::references::{Reference, TINY};
@@ -24,7 +24,7 @@ pub fn succeed(command: &mut Command) -> Output {
     output
 }
 
-/// Runs a program and demands failure: what it wrote to stderr.
+/// stderr of a program that must fail.
 pub fn fail(command: &mut Command) -> String {
     let output = command.output().expect("the program starts");
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

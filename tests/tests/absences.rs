@@ -1,4 +1,4 @@
-//! What must not be anywhere: each rule of the code's layout, as a search through the sources.
+//! Rules of the code's layout, each as a search through the sources.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! PEFT adapters: both spellings in, both spellings out, misfits named.
+//! PEFT adapters: both spellings are read, both are written, wrong shapes and names are errors.
 
 use kernels::device;
 use model::config::WeightDtype;

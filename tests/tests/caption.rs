@@ -1,11 +1,11 @@
 //! `infer caption` over a folder, a dataset, a zip file and shards; killed and run again; with bad pictures; with references.
 
-use crate::generate::{infer, infer_ok, model_dir};
 use infer::metrics::caption_metrics;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use tests::inference::{infer, infer_ok, model_dir};
 use tests::{program, reference};
 
 /// The tokens of a caption here: enough that a run can be met in the middle.
@@ -267,7 +267,7 @@ fn captions_of_another_model_are_refused_whole_or_half() {
         assert_eq!(read(name), read("fresh.jsonl"));
     }
 
-    // Pictures behind those that are captioned are added; one before them would give lines to the wrong pictures.
+    // Pictures after the captioned ones are added; one before them would shift the lines.
     std::fs::copy(pictures.join("0.jpg"), pictures.join("3.jpg")).expect("copied");
     assert_eq!(caption(model.path(), "whole.jsonl", &[]).0, Some(0));
     assert_eq!(read("whole.jsonl").lines().count(), 4);

@@ -1,14 +1,13 @@
-//! Published chat templates, and mistakes in templates and tokenizer files: transformers' ids, or a refusal by name.
+//! Published chat templates, and mistakes in templates: transformers' ids, or a refusal by name.
 
-use base::IGNORE_INDEX;
 use chat::{ChatProcessor, Message, Role};
-use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use serde_json::json;
+use std::path::PathBuf;
 use tempfile::TempDir;
-use tests::chat_models::{byte_tokenizer, directory, directory_with, prefix_space_tokenizer, write};
-use tests::{python, python_script};
+use tests::chat_models::{directory, directory_with, prefix_space_tokenizer, write};
+use tests::conversations::{CHATML, as_json, chatml_config, ids, messages, owned, supervised, template, transformers};
 
-/// What is expected of a template.
+/// The expected outcome for a template.
 enum Outcome {
     /// Answers are supervised as (text before the answer, text up to the end of turn).
     Serves(&'static str, &'static str),
@@ -69,11 +68,6 @@ const AS_LISTS: [&str; 5] =
 /// prompt of the last question alone, an end that the template does not write.
 const PROMPT_ONLY: [&str; 4] = ["qwen3", "llava-onevision-hf", "mistral-v0.3", "llava-1.5-hf"];
 
-fn template(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("chat_templates").join(format!("{name}.jinja"));
-    std::fs::read_to_string(path).expect("the template is readable")
-}
-
 fn published_directory(Published(name, bos, stops, _): &Published) -> TempDir {
     let mut tokens = vec!["<image>", "<|im_start|>", "<|user|>", "<|assistant|>", "<|start_header_id|>", "[INST]"];
     tokens.extend_from_slice(stops);
@@ -107,48 +101,6 @@ const CONVERSATIONS: [(&str, &[(&str, &str)]); 4] = [
     ("", &[("Hi there", "Hello")]),
     ("", &[("Hi there", "Hello"), ("<image>\nAnd?", "a  b")]),
 ];
-
-fn owned(turns: &[(&str, &str)]) -> Vec<(String, String)> {
-    turns.iter().map(|&(question, answer)| (question.to_string(), answer.to_string())).collect()
-}
-
-fn messages(system: &str, turns: &[(&str, &str)]) -> Vec<Message> {
-    let message = |role, content: &str| Message { role, content: content.to_string() };
-    let mut messages = vec![message(Role::System, system)];
-    for (question, answer) in turns {
-        messages.push(message(Role::User, question));
-        messages.push(message(Role::Assistant, answer));
-    }
-    messages
-}
-
-/// As Python takes them; an empty system prompt stands for none, unless the template writes its own then.
-fn as_json(messages: &[Message], keeps_empty_system: bool) -> Value {
-    let is_none = |message: &Message| message.role == Role::System && message.content.is_empty() && !keeps_empty_system;
-    let given = messages.iter().filter(|message| !is_none(message));
-    given.map(|message| json!({"role": message.role.as_str(), "content": message.content})).collect()
-}
-
-/// What transformers makes of the cases; `None` where there is no Python.
-fn transformers(cases: &[Value]) -> Option<Vec<Value>> {
-    let folder = tempfile::tempdir().expect("a folder");
-    write(folder.path(), "cases.json", &json!(cases).to_string());
-    let script = python_script("chat_templates.py");
-    let output = python()?.arg(script).arg(folder.path().join("cases.json")).output().expect("it starts");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    Some(serde_json::from_str(text.lines().last().expect("a line")).expect("JSON"))
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().expect("a list").iter().map(|id| id.as_u64().expect("an id") as u32).collect()
-}
-
-/// The texts that are supervised, one after the other.
-fn supervised(chat: &ChatProcessor, labels: &[i32]) -> String {
-    let ids: Vec<u32> = labels.iter().filter(|&&label| label != IGNORE_INDEX).map(|&label| label as u32).collect();
-    chat.decode(&ids, false).expect("it decodes")
-}
 
 #[test]
 fn published_templates_give_transformers_ids_or_are_refused_by_name() {
@@ -255,13 +207,6 @@ fn prompts_begin_as_transformers_processors_begin_them() {
     }
 }
 
-const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
-                      {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-
-fn chatml_config() -> Value {
-    json!({"eos_token": "<|im_end|>", "extra_special_tokens": ["<image>", "<|im_start|>", "<|endoftext|>"]})
-}
-
 #[test]
 fn a_template_that_cannot_serve_is_refused_with_what_it_does() {
     let generation = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
@@ -332,6 +277,36 @@ fn the_end_of_turn_is_the_templates_own_when_generation_stops_there() {
     );
 }
 
+/// The number of a turn, which differs from row to row, belongs to the answer where it follows the generation prompt.
+#[test]
+fn templates_that_number_turns_give_transformers_ids() {
+    let end = "{{ '\n' + m.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}";
+    let numbered =
+        |number: &str| format!("{{% for m in messages %}}{{{{ '<|im_start|>' + m.role + ({number}) | string }}}}{end}");
+    let mut cases = Vec::new();
+    let mut found = Vec::new();
+    let mut folders = Vec::new();
+    for number in ["loop.index", "loop.index0 * 11", "'no ' + loop.index0 | string"] {
+        let folder = directory(&chatml_config(), &numbered(number));
+        let chat = ChatProcessor::from_dir(folder.path()).unwrap_or_else(|error| panic!("{number}: {error}"));
+        for (system, turns) in CONVERSATIONS {
+            let sample = chat.encode_sample(system, &owned(turns)).unwrap_or_else(|error| panic!("{number}: {error}"));
+            let everything = as_json(&messages(system, turns), chat.has_default_system());
+            cases.push(json!({"dir": folder.path(), "messages": everything}));
+            let row: Vec<u32> = sample.input_ids.iter().map(|&id| id as u32).collect();
+            found.push((format!("{number}, {} turns", turns.len()), row, supervised(&chat, &sample.labels)));
+        }
+        folders.push(folder);
+    }
+    // The first answer with a system prompt is the third message, the last of three answers the seventh.
+    assert_eq!(found[0].2, "3\nA cat.<|im_end|>");
+    assert!(found[1].2.ends_with("7\nI see 100% <it><|im_end|>"), "{}", found[1].2);
+    let Some(expected) = transformers(&cases) else { return };
+    for (expected, (what, row, _)) in expected.iter().zip(&found) {
+        assert!(ids(&expected["finished"]).starts_with(row), "{what}");
+    }
+}
+
 #[test]
 fn a_row_that_a_template_would_garble_is_refused() {
     // As Qwen3's: an answer with a think block moves the text before it.
@@ -351,112 +326,6 @@ fn a_row_that_a_template_would_garble_is_refused() {
     let chat = ChatProcessor::from_dir(folder.path()).expect("it serves");
     let error = chat.encode_sample("", &owned(&[("Q", "a longer answer")])).expect_err("another text before it");
     assert!(error.to_string().contains("changes the text around it"), "{error}");
-}
-
-#[test]
-fn tokens_beside_the_tokenizer_get_transformers_ids() {
-    let text = "At <loc1><loc2> <seg>.</s><|im_end|>";
-    let bracket = json!({"content": "<loc1>", "single_word": false, "lstrip": true, "rstrip": false, "normalized": false, "special": true});
-    let mut typed = bracket.clone();
-    typed["__type"] = json!("AddedToken");
-    // What the files say, and the ids of the text that are no bytes.
-    type Case<'a> = (Value, &'a [(&'a str, Value)], &'a [u32]);
-    let table: [Case<'_>; 7] = [
-        (json!({"extra_special_tokens": ["<image>", "<loc1>", "<loc2>"]}), &[], &[258, 259, 256]),
-        (json!({"additional_special_tokens": ["<image>", typed]}), &[], &[258, 256]),
-        (
-            json!({"extra_special_tokens": {"image_token": "<image>", "seg_token": "<seg>"}, "pad_token": "</s>"}),
-            &[],
-            &[259, 257, 256],
-        ),
-        (
-            json!({"added_tokens_decoder": {"256": {"content": "<seg>"}, "257": {"content": "<image>"}, "258": bracket}}),
-            &[],
-            &[258, 256, 259],
-        ),
-        (json!({"image_token": "<image>", "seg_token": "<seg>"}), &[], &[258, 256]),
-        (
-            json!({"eos_token": null}),
-            &[(
-                "special_tokens_map.json",
-                json!({"eos_token": "<|im_end|>", "additional_special_tokens": ["<image>", "<loc2>"]}),
-            )],
-            &[258, 256],
-        ),
-        (
-            json!({"extra_special_tokens": ["<image>"]}),
-            &[("added_tokens.json", json!({"<seg>": 256, "<loc1>": 257}))],
-            &[257, 256, 258],
-        ),
-    ];
-    let mut cases = Vec::new();
-    let mut found = Vec::new();
-    let mut folders = Vec::new();
-    for (config, files, expected) in table {
-        let mut config = config;
-        if config.get("eos_token").is_none() {
-            config["eos_token"] = json!("<|im_end|>");
-        }
-        let folder = directory(&config, CHATML);
-        for (name, content) in files {
-            write(folder.path(), name, &content.to_string());
-        }
-        let chat = ChatProcessor::from_dir(folder.path()).unwrap_or_else(|error| panic!("{config}: {error}"));
-        let ids = chat.encode(text).expect("it encodes");
-        assert_eq!(ids.iter().copied().filter(|&id| id > 255).collect::<Vec<_>>(), expected, "{config} {files:?}");
-        cases.push(json!({"dir": folder.path(), "text": text}));
-        found.push(ids);
-        folders.push(folder);
-    }
-    let Some(expected) = transformers(&cases) else { return };
-    for ((found, expected), case) in found.iter().zip(&expected).zip(&cases) {
-        assert_eq!(*found, ids(&expected["ids"]), "{case}");
-    }
-}
-
-#[test]
-fn tokenizer_files_that_disagree_are_refused_and_other_tokens_are_another_tokenizer() {
-    let token = |content: &str| json!({"content": content, "special": true});
-    let mut config = chatml_config();
-    config["added_tokens_decoder"] = json!({"300": token("<image>")});
-    let folder = directory(&config, CHATML);
-    let error = ChatProcessor::from_dir(folder.path()).err().expect("refused").to_string();
-    assert!(error.contains("\"<image>\" with id 300") && error.contains("id 256"), "{error}");
-
-    let hash = |config: &Value, tokenizer: &Value| {
-        let folder = directory_with(tokenizer, config, CHATML);
-        ChatProcessor::from_dir(folder.path()).expect("it loads").tokenizer_sha256
-    };
-    let mut more = chatml_config();
-    more["extra_special_tokens"].as_array_mut().expect("a list").push(json!("<loc>"));
-    assert_ne!(hash(&chatml_config(), &byte_tokenizer()), hash(&more, &byte_tokenizer()));
-}
-
-#[test]
-fn a_tokenizer_that_puts_spaces_before_texts_encodes_rows_as_transformers_does() {
-    let config = json!({"bos_token": "<s>", "eos_token": "</s>", "extra_special_tokens": ["<image>"]});
-    let mut cases = Vec::new();
-    let mut found = Vec::new();
-    let mut folders = Vec::new();
-    for name in ["vicuna", "zephyr", "llama2", "alpaca"] {
-        let folder = directory_with(&prefix_space_tokenizer(), &config, &template(name));
-        let chat = ChatProcessor::from_dir(folder.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let turns = [("<image>\nWhat?", "A cat"), ("A?", "cat A")];
-        let sample = chat.encode_sample("S", &owned(&turns)).expect("it encodes");
-        let mut messages = messages("S", &turns);
-        cases.push(json!({"dir": folder.path(), "messages": as_json(&messages, chat.has_default_system())}));
-        messages.pop();
-        let prompt = chat.encode_prompt(&messages).expect("it encodes");
-        let row: Vec<u32> = sample.input_ids.iter().map(|&id| id as u32).collect();
-        assert!(row.starts_with(&prompt), "{name}");
-        found.push((name, prompt, row));
-        folders.push(folder);
-    }
-    let Some(expected) = transformers(&cases) else { return };
-    for (expected, (name, prompt, row)) in expected.iter().zip(found) {
-        assert_eq!(prompt, ids(&expected["prompt"]), "{name}: prompt");
-        assert!(ids(&expected["finished"]).starts_with(&row), "{name}: row");
-    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Weights: every naming is read, what is written is what was read, misfits are named.
+//! Weights: all namings are read, written weights equal the read ones, wrong shapes and names are errors.
 
 use kernels::device;
 use model::config::{LlavaConfig, WeightDtype};

@@ -1,4 +1,4 @@
-//! A deadline is a time without progress: work that goes on may take longer, on any rank.
+//! Timeouts count time without progress: work that progresses may take longer, on any rank.
 
 use serde_json::Value;
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! Evaluation, sample captions, the best model, early stopping, event files, the manifest of what is trained.
+//! Evaluation, sample captions, the best model, early stopping, event files, the manifest of trained tensors.
 
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};

@@ -70,7 +70,7 @@ fn llama_cpp_says_the_same() {
         println!("not run: LLAVA_PYTHON has no xllamacpp (tests/requirements.txt)");
         return;
     }
-    let model = crate::generate::model_dir("tiny/train_none");
+    let model = tests::inference::model_dir("tiny/train_none");
     let exported = tempfile::tempdir().expect("a temporary folder");
     succeed(&mut export(model.path(), exported.path(), &[]));
     let mut script = Command::new(python.get_program());
@@ -83,7 +83,7 @@ fn llama_cpp_says_the_same() {
         let question = row["question"].as_str().expect("a question");
         let dir = model.path().to_str().expect("UTF-8");
         let args = ["generate", "--model", dir, "--prompt", question, "--max-new-tokens", "24", "--json"];
-        let ours: Value = serde_json::from_str(&crate::generate::infer_ok(&args)).expect("JSON");
+        let ours: Value = serde_json::from_str(&tests::inference::infer_ok(&args)).expect("JSON");
         assert_eq!(row["plain"], ours["text"], "{question}");
         assert!(row["seen"] == row["class_last"] || row["seen"] == row["published"], "{row}");
         published += usize::from(row["seen"] == row["published"]);

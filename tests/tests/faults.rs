@@ -1,4 +1,4 @@
-//! Ranks that panic, are killed, stand still or lose their link, and gradients that are not finite.
+//! Ranks that panic, are killed, hang or are disconnected, and gradients that are not finite.
 
 use crate::mpi::{script, two_hosts};
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use tests::{program, reference};
 
 const TWO: Split = Split { ranks: 2, micro_batch: 2, accumulation: 1 };
 
-/// Runs a command that must fail within `limit`: what it wrote. Nothing of it may be left running.
+/// Output of a command that must fail within `limit` and leave no process running.
 fn ends(name: &str, command: &mut Command, mark: &Path, limit: Duration) -> String {
     let began = Instant::now();
     let output = command.output().expect("the program starts");

@@ -1,4 +1,4 @@
-//! The generic path of the model, which a GPU takes too: the trainer on burn's ndarray backend against transformers' Trainer.
+//! The model on plain burn operations, as on a GPU: the trainer on burn's ndarray backend against transformers' Trainer.
 //! (Features, logits, loss, every gradient and greedy text on this backend are in `forward` and `generation`.)
 
 use kernels::device::DeviceKind;

@@ -1,4 +1,4 @@
-//! Names of Hugging Face repositories: downloaded from a local server that speaks the hub's protocol, then taken from the cache.
+//! Names of Hugging Face repositories: downloaded from a local server with the hub's protocol, then read from the cache.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};

@@ -1,4 +1,4 @@
-//! `images.zip` as people's programs write it: names, counts, offsets, sizes, checksums, methods.
+//! `images.zip` as common programs write it: names, counts, offsets, sizes, checksums, methods.
 
 use flate2::Crc;
 use flate2::write::DeflateEncoder;
@@ -250,7 +250,7 @@ fn offsets_beyond_four_gibibytes_are_found() {
     }
 }
 
-/// What is wrong with one entry is that entry's matter: the others are read.
+/// A fault of one entry does not affect the others.
 #[test]
 fn entries_that_are_not_as_declared_are_refused_each_by_its_fault() {
     let long = vec![7u8; 100_000];

@@ -1,10 +1,10 @@
 //! `preprocess inspect` and `preprocess verify`: the numbers, the page in a browser, and a flipped byte.
 
-use crate::dataset::{Dataset, Output, llava};
 use serde_json::{Value, json};
 use shards::ShardIndex;
 use std::path::Path;
 use std::process::Command;
+use tests::dataset::{Dataset, Output, llava};
 
 fn preprocess(args: &[&str]) -> (Option<i32>, String, String) {
     let run = Command::new(tests::program("preprocess")).args(args).output().expect("started");
@@ -18,9 +18,9 @@ fn path(path: &Path) -> &str {
 
 /// Twelve good rows of which two share picture and caption, one whose picture is missing, one without turns.
 fn shards() -> Output {
-    let dataset = Dataset::new();
+    let dataset = Dataset::empty();
     let names = dataset.copy_images("pictures", 12);
-    let mut rows: Vec<Value> = crate::dataset::reference_rows("pictures").into_iter().take(12).collect();
+    let mut rows: Vec<Value> = tests::dataset::reference_rows("pictures").into_iter().take(12).collect();
     rows[11]["image"] = rows[0]["image"].clone();
     rows[11]["conversations"] = rows[0]["conversations"].clone();
     let mut missing = rows[1].clone();
@@ -39,8 +39,8 @@ fn inspect_counts_rows_rejects_and_duplicates() {
     for line in ["14 in = 12 train + 0 validation + 2 rejected", "1 missing_image", "1 no_turns"] {
         assert!(text.contains(line), "{line:?} is missing in\n{text}");
     }
-    for what in ["images", "captions"] {
-        let line = format!("1 {what} in 2 places, one of them 2 times");
+    for what in ["image", "caption"] {
+        let line = format!("1 {what} in 2 places, the most frequent 2 times");
         assert!(text.contains(&line), "{line:?} is missing in\n{text}");
     }
     assert!(text.contains("224×224 (12)"), "{text}");

@@ -1,9 +1,9 @@
-//! `datasets.load_dataset(FOLDER)` of Hugging Face opens a folder of shards with its splits, whatever else is in it.
+//! `datasets.load_dataset(FOLDER)` of Hugging Face opens a folder of shards with its splits and ignores other files in it.
 
-use crate::dataset::{Dataset, answered, question};
 use serde_json::{Value, json};
 use shards::{ShardSet, Split};
 use std::path::Path;
+use tests::dataset::{Dataset, answered, question};
 use tests::{byte_model, python, python_script};
 
 /// What `load_dataset.py` found; `None` where there is no Python.
@@ -26,7 +26,7 @@ fn ids(folder: &Path, split: Split) -> Vec<String> {
 
 #[test]
 fn load_dataset_opens_the_folder_with_its_splits() {
-    let (model, dataset) = (byte_model::make(), Dataset::new());
+    let (model, dataset) = (byte_model::make(), Dataset::empty());
     dataset.write_pictures(3);
     let row = |number: usize| {
         // One row in 21 has no picture; a text-only row is among them.

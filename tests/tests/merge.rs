@@ -1,7 +1,7 @@
 //! `infer merge`: same logits, same text, refusals, and a checkpoint that transformers loads.
 
-use crate::generate::{infer, infer_ok, read_json};
 use serde_json::Value;
+use tests::inference::{infer, infer_ok, read_json};
 use tests::{python, python_script, reference};
 
 /// f32 sums in another order; the fixture's logits reach about 1.

@@ -1,4 +1,4 @@
-//! Training in bf16 with f32 masters, on the plain operations that a GPU takes, on the CPU: against the f32 reference.
+//! Training in bf16 with f32 masters, on the plain operations of a GPU, on the CPU: against the f32 reference.
 
 use std::path::Path;
 use tests::tiny::read_tensors_at;

@@ -1,6 +1,5 @@
 //! Rows of several turns, of several images and of none: through preprocessing, other readers, and training.
 
-use crate::dataset::{Dataset, answered, llava, question, reference_rows};
 use base::IGNORE_INDEX;
 use chat::ChatProcessor;
 use images::image_processor::ImageProcessor;
@@ -9,6 +8,7 @@ use serde_json::{Value, json};
 use shards::{Row, ShardSet, Split};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tests::dataset::{Dataset, answered, llava, question, reference_rows};
 
 fn rows(output: &Path) -> Vec<Row> {
     let set = ShardSet::open(output, Split::Train).expect("shards");
@@ -17,7 +17,7 @@ fn rows(output: &Path) -> Vec<Row> {
 
 #[test]
 fn several_turns_several_images_and_no_image() {
-    let dataset = Dataset::new();
+    let dataset = Dataset::empty();
     let images: Vec<String> = dataset.copy_images("pictures", 2);
     let system = json!({"from": "system", "value": "Be brief."});
     dataset.write(&json!([
@@ -72,7 +72,7 @@ fn python_turns_rows_into_transformers_pixel_values() {
 
 /// The tiny dataset, and rows of several turns, of several images and of none between.
 fn mixed_rows() -> Dataset {
-    let dataset = Dataset::new();
+    let dataset = Dataset::empty();
     let mut rows = reference_rows("pictures");
     let images = dataset.copy_images("pictures", rows.len());
     for (number, names) in images.chunks_exact(4).enumerate() {

@@ -1,4 +1,4 @@
-//! Options as people write them: every one of the Trainer's, whole command lines, values out of their domains.
+//! Options: all of the Trainer's, complete command lines, values out of range.
 
 use clap::{Args, FromArgMatches};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! stdout and stderr that are closed, or on a full disk: an error or nothing, and never a panic.
+//! stdout and stderr that are closed or on a full disk: an error or no effect, never a panic.
 
 use serde_json::json;
 use std::fs::{File, OpenOptions};

@@ -1,4 +1,4 @@
-//! Adapters that PEFT has made, in all the ways that people make them: loaded, merged, written again, trained further.
+//! Adapters made by PEFT with all common settings: loaded, merged, written again, trained further.
 //!
 //! Models, adapters and the right losses are made by `python/peft_adapters.py`.
 

@@ -1,19 +1,19 @@
-//! Killed, continued, split over machines, or misused: `preprocess shards` gives the bytes of an undisturbed run, or refuses.
+//! `preprocess shards` killed, continued, split over machines or misused: byte-identical output, or an error.
 
-use crate::dataset::{Dataset, answered, question, reference_rows};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use tests::dataset::{Dataset, answered, question, reference_rows};
 
 const ARGS: [&str; 8] =
     ["--rows-per-shard", "24", "--max-row-group-rows", "5", "--validation-fraction", "0.2", "--workers", "2"];
 
 /// Rows of the tiny dataset over and over under new ids, some of them faulty.
 fn dataset(repeat: usize) -> Dataset {
-    let dataset = Dataset::new();
+    let dataset = Dataset::empty();
     let rows = reference_rows("pictures");
     dataset.copy_images("pictures", rows.len());
     let mut all = Vec::new();
@@ -157,7 +157,7 @@ fn a_changed_input_or_model_is_refused_by_name() {
     let output = tempfile::tempdir().expect("a temporary folder");
     assert_eq!(dataset.run_into(output.path(), &ARGS).code, Some(0));
     let refused = |model: Option<&Path>, difference: &str| {
-        let model = model.map_or_else(crate::dataset::llava, Path::to_path_buf);
+        let model = model.map_or_else(tests::dataset::llava, Path::to_path_buf);
         let run = dataset.command_for(&model, output.path(), &ARGS).output().expect("started");
         let stderr = String::from_utf8_lossy(&run.stderr).into_owned();
         assert_eq!(run.status.code(), Some(1), "{difference}: {stderr}");
@@ -170,7 +170,7 @@ fn a_changed_input_or_model_is_refused_by_name() {
         ("tokenizer_config.json", "\"eos_token\": \"<|im_end|>\"", "\"eos_token\": \"<|endoftext|>\"", "eos_token_id"),
     ] {
         let model = tempfile::tempdir().expect("a temporary folder");
-        for entry in std::fs::read_dir(crate::dataset::llava()).expect("listed") {
+        for entry in std::fs::read_dir(tests::dataset::llava()).expect("listed") {
             let source = entry.expect("an entry").path();
             std::fs::copy(&source, model.path().join(source.file_name().expect("a name"))).expect("copied");
         }
@@ -212,7 +212,7 @@ fn a_lost_shard_is_made_again() {
 #[test]
 fn memory_does_not_grow_with_the_rows() {
     let peak = |rows: usize| {
-        let dataset = Dataset::new();
+        let dataset = Dataset::empty();
         // Text-only rows with a long note that nobody reads: many bytes of chat.json, little work.
         let row = |number: usize| {
             let turns = [question("Say something."), answered("Something.")];

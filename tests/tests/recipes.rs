@@ -1,4 +1,4 @@
-//! Recipes: which stages run again, which go on, and what a signal does. On the quickstart's own data and models.
+//! Recipes: stages that run again or continue, and signals. On the quickstart's data and models.
 
 use serde_json::Value;
 use std::io::{BufReader, Read};
@@ -149,7 +149,7 @@ fn a_changed_option_trains_and_captions_anew_and_nothing_else_does() {
         from.write(&format!("{SHORT}{}{resume}", if resume.is_empty() { FAST } else { SLOW }));
         let (_, log) = from.run(&[]);
         if resume.is_empty() {
-            assert!(log.contains("changed: learning_rate 0.001 → 0.02; made anew"), "{log}");
+            assert!(log.contains("changed: learning_rate 0.001 → 0.02; run again"), "{log}");
         }
         assert!(!log.contains("resuming"), "{log}");
         if resume.is_empty() {

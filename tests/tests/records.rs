@@ -1,12 +1,12 @@
 //! Records as published datasets have them, through `preprocess shards`: every key is read, harmless, or the row is refused by it.
 
-use crate::dataset::{Dataset, answered, question};
 use chat::ChatProcessor;
 use serde_json::{Value, json};
 use shards::{ShardSet, Split};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tests::byte_model;
+use tests::dataset::{Dataset, answered, question};
 
 /// What became of a record.
 enum Expected {
@@ -215,7 +215,7 @@ fn refused() -> Vec<Layout> {
 }
 
 fn dataset(rows: &Value) -> Dataset {
-    let dataset = Dataset::new();
+    let dataset = Dataset::empty();
     dataset.write_pictures(2);
     let folder = dataset.data().join("images/coco/train2017");
     std::fs::create_dir_all(&folder).expect("created");

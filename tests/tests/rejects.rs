@@ -1,15 +1,15 @@
-//! More rejected rows than allowed end with exit code 1, everything kept; causes that say what to do; no reason twice.
+//! More rejected rows than allowed end with exit code 1 and keep all files; causes name a remedy; each reason is printed once.
 
-use crate::dataset::{Dataset, answered, question};
 use serde_json::{Value, json};
 use shards::ShardIndex;
 use std::path::Path;
 use std::process::Command;
+use tests::dataset::{Dataset, answered, question};
 use tests::{byte_model, program};
 
 /// Ten rows of which some have no picture, and one of those no turns either.
 fn dataset(missing: usize) -> Dataset {
-    let dataset = Dataset::new();
+    let dataset = Dataset::empty();
     dataset.write_pictures(1);
     let row = |number: usize| {
         let image = if number < missing { "gone.bmp" } else { "0.bmp" };
@@ -81,7 +81,7 @@ fn parts_are_judged_together() {
 
 #[test]
 fn places_are_named_as_they_are() {
-    let (model, dataset) = (byte_model::make(), Dataset::new());
+    let (model, dataset) = (byte_model::make(), Dataset::empty());
     dataset.write_pictures(1);
     std::fs::create_dir(dataset.data().join("images/folder")).expect("created");
     let row = |image: &str| json!({"id": image, "image": image, "conversations": [question("<image>"), answered("A slope.")]});

@@ -208,7 +208,7 @@ fn a_full_disk_during_a_save_is_a_warning() {
     assert!(final_weights(&copy) == final_weights(&whole), "weights of the resumed run differ");
 }
 
-/// The time that training is paused for a checkpoint is told.
+/// The time that training is paused for a checkpoint is printed.
 #[test]
 fn the_stall_of_a_save_is_reported() {
     let folder = tempfile::tempdir().expect("a temporary folder");

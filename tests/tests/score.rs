@@ -1,9 +1,9 @@
 //! `infer score` against transformers' loss.
 
-use crate::generate::{infer, infer_ok, model_dir};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
+use tests::inference::{infer, infer_ok, model_dir};
 use tests::{program, python, python_script, reference, tiny};
 
 /// f32 summation order, relative.
@@ -95,7 +95,7 @@ fn int8_weights_change_the_loss_little() {
 fn shards_of_another_model_are_refused() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let shards = shards(dir.path());
-    let model = crate::generate::model_dir("tiny/llava");
+    let model = tests::inference::model_dir("tiny/llava");
     let config = model.path().join("preprocessor_config.json");
     let text = std::fs::read_to_string(&config).expect("readable");
     let changed = text.replacen("0.48145466", "0.5", 1);

@@ -1,153 +1,18 @@
-//! `infer serve`: OpenAI's API over plain sockets, the official client, malformed requests, many clients, a browser.
+//! `infer serve`: OpenAI's API over plain sockets, the official client, many clients.
 
-use crate::generate::{infer_ok, model_dir};
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::io::Write;
+use std::net::TcpStream;
 use std::time::Duration;
-use tests::{program, python, python_script, reference, to_base64};
-
-/// A running server on a free port, with the tiny fixture model.
-pub struct Server {
-    /// The process.
-    pub child: Child,
-    /// Where it listens.
-    pub address: SocketAddr,
-    _model: Option<tempfile::TempDir>,
-}
-
-impl Server {
-    /// Starts with these options and waits until it listens.
-    pub fn start(args: &[&str]) -> Self {
-        let model = model_dir("tiny/train_none");
-        let mut server = Self::of(model.path(), args);
-        server._model = Some(model);
-        server
-    }
-
-    /// The same with another model.
-    pub fn of(model: &Path, args: &[&str]) -> Self {
-        Self::started_by(Command::new(program("infer")), model, args)
-    }
-
-    /// The same with a model folder and a command that starts `infer`.
-    pub fn start_with(model: tempfile::TempDir, infer: Command, args: &[&str]) -> Self {
-        let mut server = Self::started_by(infer, model.path(), args);
-        server._model = Some(model);
-        server
-    }
-
-    fn started_by(mut infer: Command, model: &Path, args: &[&str]) -> Self {
-        let name = if args.contains(&"--served-model-name") { &[][..] } else { &["--served-model-name", "tiny"] };
-        let mut child = infer
-            .args(["serve", "--port", "0"])
-            .args(name)
-            .arg("--model")
-            .arg(model)
-            .args(args)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("infer serve starts");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("a pipe");
-        BufReader::new(stdout).read_line(&mut line).expect("the address");
-        let address =
-            line.trim().strip_prefix("listening on http://").expect("an address").parse().expect("an address");
-        Self { child, address, _model: None }
-    }
-
-    /// Sends raw bytes, returns all that comes back before the connection closes.
-    pub fn raw(&self, request: &[u8]) -> String {
-        let mut stream = TcpStream::connect(self.address).expect("connected");
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
-        // The server may refuse and close before everything is sent.
-        let _ = stream.write_all(request);
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        String::from_utf8_lossy(&answer).into_owned()
-    }
-
-    /// Status, headers and body of a request.
-    pub fn send(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String, String) {
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
-            self.address,
-            body.len()
-        );
-        split(&self.raw(&[head.as_bytes(), body].concat()))
-    }
-
-    /// Status and answer of a conversation.
-    pub fn chat(&self, body: &Value) -> (u16, Value) {
-        let (status, _, text) = self.send("POST", CHAT, JSON, body.to_string().as_bytes());
-        (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{status} {text}: {error}")))
-    }
-
-    /// The answer's text.
-    pub fn text(&self, body: &Value) -> String {
-        let (status, answer) = self.chat(body);
-        assert_eq!(status, 200, "{answer}");
-        answer["choices"][0]["message"]["content"].as_str().expect("text").to_string()
-    }
-
-    fn resident_kb(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("/proc");
-        let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("VmRSS");
-        line.split_whitespace().nth(1).and_then(|kb| kb.parse().ok()).expect("a number")
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Where conversations are answered.
-pub const CHAT: &str = "/v1/chat/completions";
-/// The header that a conversation needs.
-pub const JSON: &str = "Content-Type: application/json\r\n";
-
-/// Status, headers, body; chunks joined.
-pub fn split(answer: &str) -> (u16, String, String) {
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
-    if !head.to_lowercase().contains("transfer-encoding: chunked") {
-        return (status, head.to_string(), body.to_string());
-    }
-    let (mut rest, mut joined) = (body, String::new());
-    while let Some((size, after)) = rest.split_once("\r\n") {
-        let Ok(size @ 1..) = usize::from_str_radix(size, 16) else { break };
-        joined.push_str(&after[..size]);
-        rest = &after[size + 2..];
-    }
-    (status, head.to_string(), joined)
-}
-
-/// A picture as data URI.
-pub fn picture() -> String {
-    let bytes = std::fs::read(reference("pictures/images/100000000.jpg")).expect("a picture");
-    format!("data:image/jpeg;base64,{}", to_base64(&bytes))
-}
-
-fn question(content: Value) -> Value {
-    json!({"model": "tiny", "max_tokens": 24, "messages": [{"role": "user", "content": content}]})
-}
-
-fn about_the_picture(text: &str) -> Value {
-    question(json!([{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": picture()}}]))
-}
+use tests::inference::infer_ok;
+use tests::server::{CHAT, JSON, Server, about_the_picture, question, split};
+use tests::{python, python_script, reference, to_base64};
 
 #[test]
 fn answers_equal_the_command_line_whole_and_streamed() {
     let server = Server::start(&[]);
     let image = reference("pictures/images/100000000.jpg");
-    let model = server._model.as_ref().and_then(|model| model.path().to_str()).expect("UTF-8");
+    let model = server.model.as_ref().and_then(|model| model.path().to_str()).expect("UTF-8");
     let args = [
         "generate",
         "--model",
@@ -281,94 +146,6 @@ fn refusals_have_their_status_and_an_error_object() {
     let fetching = Server::start(&["--allow-remote-images"]);
     let (status, answer) = fetching.chat(&image(&format!("http://{}/x.png", fetching.address)));
     assert_eq!((status, answer["error"]["code"].as_str()), (400, Some("remote_image_failed")), "{answer}");
-}
-
-/// Damaged JSON, damaged pictures, odd headers: always a 4xx with the server alive, never a crash.
-#[test]
-fn a_thousand_malformed_requests_get_a_4xx() {
-    let server = Server::start(&[]);
-    let mut random = StdRng::seed_from_u64(1);
-    let picture = std::fs::read(reference("pictures/images/100000000.jpg")).expect("a picture");
-    let png = std::fs::read(reference("edge/rgba.png")).expect("a picture");
-    let ask_about = |kind: &str, bytes: &[u8]| {
-        let url = format!("data:image/{kind};base64,{}", to_base64(bytes));
-        question(json!([{"type": "image_url", "image_url": {"url": url}}])).to_string().into_bytes()
-    };
-    let values = [
-        json!(null),
-        json!(-1),
-        json!(1e300),
-        json!(""),
-        json!([]),
-        json!({}),
-        json!([[[]]]),
-        json!("\u{0}"),
-        json!(true),
-    ];
-    let mut seen = std::collections::BTreeMap::new();
-    for number in 0..1000 {
-        let mut headers = JSON.to_string();
-        let body = match number % 8 {
-            0 => {
-                let mut bytes = about_the_picture("Hi").to_string().into_bytes();
-                bytes.truncate(random.random_range(0..bytes.len() - 1));
-                bytes
-            }
-            1 => (0..random.random_range(1..400)).map(|_| random.random::<u8>()).collect(),
-            2 => {
-                let mut body = question(json!("Hi"));
-                let key =
-                    ["messages", "model", "max_tokens", "temperature", "stop", "tools"][random.random_range(0..6)];
-                body[key] = values[random.random_range(0..values.len())].clone();
-                // Some of these happen to be harmless; an unknown field makes each wrong.
-                body[format!("field{number}")] = json!(1);
-                body.to_string().into_bytes()
-            }
-            3 => {
-                let cut = random.random_range(0..picture.len() / 2);
-                ask_about("jpeg", &picture[..cut])
-            }
-            4 => {
-                // A bit of the signature, the size, the colour type or their checksum.
-                let mut bytes = png.clone();
-                bytes[random.random_range(0..33)] ^= 1 << random.random_range(0..8);
-                ask_about("png", &bytes)
-            }
-            5 => {
-                let depth = random.random_range(1..3000);
-                format!("{{\"model\": \"tiny\", \"messages\": {}{}}}", "[".repeat(depth), "]".repeat(depth))
-                    .into_bytes()
-            }
-            6 => {
-                let mut bytes = question(json!("Hi")).to_string().into_bytes();
-                let at = random.random_range(0..bytes.len());
-                bytes.insert(at, [0, 0x80, 0xC0, 0xFF][random.random_range(0..4)]);
-                bytes
-            }
-            _ => {
-                headers = format!(
-                    "Content-Type: {}\r\nX-Odd: {}\r\n",
-                    "x".repeat(random.random_range(0..50)),
-                    "y".repeat(random.random_range(0..5000))
-                );
-                b"{}".to_vec()
-            }
-        };
-        let (status, _, answer) = server.send("POST", CHAT, &headers, &body);
-        assert!(
-            (400..500).contains(&status),
-            "request {number}: {status} {answer}\n{}",
-            String::from_utf8_lossy(&body)
-        );
-        *seen.entry(status).or_insert(0) += 1;
-    }
-    for bytes in
-        [&b"\0\0\0\0"[..], b"GET / HTTP/9.9\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"\r\n\r\n"]
-    {
-        server.raw(bytes);
-    }
-    println!("statuses of 1,000 malformed requests: {seen:?}");
-    assert_eq!(server.chat(&question(json!("Hi"))).0, 200, "the server still answers");
 }
 
 /// 32 clients at once: nothing but answers and refusals with Retry-After, answers equal to the unloaded ones, memory level.

@@ -1,7 +1,7 @@
 //! `infer serve` under other names and for web pages of other origins.
 
-use crate::serve::{CHAT, JSON, Server, split};
-use crate::serve_connections::short;
+use tests::connections::short;
+use tests::server::{CHAT, JSON, Server, split};
 
 /// Status of a GET with these headers, HTTP/1.0 without `Host` where none is given.
 fn status(server: &Server, path: &str, host: Option<&str>, headers: &str) -> u16 {

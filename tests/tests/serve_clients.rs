@@ -1,8 +1,8 @@
 //! `infer serve` and the requests that clients send: bodies as they were captured from them, spellings of pictures, addresses.
 
-use crate::serve::Server;
 use serde_json::{Value, json};
 use std::path::Path;
+use tests::server::Server;
 use tests::small::Small;
 use tests::to_base64;
 

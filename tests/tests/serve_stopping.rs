@@ -1,13 +1,11 @@
-//! `infer serve` when time is over: requests that take too long, a queue, SIGTERM; and how each is counted.
+//! `infer serve`: timeouts, a full queue, SIGTERM, and their counters.
 
-use crate::serve::{CHAT, JSON, Server, split};
-use crate::serve_connections::{
-    connect, endless, metric, patient_server, read_until, rest, send, short, wait_for_metric,
-};
 use serde_json::Value;
 use std::io::{BufReader, Read, Write};
 use std::process::Command;
 use std::time::{Duration, Instant};
+use tests::connections::{connect, endless, metric, patient_server, read_until, rest, send, short, wait_for_metric};
+use tests::server::{CHAT, JSON, Server, split};
 
 const TIMED_OUT: &str = "infer_requests_total{status=\"504\"}";
 
@@ -28,6 +26,7 @@ fn requests_out_of_time_are_not_to_be_repeated() {
     wait_for_metric(&server, "infer_active_sequences", 2.0);
     let mut queued = [send(server.address, &endless(false)), send(server.address, &endless(true))];
     wait_for_metric(&server, "infer_queued_requests", 2.0);
+    assert_eq!(metric(&server, "infer_requests_in_progress"), 4.0);
     for connection in [&mut whole, &mut queued[0]] {
         let (status, head, text) = split(&rest(connection));
         assert_eq!(status, 504, "{text}");
@@ -44,6 +43,7 @@ fn requests_out_of_time_are_not_to_be_repeated() {
     assert_eq!(metric(&server, "infer_requests_total{status=\"200\"}"), 0.0);
     wait_for_metric(&server, "infer_active_sequences", 0.0);
     assert_eq!(metric(&server, "infer_queued_requests"), 0.0);
+    wait_for_metric(&server, "infer_requests_in_progress", 0.0);
     assert_eq!(server.chat(&short()).0, 200);
 }
 
@@ -65,7 +65,7 @@ fn the_openai_client_does_not_repeat_what_ran_out_of_time() {
     assert_eq!(metric(&server, TIMED_OUT), 1.0);
 }
 
-/// One place and a queue of three for six clients; those that leave are no longer counted, nor keep their place.
+/// One place and a queue of three for six clients; clients that disconnect free their place.
 #[test]
 fn the_queue_counts_those_that_wait() {
     let server = patient_server(&["--max-batch", "1", "--max-queue", "3"]);

@@ -1,11 +1,11 @@
 //! `preprocess shards` against the reference: ids, labels, pixels, verdicts, and who can read the result.
 
-use crate::dataset::{Dataset, Output, answered, llava, question};
 use chat::ChatProcessor;
 use images::image_processor::ImageProcessor;
 use serde_json::{Value, json};
 use shards::{Row, ShardIndex, ShardSet, Split};
 use std::path::Path;
+use tests::dataset::{Dataset, Output, answered, llava, question};
 
 fn rows(output: &Path, split: Split) -> Vec<Row> {
     let set = ShardSet::open(output, split).expect("shards");
@@ -70,12 +70,12 @@ fn the_original_folder_is_taken_as_it_is() {
 fn a_zip_file_gives_the_same_shards_as_a_folder() {
     let source = tests::reference("pictures");
     let folder = Dataset::reference("pictures").shards(&[]);
-    let zipped = Dataset::new();
+    let zipped = Dataset::empty();
     std::fs::copy(source.join("chat.json"), zipped.data().join("chat.json")).expect("copied");
     std::fs::copy(source.join("images.zip"), zipped.data().join("images.zip")).expect("copied");
     let published = zipped.shards(&[]);
     // 70,000 entries need zip64; deflated, in a folder of the archive, after entries that are no images.
-    let large = Dataset::new();
+    let large = Dataset::empty();
     std::fs::copy(source.join("chat.json"), large.data().join("chat.json")).expect("copied");
     write_zip64(&source.join("images"), &large.data().join("images.zip"));
     let large = large.shards(&[]);
@@ -130,7 +130,7 @@ fn pixel_formats_read_back_the_same_values() {
 
 #[test]
 fn every_edge_file_gets_its_verdict() {
-    let dataset = Dataset::new();
+    let dataset = Dataset::empty();
     let edge = tests::reference("edge");
     let manifest = json_file(&edge.join("manifest.json"));
     let files = manifest["files"].as_array().expect("a list");
@@ -160,7 +160,7 @@ fn every_edge_file_gets_its_verdict() {
 
 #[test]
 fn every_row_is_accounted_for_with_its_cause() {
-    let dataset = Dataset::new();
+    let dataset = Dataset::empty();
     let image = dataset.copy_images("pictures", 1).remove(0);
     let row = |id: &str, image: &str, turns: &[Value]| json!({"id": id, "image": image, "conversations": turns});
     let good = [question("<image>"), answered("A cat.")];
@@ -206,7 +206,7 @@ fn every_row_is_accounted_for_with_its_cause() {
 
 #[test]
 fn mistakes_end_with_code_1_and_say_where() {
-    let dataset = Dataset::new();
+    let dataset = Dataset::empty();
     std::fs::write(dataset.data().join("chat.json"), "[{\"id\": \"a\"},\n {\"id\" 2}]").expect("written");
     let broken = dataset.run(&[]);
     assert_eq!(broken.code, Some(1));
@@ -226,7 +226,7 @@ fn mistakes_end_with_code_1_and_say_where() {
 
 #[test]
 fn validation_rows_are_a_share_chosen_by_id() {
-    let dataset = Dataset::new();
+    let dataset = Dataset::empty();
     let turns = [question("Say something."), answered("Something.")];
     let ids = |range: std::ops::Range<usize>| -> Value {
         range.map(|number| json!({"id": format!("row {number}"), "conversations": turns})).collect()

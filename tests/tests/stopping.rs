@@ -119,5 +119,5 @@ fn a_stopped_job_of_processes_ends_with_the_same_code() {
     signal(&child, "TERM");
     let (code, text) = ended(child);
     assert_eq!(code, Some(75), "{text}");
-    assert!(text.contains("stopped as asked at step ") && text.contains("mpirun -np 2 "), "{text}");
+    assert!(text.contains("stopped as requested at step ") && text.contains("mpirun -np 2 "), "{text}");
 }

@@ -1,4 +1,4 @@
-//! Training goes on from adapters that are not this project's own: all of their parts are trained, and all are written.
+//! Training from foreign adapters: all of their modules are trained and written.
 
 use anyhow::Result;
 use base::names::{self, Block};

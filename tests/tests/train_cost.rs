@@ -1,4 +1,4 @@
-//! What training costs and what it does not depend on: threads, kept features, memory over many steps.
+//! Training: results do not depend on threads or cached features, memory does not grow over many steps.
 
 use serde_json::Value;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The trainer held against transformers' Trainer: losses, gradient norms, learning rates of every step, final weights.
+//! The trainer against transformers' Trainer: losses, gradient norms, learning rates of every step, final weights.
 
 use std::path::Path;
 use tests::tiny::read_tensors_at;

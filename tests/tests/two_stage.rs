@@ -1,4 +1,4 @@
-//! The two-stage recipe, end to end: projector, then LoRA from the first stage's output, then on from that adapter.
+//! The two-stage recipe, end to end: projector, then LoRA from the first stage's output, then training from that adapter.
 
 use serde_json::Value;
 use std::path::Path;
@@ -22,7 +22,7 @@ fn recipe(folder: &Path, shards: &Path) -> String {
     let first = stage(&model, "1-projector", "train_type = \"projector\"\nlearning_rate = 1e-2");
     let assembled = format!("{folder}/1-projector");
     let second = stage(&assembled, "2-lora", "train_type = \"use_lora\"\nlearning_rate = 2e-3\nnproc = 2");
-    // Nothing is learned at rate 0: what comes out is what was put in.
+    // Nothing is learned at rate 0: the output equals the input.
     let adapter = format!("train_type = \"use_lora\"\nlearning_rate = 0.0\ninit_adapter = \"{folder}/2-lora\"");
     let third = stage(&assembled, "3-continued", &adapter);
     let infer = format!(

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
-use tests::training::fail;
 use tests::program;
+use tests::training::fail;
 
 /// What a configuration is given as.
 #[derive(Clone, Copy, Debug)]

@@ -1,4 +1,4 @@
-//! Files beside the model that cannot be written: a warning, and training goes on.
+//! Files beside the model that cannot be written: a warning, and training continues.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,15 +1,16 @@
-//! A run's rows a step, and its end, when it goes on: the same ones, or another number that was allowed.
+//! Rows a step, and the end, of a resumed run: those of the run, or another number if it was allowed.
 
 use crate::config::Config;
 use crate::order::{BatchPlan, Cursor};
 use crate::schedule::{Schedule, ScheduleBase};
 use crate::state::TrainerState;
 use anyhow::{Result, bail};
+use base::counted;
 
 /// The settings with which a run keeps its rows a step: with other accumulation where the number of ranks has changed.
 ///
 /// # Errors
-/// No accumulation gives that number of rows, and another is not allowed: which numbers of ranks do.
+/// No accumulation gives that number of rows, and another is not allowed; names the numbers of ranks that do.
 pub fn keep(config: &Config, world_size: usize, state: &TrainerState) -> Result<(Config, Option<String>)> {
     let rows = state.run.global_batch_size;
     let (micro_batch, given) = (config.per_device_train_batch_size, config.global_batch_size(world_size));
@@ -24,24 +25,22 @@ pub fn keep(config: &Config, world_size: usize, state: &TrainerState) -> Result<
     if rows.is_multiple_of(of_all_ranks) {
         let accumulation = rows / of_all_ranks;
         let line = format!(
-            "gradient_accumulation_steps {accumulation} instead of {}: {world_size} ranks with micro-batches of {micro_batch} keep \
+            "gradient_accumulation_steps {accumulation} instead of {}: {} with micro-batches of {micro_batch} keep \
              the run's {rows} rows a step",
-            config.gradient_accumulation_steps
+            config.gradient_accumulation_steps,
+            counted(world_size, "rank")
         );
         return Ok((Config { gradient_accumulation_steps: accumulation, ..config.clone() }, Some(line)));
     }
+    let ranks = divisors(rows, micro_batch).map(|numbers| format!("{numbers} ranks"));
+    let sizes = divisors(rows, world_size).map(|sizes| format!("--per_device_train_batch_size {sizes}"));
+    let change = format!("--allow_global_batch_change true to continue with {given} rows a step");
+    let remedies: Vec<String> = ranks.into_iter().chain(sizes).chain([change]).collect();
     bail!(
-        "the run has {rows} rows a step, which {world_size} ranks with micro-batches of {micro_batch} cannot make up: {}; {}, or \
-         --allow_global_batch_change true to go on with {given} rows a step",
-        match divisors(rows, micro_batch) {
-            Some(ranks) =>
-                format!("with --per_device_train_batch_size {micro_batch}, these numbers of ranks can: {ranks}"),
-            None => format!("with --per_device_train_batch_size {micro_batch}, no number of ranks can"),
-        },
-        match divisors(rows, world_size) {
-            Some(sizes) => format!("with {world_size} ranks, give --per_device_train_batch_size {sizes}"),
-            None => format!("with {world_size} ranks, no --per_device_train_batch_size can"),
-        }
+        "the run has {rows} rows a step, which is not a multiple of {} × {}; use {}",
+        counted(world_size, "rank"),
+        counted(micro_batch, "row"),
+        remedies.join("; or ")
     )
 }
 
@@ -49,7 +48,7 @@ pub fn keep(config: &Config, world_size: usize, state: &TrainerState) -> Result<
 fn divisors(rows: usize, by: usize) -> Option<String> {
     let whole = rows.is_multiple_of(by).then_some(rows / by)?;
     let found = (1..=whole).filter(|number| whole.is_multiple_of(*number));
-    Some(found.map(|number| number.to_string()).collect::<Vec<_>>().join(", "))
+    Some(found.map(|number| number.to_string()).collect::<Vec<_>>().join(" or "))
 }
 
 /// A run's steps: how rows make them, how many there are, and the learning rate of each.
@@ -150,15 +149,17 @@ mod tests {
                 "2",
                 "2",
                 4,
-                Err("these numbers of ranks can: 1, 2, 3, 6; with 4 ranks, give --per_device_train_batch_size 1, 3"),
+                Err(
+                    "4 ranks × 2 rows; use 1 or 2 or 3 or 6 ranks; or --per_device_train_batch_size 1 or 3; or --allow",
+                ),
             ),
-            (12, "5", "1", 5, Err("no number of ranks can; with 5 ranks, no --per_device_train_batch_size can")),
+            (12, "5", "1", 5, Err("not a multiple of 5 ranks × 5 rows; use --allow_global_batch_change true")),
             (
                 12,
                 "4",
                 "3",
                 12,
-                Err("these numbers of ranks can: 1, 3; with 12 ranks, give --per_device_train_batch_size 1,"),
+                Err("use 1 or 3 ranks; or --per_device_train_batch_size 1; or --allow_global_batch_change true"),
             ),
         ] {
             let found = keep(&config(&words(micro, accumulation)), ranks, &state(rows, 4, 48));

@@ -1,4 +1,4 @@
-//! Sample captions of an evaluation: what the model says of the first validation rows, greedily.
+//! Sample captions of an evaluation: greedy captions of the first validation rows.
 
 use anyhow::Result;
 use base::IGNORE_INDEX;

@@ -1,4 +1,4 @@
-//! DeepSpeed's ZeRO-2 JSON file: what it sets is honoured, what we do not do is refused with the reason.
+//! DeepSpeed's ZeRO-2 JSON file: settings are honoured, or refused with the reason.
 
 mod keys;
 mod once;
@@ -14,7 +14,7 @@ use std::path::Path;
 /// leaves an option as it is. `ranks` is the number of ranks of the run.
 ///
 /// # Errors
-/// A key that stands twice, is unknown or asks for what is not done, a value of another type, or one that contradicts an option.
+/// A key that is given twice, is unknown or is not implemented; a value of another type, or one that contradicts an option.
 pub fn overlay(source: &str, given: &mut Given, ranks: u64) -> Result<()> {
     let (name, text) = match source.trim_start().starts_with('{') {
         true => ("--deepspeed", source.to_string()),
@@ -143,7 +143,7 @@ impl File<'_> {
         }
     }
 
-    /// `train_batch_size` is micro-batch × accumulation × ranks: checked where both are given, else what is missing follows.
+    /// `train_batch_size` is micro-batch × accumulation × ranks: checked if all are given, else the missing one is computed.
     ///
     /// # Source
     /// DeepSpeed `runtime/config.py`, `_set_batch_related_parameters` and `_batch_assertion`.

@@ -1,4 +1,4 @@
-//! Which values the options may have: one table, checked wherever a value comes from (flag, recipe, DeepSpeed file).
+//! The ranges of options: one table, checked for values of any origin (flag, recipe, DeepSpeed file).
 
 use crate::config::Config;
 use base::{Error, Result};
@@ -55,7 +55,7 @@ const DOMAINS: [(&str, Domain); 27] = [
     ("num_train_epochs", above_0()),
     ("lora_r", between(1.0, MOST)),
     ("lora_alpha", above_0()),
-    // At 1 what is kept is scaled by 1/0.
+    // At 1 the kept values are scaled by 1/0.
     ("lora_dropout", from_0_to_below_1()),
     ("per_device_train_batch_size", between(1.0, MOST)),
     ("per_device_eval_batch_size", between(1.0, MOST)),

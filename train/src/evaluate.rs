@@ -1,4 +1,4 @@
-//! Evaluation on the validation rows: the loss over all of them, and what the model says of the first ones.
+//! Evaluation on the validation rows: the loss over all of them, and captions of the first ones.
 
 use crate::captions::{SampleCaption, Samples};
 use crate::collective::background::Communicator;

@@ -1,4 +1,4 @@
-//! Where every trained value lives: blocks of the model, cut into buckets, each bucket divided evenly among the ranks.
+//! Layout of the trained values: blocks of the model, cut into buckets, each bucket divided evenly among the ranks.
 
 use base::names::Block;
 use burn::module::ParamId;

@@ -1,4 +1,4 @@
-//! A file that grows for as long as the run: what cannot be written (a full disk) is kept and written with the next piece.
+//! A file that is appended to during a run: data that cannot be written (full disk) is kept and written with the next append.
 
 use anyhow::{Context, Result};
 use base::files;

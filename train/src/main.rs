@@ -55,7 +55,7 @@ struct PlanCli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 trained to the end, 1 failed, 2 wrong options, values or recipe, 75 stopped by SIGINT or SIGTERM and saved \
-                          in a checkpoint (EX_TEMPFAIL: the printed command, with --resume_from_checkpoint true, goes on). A second signal \
+                          in a checkpoint (EX_TEMPFAIL: the printed command, with --resume_from_checkpoint true, resumes). A second signal \
                           ends the program at once, without a checkpoint: 130 or 143.";
 
 /// Why nothing was done, or not all.
@@ -232,9 +232,12 @@ fn run(config: &Config, args: Vec<OsString>) -> Result<Done> {
     let (step, max_steps) = (state.global_step, state.max_steps);
     let loss = state.log_history.iter().rev().find_map(|entry| entry.loss()).unwrap_or(f64::NAN);
     Ok(match stopped_in {
-        None => Done::Said(Some(format!("{step} steps, last loss {loss:.4}, in {}", config.output_dir.display()))),
+        None => Done::Said(Some(format!(
+            "{step} steps, loss {loss:.4} since the last logged step, in {}",
+            config.output_dir.display()
+        ))),
         Some(checkpoint) => Done::Stopped(format!(
-            "stopped as asked at step {step} of {max_steps}, saved in {}; go on with\n{}",
+            "stopped as requested at step {step} of {max_steps}, saved in {}; resume with\n{}",
             checkpoint.display(),
             resume_command(args, launch::launched_processes())
         )),

@@ -1,4 +1,4 @@
-//! Which rows a step trains on: a pure function of (seed, epoch, position), the same for any number of ranks and workers.
+//! The rows of each step: a pure function of (seed, epoch, position), the same for any number of ranks and workers.
 
 use base::mix;
 use serde::{Deserialize, Serialize};

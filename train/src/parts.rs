@@ -1,4 +1,4 @@
-//! The parts of a model that people speak of, for tables and manifests.
+//! The parts of a model (vision tower, projector, …), for tables and manifests.
 
 use base::names::{self, Block};
 use serde::Serialize;

@@ -64,7 +64,7 @@ fn start(config: &Config, remains: &Remains, new: RunRecord) -> Result<Beginning
     let dir = config.output_dir.display();
     if !config.overwrite_output_dir {
         bail!(
-            "{dir}: already used: found {used}; give another --output_dir, --resume_from_checkpoint true to go on with the run \
+            "{dir}: already used: found {used}; give another --output_dir, --resume_from_checkpoint true to resume the run \
              there, or --overwrite_output_dir true to replace it"
         );
     }
@@ -104,12 +104,12 @@ fn go_on(config: &Config, remains: Remains, function: &Function, new: RunRecord)
     }
     if let Some(path) = &record.continues_from {
         let (found, manifest) =
-            validate(&dir.join(path)).with_context(|| format!("the run goes on from {}", path.display()))?;
+            validate(&dir.join(path)).with_context(|| format!("the run resumes from {}", path.display()))?;
         if manifest.is_of(&record) {
             return Ok(Beginning { record, found: Some(found), clears: false, said });
         }
         bail!(
-            "{}: the run goes on from another checkpoint of this name; begin anew in another --output_dir",
+            "{}: the run resumes from another checkpoint of this name; start a new run in another --output_dir",
             path.display()
         );
     }
@@ -198,7 +198,7 @@ fn require_same(record: &RunRecord, function: &Function, place: &Path) -> Result
         return Ok(());
     }
     bail!(
-        "{}: {} trains another function: {}; give the run's values to go on with it, or another --output_dir for a new run \
+        "{}: {} trains another function: {}; give the run's values to resume it, or another --output_dir for a new run \
          (--overwrite_output_dir true without --resume_from_checkpoint replaces the run there)",
         place.display(),
         record.title(),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 use std::path::Path;
 
-/// Where a run's steps began to have another number of rows than at its start: from there to its end, the schedule goes on by
+/// Where a run's steps began to have another number of rows than at its start: from there to its end, the schedule continues by
 /// the fraction done.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScheduleBase {

@@ -53,7 +53,7 @@ impl StopRequest {
     }
 }
 
-/// The command line that goes on with a run: the same one, with `--resume_from_checkpoint true`, and nothing is overwritten.
+/// The command line that resumes a run: the same one, with `--resume_from_checkpoint true`, and nothing is overwritten.
 pub fn resume_command(args: impl IntoIterator<Item = OsString>, processes: usize) -> String {
     const RESUME: &str = "--resume_from_checkpoint";
     const BEGINNINGS: [&str; 2] = ["__resume_from_checkpoint", "__overwrite_output_dir"];

@@ -8,7 +8,7 @@ use anyhow::Result;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// An event file being written. Every event is on its way to the disk when the call returns; one that cannot be written is
+/// An event file being written. Every event has been given to the system when the call returns; one that cannot be written is
 /// kept for the next call, so that no half record hides those behind it.
 pub struct EventFile(LogFile);
 

@@ -1,4 +1,4 @@
-//! The manifest of what is trained: every trained tensor by name, and a hash of everything that must not change.
+//! The manifest of trained tensors: their names, and a hash of all tensors that must not change.
 
 use crate::config::TrainType;
 use crate::parameters;
@@ -36,7 +36,7 @@ pub struct ManifestTensor {
     pub weight_decay: bool,
 }
 
-/// What is not trained.
+/// The frozen tensors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Frozen {
     /// Tensors.
@@ -98,7 +98,7 @@ impl Trainability {
         ))
     }
 
-    /// Compares the frozen tensors with what they were.
+    /// Compares the frozen tensors with their hash at the start.
     ///
     /// # Errors
     /// They have changed: what the run made cannot be trusted.

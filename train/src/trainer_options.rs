@@ -13,7 +13,7 @@ pub enum Answer {
     SameAs(&'static str),
     /// It is accepted with any value and changes nothing, because …
     NoEffect(&'static str),
-    /// It is accepted with these values, which ask for what is done anyway; any other is refused, because …
+    /// It is accepted with these values, which change nothing; any other is refused, because …
     Only(&'static [&'static str], &'static str),
 }
 use Answer::{NoEffect, Only, SameAs};
@@ -81,7 +81,7 @@ pub const TRAINER_OPTIONS: &[(&str, Answer)] = &[
     ("length_column_name", NoEffect(PACKED)),
     ("train_sampling_strategy", Only(&["random"], "--shuffle true or false chooses the order; rows are packed without padding, so that grouping them saves nothing")),
     ("data_seed", Only(NOTHING, "--seed is the seed of order, initialisation and dropout")),
-    ("ignore_data_skip", Only(FALSE, "a resumed run goes on with the next row")),
+    ("ignore_data_skip", Only(FALSE, "a resumed run continues with the next row")),
     ("label_names", NoEffect("labels are a column of the shards")),
     ("accelerator_config", Only(&["none", "", "{}"], "rows are dealt out to ranks in one way only")),
     ("split_batches", Only(NOTHING, "--per_device_train_batch_size is the batch of a rank")),
@@ -159,7 +159,7 @@ pub const TRAINER_OPTIONS: &[(&str, Answer)] = &[
     ("freeze_mm_mlp_adapter", Only(FALSE, "every train_type trains the projector")),
     ("mm_projector_lr", Only(NOTHING, "all trained tensors have one learning rate")),
     ("lora_bias", Only(&["none"], "LoRA trains no biases")),
-    ("lora_weight_path", Only(NOTHING, "--init_adapter goes on from an adapter")),
+    ("lora_weight_path", Only(NOTHING, "--init_adapter starts from an adapter")),
     ("pretrain_mm_mlp_adapter", Only(NOTHING, "--model_name_or_path takes the model that the first stage wrote, projector included")),
     ("bits", Only(&["16", "32"], QUANTIZED)),
     ("double_quant", NoEffect(QUANTIZED)),
@@ -180,7 +180,7 @@ pub const TRAINER_OPTIONS: &[(&str, Answer)] = &[
     ("mpt_attn_impl", NoEffect("attention is packed and never makes a T × T matrix")),
 ];
 
-/// A command line in our options alone, and what is to be said of the others.
+/// A command line of `train`'s own options, and messages about the others.
 #[derive(Debug, Default, PartialEq)]
 pub struct Translated {
     /// The words that are left.
@@ -215,7 +215,7 @@ pub fn help() -> String {
 /// takes as `--no_name`; `kept` are names that are options of the subcommand.
 ///
 /// # Errors
-/// An option that asks for what is not done, with the reason.
+/// An option that is not implemented, with the reason.
 pub fn translate(words: impl IntoIterator<Item = OsString>, flags: &[String], kept: &[&str]) -> Result<Translated> {
     let mut translated = Translated::default();
     let mut words = words.into_iter().peekable();
@@ -268,7 +268,7 @@ fn negated(name: &str, flags: &[String]) -> Option<OsString> {
 /// Accepts a value, with a note where it has no effect, or refuses it; `place` is where it was given.
 ///
 /// # Errors
-/// A value that asks for what is not done.
+/// A value that is not implemented.
 pub fn take(place: &str, name: &str, answer: Answer, value: &str) -> Result<Option<String>> {
     match answer {
         Only(accepted, why) if !accepted.iter().any(|accepted| is_same(accepted, value)) => {

@@ -2,7 +2,7 @@
 //!
 //! The file is a header and one slot for each image of the data (rows may have one, several or none), filled as rows are first
 //! seen, in any order and by any number of ranks. A slot begins with a checksum of its values: one that was never or only half
-//! written counts as empty. What is used is always the rounded value, also where it was just computed, so that a run depends
+//! written counts as empty. The rounded value is always used, even if the features were just computed, so that a run depends
 //! neither on what the file held nor on what could be written to it.
 
 use base::files::{self, hex};
@@ -210,7 +210,7 @@ fn values_per_image(config: &LlavaConfig) -> usize {
     config.image_seq_length() * config.vision.hidden_size * config.vision_feature_layers.len()
 }
 
-/// Refuses a file that would fill the file system, before hours of work: what is in it already needs no more room.
+/// Refuses a file that would fill the file system, before hours of work; features already in it need no more room.
 fn require_room(path: &Path, header: &Header, free_bytes: Option<u64>) -> Result<()> {
     const BLOCK: u64 = 512;
     let taken = path.metadata().map_or(0, |about| about.blocks() * BLOCK);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Result of everything fallible in `common`.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong with files, formats and values that a user controls.
+/// Errors of files, formats and values that a user controls.
 ///
 /// The message is whole: [`std::error::Error::source`] gives nothing, so that programs that print a chain of causes do not
 /// print the system's reason twice.
@@ -19,22 +19,22 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// Something readable was not what it has to be.
+    /// Content of a file or a value that is not accepted.
     Invalid(Mismatch),
-    /// The same of an option of the command line: wrong usage.
+    /// A value of an option that is not accepted: wrong usage.
     Usage(Mismatch),
 }
 
-/// What is wrong with a value, and where.
+/// A value that is not accepted, and its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mismatch {
     /// File, row, tensor or option.
     pub place: String,
-    /// What stands there.
+    /// The content found.
     pub found: String,
-    /// What has to stand there.
+    /// The content expected.
     pub expected: String,
-    /// What the user can do.
+    /// The remedy.
     pub remedy: String,
 }
 

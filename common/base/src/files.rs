@@ -127,7 +127,7 @@ impl<W: Write> Write for HashingWriter<W> {
     }
 }
 
-/// Counts and hashes what is read from another reader.
+/// A reader that counts and hashes the bytes of another.
 pub struct HashingReader<R> {
     inner: R,
     digest: Sha256,
@@ -155,7 +155,7 @@ impl<R: Read> Read for HashingReader<R> {
     }
 }
 
-/// Writes `bytes` so that `path` holds either what it held before or all of them, whatever happens.
+/// Writes a file atomically: `path` has its old content or all of `bytes`, even after a crash.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(Error::io(path))?;

@@ -1,5 +1,6 @@
-//! Error types, files that appear whole or not at all, JSON, output helpers, Hugging Face's names. Knows nothing of the other crates.
+//! Error types, atomic files, JSON, output helpers, Hugging Face's names. Depends on no other crate of the project.
 
+mod counted;
 pub mod error;
 pub mod exact;
 pub mod fields;
@@ -12,6 +13,7 @@ pub mod output;
 pub mod pulse;
 mod row;
 
+pub use counted::counted;
 pub use error::{Error, Mismatch, Result};
 pub use mix::{mix, splitmix};
 pub use nearest::nearest;

@@ -1,4 +1,4 @@
-//! What programs write to stdout. Where it is closed or its disk is full, that is an error and never a panic, as `println!` has it.
+//! Output to stdout. A closed or full stdout is an error, never a panic, as `println!` has it.
 
 use crate::{Error, Result};
 use std::fmt::Display;

@@ -1,4 +1,4 @@
-//! Marks of progress: long work says that it goes on, so that whoever waits for it can tell it from work that hangs.
+//! Heartbeats: long work counts its progress, so that a waiting thread can tell it from work that hangs.
 //!
 //! Reading, hashing and writing mark the pulse of the thread that they run on, if it has one; work that is divided over other
 //! threads takes the pulse along.
@@ -21,7 +21,7 @@ impl Pulse {
         CURRENT.with_borrow(Clone::clone).unwrap_or_default()
     }
 
-    /// The work goes on.
+    /// Counts progress.
     pub fn mark(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -45,7 +45,7 @@ impl Pulse {
     }
 }
 
-/// The work of this thread goes on.
+/// Counts progress of this thread's work.
 pub fn mark() {
     CURRENT.with_borrow(|pulse| {
         if let Some(pulse) = pulse {

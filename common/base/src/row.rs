@@ -1,4 +1,4 @@
-//! What the reader of shards gives and a packed batch takes.
+//! A sample: the output of the shard reader and the input of a packed batch.
 
 /// One sample as training takes it.
 #[derive(Clone, Debug, PartialEq)]

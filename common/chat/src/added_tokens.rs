@@ -1,4 +1,4 @@
-//! Tokens that stand beside `tokenizer.json`, added as transformers' fast tokenizers add them.
+//! Tokens in the files beside `tokenizer.json`, added as transformers' fast tokenizers add them.
 //!
 //! # Source
 //! transformers `tokenization_utils_base.py`, `_from_pretrained`; `tokenization_utils_tokenizers.py`, `TokenizersBackend.__init__`.
@@ -27,7 +27,7 @@ const CLASS_DEFAULTS: [(&str, &[(&str, &str)]); 3] = [
     ),
 ];
 
-/// What is used of `tokenizer_config.json` and, where it has no `added_tokens_decoder`, of the files that older versions wrote
+/// The fields used of `tokenizer_config.json` and, where it has no `added_tokens_decoder`, of the files that older versions wrote
 /// beside it.
 #[derive(Clone, Debug, Default)]
 pub struct TokenizerConfig {
@@ -148,7 +148,7 @@ fn token(value: &Value, default_special: bool) -> Option<AddedToken> {
     )
 }
 
-/// Adds the tokens of the config to a tokenizer; returns those that it did not have, or had with other flags, by id.
+/// Adds the tokens of the config to a tokenizer; returns, by id, the tokens that it did not have or had with other flags.
 ///
 /// # Errors
 /// A token whose id in the config is not the one that it gets.

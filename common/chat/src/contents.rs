@@ -1,4 +1,4 @@
-//! In which form a template reads the contents of messages: as texts, or as lists of parts.
+//! The form in which a template reads the contents of messages: texts, or lists of parts.
 
 use super::{IMAGE_TOKEN, Message, Role};
 use minijinja::value::Value;

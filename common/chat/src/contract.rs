@@ -1,4 +1,4 @@
-//! What a template does with a conversation, found by rendering conversations whose texts are known.
+//! The properties of a chat template, found by rendering conversations with known texts.
 //!
 //! Training and generation rely on it: every text is written once, an answer begins where the generation prompt ends, and a
 //! turn ends in a token that generation stops at. A template that does otherwise is refused before the first row.
@@ -13,7 +13,7 @@ const SYSTEM: &str = "qzsystemzq";
 const QUESTIONS: [&str; 2] = ["qzquestionzq", "qzfurtherzq"];
 const ANSWERS: [&str; 2] = ["qzanswerzq", "qzreplyzq"];
 
-/// What was found.
+/// The properties found.
 pub struct Contract {
     /// The form in which contents are handed over.
     pub contents: Contents,
@@ -21,9 +21,9 @@ pub struct Contract {
     pub system_refusal: Option<String>,
     /// Whether the template writes a system prompt of its own where none is given.
     pub has_default_system: bool,
-    /// What the template writes between its generation prompt and an answer; often nothing, or a space.
+    /// The text between the generation prompt and an answer; often empty, or a space.
     pub gap: String,
-    /// What it writes between an answer and the end of the turn, the end token included.
+    /// The text between an answer and the end of the turn, with the end token.
     pub end: String,
     /// Whether the template writes the end. Where it writes white space alone behind answers (LLaVA-1.5's), an end that it does not
     /// write is supervised after the last answer, so that generation stops there.
@@ -40,7 +40,7 @@ impl Contract {
     /// Renders probes. `stop_ids` are the tokens that generation stops at.
     ///
     /// # Errors
-    /// A template that cannot serve, with what it does.
+    /// A template that cannot be used, with the reason.
     pub fn find(template: &ChatTemplate, tokenizer: &TextTokenizer, stop_ids: &[u32]) -> Result<Self> {
         let with_system = Prober { template, system: Some(SYSTEM) };
         let (contents, system_refusal) = match with_system.first_form() {
@@ -97,7 +97,7 @@ struct Prober<'a> {
     system: Option<&'static str>,
 }
 
-/// What the template writes around an answer.
+/// The template's text around an answer.
 struct Turn {
     /// From the question to the end of the generation prompt.
     prompt: String,
@@ -237,8 +237,8 @@ fn ellipsis(text: &str) -> String {
     }
 }
 
-/// What stands between the generation prompt and an answer. Qwen3 writes an empty `<think>` block before the last answer
-/// only: that is no part of it.
+/// The text between the generation prompt and an answer. Qwen3 writes an empty `<think>` block before the last answer
+/// only: this block is not part of it.
 fn gap(turn: &Turn) -> Result<String> {
     let places = turn.before_earlier_answer.iter().chain([&turn.before_answer]);
     for before in places.clone() {

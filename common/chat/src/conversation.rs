@@ -11,13 +11,21 @@ pub struct Segment {
     pub supervised: bool,
 }
 
-/// What the template writes before an answer, encoded.
+/// The template's text before an answer, encoded.
 pub struct Beginning {
     segments: Vec<Segment>,
     /// The text of the last segment, for tokenizers whose tokens depend on the text before them.
     last_text: String,
-    /// What a finished conversation has before the answer, and behind it.
-    around_answer: Option<(String, String)>,
+    /// Of a beginning that an answer follows.
+    answer: Option<AroundAnswer>,
+}
+
+/// The text of a finished conversation around its last answer.
+struct AroundAnswer {
+    before: String,
+    after: String,
+    /// The end of `before` that belongs to the answer ([`ChatProcessor::gap`]).
+    gap: String,
 }
 
 /// A conversation's text, in pieces: `texts[0] answers[0] texts[1] …`.
@@ -36,14 +44,17 @@ impl Beginning {
 impl ChatProcessor {
     /// The beginning of `messages`, which end with a question.
     pub(super) fn beginning(&self, messages: &[Message]) -> Result<Beginning> {
-        let Pieces { texts, answers } = self.pieces(messages, true)?;
+        let pieces = self.pieces(messages, true)?;
+        let places = places_of_answers(messages);
+        let Pieces { texts, answers } = &pieces;
         let mut segments = Vec::with_capacity(2 * texts.len());
         let mut context = String::new();
         for (index, text) in texts.iter().enumerate() {
-            let (text, gap) = match answers.get(index) {
-                Some(_) => split_suffix(text, &self.contract.gap),
-                None => (text.as_str(), ""),
+            let gap = match places.get(index) {
+                Some(&place) => self.gap(&pieces.text_before_answer(index), &messages[..place])?.unwrap_or_default(),
+                None => String::new(),
             };
+            let text = &text[..text.len() - gap.len()];
             let ids;
             (ids, context) = match index {
                 0 => (self.encode_start(text)?, text.to_string()),
@@ -53,7 +64,7 @@ impl ChatProcessor {
             segments.push(Segment { ids, supervised: false });
             match answers.get(index) {
                 None => {}
-                Some(answer) if self.contract.writes_end => segments.push(self.answer(&context, gap, answer)?),
+                Some(answer) if self.contract.writes_end => segments.push(self.answer(&context, &gap, answer)?),
                 Some(answer) => {
                     let text = format!("{gap}{answer}");
                     segments.push(Segment { ids: self.encode_behind(&context, &text)?, supervised: true });
@@ -61,7 +72,7 @@ impl ChatProcessor {
                 }
             }
         }
-        Ok(Beginning { segments, last_text: context, around_answer: None })
+        Ok(Beginning { segments, last_text: context, answer: None })
     }
 
     /// A beginning that an answer follows.
@@ -69,8 +80,9 @@ impl ChatProcessor {
         let beginning = self.beginning(messages)?;
         let (marked, marker) = with_answer(messages, unused_marker(messages));
         let finished = self.render(&marked, false)?;
-        let around = finished.split_once(&marker).ok_or_else(|| rewritten("the answer"))?;
-        Ok(Beginning { around_answer: Some((around.0.to_string(), around.1.to_string())), ..beginning })
+        let (before, after) = finished.split_once(&marker).ok_or_else(|| rewritten("the answer"))?;
+        let gap = self.gap(before, messages)?.ok_or_else(|| rewritten("the answer"))?;
+        Ok(Beginning { answer: Some(AroundAnswer { before: before.into(), after: after.into(), gap }), ..beginning })
     }
 
     /// Ids and labels of a beginning and its answer.
@@ -83,12 +95,14 @@ impl ChatProcessor {
         // As the template writes it: many trim.
         let (conversation, answer) = with_answer(messages, answer.to_string());
         let text = self.render(&conversation, false)?;
-        let written = beginning
-            .around_answer
+        let (gap, written) = beginning
+            .answer
             .as_ref()
-            .and_then(|(before, after)| text.strip_prefix(before.as_str())?.strip_suffix(after.as_str()))
+            .and_then(|AroundAnswer { before, after, gap }| {
+                Some((gap, text.strip_prefix(before.as_str())?.strip_suffix(after.as_str())?))
+            })
             .ok_or_else(|| rewritten(&answer))?;
-        let answer = self.answer(&beginning.last_text, &self.contract.gap, written)?;
+        let answer = self.answer(&beginning.last_text, gap, written)?;
         let mut sample = TokenizedSample { input_ids: Vec::new(), labels: Vec::new() };
         for Segment { ids, supervised } in beginning.segments.iter().chain([&answer]) {
             let ids = ids.iter().map(|&id| id as i32);
@@ -98,7 +112,17 @@ impl ChatProcessor {
         Ok(sample)
     }
 
-    /// An answer, what the template writes beside it, and the end of the turn.
+    /// The template's text between its generation prompt and the answer after `messages`; `before` is all text before this answer.
+    /// It is that of the probes, unless the template numbers its turns. `None`: the text does not begin with the prompt.
+    fn gap(&self, before: &str, messages: &[Message]) -> Result<Option<String>> {
+        if before.ends_with(&self.contract.gap) {
+            return Ok(Some(self.contract.gap.clone()));
+        }
+        let prompt = self.render(messages, true)?;
+        Ok(before.strip_prefix(&prompt).map(String::from))
+    }
+
+    /// An answer, the template's text around it, and the end of the turn.
     fn answer(&self, context: &str, gap: &str, answer: &str) -> Result<Segment> {
         let ids = self.encode_behind(context, &format!("{gap}{answer}{}", self.contract.end))?;
         if ids.last() != Some(&self.contract.end_token_id) {
@@ -127,7 +151,7 @@ impl ChatProcessor {
         whole.strip_prefix(before.as_slice()).map_or_else(|| self.encode(text), |ids| Ok(ids.to_vec()))
     }
 
-    /// What follows the end of an earlier turn.
+    /// The text after the end of an earlier turn.
     fn behind_end<'a>(&self, text: &'a str) -> Result<&'a str> {
         text.strip_prefix(self.contract.end.as_str()).ok_or_else(|| rewritten("the end of an earlier turn"))
     }
@@ -145,7 +169,7 @@ impl ChatProcessor {
     /// The conversation's text cut at its answers.
     fn pieces(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Pieces> {
         let text = self.render(messages, add_generation_prompt)?;
-        let places: Vec<usize> = (0..messages.len()).filter(|&index| messages[index].role == Role::Assistant).collect();
+        let places = places_of_answers(messages);
         if places.is_empty() {
             return Ok(Pieces { texts: vec![text], answers: Vec::new() });
         }
@@ -187,13 +211,19 @@ impl ChatProcessor {
 
 impl Pieces {
     fn text(&self) -> String {
-        let mut text = String::new();
-        for (index, piece) in self.texts.iter().enumerate() {
-            text.push_str(piece);
-            text.push_str(self.answers.get(index).map_or("", String::as_str));
-        }
-        text
+        self.text_before_answer(self.texts.len() - 1)
     }
+
+    /// The text up to answer `index`; to the end if there are fewer.
+    fn text_before_answer(&self, index: usize) -> String {
+        let before = self.texts.iter().zip(&self.answers).take(index);
+        before.flat_map(|(text, answer)| [text, answer]).chain([&self.texts[index]]).map(String::as_str).collect()
+    }
+}
+
+/// Indices of the assistant's messages.
+fn places_of_answers(messages: &[Message]) -> Vec<usize> {
+    (0..messages.len()).filter(|&index| messages[index].role == Role::Assistant).collect()
 }
 
 fn rewritten(what: &str) -> Error {
@@ -204,13 +234,6 @@ fn rewritten(what: &str) -> Error {
         "messages that the template writes in their places",
         "correct the row's text, or use a template that keeps the history",
     )
-}
-
-fn split_suffix<'a>(text: &'a str, suffix: &str) -> (&'a str, &'a str) {
-    match text.strip_suffix(suffix) {
-        Some(before) => (before, &text[before.len()..]),
-        None => (text, ""),
-    }
 }
 
 /// The messages and an answer; and the answer.

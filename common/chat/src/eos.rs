@@ -1,4 +1,4 @@
-//! The ids that end an answer: `generation_config.json`, or `config.json` where that says none.
+//! The ids that end an answer: `generation_config.json`, or `config.json` if it has none.
 
 use base::fields::{self, Place, generation};
 use base::json::OneOrMany;

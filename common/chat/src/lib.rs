@@ -98,10 +98,10 @@ const MAX_BEGINNINGS: usize = 1024;
 const MAX_KEPT_MESSAGE: usize = 4096;
 
 impl ChatProcessor {
-    /// Reads the tokenizer, its added tokens and the chat template, and finds out by rendering what the template does.
+    /// Reads the tokenizer, its added tokens and the chat template, and finds the template's properties by rendering.
     ///
     /// # Errors
-    /// A tokenizer without `<image>`; files that disagree; a template that cannot serve, with what it does.
+    /// A tokenizer without `<image>`; files that disagree; a template that cannot be used, with the reason.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let config = TokenizerConfig::from_dir(dir)?;
         let tokenizer = TextTokenizer::from_dir(dir)?;

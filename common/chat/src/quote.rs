@@ -1,4 +1,4 @@
-//! Special tokens that stand in a text as text: quoted while the template is rendered, then encoded like any other characters.
+//! Special tokens that are meant as text: quoted while the template is rendered, then encoded like any other characters.
 
 use super::IMAGE_TOKEN;
 use base::{Error, Result};

@@ -138,6 +138,11 @@ mod tests {
                 "{{ {'b': 1, 'a': 'é'} | tojson(sort_keys=true, ensure_ascii=true, separators=(',', ':')) }}",
                 r#"{"a":"\u00e9","b":1}"#,
             ),
+            (r"{{ 'a\nb\n' | indent }}.", "a\n    b\n."),
+            (r"{{ 'a\n\nb' | indent(2, true) }}", "  a\n\n  b"),
+            (r"{{ 'a\r\n\nb\n' | indent(width='> ', blank=true) }}", "a\n> \n> b\n> "),
+            (r"{{ '' | indent(first=true) }}.", "    ."),
+            (r"{{ 12 | indent(200) }}", "12"),
             ("{{ [1e20, 1.5e-7, 0.1] | tojson }}", "[1e+20, 1.5e-07, 0.1]"),
             ("{{ {'b': 1, 'a': 2}.items() | list }} {{ {'b': 1}.keys() | list }}", "[('b', 1), ('a', 2)] ['b']"),
             (

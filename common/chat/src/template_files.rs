@@ -121,7 +121,7 @@ mod tests {
         let named = json!([{"name": "rag", "template": "no"}, {"name": "default", "template": "named"}]);
         let legacy = r#"{"chat_template": "legacy"}"#;
         let tool = "additional_chat_templates/tool_use.jinja";
-        // Files beside tokenizer_config.json, its chat_template, and what is found (None: refused).
+        // Files beside tokenizer_config.json, its chat_template, and the template found (None: refused).
         type Case<'a> = (&'a [(&'a str, &'a str)], Value, Option<Option<&'a str>>);
         let table: [Case<'_>; 11] = [
             (&[], Value::Null, Some(None)),

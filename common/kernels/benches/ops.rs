@@ -1,4 +1,4 @@
-//! Every kernel beside its definition, forward and backward: `cargo bench -p common --bench ops`.
+//! Every kernel beside its definition, forward and backward: `cargo bench -p kernels --bench ops`.
 //!
 //! Sizes are those of two rows (577 image tokens and some text each) in a narrow model; the vocabulary is Qwen's.
 

@@ -15,7 +15,7 @@ pub struct SamplingConfig {
     pub top_p: f32,
     /// Divides positive and multiplies negative logits of every token of prompt and answer so far; 1 is off.
     pub repetition_penalty: f32,
-    /// Seed of the draws: the same request gives the same text.
+    /// Seed of sampling: the same request gives the same text.
     pub seed: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The dataset card: with it, Hugging Face's `datasets` takes the Parquet files, and nothing else in the folder, for the data.
+//! The dataset card: it makes Hugging Face's `datasets` read the Parquet files and ignore the other files of the folder.
 
 use super::{ShardIndex, Split};
 use base::{Result, files};

@@ -71,7 +71,7 @@ pub(super) struct OpenFile {
 }
 
 impl OpenFile {
-    /// Opens a file of the index and compares what it says of itself with the index.
+    /// Opens a file of the index and compares its metadata with the index.
     pub(super) fn open(dir: &Path, shard: &ShardFile, expected: &ShardMetadata) -> Result<Self> {
         let path = dir.join(&shard.file);
         let file = File::open(&path).map_err(Error::io(&path))?;
@@ -153,7 +153,7 @@ impl OpenFile {
 pub(super) fn read_error(place: &str) -> impl FnOnce(ParquetError) -> Error + use<> {
     let place = place.to_owned();
     move |error| {
-        let remedy = "run preprocess verify on the folder; copy the damaged file again or make it anew";
+        let remedy = "run preprocess verify on the folder; copy the damaged file or make it again";
         Error::invalid(place, error, "a readable shard", remedy)
     }
 }

@@ -1,4 +1,4 @@
-//! `index.json`: which files belong to a set of shards, and the account of its rows.
+//! `index.json`: which files belong to a set of shards, and the numbers of its rows.
 
 use super::{FORMAT_VERSION, ShardMetadata, Split};
 use base::{Error, Result, files};

@@ -1,4 +1,4 @@
-//! What shards were made with, in `index.json` and in every file's key-value metadata.
+//! Model, tokenizer and image processor of shards, in `index.json` and in every file's key-value metadata.
 
 use super::PixelFormat;
 use base::{Error, Result, files};

@@ -196,6 +196,6 @@ impl ShardSet {
 }
 
 fn pixel_error(place: String, bytes: usize, images: usize) -> Error {
-    let remedy = "run preprocess verify on the folder; make the shard anew";
+    let remedy = "run preprocess verify on the folder; make the shard again";
     Error::invalid(place, format!("{bytes} bytes of pixel_values"), format!("the pixels of {images} image(s)"), remedy)
 }

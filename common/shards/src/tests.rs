@@ -1,4 +1,4 @@
-//! Written rows come back: every format, several images, none, every access.
+//! Round trips of rows: every format, several images, no image, every access.
 
 use super::*;
 use base::IGNORE_INDEX;
@@ -146,7 +146,7 @@ fn foreign_and_damaged_files_are_refused_by_name() {
     assert!(error.contains("no index.json"), "{error}");
 
     write_set(dir.path(), PixelFormat::U8);
-    // A file of another run, of the same size: noticed by what it says of itself.
+    // A file of another run, of the same size: noticed by its metadata.
     let mut other = metadata(PixelFormat::U8);
     other.tokenizer_sha256 = "x".repeat(64);
     write(dir.path(), &other, Split::Train, 0, &[&[0, 1, 2], &[3, 4]]);

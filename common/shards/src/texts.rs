@@ -1,4 +1,4 @@
-//! Everything of a row but its pixels, for looking at a dataset without decoding it.
+//! All columns of a row except pixels, to inspect a dataset without decoding it.
 
 use super::columns::Columns;
 use super::file::read_error;

@@ -1,4 +1,4 @@
-//! The identity of a model or adapter folder, quick enough to be taken at every start.
+//! The identity of a model or adapter folder, fast enough to compute at every start.
 
 use base::{Error, Result, files, names};
 use serde::Deserialize;

@@ -1,4 +1,4 @@
-//! The JSONL file: line k is picture k, so the number of whole lines says where to go on.
+//! The JSONL file: line k is picture k, so the number of complete lines is the next picture.
 
 use anyhow::{Context, Result, bail, ensure};
 use base::Error;
@@ -34,7 +34,7 @@ pub(super) struct Line {
     pub references: Vec<String>,
 }
 
-/// Something that has to be the same for a run to go on.
+/// A setting that must not change when a file is continued.
 #[derive(Clone, Debug)]
 pub(super) struct Compared {
     name: &'static str,
@@ -43,7 +43,7 @@ pub(super) struct Compared {
     place: Option<PathBuf>,
 }
 
-/// What stands in the settings' file for something that is compared by its contents.
+/// Key in the settings file of a setting that is compared by its content.
 const SHA256: &str = "sha256";
 
 impl Compared {
@@ -64,22 +64,28 @@ impl Compared {
         }
     }
 
-    /// What is different from a record, in words.
+    /// The difference from a record, in words.
     fn difference(&self, found: &Value) -> Option<String> {
         let name = self.name;
         match &self.place {
             None if *found == self.value => None,
-            None => Some(format!("{name} {found}, not {}", self.value)),
+            None if self.value.is_null() => Some(format!("{name} {}, not without one", recorded_text(found))),
+            None => Some(format!("{name} {}, not {}", recorded_text(found), recorded_text(&self.value))),
             Some(_) if found.get(SHA256) == Some(&self.value) => None,
             Some(place) if found.is_null() => Some(format!("no {name}, not {}", place.display())),
             Some(place) => {
-                let was = found.get("path").unwrap_or(found);
-                let was = was.as_str().map_or_else(|| was.to_string(), str::to_string);
+                let was = recorded_text(found);
                 let (then, now) = (found.get(SHA256).map_or("not recorded".to_string(), short), short(&self.value));
                 Some(format!("another {name}: {was} (SHA-256 {then}), not {} ({now})", place.display()))
             }
         }
     }
+}
+
+/// A recorded value: of a model its path, a text without quotes.
+fn recorded_text(value: &Value) -> String {
+    let value = value.get("path").unwrap_or(value);
+    value.as_str().map_or_else(|| value.to_string(), String::from)
 }
 
 /// The first digits of a hash.
@@ -166,14 +172,14 @@ fn check_settings(path: &Path, settings: &[Compared], empty: bool) -> Result<()>
 
 fn compare_settings(path: &Path, settings: &[Compared]) -> Result<()> {
     let beside = settings_file(path);
-    const REMEDY: &str = "give another --output, or --overwrite true to begin anew";
+    const REMEDY: &str = "give another --output, or --overwrite true to start a new file";
     let text = std::fs::read(&beside)
         .map_err(Error::io(&beside))
         .with_context(|| format!("{} has lines, but not the settings they were made with; {REMEDY}", path.display()))?;
     let found: Map<String, Value> = serde_json::from_slice(&text).with_context(|| beside.display().to_string())?;
     let differs = |setting: &Compared| setting.difference(found.get(setting.name).unwrap_or(&Value::Null));
     match settings.iter().find_map(differs) {
-        Some(what) => bail!("{}: was begun with {what}; repeat that, {REMEDY}", path.display()),
+        Some(what) => bail!("{}: was begun with {what}; give the same again, {REMEDY}", path.display()),
         None => Ok(()),
     }
 }
@@ -250,10 +256,16 @@ mod tests {
         moved[0].place = Some(PathBuf::from("runs/b"));
         assert_eq!(Journal::open(&path, &moved, false).expect("opened").len(), 1, "the same model elsewhere");
         let adapter = [&settings(1, "m")[..1], &[Compared::contents("adapter", Path::new("x"), "y".into())]].concat();
+        let no_model = settings(1, "m").into_iter().map(|setting| match setting.name {
+            "model" => Compared { name: "model", value: Value::Null, place: None },
+            _ => setting,
+        });
+        let no_model: Vec<Compared> = no_model.collect();
         for (other, expected) in [
             (settings(2, "m"), "was begun with seed 1, not 2"),
             (settings(1, "n"), "was begun with another model: runs/a (SHA-256 m), not runs/a (n)"),
             (adapter, "was begun with no adapter, not x"),
+            (no_model, "was begun with model runs/a, not without one"),
         ] {
             let error = Journal::open(&path, &other, false).err().expect("refused").to_string();
             assert!(error.contains(expected) && error.contains("--overwrite true"), "{error}");

@@ -1,4 +1,4 @@
-//! `infer caption`: every picture of a source once, into a JSONL file that a broken-off run continues.
+//! `infer caption`: every picture of a source once, into a JSONL file that the next run continues.
 
 mod journal;
 mod references;
@@ -22,14 +22,14 @@ struct Summary {
     pictures: usize,
     captioned: usize,
     failed: usize,
-    /// Captions equal to one of their references, of those that have references.
+    /// Number of captions that equal one of their references.
     #[serde(skip_serializing_if = "Option::is_none")]
     exactly_right: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<CaptionMetrics>,
 }
 
-/// Captions what is not captioned yet, then compares with the references. Returns the summary as JSON.
+/// Captions the pictures that have no caption yet, then compares with the references. Returns the summary as JSON.
 ///
 /// # Errors
 /// An unusable model or source; no picture; an output file that belongs to another run. A bad picture is recorded, and is an

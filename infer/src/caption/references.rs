@@ -1,4 +1,4 @@
-//! References of captions: a JSON list, or what the source itself brings.
+//! References of captions: a JSON list, or the answers of the source.
 
 use super::source::Item;
 use crate::args::CaptionArgs;

@@ -1,4 +1,4 @@
-//! What a file of captions was made with: kept beside it, because a line of another model or of other pictures says so nowhere.
+//! Settings of a file of captions, stored beside it: its lines do not name model, adapter or data.
 
 use super::journal::Compared;
 use crate::args::CaptionArgs;
@@ -14,7 +14,7 @@ fn index_file(shards: &Path) -> PathBuf {
     shards.join(INDEX_FILE)
 }
 
-/// Everything that changes a caption. Models and data are what they hold, wherever they are.
+/// All settings that change a caption. Models and data are compared by content, not by path.
 pub(super) fn settings(args: &CaptionArgs) -> Result<Vec<Compared>> {
     let model = hub::resolve(&args.model.model, Wanted::Llava)?;
     let mut settings = vec![
@@ -31,7 +31,7 @@ pub(super) fn settings(args: &CaptionArgs) -> Result<Vec<Compared>> {
     ] {
         settings.push(match (source, index) {
             (None, _) => Compared::value(name, json!(null)),
-            // Pictures may be added behind those that are captioned: lines are compared with names.
+            // Pictures may be added after the captioned ones: lines are compared by name.
             (Some(folder), None) => Compared::value(name, json!(folder)),
             (Some(folder), Some(index)) => Compared::contents(name, folder, files::sha256_of_file(&index(folder))?),
         });

@@ -82,8 +82,8 @@ impl Source {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             ensure!(
                 line.image == name,
-                "{}: line {} is of {}, where the folder now has {name}; give another --output, or --overwrite true to begin \
-                 anew",
+                "{}: line {} is of {}, where the folder now has {name}; give another --output, or --overwrite true to start \
+                 a new file",
                 output.display(),
                 number + 1,
                 line.image

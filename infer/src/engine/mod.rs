@@ -22,7 +22,7 @@ use std::sync::Arc;
 use store::checkpoint::{LoadAs, load_model};
 use store::hub::{self, Wanted};
 
-/// What turns conversations and pictures into input and ids into text; shared between threads.
+/// Conversations and pictures to input, ids to text; shared between threads.
 pub struct Processors {
     /// The model's configuration.
     pub config: LlavaConfig,
@@ -38,12 +38,12 @@ pub struct Engine {
     pub processors: Arc<Processors>,
     model: Llava,
     device: Device,
-    /// What `generation_config.json` asks for and the options decide instead.
+    /// Settings of `generation_config.json` that are not used.
     unused_settings: Vec<String>,
 }
 
 impl Engine {
-    /// Loads what a command line names.
+    /// Loads the model and adapter of a command line.
     ///
     /// # Errors
     /// A missing or unfitting file, tensor or adapter, by name.

@@ -4,7 +4,7 @@ use super::Processors;
 use anyhow::{Result, bail, ensure};
 use base::{IGNORE_INDEX, Row};
 use chat::{IMAGE_TOKEN, Message, Role};
-use images::image_processor::ProcessedImage;
+use images::image_processor::{ImageError, ProcessedImage};
 use model::batch::PackedBatch;
 use std::path::Path;
 
@@ -94,7 +94,12 @@ impl Processors {
     pub fn process_image(&self, place: &str, bytes: &[u8]) -> Result<ProcessedImage> {
         self.images.process(bytes).map_err(|error| {
             let expected = "a JPEG, PNG, GIF, WebP, BMP or TIFF picture";
-            base::Error::invalid(place, error, expected, "convert or replace the file").into()
+            let found = match error {
+                ImageError::Unidentified(what) => what,
+                ImageError::TooLarge { .. } => error.to_string(),
+                ImageError::Damaged(cause) => format!("a damaged picture: {cause}"),
+            };
+            base::Error::invalid(place, found, expected, "convert or replace the file").into()
         })
     }
 }

@@ -1,4 +1,4 @@
-//! An answer with its text.
+//! One sequence being generated: answer and text.
 
 use crate::text_stream::TextStream;
 use base::Result;

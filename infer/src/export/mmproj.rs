@@ -44,7 +44,7 @@ pub fn require_supported(config: &LlavaConfig) -> base::Result<()> {
     Ok(())
 }
 
-/// llama.cpp's name of a tensor by its published name; `None` for other parts, and for what is not computed.
+/// llama.cpp's name of a tensor by its published name; `None` for other parts, and for layers that are not computed.
 pub fn tensor_name(published: &str, layers: usize) -> Option<String> {
     if let Some(rest) = published.strip_prefix(PROJECTOR) {
         // A sequence of linear (0), GELU (1), linear (2), as the original LLaVA numbers it.

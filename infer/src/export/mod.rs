@@ -71,7 +71,7 @@ impl Sources {
         Self { tensors: f16.into_iter().zip(f32).collect() }
     }
 
-    /// Those that `name_of` has a name for, in llama.cpp's formats: matrices in f16, everything else in f32.
+    /// The tensors that `name_of` has a name for, in llama.cpp's dtypes: matrices in f16, everything else in f32.
     fn take(self, name_of: impl Fn(&str) -> Option<String>) -> Result<Vec<GgufTensor<'static>>> {
         let mut taken: BTreeMap<usize, GgufTensor<'static>> = BTreeMap::new();
         for (index, (f16, f32)) in self.tensors.into_iter().enumerate() {

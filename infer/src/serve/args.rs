@@ -12,7 +12,7 @@ pub struct ServeArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Address to listen on. Others than 127.0.0.1 and ::1 are reachable from the network: give an --api-key then.
+    /// Address to listen on. Addresses other than 127.0.0.1 and ::1 are reachable from the network: give an --api-key.
     #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
     pub host: IpAddr,
     /// Port; 0 takes a free one and prints it.
@@ -44,12 +44,11 @@ pub struct BrowserArgs {
     /// Further name in the Host header under which to answer (repeatable): `llava.example.org`; `.example.org` for a domain
     /// with all names in it; `*` for any name.
     ///
-    /// Needed behind a proxy that passes the name on by which it was asked (nginx: `proxy_set_header Host $host`). Why names
-    /// are checked: the name of a foreign web page may resolve to this machine (DNS rebinding), and the page could read
-    /// answers as if they were its own. Without a key, a server on a loopback address answers to addresses, `localhost`,
-    /// names of one word, names ending in `.localhost` or `.internal`, and requests without a Host; others get 421. With an
-    /// --api-key no name is checked. On other than loopback addresses names are checked only if this option is given.
-    /// /health answers under every name.
+    /// Needed behind a proxy that sends its own host name (nginx: `proxy_set_header Host $host`). The check protects against DNS
+    /// rebinding: a foreign web page's host name may resolve to this machine, and the page could then read answers. Without a
+    /// key, a server on a loopback address accepts addresses, `localhost`, names of one word, names ending in `.localhost` or
+    /// `.internal`, and requests without a Host; others get 421. With an --api-key, or on other addresses without this option,
+    /// names are not checked. /health accepts every name.
     #[arg(long, value_name = "NAME")]
     pub allowed_host: Vec<String>,
     /// Origin whose web pages may use the API from a browser (repeatable): `https://app.example.org`,
@@ -72,7 +71,7 @@ pub struct ConnectionArgs {
     pub header_timeout_seconds: u64,
     /// Longest time that a connection stays open without a request, seconds.
     ///
-    /// Give more than a proxy before the server does (often 60), so that the proxy never asks on a connection that is being
+    /// Give more than a proxy before the server does (often 60), so that the proxy never sends a request on a connection that is being
     /// closed.
     #[arg(long, default_value_t = 75, value_name = "S", value_parser = value_parser!(u64).range(1..))]
     pub idle_timeout_seconds: u64,
@@ -114,7 +113,7 @@ pub struct Limits {
     /// `max_tokens` of requests that give none, tokens.
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub default_max_tokens: usize,
-    /// Longest time from request to last token, queue included, seconds; then 504, which clients do not repeat.
+    /// Longest time from request to last token, queue included, seconds; then 504, which OpenAI's clients do not repeat.
     #[arg(long, default_value_t = 300, value_name = "S")]
     pub request_timeout_seconds: u64,
     /// Fetch pictures from http and https addresses (never from private ones).

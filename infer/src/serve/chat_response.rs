@@ -4,7 +4,7 @@ use model::generate::FinishReason;
 use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What is the same in every object of one response.
+/// Fields that all objects of one response share.
 #[derive(Clone, Debug)]
 pub struct ResponseHead {
     id: String,

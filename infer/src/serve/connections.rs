@@ -70,7 +70,7 @@ impl Connection {
         state.used = true;
     }
 
-    /// Whether nobody waits for anything here: no request is whole, and no last bytes of an answer can be on their way.
+    /// Whether the connection can be closed: no request is complete and no answer is being sent.
     pub fn is_unused(&self) -> bool {
         let state = self.lock();
         state.phase == Phase::Headers || !state.used

@@ -1,4 +1,4 @@
-//! Pages of other origins, where `--allow-origin` says so (cross-origin resource sharing).
+//! Cross-origin resource sharing: pages of the origins given by `--allow-origin`.
 
 use super::App;
 use axum::extract::{Request, State};

@@ -17,7 +17,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// data are percent-encoded bytes.
 ///
 /// # Errors
-/// What is wrong, and where.
+/// The fault and its place.
 /// # Source
 /// The WHATWG's "data: URL processor" and "forgiving-base64 decode".
 /// # Differs

@@ -1,4 +1,4 @@
-//! Who may ask: the key, the name under which the server was addressed, and whether there is room.
+//! Admission of requests: API key, host name, free places.
 
 use super::App;
 use super::error::ApiError;

@@ -64,7 +64,7 @@ pub fn scratch_bytes(files: &[ImageFile], max_pixels: u64) -> usize {
 /// Decodes and processes a picture file; its declared size is looked at before memory is taken for its pixels.
 ///
 /// # Errors
-/// 400 for what is no usable picture, 413 for too many pixels.
+/// 400 for unusable pictures, 413 for too many pixels.
 pub fn process(bytes: &[u8], processor: &ImageProcessor, max_pixels: u64) -> Result<ProcessedImage, ApiError> {
     let check = |(width, height): (u32, u32)| {
         if u64::from(width) * u64::from(height) <= max_pixels {

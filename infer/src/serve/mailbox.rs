@@ -1,6 +1,6 @@
-//! What the model thread has written for a client and the client has not yet taken.
+//! Output of the model thread that a client has not read yet.
 //!
-//! The model thread never waits: it appends and goes on. A slow client finds more text at once; what can gather is bounded
+//! The model thread never waits: it appends and continues. A slow client finds more text at once; what can gather is bounded
 //! by the request's token limit. A client that is gone drops its end, which the model thread sees.
 
 use super::error::ApiError;

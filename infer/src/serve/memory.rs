@@ -28,12 +28,12 @@ impl Memory {
         Self { requests: semaphore(), scratch: semaphore(), half }
     }
 
-    /// Waits for a request's bytes; what is larger than the half gets all of it.
+    /// Waits for a request's bytes; a request larger than the half gets all of it.
     pub async fn for_request(&self, bytes: usize) -> Reservation {
         self.take(&self.requests, bytes).await
     }
 
-    /// Waits for scratch memory; what is larger than the half gets all of it, and so is alone.
+    /// Waits for scratch memory; a request larger than the half gets all of it, and so runs alone.
     pub async fn for_scratch(&self, bytes: usize) -> Reservation {
         self.take(&self.scratch, bytes).await
     }
@@ -84,7 +84,7 @@ mod tests {
         let second = timeout(soon, memory.for_request(400 << 10)).await.expect("in time");
         first.shrink_to(900 << 10);
         assert_eq!(memory.used(), 1000 << 10, "a reservation never grows");
-        // Scratch memory is another half; what is too large gets all of it.
+        // Scratch memory is another half; a request that is too large gets all of it.
         let scratch = timeout(soon, memory.for_scratch(1 << 40)).await.expect("in time");
         assert!(timeout(soon, memory.for_scratch(1)).await.is_err());
         drop((first, second, scratch));

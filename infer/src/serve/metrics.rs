@@ -14,7 +14,7 @@ use std::time::Duration;
 /// Counted for a client that left before its answer was whole, as in nginx's log.
 const CLIENT_LEFT: u16 = 499;
 
-/// What has happened since the start.
+/// Counters since the start.
 #[derive(Default)]
 pub struct Metrics {
     /// Requests by outcome.

@@ -1,6 +1,6 @@
 //! `infer serve`: a web page and OpenAI's API over one model.
 //!
-//! Requests are read and checked on tokio's threads; one thread runs the model (`scheduler`); what it writes waits in a
+//! Requests are read and checked on tokio's threads; one thread runs the model (`scheduler`); its output waits in a
 //! `mailbox` until the client takes it.
 
 pub mod args;
@@ -271,8 +271,8 @@ async fn metrics_page(State(app): State<Arc<App>>) -> Response {
         ("connections", "Open connections.", app.connections.count()),
         (
             "requests_in_progress",
-            "Requests being received, computed or answered, this one included.",
-            app.connections.busy(),
+            "Requests being received, computed or answered, without this one.",
+            app.connections.busy().saturating_sub(1),
         ),
         ("request_memory_bytes", "Memory reserved by requests that the model has not read yet.", app.memory.used()),
     ];

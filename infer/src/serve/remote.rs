@@ -1,4 +1,4 @@
-//! Pictures from the network, where `--allow-remote-images` says so: public addresses only, whatever a name resolves to.
+//! Pictures from the network with `--allow-remote-images`: public addresses only, checked after name resolution.
 
 use super::error::ApiError;
 use std::fmt::Debug;

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A request on its way to the model.
+/// A request waiting for the model.
 pub struct Job {
     /// What to answer.
     pub request: Request,

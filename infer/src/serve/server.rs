@@ -173,7 +173,7 @@ async fn connection(
     let mut serving = pin!(http.serve_connection(TokioIo::new(watched), service));
     loop {
         tokio::select! {
-            // Errors are the client's: it broke off, or what it sent is not HTTP.
+            // Errors are the client's: it disconnected, or did not send HTTP.
             _ = serving.as_mut() => return,
             () = place.connection.close.notified() => return,
             Ok(()) = draining.changed() => {

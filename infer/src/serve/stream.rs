@@ -28,7 +28,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// What is there next: text, the end, or why it was broken off.
+    /// The next event: text, the end, or the error that ended the stream.
     pub async fn next(&mut self) -> Delivery {
         let failed = |error| Delivery { text: String::new(), outcome: Some(Outcome::Failed(error)) };
         tokio::select! {

@@ -1,10 +1,13 @@
-//! 404 and 405: which addresses there are, for clients that ask for others of OpenAI's, Ollama's or Anthropic's.
+//! 404 and 405: messages for clients that use addresses of OpenAI, Ollama or Anthropic that are not served.
 
 use super::error::ApiError;
 use axum::http::{Method, StatusCode, Uri};
 
-/// What is served, in a message.
+/// The addresses served, in a message.
 const SERVED: &str = "POST /v1/chat/completions, GET /v1/models, GET /health, GET /metrics and the page at GET /";
+
+/// The same, as paths.
+const ADDRESSES: [&str; 4] = [super::CHAT, "/v1/models", super::guard::HEALTH, "/metrics"];
 
 /// 404.
 pub async fn not_found(method: Method, uri: Uri) -> ApiError {
@@ -19,8 +22,13 @@ pub async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
 }
 
 fn message(method: &Method, path: &str) -> String {
-    let is_chat = path.trim_end_matches('/').ends_with("chat/completions");
-    let remedy = match path.trim_end_matches('/').rsplit('/').next() {
+    let parts = || path.split('/').filter(|part| !part.is_empty());
+    let without_slashes = format!("/{}", parts().collect::<Vec<_>>().join("/"));
+    if without_slashes != path && ADDRESSES.contains(&without_slashes.as_str()) {
+        return format!("{method} {} does not exist; write {without_slashes}, without further slashes", short(path));
+    }
+    let is_chat = without_slashes.ends_with("chat/completions");
+    let remedy = match parts().next_back() {
         _ if is_chat => "end the client's base URL with /v1",
         Some("models") => "end the client's base URL with /v1",
         Some("responses") => {
@@ -64,6 +72,16 @@ mod tests {
             let message = message(&Method::POST, path);
             assert!(message.contains("this server has POST /v1/chat/completions"), "{message}");
             assert!(message.contains(remedy) && message.starts_with(&format!("POST {path} ")), "{message}");
+        }
+        for (path, address) in [
+            ("/v1/chat/completions/", "/v1/chat/completions"),
+            ("//v1/chat/completions", "/v1/chat/completions"),
+            ("/v1//models", "/v1/models"),
+            ("/health/", "/health"),
+            ("/metrics//", "/metrics"),
+        ] {
+            let message = message(&Method::POST, path);
+            assert!(message.ends_with(&format!("write {address}, without further slashes")), "{message}");
         }
         assert!(message(&Method::GET, &"/x".repeat(100_000)).len() < 500);
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
-/// What is asked about a picture. All are equally long in tokens and stand behind the picture, so that the answer is always
+/// Questions about a picture. All have the same number of tokens and follow the picture, so that the answer is always
 /// equally far from it: a model of this size learns where to look in minutes then.
 pub const QUESTIONS: [&str; 4] = [
     "Give a caption for this picture.",

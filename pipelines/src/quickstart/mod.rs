@@ -30,13 +30,13 @@ const RECIPE: &str = include_str!("../../recipes/quickstart.toml");
 /// Options of `pipelines quickstart`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Folder for everything that is made
+    /// Folder for all files
     #[arg(long, value_name = "DIR", default_value = "quickstart")]
     pub output: PathBuf,
     /// Pictures to train on
     #[arg(long, value_name = "N", default_value_t = 5000, value_parser = at_least_1)]
     pub pictures: usize,
-    /// Pictures held out, at most 500; none of their captions occurs among the ones to train on
+    /// Pictures held out, at most 500; their captions do not occur in training
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub held_out: usize,
     /// Passes over the pictures
@@ -45,10 +45,10 @@ pub struct Args {
     /// Seed of pictures and random weights
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Fail when a smaller share of the held-out captions is exactly right
+    /// Fail if a smaller share of the held-out captions is exactly right
     #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = share)]
     pub require: f64,
-    /// Do everything again, also where nothing has changed
+    /// Run all stages again, also unchanged ones
     #[arg(long)]
     pub force: bool,
 }

@@ -10,13 +10,13 @@ const COLOURS: usize = 8;
 
 /// A chart: title, unit, key in metrics.jsonl, and a second key drawn with gaps.
 const CHARTS: [(&str, &str, &str, Option<&str>); 8] = [
-    ("Loss", "nats per supervised token; evaluation with gaps", "loss", Some("eval_loss")),
+    ("Loss", "nats per supervised token; evaluation: dashed", "loss", Some("eval_loss")),
     ("Gradient norm", "before clipping", "grad_norm", None),
     ("Learning rate", "", "learning_rate", None),
     ("Tokens", "per second, all ranks", "tokens_per_second", None),
     ("Samples", "per second, all ranks", "samples_per_second", None),
     ("Step time", "seconds", "step_seconds", None),
-    ("Waiting for data", "seconds since the last line", "data_wait_seconds", None),
+    ("Waiting for data", "seconds since the last logged step", "data_wait_seconds", None),
     ("Peak memory", "resident, MB", "peak_rss_mb", None),
 ];
 

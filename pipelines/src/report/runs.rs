@@ -1,4 +1,4 @@
-//! What a run left behind: the numbers of metrics.jsonl, and captions.
+//! Outputs of a run: the numbers of metrics.jsonl, and captions.
 
 use anyhow::{Context, Result, ensure};
 use base::Error;
@@ -35,7 +35,7 @@ pub struct Caption {
     /// The caption; absent for a bad picture.
     #[serde(default)]
     pub caption: Option<String>,
-    /// What it is compared with.
+    /// The reference.
     #[serde(default)]
     pub references: Vec<String>,
 }

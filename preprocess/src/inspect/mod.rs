@@ -1,4 +1,4 @@
-//! `preprocess inspect`: what is in finished shards, as text, as a page, or one row of it.
+//! `preprocess inspect`: the content of finished shards as text, as a page, or one row.
 
 mod page;
 mod picture;
@@ -14,7 +14,7 @@ use shards::{ShardSet, Split};
 use std::path::PathBuf;
 use table::Dataset;
 
-/// Shows what is in finished shards: rows and rejected rows by cause, token and answer lengths, sizes of the sources,
+/// Shows the content of finished shards: rows and rejected rows by cause, token and answer lengths, sizes of the sources,
 /// duplicates by image and by caption, disk use.
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -27,7 +27,7 @@ pub struct Args {
     /// Show one row instead: its image and its tokens, coloured by supervision (from 0)
     #[arg(long, value_name = "K")]
     pub row: Option<usize>,
-    /// Take --row and the page's samples from the validation rows instead of the training rows
+    /// Take --row and the page's samples from the validation rows
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
     pub validation: bool,
     /// Model directory whose tokenizer turns ids into text [without it: ids]

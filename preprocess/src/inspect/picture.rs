@@ -1,4 +1,4 @@
-//! Stored pixels back to pictures that people can see.
+//! Stored pixels back to displayable pictures.
 
 use anyhow::{Context, Result};
 use base64::Engine;

@@ -2,6 +2,7 @@
 
 use super::table::{Dataset, Distribution, Duplicates, Repeated};
 use anyhow::Result;
+use base::counted;
 use cli::units::bytes;
 use std::fmt::Write;
 use std::path::Path;
@@ -30,9 +31,12 @@ pub fn facts(dataset: &Dataset) -> Result<Vec<Fact>> {
             ),
         ),
         ("images", format!("{}, stored as {} at {} px", dataset.images.height(), about.pixels, about.crop_size)),
-        ("disk", format!("{} files, {}, {} a row", dataset.index.shards.len(), bytes(stored), bytes(per_row))),
-        ("images twice", repeated(dataset.duplicates(Duplicates::Images)?, "images")),
-        ("captions twice", repeated(dataset.duplicates(Duplicates::Captions)?, "captions")),
+        (
+            "disk",
+            format!("{}, {}, {} a row", counted(dataset.index.shards.len(), "file"), bytes(stored), bytes(per_row)),
+        ),
+        ("repeated images", repeated(dataset.duplicates(Duplicates::Images)?, "image")),
+        ("repeated captions", repeated(dataset.duplicates(Duplicates::Captions)?, "caption")),
         ("tokenizer", about.tokenizer_sha256.clone()),
     ])
 }
@@ -41,7 +45,7 @@ fn repeated(repeated: Repeated, what: &str) -> String {
     match repeated {
         Repeated { distinct: 0, .. } => "none".into(),
         Repeated { distinct, occurrences, most } => {
-            format!("{distinct} {what} in {occurrences} places, one of them {most} times")
+            format!("{} in {occurrences} places, the most frequent {most} times", counted(distinct, what))
         }
     }
 }

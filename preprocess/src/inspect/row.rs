@@ -1,4 +1,4 @@
-//! One row: its pictures, and its tokens with what is supervised of them.
+//! One row: its pictures, its tokens, and which tokens are supervised.
 
 use super::picture::Picture;
 use anyhow::Result;

@@ -122,7 +122,7 @@ impl Dataset {
     }
 }
 
-/// What is looked for twice.
+/// A column whose repeated values are counted.
 #[derive(Clone, Copy, Debug)]
 pub enum Duplicates {
     /// Image files with the same hash.

@@ -27,7 +27,7 @@ pub struct Args {
     /// tokenizer_config.json), or its name on Hugging Face
     #[arg(long, value_name = "DIR")]
     pub language_model: PathBuf,
-    /// Where the LLaVA goes; an earlier result of this command there is replaced
+    /// Output directory; an earlier result of this command is replaced
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
     /// Hidden state of the vision tower that the projector gets (0 is the embedding's output, negative counts from the end);
@@ -38,7 +38,7 @@ pub struct Args {
     /// SigLIP is]
     #[arg(long, value_enum)]
     pub vision_feature_select_strategy: Option<SelectStrategy>,
-    /// Number format of the written weights [default: the language model's]
+    /// Dtype of the written weights [default: the language model's]
     #[arg(long, value_enum)]
     pub dtype: Option<Dtype>,
     /// File with the chat template (Jinja), for a language model that has none or in place of its own

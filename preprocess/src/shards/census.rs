@@ -1,4 +1,4 @@
-//! Which image files the rows of a dataset name, so that a run notices when they are exchanged.
+//! Which image files the rows of a dataset name, so that a run detects that they were replaced.
 
 use base::files;
 use crossbeam::channel::{Sender, bounded};

@@ -4,8 +4,8 @@ use super::args::MAX_REJECTED;
 use super::ledger::{LEDGER_DIR, REJECTED_FILE, ShardLedger};
 use super::plan::Plan;
 use anyhow::{Result, bail};
-use base::Error;
 use base::files::AtomicFile;
+use base::{Error, counted};
 use shards::{Counts, ShardIndex, Split};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -91,7 +91,7 @@ fn refuse_missing(output: &Path, plan: &Plan) -> Result<()> {
     )
 }
 
-/// The account in words. A dataset without a training row is a failure, and one that lost more rows than allowed.
+/// Numbers of rows in words. No training row is an error, and so are more rejected rows than allowed.
 fn summary(output: &Path, index: &ShardIndex, max_rejected: f64) -> Result<String> {
     let ShardIndex { counts, shards, .. } = index;
     let bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
@@ -100,12 +100,12 @@ fn summary(output: &Path, index: &ShardIndex, max_rejected: f64) -> Result<Strin
     let causes: Vec<String> = causes.into_iter().map(|(cause, count)| format!("{cause} {count}")).collect();
     let causes = if causes.is_empty() { String::new() } else { format!(" ({})", causes.join(", ")) };
     let text = format!(
-        "{} rows in = {} train + {} validation + {} rejected{causes}\n{} files, {}, in {}",
+        "{} rows in = {} train + {} validation + {} rejected{causes}\n{}, {}, in {}",
         counts.rows_in,
         counts.train,
         counts.validation,
         counts.rejected,
-        shards.len(),
+        counted(shards.len(), "file"),
         cli::units::bytes(bytes),
         output.display(),
     );

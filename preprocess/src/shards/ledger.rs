@@ -1,4 +1,4 @@
-//! The account of rows that did not become samples, kept per shard and joined at the end.
+//! Rejected rows and counts of each shard, joined at the end.
 
 use anyhow::{Context, Result};
 use base::{Error, files};

@@ -70,9 +70,14 @@ pub fn run(args: &Args) -> Result<String> {
         return index::join(&args.output, &plan, args.max_rejected);
     }
     Ok(format!(
-        "part {} is done: {rows} rows; when all parts are, run preprocess index {}",
+        "part {} is done: {rows} rows; when all are, run preprocess index {}{}",
         args.part,
-        args.output.display()
+        args.output.display(),
+        if args.max_rejected == args::MAX_REJECTED {
+            String::new()
+        } else {
+            format!(" --max-rejected {}", args.max_rejected)
+        }
     ))
 }
 

@@ -2,7 +2,7 @@
 //! groups on in order; nothing that takes time happens there.
 //!
 //! Which rows go where is a function of their number alone: shard `k` covers rows `k·R … (k+1)·R`, a row group an equal
-//! stretch of those, and each holds what was accepted of them. So nothing depends on workers, parts or restarts.
+//! stretch of those, and each has the accepted rows of its range. So nothing depends on workers, parts or restarts.
 
 use super::ledger::{Cause, Refusal, Rejected};
 use super::sample::RowProcessor;

@@ -1,4 +1,4 @@
-//! `plan.json`: what a run is made of. Another input, model or option is another run, and is refused.
+//! `plan.json`: inputs, model and options of a run. A run with others in the same folder is refused.
 
 use super::args::Args;
 use super::census::{self, ImageFiles};

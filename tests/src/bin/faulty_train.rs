@@ -1,4 +1,4 @@
-//! `train` with a fault at a chosen place: `FAULT=<kind>:<rank>:<exchange>` makes a rank panic, be killed or stand still when
+//! `train` with a fault at a chosen place: `FAULT=<kind>:<rank>:<exchange>` makes a rank panic, be killed or hang when
 //! it comes to that exchange. Takes the options of `train`.
 
 use anyhow::{Context, Result, bail};

@@ -1,8 +1,8 @@
-//! The parent of a rank that is a process: it names the rank, should that be killed.
+//! The supervisor process of a rank under MPI: it reports a rank that is killed.
 //!
-//! A killed process cannot speak, and the launcher ends the other ranks before they notice. A launcher names a process itself,
-//! but it may be one of those that it ended (MPICH 5.0.2: 9 of 40 runs). So the process that the launcher started waits for
-//! the rank, which runs as its child, and tells how it ended before the launcher can know of it.
+//! A killed rank cannot report itself, and the launcher ends the other ranks before they notice. The launcher reports a process,
+//! too, but it may be one that it ended itself (MPICH 5.0.2: 9 of 40 runs). So the process that the launcher started runs the
+//! rank as its child, waits for it, and reports how it ended before the launcher detects it.
 
 use super::launch::launched_processes;
 use anyhow::{Context, Result, bail};
@@ -20,13 +20,13 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitCode, ExitStatus};
 
-/// Says to the child who its guard is and which open file the note is: `PID:FD`.
+/// Passes the supervisor's process id and the note's descriptor to the child: `PID:FD`.
 const VARIABLE: &str = "LLAVA_RANK_GUARD";
 
 /// Bytes of a note.
 const LEN: usize = 256;
 
-/// Who a rank is and where it is: memory that outlives it, if it has a guard.
+/// A rank's number and last exchange, in memory that outlives the rank if it has a supervisor.
 pub struct Note(Option<File>);
 
 impl Note {

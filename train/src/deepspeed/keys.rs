@@ -156,7 +156,7 @@ const BF16: &[(&str, Key)] = &[
     ("min_loss_scale", Harmless),
 ];
 
-/// Refuses the first key that is unknown or asks for what is not done.
+/// Refuses the first key that is unknown or not implemented.
 ///
 /// # Errors
 /// The key, its value, and the reason.

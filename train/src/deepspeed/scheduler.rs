@@ -77,7 +77,7 @@ pub(super) fn overlay(file: &File<'_>, given: &mut Given) -> Result<()> {
         total_num_steps: total_num_steps(file, kind, params)?,
     };
     if let Some(iteration) = file.value(&pointer("last_batch_iteration")).filter(|value| value.as_f64() != Some(-1.0)) {
-        let why = "-1 (a resumed run goes on where its checkpoint stands)";
+        let why = "-1 (a resumed run continues at the step of its checkpoint)";
         return Err(file.invalid(&pointer("last_batch_iteration"), iteration, why, "remove it"));
     }
     let place = file.place("/scheduler");

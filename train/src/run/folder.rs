@@ -1,4 +1,4 @@
-//! What an earlier run has left in a folder.
+//! Files of an earlier run in a folder.
 
 use super::RunRecord;
 use crate::checkpoint::{self, Manifest, RUN_CONFIG, TRAINER_STATE};
@@ -20,7 +20,7 @@ pub fn metrics_file(config: &Config) -> PathBuf {
     config.metrics.clone().unwrap_or_else(|| config.output_dir.join(METRICS))
 }
 
-/// What is in a run's folder before a program begins to write there.
+/// The content of a run's folder before a program begins to write there.
 #[derive(Debug)]
 pub struct Remains {
     /// `run.json`.
@@ -111,7 +111,7 @@ pub fn clear(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Checkpoints of `dir` that are of the run, and those that are of others. One without a readable manifest may be the run's.
+/// Checkpoints of `dir` that belong to the run, and checkpoints of other runs. One without a readable manifest may be the run's.
 pub fn checkpoints_of(record: &RunRecord, checkpoints: &[PathBuf]) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let is_own = |dir: &PathBuf| Manifest::read(dir).map_or(true, |manifest| manifest.is_of(record));
     checkpoints.iter().cloned().partition(is_own)

@@ -1,4 +1,4 @@
-//! What a run is: `run.json` in its folder names it, and says what defines the function that it trains. Checkpoints of another
+//! The identity of a run: `run.json` in its folder has its id and the settings that define the trained function. Checkpoints of another
 //! run in the same folder are never resumed, removed or published.
 
 pub mod clock;

@@ -51,7 +51,7 @@ impl Trainer<'_> {
         self.optimizer.finish()?;
         let dir = checkpoint::dir_of(&self.config.output_dir, self.state.global_step);
         if rank == 0 && !saved {
-            bail!("stopped as asked at step {}, but the checkpoint could not be written", self.state.global_step);
+            bail!("stopped as requested at step {}, but the checkpoint could not be written", self.state.global_step);
         }
         Ok(Finished { state: self.state, stopped_in: Some(dir) })
     }

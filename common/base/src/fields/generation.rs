@@ -1,7 +1,7 @@
 //! How tokens are chosen: `generation_config.json`, and the same fields where older versions kept them, in `config.json`.
 //!
 //! Sampling (`do_sample`, `temperature`, `top_p`, …, `repetition_penalty`) and lengths are options of the programs, which are
-//! greedy by default and say what they do not use ([`unused`]); everything else that would change a greedy answer is refused.
+//! greedy by default and print the settings that they do not use ([`unused`]); everything else that would change a greedy answer is refused.
 //!
 //! # Source
 //! transformers 4.25 to 5.24, `generation/configuration_utils.py`, `GenerationConfig`.

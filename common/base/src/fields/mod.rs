@@ -1,4 +1,4 @@
-//! Strict JSON objects: every field of a file that others have written is read, known to change nothing, or refused.
+//! Strict JSON objects: every field of a foreign file is read, known to be harmless, or refused.
 //!
 //! A table has a row for each field; [`check`] refuses what no table knows, so that nothing is ever ignored silently.
 

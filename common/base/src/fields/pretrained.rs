@@ -15,7 +15,7 @@ pub const FIELDS: &[Row] = &[
     ("dtype", Read),
     ("torch_dtype", Read),
     ("tie_word_embeddings", Read),
-    // Where it comes from, and with what it was saved.
+    // Origin, and the program that saved it.
     ("_name_or_path", Harmless),
     ("name_or_path", Harmless),
     ("_commit_hash", Harmless),

@@ -21,7 +21,7 @@ pub fn publish(temporary: &Path, path: &Path) -> Result<()> {
     rename(temporary, path)
 }
 
-/// fsyncs a file, or a folder and everything below it. Costs little for what is on disk already.
+/// fsyncs a file, or a folder and everything below it. Costs little for data that is already on disk.
 fn sync_all(path: &Path) -> Result<()> {
     let about = path.symlink_metadata().map_err(Error::io(path))?;
     if about.is_dir() {
@@ -36,14 +36,14 @@ fn sync_all(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Gives what is on disk another name, in a way that survives a power cut.
+/// Renames a file or folder that is on disk, so that the new name survives a power cut.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(Error::io(to))?;
     sync_dir(parent(to))?;
     if parent(from) == parent(to) { Ok(()) } else { sync_dir(parent(from)) }
 }
 
-/// Copies a file so that `to` holds either what it held before or the whole copy, on disk.
+/// Copies a file atomically: `to` has its old content or the whole copy, on disk.
 pub fn copy_atomically(from: &Path, to: &Path) -> Result<()> {
     let mut source = File::open(from).map_err(Error::io(from))?;
     let mut copy = AtomicFile::create(to)?;

@@ -1,4 +1,4 @@
-//! Which keys of a record are read, change nothing, or would change the row.
+//! Keys of a record: read, harmless, or refused because they would change the row.
 
 use super::object::{Kind, Object, kind};
 use super::{Fault, RecordError};
@@ -62,7 +62,7 @@ const HARMLESS: [&str; 46] = [
     "width",
 ];
 
-/// Harmless keys of a turn. Any other that holds something makes the row refused: a turn is what is trained on.
+/// Harmless keys of a turn. Any other key with a value makes the row refused, because it may change the trained text.
 const HARMLESS_IN_TURN: [&str; 9] =
     ["category", "id", "index", "lang", "language", "model", "source", "timestamp", "turn"];
 

@@ -8,7 +8,7 @@ use std::rc::Rc;
 const MAX_ROW_BYTES: u64 = 64 << 20;
 const BUFFER_BYTES: usize = 1 << 18;
 const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
-/// Beginnings of files that are often found in place of a JSON file, what they are and what to do.
+/// First bytes of files that are often given in place of a JSON file, with their kind and the remedy.
 const OTHER_FILES: [(&[u8], &str); 5] = [
     (&[0xff, 0xfe], "UTF-16 text, expected UTF-8; convert it (iconv -f UTF-16 -t UTF-8)"),
     (&[0xfe, 0xff], "UTF-16 text, expected UTF-8; convert it (iconv -f UTF-16 -t UTF-8)"),
@@ -49,14 +49,14 @@ impl Position {
         self.0.first.get() == b'{'
     }
 
-    /// Column in the file of a column in what was given out.
+    /// Column in the file, from a column in the translated text.
     pub(super) fn column(&self, line: usize, column: usize) -> i64 {
         let (shifted, by) = self.0.shift.get();
         column as i64 - if shifted == line as u64 { by } else { 0 }
     }
 }
 
-/// Counts lines, columns and bytes of what it reads.
+/// Counts lines, columns and bytes while reading.
 pub(super) struct PythonJson<R> {
     inner: R,
     buffer: Vec<u8>,

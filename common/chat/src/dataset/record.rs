@@ -1,4 +1,4 @@
-//! One row's JSON → what its keys say.
+//! One row's JSON → a record.
 
 use super::object::{Kind, Object, RowParser, kind};
 use super::{Fault, RecordError, SourceRow, keys};
@@ -6,7 +6,7 @@ use crate::{Message, Role};
 use serde_json::value::RawValue;
 
 const IMAGE_VALUE: &str = "a name or a list of names";
-/// Longest path that Linux opens, bytes: what is longer is no file name, but a picture in base64.
+/// Longest path that Linux opens, bytes: a longer text is not a file name, but a picture in base64.
 const MAX_NAME_BYTES: usize = 4096;
 
 /// What a row says: its keys are read, nothing else in it matters.
@@ -32,7 +32,7 @@ pub struct RowNames {
 }
 
 impl RowNames {
-    /// Reads `id` and `image` of any row; what is not there or not text stays empty.
+    /// Reads `id` and `image` of any row; missing fields and fields of other types are empty.
     pub fn of(row: &SourceRow) -> Self {
         let parser = RowParser(row);
         let Ok(object) = parser.object() else { return Self::default() };
@@ -65,7 +65,10 @@ impl Record {
         };
         let turns = turns_of(parser, &object)?;
         if turns.is_empty() {
-            let detail = format!("no conversations or messages among the row's keys ({})", object.names());
+            let detail = match entry(parser, &object, keys::TURNS)? {
+                Some((key, _)) => format!("{key} is empty"),
+                None => format!("no conversations or messages among the row's keys ({})", object.names()),
+            };
             return Err(RecordError::new(Fault::NoTurns, detail));
         }
         let first = Some(&turns[0]).filter(|turn| turn.role == Role::System).map(|turn| &turn.content);
@@ -77,7 +80,7 @@ impl Record {
     }
 }
 
-/// An id's text, a number as its digits; `None` for what is neither.
+/// An id's text, a number as its digits; `None` for other types.
 pub fn id_text(value: &RawValue) -> Option<String> {
     match kind(value) {
         Kind::Number => Some(value.get().to_owned()),

@@ -1,10 +1,10 @@
-//! What a first pass over all rows notices: said once each, before the work begins.
+//! Findings of a first pass over all rows, each printed once before the work begins.
 
 use super::SourceRow;
 use super::keys::{self, Meaning};
 use super::object::RowParser;
 use super::record::{entry, images_of, label};
-use base::files;
+use base::{counted, files};
 use std::collections::{BTreeMap, HashSet};
 
 /// Keys that are named one by one.
@@ -63,7 +63,7 @@ impl Survey {
             format!("rows with the id of an earlier row: {repeated_ids}; all are kept (an id is a label)"),
         );
         line(*without_id, format!("rows without an id: {without_id}; each is called \"row N\" by its number"));
-        line(*constants, format!("NaN or Infinity read as null, a missing value: {constants} times"));
+        line(*constants, format!("NaN or Infinity read as null, a missing value: {}", counted(*constants, "time")));
         line(self.unknown_keys.len(), format!("keys of rows that are not read: {}", self.named_keys()));
         lines
     }

@@ -30,6 +30,7 @@ pub fn environment(name: &'static str, source: &str, clock: Clock) -> Result<Env
     environment.add_filter("default", default);
     environment.add_filter("d", default);
     environment.add_filter("int", int);
+    environment.add_filter("indent", python::indent);
     environment.add_filter(source::PERCENT_FILTER, percent);
     environment.add_test("sequence", is_sequence);
     environment.add_template_owned(name, source::translate(source))?;
@@ -55,7 +56,7 @@ fn default(value: Value, other: Option<Value>, boolean: Option<bool>, kwargs: Kw
     Ok(if takes_other { other.or(by_name).unwrap_or_else(|| Value::from("")) } else { value })
 }
 
-/// `int(default)`: Jinja2's takes the default for what is no number.
+/// `int(default)`: as in Jinja2, the default for a value that is not a number.
 fn int(value: &Value, other: Option<i64>) -> Value {
     let text = value.as_str().map(str::trim);
     let number = match text {

@@ -120,11 +120,16 @@ fn split_at_spaces(text: &str, from_right: bool, most: usize) -> Vec<&str> {
     parts
 }
 
-/// `str.splitlines(keepends=False)`: at every line boundary that Python knows.
+/// `str.splitlines(keepends=False)`.
 fn split_lines(text: &str, args: &[Value]) -> Result<Value, Error> {
     let (keep_ends, kwargs): (Option<bool>, Kwargs) = from_args(args)?;
     let keep_ends = keep_ends.or(kwargs.get("keepends")?).unwrap_or(false);
     kwargs.assert_all_used()?;
+    Ok(lines(text, keep_ends).into_iter().map(Value::from).collect())
+}
+
+/// A text's lines, cut at every line boundary that Python knows.
+fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let is_boundary = |c: char| {
         matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
     };
@@ -132,13 +137,48 @@ fn split_lines(text: &str, args: &[Value]) -> Result<Value, Error> {
     let mut rest = text;
     while let Some((at, boundary)) = rest.char_indices().find(|(_, c)| is_boundary(*c)) {
         let length = if rest[at..].starts_with("\r\n") { 2 } else { boundary.len_utf8() };
-        lines.push(Value::from(&rest[..if keep_ends { at + length } else { at }]));
+        lines.push(&rest[..if keep_ends { at + length } else { at }]);
         rest = &rest[at + length..];
     }
     if !rest.is_empty() {
-        lines.push(Value::from(rest));
+        lines.push(rest);
     }
-    Ok(Value::from(lines))
+    lines
+}
+
+/// Jinja2's filter `indent(width=4, first=False, blank=False)`; `width` may be the text to put before lines.
+pub fn indent(
+    value: &Value,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let width = width.or(kwargs.get("width")?).unwrap_or_else(|| Value::from(4));
+    let first = first.or(kwargs.get("first")?).unwrap_or(false);
+    let blank = blank.or(kwargs.get("blank")?).unwrap_or(false);
+    kwargs.assert_all_used()?;
+    let indentation = match width.as_str() {
+        Some(text) => text.to_string(),
+        None => {
+            let width = i64::try_from(width.clone())?.max(0);
+            " ".repeat(u16::try_from(width).map_err(|_| invalid(format!("indent by {width} columns")))?.into())
+        }
+    };
+    // A final line break begins a last, empty line.
+    let text = format!("{value}\n");
+    let mut indented = String::new();
+    for (index, line) in lines(&text, false).into_iter().enumerate() {
+        if index > 0 {
+            indented.push('\n');
+        }
+        let is_indented = if index == 0 { first } else { blank || !line.is_empty() };
+        if is_indented {
+            indented.push_str(&indentation);
+        }
+        indented.push_str(line);
+    }
+    Ok(indented)
 }
 
 fn partition(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {

@@ -107,7 +107,7 @@ impl ZipFile {
         )
     }
 
-    /// What is in it, for messages: a name shows how its others begin.
+    /// Its content for messages; one name shows how the others begin.
     pub(super) fn contents(&self) -> String {
         match self.entries.len() {
             0 => "images.zip (which has no files)".to_owned(),

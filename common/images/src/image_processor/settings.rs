@@ -1,4 +1,4 @@
-//! Which image processor a model wants: `image_processor` of `processor_config.json`, or `preprocessor_config.json`, in the
+//! The image processor of a model: `image_processor` of `processor_config.json`, or `preprocessor_config.json`, in the
 //! spellings of all transformers versions.
 
 use super::{ImageProcessor, Resample, fields};

@@ -110,7 +110,7 @@ impl Items {
 ///
 /// # Source
 /// Larmore and Hirschberg 1990, package-merge; limits may differ because a leaf's coins of denominations below its limit
-/// are simply not offered. What is taken of a denomination are its first items, so that their number says which.
+/// are simply not offered. The first items of a denomination are taken, so that their number is enough to name them.
 fn limited_lengths(counts: &[u32], limits: &[usize; LEAVES]) -> [u8; LEAVES] {
     let mut order: Vec<usize> = (0..counts.len()).collect();
     order.sort_by_key(|&leaf| counts[leaf]);

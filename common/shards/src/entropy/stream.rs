@@ -41,7 +41,7 @@ impl<'a> Coder<'a> {
         bits.at + usize::from(bits.used > 0)
     }
 
-    /// The symbols before those that were encoded.
+    /// The symbols before the encoded ones.
     #[cfg(target_arch = "x86_64")]
     fn encode_wide<'s>(&self, symbols: &'s [u8], bits: &mut Bits) -> &'s [u8] {
         match &self.wide {

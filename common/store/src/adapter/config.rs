@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// What is read of the file.
+/// The fields that are read.
 pub struct AdapterFile {
     /// The file, for errors.
     pub place: String,
@@ -27,7 +27,7 @@ pub struct AdapterFile {
     pub untrainable: Option<&'static str>,
     /// PEFT gives matrices that the weights lack random values, of which the product is not 0: `init_lora_weights: false`.
     pub has_random_init: bool,
-    /// Fields about modules, as they stand in the file; those that are not set are left out.
+    /// Fields about modules that are set in the file, unchanged.
     pub module_fields: Vec<(String, Value)>,
 }
 
@@ -60,7 +60,7 @@ const DEFAULT_RANK: usize = 8;
 /// Reads `dir/adapter_config.json`.
 ///
 /// # Errors
-/// Fields that no PEFT knows, and those that ask for something that is not done here.
+/// Fields that no version of PEFT has, and fields whose effect is not implemented.
 pub fn read(dir: &Path) -> Result<AdapterFile> {
     let path = dir.join(names::ADAPTER_CONFIG_FILE);
     let place = path.display().to_string();

@@ -1,4 +1,4 @@
-//! Which parts of a model an adapter holds: what its weights show, compared with what its configuration says.
+//! The modules of an adapter: by its weights, compared with its configuration.
 
 use super::config::AdapterFile;
 use super::targets::Targets;

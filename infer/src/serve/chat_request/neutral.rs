@@ -147,7 +147,7 @@ pub(super) const PART: &[(&str, Neutral)] = &[
     ("uuid", Any),
 ];
 
-/// Fields of `image_url`; the file's content says what it is.
+/// Fields of `image_url`; the type is found from the file's content.
 pub(super) const IMAGE_URL: &[(&str, Neutral)] =
     &[("detail", OneOf(super::messages::DETAILS)), ("format", Any), ("media_type", Any)];
 
@@ -187,7 +187,7 @@ impl Neutral {
     }
 }
 
-/// Refuses what is left of an object: what it asks for would be silently missing from the answer.
+/// Refuses the remaining fields of an object: their effect would be silently missing from the answer.
 pub(super) fn refuse_the_rest(fields: Fields, neutral: &[(&str, Neutral)]) -> Result<(), ApiError> {
     for (name, path, value) in fields.into_rest() {
         match neutral.iter().find(|(known, _)| *known == name) {

@@ -183,7 +183,7 @@ struct Torch {
 
 impl Torch {
     fn start(python: &str, threads: usize) -> Option<Self> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/torch_server.py");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../peers/peer_gemm.py");
         let mut command = Command::new(python);
         command.args([script, &threads.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().ok()?;

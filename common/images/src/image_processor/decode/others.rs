@@ -1,4 +1,4 @@
-//! WebP, and what else goes through the image crate.
+//! WebP, and other formats that the image crate decodes.
 
 use super::{Layout, Raster, check_size, convert, damaged, make_room};
 use crate::image_processor::ImageError;

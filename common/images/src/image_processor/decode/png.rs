@@ -57,7 +57,7 @@ fn decode_whole(bytes: &[u8], samples: &mut Vec<u8>) -> Result<Raster, ImageErro
     check_plausible(width as u64, height as u64, bytes.len(), bits / 8 / DEFLATE_RATIO)?;
     let mut reader = decoder.read_info().map_err(damaged)?;
     let size = reader.output_buffer_size().ok_or_else(|| damaged("row length overflows"))?;
-    // Interlaced rows of small samples are or-ed into what is there.
+    // Interlaced rows of small samples are or-ed into the buffer.
     samples.clear();
     make_room(samples, size);
     let frame = reader.next_frame(samples).map_err(damaged)?;

@@ -1,4 +1,4 @@
-//! What a file is, by its first bytes; its name says nothing.
+//! The type of a file, from its first bytes and not from its name.
 
 use crate::image_processor::ImageError;
 
@@ -22,7 +22,7 @@ pub enum Format {
 /// Identifies the format.
 ///
 /// # Errors
-/// `Unidentified`, with a guess at what it is instead: a dead link's HTML page, say.
+/// `Unidentified`, with the kind of file it seems to be: a dead link's HTML page, for example.
 pub fn format(bytes: &[u8]) -> Result<Format, ImageError> {
     match bytes {
         [0xFF, 0xD8, 0xFF, ..] => Ok(Format::Jpeg),

@@ -1,4 +1,4 @@
-//! TIFF: the first page, with Pillow's reading of the tags that change pixels. What is read otherwise than Pillow does is refused.
+//! TIFF: the first page, with Pillow's reading of the tags that change pixels. Files that Pillow reads in another way are refused.
 
 use super::jpeg::{self, Stored};
 use super::{Layout, Raster, check_size, convert, damaged, make_room, others};

@@ -49,9 +49,9 @@ pub struct Source<'a> {
     pub channels: usize,
 }
 
-/// The work on one row, of what is needed of it.
+/// The work on the needed part of one row.
 trait Kernels {
-    /// Samples of a row that [`Self::horizontal`] may read, though those that are not needed are without weight.
+    /// Samples of a row that [`Self::horizontal`] may read; samples that are not needed have weight 0.
     fn reach(&self) -> usize;
 
     /// Splits pixels of three channels.

@@ -1,4 +1,4 @@
-//! Which source samples an output sample is made of, and how much of each.
+//! The source samples of each output sample, with their weights.
 
 use super::super::geometry::AxisWindow;
 use super::Resample;

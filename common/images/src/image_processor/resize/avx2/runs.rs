@@ -90,7 +90,7 @@ impl Runs {
             low = _mm256_add_epi32(low, _mm256_madd_epi16(a, vector(&weights.low[0])));
             low = _mm256_add_epi32(low, _mm256_madd_epi16(b, vector(&weights.low[1])));
         }
-        // Sums of high products may have left 16 bits; what is lost would be shifted out of 32.
+        // Sums of high products may have left 16 bits; the lost bits would be shifted out of 32.
         let high = _mm256_madd_epi16(high, _mm256_set1_epi16(1));
         _mm256_add_epi32(low, _mm256_slli_epi32::<{ LOW_BITS as i32 }>(high))
     }

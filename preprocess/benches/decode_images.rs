@@ -1,10 +1,11 @@
-//! How fast image files are decoded, and nothing else: `decode_images FOLDER [REPEAT]` prints images a CPU-second of one
-//! thread, as JSON.
+//! Images decoded in a CPU-second of one thread, without resizing, as JSON:
+//!
+//!     cargo bench -p preprocess --bench decode_images -- FOLDER [REPEAT]
 
 use images::image_processor::decode;
 
 fn main() -> anyhow::Result<()> {
-    let mut args = std::env::args_os().skip(1);
+    let mut args = std::env::args_os().skip(1).filter(|arg| arg != "--bench");
     let folder = args.next().ok_or_else(|| anyhow::anyhow!("usage: decode_images FOLDER [REPEAT]"))?;
     let repeat: usize = args.next().map_or(Ok(1), |repeat| repeat.to_string_lossy().parse())?;
     let files = std::fs::read_dir(folder)?.map(|entry| std::fs::read(entry?.path())).collect::<Result<Vec<_>, _>>()?;

@@ -1,4 +1,6 @@
-//! CPU milliseconds a row of each stage of `preprocess shards`, on one thread: `stages MODEL DATA [REPEAT]`, as JSON.
+//! CPU milliseconds a row of each stage of `preprocess shards`, on one thread, as JSON:
+//!
+//!     cargo bench -p preprocess --bench stages -- MODEL DATA [REPEAT]
 
 use anyhow::Context;
 use base::files;
@@ -9,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 fn main() -> anyhow::Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let [model, data, rest @ ..] = &args[..] else { anyhow::bail!("usage: stages MODEL DATA [REPEAT]") };
     let repeat: usize = rest.first().map_or(Ok(5), |repeat| repeat.parse())?;
     let (chat, processor) = (ChatProcessor::from_dir(model.as_ref())?, ImageProcessor::from_dir(model.as_ref())?);

@@ -1,6 +1,6 @@
 //! Rows a second that the loader gives: shuffled, decoded, packed.
 //!
-//!     loader_bench --model DIR --shards DIR [--batch N] [--workers N] [--rows N]
+//!     cargo bench -p train --bench loader -- --model DIR --shards DIR [--batch N] [--workers N] [--rows N]
 //!
 //! The first pass warms the file cache up, the second is measured. Prints one JSON line.
 
@@ -31,6 +31,9 @@ struct Args {
     /// Rows to read in each pass.
     #[arg(long, default_value_t = 2000)]
     rows: usize,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
 }
 
 fn main() -> Result<()> {

@@ -1,10 +1,10 @@
-//! What fuzzing started from and what it found (`tests/fuzz/seeds`), through the program: an account or an error, no panic, little memory.
+//! Seeds and findings of the fuzz targets (`tests/fuzz/seeds`) through the program: a summary or an error, no panic, little memory.
 
-use crate::dataset::{Dataset, answered, question};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
+use tests::dataset::{Dataset, answered, question};
 
 /// Far below what a header that lies about its size asks for.
 const PEAK_KB: u64 = 300_000;
@@ -66,7 +66,7 @@ fn accounted(output: &Path) -> (u64, u64) {
 
 #[test]
 fn every_image_seed_is_a_sample_or_a_rejected_row() {
-    let (dataset, images) = (Dataset::new(), seeds("image"));
+    let (dataset, images) = (Dataset::empty(), seeds("image"));
     for image in &images {
         std::fs::copy(image, dataset.data().join("images").join(name(image))).expect("copied");
     }
@@ -86,7 +86,7 @@ fn every_image_seed_is_a_sample_or_a_rejected_row() {
 #[test]
 fn every_zip_seed_is_read_or_refused() {
     for zip in seeds("zip") {
-        let dataset = Dataset::new();
+        let dataset = Dataset::empty();
         std::fs::copy(&zip, dataset.data().join("images.zip")).expect("copied");
         dataset.write(&rows(&["a", "b.jpg", "c.png", "d/e.jpg"]));
         let output = tempfile::tempdir().expect("a temporary folder");
@@ -103,7 +103,7 @@ fn every_zip_seed_is_read_or_refused() {
 #[test]
 fn every_json_seed_is_accounted_for_or_refused_with_its_place() {
     for json in seeds("json") {
-        let dataset = Dataset::new();
+        let dataset = Dataset::empty();
         std::fs::copy(&json, dataset.data().join("chat.json")).expect("copied");
         let output = tempfile::tempdir().expect("a temporary folder");
         let (code, stderr) = run(&dataset, output.path(), name(&json));

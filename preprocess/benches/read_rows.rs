@@ -1,12 +1,14 @@
-//! How fast single rows are read at random: `read_shards DIR [ROWS]` prints rows a CPU-second of one thread, as JSON.
+//! Rows of shards read at random in a CPU-second of one thread, as JSON:
+//!
+//!     cargo bench -p preprocess --bench read_rows -- DIR [ROWS]
 
 use rand::seq::SliceRandom;
 use rand::{SeedableRng, rngs::StdRng};
 use shards::{ShardSet, Split};
 
 fn main() -> anyhow::Result<()> {
-    let mut args = std::env::args_os().skip(1);
-    let dir = args.next().ok_or_else(|| anyhow::anyhow!("usage: read_shards DIR [ROWS]"))?;
+    let mut args = std::env::args_os().skip(1).filter(|arg| arg != "--bench");
+    let dir = args.next().ok_or_else(|| anyhow::anyhow!("usage: read_rows DIR [ROWS]"))?;
     let rows: Option<usize> = args.next().map(|rows| rows.to_string_lossy().parse()).transpose()?;
     let set = ShardSet::open(dir.as_ref(), Split::Train)?;
     let rows = rows.unwrap_or(set.len());

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 /// The tiny model.
 pub fn llava() -> PathBuf {
-    tests::reference("tiny/llava")
+    crate::reference("tiny/llava")
 }
 
 /// A question turn.
@@ -21,7 +21,7 @@ pub fn answered(text: &str) -> Value {
 
 /// The rows of a reference dataset's chat.json.
 pub fn reference_rows(data: &str) -> Vec<Value> {
-    let text = std::fs::read(tests::reference(data).join("chat.json")).expect("read");
+    let text = std::fs::read(crate::reference(data).join("chat.json")).expect("read");
     serde_json::from_slice(&text).expect("a list of rows")
 }
 
@@ -49,6 +49,7 @@ pub struct Output {
 }
 
 impl Output {
+    /// The folder with the shards.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
@@ -63,16 +64,17 @@ impl Output {
 impl Dataset {
     /// One that `tests/reference/make` made.
     pub fn reference(path: &str) -> Self {
-        Self { data: tests::reference(path), _own: None }
+        Self { data: crate::reference(path), _own: None }
     }
 
     /// An empty one with an images folder.
-    pub fn new() -> Self {
+    pub fn empty() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         std::fs::create_dir(dir.path().join("images")).expect("created");
         Self { data: dir.path().to_path_buf(), _own: Some(dir) }
     }
 
+    /// The folder with chat.json and the pictures.
     pub fn data(&self) -> &Path {
         &self.data
     }
@@ -87,7 +89,7 @@ impl Dataset {
     pub fn write_pictures(&self, count: u8) {
         for number in 0..count {
             let path = self.data.join("images").join(format!("{number}.bmp"));
-            std::fs::write(path, tests::byte_model::picture(number)).expect("written");
+            std::fs::write(path, crate::byte_model::picture(number)).expect("written");
         }
     }
 
@@ -97,7 +99,7 @@ impl Dataset {
         let names = rows.iter().take(count).map(|row| row["image"].as_str().expect("a name").to_owned());
         names
             .inspect(|name| {
-                let source = tests::reference(data).join("images").join(name);
+                let source = crate::reference(data).join("images").join(name);
                 std::fs::copy(source, self.data.join("images").join(name)).expect("copied");
             })
             .collect()
@@ -110,7 +112,7 @@ impl Dataset {
 
     /// The same for another model.
     pub fn command_for(&self, model: &Path, output: &Path, args: &[&str]) -> Command {
-        let mut command = Command::new(tests::program("preprocess"));
+        let mut command = Command::new(crate::program("preprocess"));
         command.arg("shards").arg("--model").arg(model).arg("--data").arg(&self.data);
         command.arg("--output").arg(output).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
         command

@@ -21,7 +21,6 @@ import torch
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", required=True)
 parser.add_argument("--data", required=True)
-parser.add_argument("--peer", required=True, help="folder of peer_train.py, which reads the rows")
 parser.add_argument("--steps", type=int, default=12)
 parser.add_argument("--micro-batch", type=int, default=4)
 parser.add_argument("--accumulation", type=int, default=1)
@@ -31,7 +30,6 @@ parser.add_argument("--bucket", type=float, default=5e8, help="reduce_bucket_siz
 parser.add_argument("--checkpoint", required=True)
 args = parser.parse_args()
 
-sys.path.insert(0, args.peer)
 from peer_train import Rows, collate
 from transformers import LlavaForConditionalGeneration
 

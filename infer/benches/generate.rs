@@ -1,6 +1,6 @@
-//! Time to the first token and decoded tokens a second, measured as the reference's `peer_generate.py` measures them.
+//! Time to the first token and decoded tokens a second, measured as `tests/bench/peers/peer_generate.py` measures them.
 //!
-//!     generate_bench --model DIR --data DIR [--batch N] [--new-tokens N] [--rows N] [--weights stored|f32|int8]
+//!     cargo bench -p infer --bench generate -- --model DIR --data DIR [--batch N] [--new-tokens N] [--rows N] [--weights stored|f32|int8]
 //!
 //! Greedy, exactly `--new-tokens` a row, image processing excluded, vision tower included; medians over the rows after a
 //! first one that warms up. Prints one JSON line.
@@ -37,6 +37,9 @@ struct Args {
     /// Batches measured.
     #[arg(long, default_value_t = 4)]
     rows: usize,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
 }
 
 fn main() -> Result<()> {

@@ -1,10 +1,10 @@
 //! The web page in a headless Chromium: a conversation by mouse and keyboard, large and small, light and dark, and text that
 //! would like to be mark-up.
 
-use crate::serve::{Server, picture};
 use serde_json::{Value, json};
 use tests::browser::Browser;
 use tests::reference;
+use tests::server::{Server, picture};
 
 const IMAGE: &str = "pictures/images/100000000.jpg";
 /// True when no answer is being written.
