@@ -54,7 +54,7 @@ struct Runner {
     subcommand: Option<&'static str>,
     /// The part of the output that shows whether it is finished and there.
     witness: Witness,
-    /// How what is there is replaced, and the option that goes on with it: given by the runner, as the stage stands.
+    /// How an existing output is replaced, and the option that continues it; set by the runner from the stage's state.
     anew: Anew,
     goes_on: Option<&'static str>,
 }

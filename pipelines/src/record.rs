@@ -22,12 +22,12 @@ pub struct Record {
     inputs: BTreeMap<PathBuf, String>,
     /// Fingerprint of the output, when it is finished.
     output: Option<String>,
-    /// What was in its place when it began.
+    /// The output that existed when it began.
     #[serde(default)]
     before: Before,
 }
 
-/// What is in the place of an output when a stage begins.
+/// The state of an output when a stage begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Before {
     /// The training run whose folder it is: while it is that, this stage has nothing to go on from.
@@ -36,7 +36,7 @@ pub struct Before {
     pub may_go: bool,
 }
 
-/// How a stage stands to what was made the last time.
+/// The state of a stage compared with its last run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Made from the same, and still there.
@@ -45,9 +45,9 @@ pub enum Standing {
     Unfinished,
     /// Made from something else: what.
     Changed(String),
-    /// Finished from the same, but what is there now is something else.
+    /// Finished with the same inputs, but the output has changed since.
     Foreign,
-    /// Nothing is known of what is there.
+    /// The output has no record.
     Unknown,
 }
 

@@ -75,7 +75,7 @@ enum How {
 }
 
 impl Stage {
-    /// Runs the program unless nothing has changed since it last succeeded. `force` makes everything anew in any case.
+    /// Runs the program unless nothing has changed since it last succeeded. `force` always runs it.
     ///
     /// # Errors
     /// A missing input, a program that fails (with its command line and the last lines of its output), one that is still at

@@ -1,4 +1,4 @@
-//! The key/value cache, merged LoRA, other number formats and other shapes of the model, each against the whole forward.
+//! The key/value cache, merged LoRA, other dtypes and other shapes of the model, each against the whole forward.
 
 use base::IGNORE_INDEX;
 use burn::module::{Module, ModuleMapper, Param};

@@ -33,7 +33,7 @@ fn what_can_never_be_written_is_said_once_each_and_the_model_is_saved() {
         std::fs::create_dir_all(output.join(format!(".{name}.tmp"))).expect("created");
     }
     let log = text(&succeed(&mut train(&shards, &output, &OPTIONS)).stderr);
-    for what in ["the list of what is trained", "the metrics file", "the file of sample captions"] {
+    for what in ["the list of trained tensors", "the metrics file", "the file of sample captions"] {
         let warning = format!("warning: {what} cannot be written: ");
         assert_eq!(log.matches(&warning).count(), 1, "{what}: {log}");
     }

@@ -39,7 +39,7 @@ pub struct Pass<'a> {
 
 /// What happens beside the computing of a micro-batch, block by block.
 pub trait BlockHooks {
-    /// Before the forward pass uses a block, whose new values may still be on their way; called for the head at the latest
+    /// Before the forward pass uses a block, whose new values may still be in transit; called for the head at the latest
     /// before any gradient is computed.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Checkpoints: complete model or adapter directories with everything that a run needs to go on.
+//! Checkpoints: complete model or adapter directories with everything that a run needs to resume.
 //!
 //! A checkpoint is written under a temporary name, its manifest last, and appears by rename: a folder called
 //! `checkpoint-<step>` is whole.
@@ -128,7 +128,7 @@ pub fn save_weights(config: &Config, trainee: Trainee, dir: &Path) -> Result<()>
     Ok(())
 }
 
-/// What is not one rank's own, and not a hidden file either: another rank's optimizer shard has a temporary name until it is whole.
+/// Files that belong to no single rank and are not hidden: another rank's optimizer shard has a temporary name until it is whole.
 fn files_of_all_ranks(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(dir).with_context(|| dir.display().to_string())?;
     let entries = entries.collect::<std::io::Result<Vec<_>>>().with_context(|| dir.display().to_string())?;
@@ -279,7 +279,7 @@ pub fn list_own(output_dir: &Path, record: &RunRecord) -> Vec<PathBuf> {
 }
 
 /// The run's own checkpoint with the lowest loss of `losses` (step and loss of every evaluation), and that loss. Which one it
-/// is follows from what is there: a checkpoint that could not be written or was removed is not it.
+/// is follows from the files that exist: a checkpoint that could not be written or was removed is not it.
 pub fn best(
     output_dir: &Path,
     record: &RunRecord,

@@ -1,4 +1,4 @@
-//! A block's gradient on its way from the backward pass to the optimizer. A table of rows of which a batch touches few (the
+//! A block's gradient between the backward pass and the optimizer. A table of rows of which a batch touches few (the
 //! token embeddings) has a gradient of these rows only.
 
 use crate::buffers::Buffers;

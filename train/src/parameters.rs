@@ -31,7 +31,7 @@ pub fn edit(
     replace_with_or_abort(model, |model| model.map(&mut Editor { layout, block, change }));
 }
 
-/// Puts the values of a block's parameters, one after another, into the model, in its number format.
+/// Puts the values of a block's parameters, one after another, into the model, in its dtype.
 pub fn set(model: &mut Llava, layout: &Layout, block: usize, flat: &[f32]) {
     replace_with_or_abort(model, |model| model.map(&mut Setter { layout, block, flat }));
 }
@@ -168,7 +168,7 @@ fn with_values<const D: usize>(
     Param::from_mapped_value(id, tensor.set_require_grad(trained), mapper)
 }
 
-/// Values on their way to a device: through pinned memory where it has such.
+/// Values being copied to a device: through pinned memory where it has such.
 fn on_device<const D: usize>(values: TensorData, dtype: DType, device: &Device) -> Tensor<D> {
     let mut values = values.convert_dtype(dtype);
     device.staging(std::iter::once(&mut values));

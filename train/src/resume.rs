@@ -1,4 +1,4 @@
-//! How a run begins: anew, or from a checkpoint of the same run, whatever the number of ranks that wrote it.
+//! The start of a run: new, or from a checkpoint of the same run, written by any number of ranks.
 
 mod restore;
 
@@ -30,7 +30,7 @@ pub struct Found {
 pub struct Beginning {
     /// The run.
     pub record: RunRecord,
-    /// Where it goes on from; `None` when it starts anew.
+    /// The checkpoint to resume from; `None` for a new run.
     pub found: Option<Found>,
     /// What an earlier run has left in the folder is to be removed, except for its checkpoints.
     pub clears: bool,
@@ -43,7 +43,7 @@ impl Beginning {
         Self { record, found: None, clears, said: said.into_iter().collect() }
     }
 
-    /// The settings decide, with what is in `output_dir`.
+    /// From the settings and the content of `output_dir`.
     ///
     /// # Errors
     /// A folder that is used by another run; a run that trains another function; no checkpoint to go on from.
@@ -191,7 +191,7 @@ fn same_folder(a: Option<&Path>, b: &Path) -> bool {
     matches!((a.map(Path::canonicalize), b.canonicalize()), (Some(Ok(a)), Ok(b)) if a == b)
 }
 
-/// A run goes on only as what it is.
+/// A run resumes only with the settings that define its function.
 fn require_same(record: &RunRecord, function: &Function, place: &Path) -> Result<()> {
     let differences = record.function.differences(function);
     if differences.is_empty() {
@@ -309,7 +309,7 @@ impl Place {
     }
 }
 
-/// As [`Beginning::of`], for all ranks at once: rank 0 looks and checks, the others open what it found. Only rank 0 has the
+/// As [`Beginning::of`], for all ranks at once: rank 0 looks and checks, the others open the checkpoint that it found. Only rank 0 has the
 /// beginning; every rank has the checkpoint.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
 //! Checkpoints beside the training: every rank writes its part on a thread of its own, and when all have told so, rank 0
-//! publishes the whole. Whatever goes wrong with a checkpoint is a warning; the run goes on and the ones before stay.
+//! publishes the whole. A checkpoint that fails is a warning; the run continues and earlier checkpoints stay.
 
 use crate::checkpoint::optimizer;
 use crate::checkpoint::{self, Hashes, Manifest, PREFIX, Snapshot, WRITING};
@@ -166,5 +166,5 @@ fn join_publishing(thread: JoinHandle<()>) {
 
 fn give_up(temporary: &Path, name: &str, cause: &str) {
     let _ = std::fs::remove_dir_all(temporary);
-    tracing::warn!("{name} is not saved: {cause}; the checkpoints before it are untouched, and training goes on");
+    tracing::warn!("{name} is not saved: {cause}; earlier checkpoints are untouched, and training continues");
 }

@@ -39,7 +39,7 @@ impl Trainee {
     }
 }
 
-/// Opens a rank's device, in the number format that the run computes in.
+/// Opens a rank's device, in the dtype that the run computes in.
 ///
 /// # Errors
 /// A device that this build or this machine does not have.
@@ -63,7 +63,7 @@ pub fn wants_bf16(config: &Config) -> Result<bool> {
     Ok(kind == DeviceKind::CpuBf16 || config.bf16 && kind != DeviceKind::Cpu)
 }
 
-/// Loads the model, attaches LoRA where it is asked for, and chooses what is trained. Weights are those of `checkpoint`, if
+/// Loads the model, attaches LoRA where it is asked for, and selects the trained parameters. Weights are those of `checkpoint`, if
 /// there is one.
 ///
 /// # Errors
@@ -94,7 +94,7 @@ pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> R
 /// Refuses to go on from an adapter that `infer` can use and training cannot.
 ///
 /// # Errors
-/// What it has that is not implemented in training.
+/// Its parts that training does not implement.
 pub fn require_trainable(lora: &LoraConfig, dir: &Path) -> Result<()> {
     if let Some(reason) = lora.modules.as_ref().and_then(|modules| modules.untrainable) {
         let expected = "an adapter whose parts can all be trained here";
@@ -136,7 +136,7 @@ pub fn kept_features(
     Ok(Some(VisionFeatureCache::open(rows, &trainee.model, &trainee.config, format)?))
 }
 
-/// The number format of kept features, if any are kept.
+/// The dtype of kept features, if any are kept.
 pub fn cached_as(setting: CacheVisionFeatures) -> Option<CachedAs> {
     match setting {
         CacheVisionFeatures::No => None,

@@ -25,7 +25,7 @@ const HEADER_BYTES: u64 = 4096;
 const MAGIC: &[u8; 8] = b"LLVAVFC1";
 const CHECKSUM_BYTES: usize = 8;
 
-/// Number format of the kept values.
+/// Dtype of the kept values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CachedAs {

@@ -1,4 +1,4 @@
-//! What accompanies the training loop and is no part of a step: log lines, event files, progress, evaluation.
+//! Outputs of the training loop outside of a step: log lines, event files, progress, evaluation.
 
 use crate::captions::SampleCaption;
 use crate::checkpoint;
@@ -41,7 +41,7 @@ enum Output {
     Events,
     /// What an evaluation's sample captions are written to.
     SampleCaptions,
-    /// What is trained.
+    /// The manifest of trained tensors.
     Trainable,
     /// The features of the frozen tower.
     Features,
@@ -53,14 +53,14 @@ impl fmt::Display for Output {
             Self::Metrics => "the metrics file",
             Self::Events => "the event file",
             Self::SampleCaptions => "the file of sample captions",
-            Self::Trainable => "the list of what is trained",
+            Self::Trainable => "the list of trained tensors",
             Self::Features => "the file of vision features",
         })
     }
 }
 
 impl<'a> Watch<'a> {
-    /// Opens what the settings ask for, and writes the manifest of what is trained.
+    /// Opens the outputs that the settings ask for, and writes the manifest of trained tensors.
     ///
     /// # Errors
     /// No validation rows where an evaluation is asked for.
@@ -127,7 +127,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Whether it is time to evaluate, where transformers' Trainer does: `ends` says that no step follows. A step is evaluated
-    /// once: after one that was skipped, the model is what it was.
+    /// once: after one that was skipped, the model is unchanged.
     pub fn evaluates_at(&self, state: &TrainerState, ends: bool) -> bool {
         let steps = self.config.eval_interval().in_run(state.max_steps);
         let due = self.config.eval_strategy.is_due(state.global_step, steps, state.run.cursor, ends);
@@ -189,7 +189,7 @@ impl<'a> Watch<'a> {
         match written {
             Ok(()) if self.unwritten.remove(&what) => self.say(&format!("{what} can be written again")),
             Err(error) if self.unwritten.insert(what) => {
-                self.say(&format!("warning: {what} cannot be written: {error:#}; training goes on"));
+                self.say(&format!("warning: {what} cannot be written: {error:#}; training continues"));
             }
             _ => {}
         }
@@ -202,7 +202,10 @@ impl<'a> Watch<'a> {
         if let Some(trouble) = kept.and_then(VisionFeatureCache::trouble).filter(|_| speaks)
             && self.unwritten.insert(Output::Features)
         {
-            tracing::warn!("{} is of no use: {trouble}; features are computed, and training goes on", Output::Features);
+            tracing::warn!(
+                "{} is of no use: {trouble}; features are computed, and training continues",
+                Output::Features
+            );
         }
     }
 
@@ -238,7 +241,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// The run is over: what was to stay frozen must be what it was.
+    /// The end of the run: frozen tensors must be unchanged.
     ///
     /// # Errors
     /// It has changed.
@@ -259,7 +262,7 @@ impl<'a> Watch<'a> {
 }
 
 /// Before a checkpoint is written: if this step was evaluated, and better than every checkpoint so far, the new one is the
-/// best. For readers of the state; what is published and kept follows from the checkpoints that are there.
+/// best. For readers of the state; publication and removal follow from the checkpoints on disk.
 pub fn note_best_checkpoint(state: &mut TrainerState) {
     let of_this_step = state.losses().filter(|(step, _)| *step == state.global_step).last();
     let Some((_, loss)) = of_this_step.filter(|(_, loss)| loss.is_finite()) else { return };

@@ -1,4 +1,4 @@
-//! Where the model computes: a CPU (burn-flex) by default, CUDA with the feature `cuda`.
+//! Devices: a CPU (burn-flex) by default, CUDA with the feature `cuda`.
 
 use base::{Error, Result};
 use burn::tensor::{Device, DeviceConfig, FloatDType};
@@ -47,7 +47,7 @@ impl DeviceKind {
         }
     }
 
-    /// The device with bf16 as the number format that it computes in, for the rest of the process; `None` where it has no
+    /// The device with bf16 as the dtype of computation, for the rest of the process; `None` where it has no
     /// bf16. Must come before the first use of the device.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Dropout as a function of token and channel: whoever needs a mask makes it, nobody keeps it.
+//! Dropout as a function of token and channel: masks are computed where they are needed and never stored.
 
 use super::cpu;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// Dropout of an input `[T, width]`.
 #[derive(Clone, Debug)]
 pub struct Dropout {
-    /// For each token the number that, with the channel, decides what is dropped.
+    /// For each token the number that, with the channel, decides whether a value is dropped.
     pub(super) streams: Arc<[u64]>,
     /// Of 65,536: how many values are dropped.
     pub(super) threshold: u16,

@@ -1,4 +1,4 @@
-//! Keys and values of the tokens that a sequence already has, in buffers allocated once.
+//! Key and value cache of a sequence, in buffers allocated once.
 
 use burn::tensor::{Device, Tensor};
 
@@ -79,7 +79,7 @@ impl LayerCache {
         (keys.clone().narrow(1, 0, self.len), values.clone().narrow(1, 0, self.len))
     }
 
-    /// Writes the next tokens' keys and values behind those that are there. keys and values `[new, kv_heads · head_dim]`.
+    /// Appends the next tokens' keys and values. keys and values `[new, kv_heads · head_dim]`.
     ///
     /// The buffers are given away and taken back, so that a backend that owns them alone writes in place.
     pub fn append(&mut self, keys: Tensor<2>, values: Tensor<2>) {

@@ -1,10 +1,10 @@
-//! What linear layers are applied to.
+//! The input of linear layers, with the means to recompute it.
 
 use super::cpu::Again;
 use burn::tensor::Tensor;
 
 /// The input of linear layers. One that a norm or an activation has made knows how the backward step gets its values again from
-/// what is kept for the norm's or activation's own backward step: the same bits, and nothing of it needs to be kept meanwhile.
+/// the tensors kept for the norm's or activation's backward step: the same bits, and the values themselves are not kept.
 #[derive(Clone, Debug)]
 pub struct LinearInput {
     /// `[T, in]`

@@ -1,4 +1,4 @@
-//! How much memory this process has taken.
+//! Peak memory of the process, huge pages.
 
 /// Largest resident memory so far, MB of 2²⁰ bytes; 0 where the system does not say.
 pub fn peak_rss_mb() -> f64 {
@@ -8,7 +8,7 @@ pub fn peak_rss_mb() -> f64 {
     kb.map_or(0.0, |kb| kb / 1024.0)
 }
 
-/// Asks the system to move the memory of `values` into huge pages, for what is read again and again from end to end: with pages
+/// Asks the system to move the memory of `values` into huge pages, for data that is read repeatedly from end to end: with pages
 /// of 4 KB, finding them costs a decode step a tenth of its time.
 ///
 /// Linux from 6.1 on does it at once, whatever `transparent_hugepage/enabled` says; elsewhere nothing happens.
@@ -18,7 +18,7 @@ pub fn move_into_huge_pages<T>(values: &[T]) {
     let range = values.as_ptr_range();
     for block in range.start as usize / HUGE..(range.end as usize).div_ceil(HUGE) {
         // A block at the edge of a mapping cannot be moved; it stays as it is.
-        // SAFETY: the advice changes where pages lie, not what is in them, here and in what else the first and last block hold.
+        // SAFETY: the advice changes where pages lie, not their content, here and for other data in the first and last block.
         let _ = unsafe { libc::madvise((block * HUGE) as *mut libc::c_void, HUGE, libc::MADV_COLLAPSE) };
     }
 }

@@ -4,7 +4,7 @@ use crate::kv_cache::LayerCache;
 use crate::{Dropout, Mask, Rope};
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData, activation};
 
-/// Rows of a weight that are converted at a time when its number format differs from the activations'.
+/// Rows of a weight that are converted at a time when its dtype differs from the activations'.
 const CONVERTED_ROWS: usize = 1024;
 
 /// See [`crate::linear`].
@@ -18,7 +18,7 @@ pub fn linear(x: impl Into<Tensor<2>>, weight: Tensor<2>, bias: Option<Tensor<1>
     }
 }
 
-/// `x Wᵀ` with W in another number format, a slice of rows at a time so that no second copy of W comes into being.
+/// `x Wᵀ` with W in another dtype, a slice of rows at a time so that no second copy of W comes into being.
 fn linear_converting(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     let [out, _] = weight.dims();
     let parts = (0..out)
@@ -276,7 +276,7 @@ fn widened<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     if matches!(x.dtype(), DType::BF16 | DType::F16) { x.cast(DType::F32) } else { x }
 }
 
-/// In the number format of the activations.
+/// In the dtype of the activations.
 fn narrowed<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
     if x.dtype() == dtype { x } else { x.cast(dtype) }
 }

@@ -1,4 +1,4 @@
-//! Dropout of the LoRA branches: a pure function of the row, not of where and with whom the row is computed.
+//! Dropout of the LoRA branches: a pure function of the row, independent of rank and batch.
 
 use base::splitmix;
 use kernels::Dropout;

@@ -157,7 +157,7 @@ impl Llava {
     }
 }
 
-/// The pixels of a batch with images, `[N, C, S, S]`, on a device and in the number format that it computes in.
+/// The pixels of a batch with images, `[N, C, S, S]`, on a device and in the dtype that it computes in.
 pub fn pixel_tensor(batch: &PackedBatch, config: &LlavaConfig, device: &Device) -> Tensor<4> {
     let side = config.vision.image_size;
     let shape = [batch.num_images, config.vision.num_channels, side, side];

@@ -32,7 +32,7 @@ pub enum Value {
     Texts(Vec<String>),
 }
 
-/// Number format of a tensor's data.
+/// Dtype of a tensor's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TensorType {
     /// 4 bytes a value.

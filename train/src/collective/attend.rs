@@ -1,4 +1,4 @@
-//! Work that other ranks wait for: they are told that it goes on, so that the deadline is a time without progress.
+//! Work that other ranks wait for: it sends heartbeats, so that the timeout counts time without progress.
 
 use super::background::Communicator;
 use super::mpi::abort_all;

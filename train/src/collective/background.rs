@@ -1,4 +1,4 @@
-//! Exchanges on a thread of their own, so that they go on while the rank computes.
+//! The communication thread: exchanges run while the rank computes.
 
 use super::threads::panic_message;
 use super::{Collective, CollectiveError, Result, all_gather_bytes, all_reduce};

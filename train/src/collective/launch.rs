@@ -52,7 +52,7 @@ pub fn run_ranks<T: Send>(
             Err(error) => failures.push(error),
         }
     }
-    // The rank that failed by itself says more than those that it ended.
+    // The error of the rank that failed first says more than the errors of the ranks it ended.
     let ended = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(CollectiveError::RankFailed { .. }));
     let cause = failures.iter().position(|error| !ended(error)).unwrap_or(0);
     if !failures.is_empty() {

@@ -1,4 +1,4 @@
-//! The only code that talks to other ranks: threads of this process, or MPI.
+//! The only code that communicates with other ranks: threads of this process, or MPI.
 
 mod attend;
 pub mod background;
@@ -15,7 +15,7 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
-/// What is being exchanged, for messages.
+/// The data being exchanged, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// `reduce-scatter`, `all-gather`, `all-reduce`, …

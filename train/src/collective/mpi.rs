@@ -1,4 +1,4 @@
-//! Ranks as processes under MPI, which is found at run time: nothing is needed to build, any cluster's own MPI serves.
+//! Ranks as processes under MPI. The library is loaded at run time: building needs none, and any cluster's own MPI is used.
 
 use super::guard::Note;
 use super::{Collective, CollectiveError, Place, Result, add_in_rank_order, owned_slices};

@@ -1,4 +1,4 @@
-//! What this machine has to offer.
+//! Memory and disk of this machine.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Memory of a rank, by part: what is held all the time, and what the busiest moment of a step adds. `train plan` and the line that a
+//! Memory of a rank, by part: persistent memory, and the peak that a step adds. `train plan` and the line that a
 //! run begins with are the same [`Memory`]. Activations are in `activations.rs`.
 
 use super::data::MeanRow;
@@ -30,7 +30,7 @@ pub struct Memory {
     pub moments: f64,
     /// Activations at the busiest moment.
     pub activations: f64,
-    /// A block's gradients on their way to the other ranks, at the busiest moment.
+    /// Gradients of blocks in transit to other ranks, at the peak.
     pub exchange: f64,
     /// Micro-batches that were read ahead.
     pub loader: f64,
@@ -242,7 +242,7 @@ impl Step<'_> {
         (vocab_size as f64 - rows.count as f64 * text_tokens).max(0.0) * hidden_size as f64
     }
 
-    /// A block's gradient, and what is on its way to other ranks.
+    /// A block's gradient, and blocks in transit to other ranks.
     fn exchange(&self, block: Block) -> f64 {
         let tied = self.model.text.tie_word_embeddings && block == Block::TokenEmbeddings;
         // Tied weights get the head's gradient too, which waits for the embedding's.

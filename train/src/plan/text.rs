@@ -1,4 +1,4 @@
-//! The plan as people read it.
+//! The plan as text.
 
 use super::Plan;
 use super::disk::Disk;
@@ -104,7 +104,7 @@ impl Plan {
         )?;
         writeln!(
             f,
-            "  the run's folder    {} with {checkpoints} checkpoints at the same time",
+            "  the run's folder    {} with {checkpoints} checkpoint(s) at the same time",
             size(disk.run() as f64)
         )?;
         writeln!(f, "  shards              {} as {} pixels, {there}", size(*shards as f64), self.data.pixels.name())?;

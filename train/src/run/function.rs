@@ -1,4 +1,4 @@
-//! What defines the function that a run trains, and what of it differs.
+//! The settings that define the function that a run trains, and their differences.
 
 use crate::config::{Config, LossNormalization};
 use anyhow::{Context, Result};
@@ -82,7 +82,7 @@ impl Function {
         self.paths.insert(name.to_string(), path.display().to_string());
     }
 
-    /// Every difference, with both values: `self` is what the run has, `given` what is asked for.
+    /// Every difference, with both values: `self` has the run's values, `given` the requested ones.
     pub fn differences(&self, given: &Self) -> Vec<String> {
         let names: BTreeSet<&String> = self.values.keys().chain(given.values.keys()).collect();
         // Of another train type everything about LoRA differs, too.

@@ -1,4 +1,4 @@
-//! How a run saves, and how it ends.
+//! Saving, and the end of a run.
 
 use super::sums::StepSums;
 use super::{Finished, Trainer};
@@ -71,7 +71,7 @@ impl Trainer<'_> {
         self.saver.finish(self.optimizer.communicator())?;
         self.wait_for_params()?;
         let Self { config, record, trainee, mut optimizer, state, .. } = self;
-        // The others wait while rank 0 hashes what was frozen, and writes.
+        // The others wait while rank 0 hashes the frozen tensors, and writes.
         let save = || {
             watch.finish(&trainee)?;
             record.map_or(Ok(()), |record| put_out(config, &record, trainee, &state, &watch))

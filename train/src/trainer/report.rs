@@ -1,4 +1,4 @@
-//! What a step has to say, and what the log's lines say of several.
+//! The numbers of a step, and of the steps of a log line.
 
 use super::sums::StepSums;
 use crate::collective::background::Traffic;
@@ -16,7 +16,7 @@ pub(super) struct StepReport {
     pub(super) traffic: Traffic,
 }
 
-/// What has been seen since the last line.
+/// Sums since the last logged step.
 pub(super) struct Log {
     /// When the last line was written; pauses are added.
     pub(super) since: Instant,

@@ -1,4 +1,4 @@
-//! From settings to a trainer at work.
+//! From settings to a running trainer.
 
 use super::{Finished, Trainer};
 use crate::batch::{self, Steps};
@@ -141,7 +141,7 @@ fn take_folder(config: &Config) -> Result<RunLock> {
     Ok(lock)
 }
 
-/// Rank 0, when nothing stands in the way of the run any more: says how it begins, and writes what it is.
+/// Rank 0, after all checks: prints how the run begins, and writes `run.json`.
 fn begin(
     config: &Config,
     beginning: Beginning,
@@ -232,7 +232,7 @@ fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &Traine
     if let Some(lora) = &trainee.lora {
         let on = match &lora.modules {
             None => lora.target_modules.join(", "),
-            Some(modules) => format!("{} layers, as in the adapter that it goes on from", modules.lora.len()),
+            Some(modules) => format!("{} layers, as in the given adapter", modules.lora.len()),
         };
         let whose = match adapter {
             Some(adapter) => {

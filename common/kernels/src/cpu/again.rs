@@ -14,7 +14,7 @@ struct Shared {
 }
 
 impl Again {
-    /// `compute` gives the bits that the forward pass had. What it holds is kept.
+    /// `compute` gives the bits of the forward pass. The tensors it captures are kept.
     pub fn new(compute: impl Fn() -> FlexTensor + Send + Sync + 'static) -> Self {
         Self(Arc::new(Shared { compute: Box::new(compute), values: Mutex::default() }))
     }

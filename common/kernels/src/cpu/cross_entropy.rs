@@ -328,7 +328,7 @@ impl<'a> Fetched<'a> {
 }
 
 multiversion! {
-    // `largest` becomes that of every column, too; gives the factors by which what is relative to it shrinks.
+    // `largest` becomes that of every column, too; gives the factors that rescale sums relative to the old largest value.
     // `fetched` is asked for along the way.
     fn raise(largest: &mut [f32], logits: &[f32], fetched: &[f32]) -> Vec<f32> {
         let mut shrunk = largest.to_vec();

@@ -1,7 +1,7 @@
-//! Dot products of one row of a weight with few rows of x: what a decode step consists of.
+//! Dot products of the rows of a weight with few rows of x, for decode steps.
 //!
 //! Sums have sixteen lanes, products and sums are separate operations, lanes are added pairwise: the same bits on every
-//! machine, and for a row of x in any company. The vector instructions are written out because the compiler, left to
+//! machine, and for a row of x whatever the other rows are. The vector instructions are written out because the compiler, left to
 //! itself, works on two lanes at a time here.
 
 use super::simd::{LANES, fold};
@@ -44,7 +44,7 @@ fn add_rest<E: Element, const N: usize>(mut totals: [f32; N], inputs: [&[f32]; N
     totals
 }
 
-/// The same with AVX2, for one number format: `$load` gives sixteen values from an address on, in two vectors.
+/// The same with AVX2, for one dtype: `$load` gives sixteen values from an address on, in two vectors.
 #[cfg(target_arch = "x86_64")]
 macro_rules! avx2_dots {
     ($name:ident, $element:ty, $load:expr) => {
@@ -81,7 +81,7 @@ macro_rules! avx2_dots {
     };
 }
 
-/// One function a number format.
+/// One function a dtype.
 #[cfg(target_arch = "x86_64")]
 pub mod avx2 {
     avx2_dots!(of_f32, f32, |from: *const f32| (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))));

@@ -193,7 +193,7 @@ impl Packed {
     }
 }
 
-/// What is multiplied.
+/// The factors of a product.
 #[derive(Clone, Copy)]
 struct Factors<'a> {
     kernel: Kernel,
@@ -207,7 +207,7 @@ struct Slices<'a> {
     in_place: Option<Matrix<'a>>,
     /// Slice by slice, in each panel by panel.
     packed: &'a [f32],
-    /// Rows of what was packed, of which the product may need the first ones only.
+    /// Packed rows, of which a product may use the first ones only.
     depth: usize,
     /// Length of a slice; the last may be shorter.
     slice: usize,

@@ -50,7 +50,7 @@ pub fn linear_kept([tokens, inputs]: [usize; 2], trained: bool, recomputed: bool
     if trained && !recomputed { bytes_of(tokens * inputs) } else { 0 }
 }
 
-/// A weight in any number format that can be frozen; a trained one is f32.
+/// A weight in any dtype that can be frozen; a trained one is f32.
 fn weight_operand(weight: &Tensor<2>) -> Option<Operand> {
     let weight = operand::any_operand(weight)?;
     let supported = Weight::new(&weight.values).is_some();

@@ -266,7 +266,7 @@ macro_rules! kernels {
                 }
             }
 
-            /// All rows, as many at a time as fill the registers, then of what is left a number that there is a tile for.
+            /// All rows, as many at a time as fill the registers, then the largest tile that fits the remaining rows.
             ///
             /// # Safety
             /// As `run`.

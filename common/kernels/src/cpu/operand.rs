@@ -1,4 +1,4 @@
-//! Between burn's tensors and slices: what goes into a kernel, what comes out, and the backward step beside it.
+//! From burn's tensors to slices and back: inputs and outputs of kernels, and the record of the backward step.
 
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
@@ -39,12 +39,12 @@ impl Node {
     }
 }
 
-/// The tensor as f32 operand; `None` on another backend or in another number format.
+/// The tensor as f32 operand; `None` on another backend or in another dtype.
 pub fn operand<const D: usize>(tensor: &Tensor<D>) -> Option<Operand> {
     if tensor.dtype() == DType::F32 { any_operand(tensor) } else { None }
 }
 
-/// The tensor as operand in whatever number format; `None` on another backend.
+/// The tensor as operand in whatever dtype; `None` on another backend.
 pub fn any_operand<const D: usize>(tensor: &Tensor<D>) -> Option<Operand> {
     if !tensor.device().is_autodiff() {
         let values = tensor.clone().try_into_primitive::<Flex>().ok()?;

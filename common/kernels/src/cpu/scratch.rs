@@ -54,7 +54,7 @@ pub fn take(scratch: &'static Scratch, len: usize) -> Aligned {
     if memory.len < len { Aligned::zeros(len) } else { memory }
 }
 
-/// Keeps the larger of this memory and what is kept already.
+/// Keeps the larger of this buffer and the kept one.
 pub fn give(scratch: &'static Scratch, memory: Aligned) {
     let kept = scratch.take();
     scratch.set(if kept.len > memory.len { kept } else { memory });

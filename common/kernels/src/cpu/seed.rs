@@ -1,4 +1,4 @@
-//! Where a backward pass starts when the gradient of its output is known.
+//! The start of a backward pass from a given gradient of its output.
 
 use super::operand::{self, record};
 use burn::backend::Flex;

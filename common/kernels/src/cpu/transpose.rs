@@ -20,7 +20,7 @@ fn transpose_with(isa: Isa, from: Matrix, to: &mut [f32], stride: usize) {
         return;
     }
     assert!(rows <= stride && (columns - 1) * stride + rows <= to.len(), "room for {columns} × {rows} values");
-    // Block by block, so that what is read and what is written stay in the cache.
+    // Block by block, so that source and destination stay in the cache.
     for row in (0..rows).step_by(BLOCK) {
         for column in (0..columns).step_by(BLOCK) {
             let block = from.block(row..rows.min(row + BLOCK), column..columns.min(column + BLOCK));

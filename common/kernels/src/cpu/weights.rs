@@ -24,7 +24,7 @@ const TASK_ROWS: usize = 32;
 /// Values that are widened at a time.
 const WIDENED: usize = 1 << 20;
 
-/// A number format of weights.
+/// A dtype of weights.
 pub trait Element: Copy + Send + Sync + 'static {
     /// The value in f32, without branches, so that it can be done for many at once.
     fn widen(self) -> f32;
@@ -92,7 +92,7 @@ pub enum Weight<'a> {
 }
 
 impl<'a> Weight<'a> {
-    /// The tensor's values; `None` in another number format.
+    /// The tensor's values; `None` in another dtype.
     pub fn new(tensor: &'a FlexTensor) -> Option<Self> {
         let [rows, columns] = dims(tensor);
         Some(match tensor.dtype() {
@@ -201,7 +201,7 @@ multiversion! {
     }
 }
 
-/// `x Wᵀ` for few rows of x: dot products along the weight's rows. A row of x gives the same bits in any company.
+/// `x Wᵀ` for few rows of x: dot products along the weight's rows. Batch-invariant: a row of x gives the same bits whatever the other rows are.
 fn few<E: Element>(x: Matrix, weight: &[E], out: usize, bias: Option<&[f32]>) -> Vec<f32> {
     let (tokens, width) = (x.rows, x.columns);
     let mut by_channel = vec![0.0; tokens * out];

@@ -27,7 +27,7 @@ impl FeatureSelect {
     }
 }
 
-/// Number format of weights in a file (`dtype` / `torch_dtype`).
+/// Dtype of weights in a file (`dtype` / `torch_dtype`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightDtype {
     /// float32

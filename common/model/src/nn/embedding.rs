@@ -30,7 +30,7 @@ impl Embedding {
         Self { weight, lora_A: None, lora_B: None, lora_scale: 0.0, int8: None }
     }
 
-    /// Rows `ids`, in the number format that the device computes in: `[T]` → `[T, D]`.
+    /// Rows `ids`, in the dtype that the device computes in: `[T]` → `[T, D]`.
     pub fn rows(&self, ids: &[u32]) -> Tensor<2> {
         let weight = self.weight.val();
         let dtype = weight.device().settings().float_dtype;

@@ -84,7 +84,7 @@ pub const TEXT_LINEARS: [&str; 7] = [
 ];
 
 impl LanguageModel {
-    /// Embeddings of tokens in the number format that the device computes in: `[T]` → `[T, D]`.
+    /// Embeddings of tokens in the dtype that the device computes in: `[T]` → `[T, D]`.
     pub fn embed(&self, input_ids: &[u32]) -> Tensor<2> {
         self.model.embed_tokens.rows(input_ids)
     }

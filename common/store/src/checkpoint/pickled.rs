@@ -25,7 +25,7 @@ impl Rewritten {
 /// Rewrites the tensors of a pickled file into safetensors, bit for bit, in the folder for temporary files.
 ///
 /// # Errors
-/// A file that is no PyTorch checkpoint or is damaged, a number format that weights cannot have, a full disk.
+/// A file that is no PyTorch checkpoint or is damaged, a dtype that weights cannot have, a full disk.
 pub fn rewrite(path: &Path) -> Result<Rewritten> {
     let damaged = |error: &dyn std::fmt::Display| {
         Error::invalid(path.display(), error, "a complete state dict as torch.save writes it", "download it again")

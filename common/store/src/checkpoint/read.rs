@@ -71,7 +71,7 @@ impl TensorFiles {
     /// `pytorch_model.bin` (which is rewritten into a temporary file), as in transformers.
     ///
     /// # Errors
-    /// No weights, a damaged file, a part or tensor of the index that is missing, a number format that weights cannot have.
+    /// No weights, a damaged file, a part or tensor of the index that is missing, a dtype that weights cannot have.
     pub fn open(dir: &Path) -> Result<Self> {
         let single = dir.join(names::WEIGHTS_FILE);
         if single.exists() {
