@@ -310,7 +310,7 @@ fn what_is_missing_or_foreign_is_named() {
     let output = folder.path().join("llava");
     let swapped = failure(assemble(&text, &clip, &output, &[]));
     assert!(swapped.contains("--vision-tower") && swapped.contains("model_type"), "{swapped}");
-    assert!(failure(assemble(&clip, &text, &output, &["--vision-feature-layer", "9"])).contains("hidden states"));
+    assert!(failure(assemble(&clip, &text, &output, &["--vision-feature-layer", "9"])).contains("hidden state"));
 
     let bare = folder.path().join("clip");
     std::fs::create_dir(&bare).expect("made");

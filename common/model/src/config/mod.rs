@@ -1,6 +1,7 @@
 //! `config.json` of a LLaVA: read in every spelling that transformers has written, validated once. The parts of it that describe
 //! a tower or a language model belong to their families, in [`crate::vision`] and [`crate::text`].
 
+mod directory;
 mod llava;
 pub(crate) mod reader;
 

@@ -14,13 +14,12 @@ pub use rope::RopeScaling;
 
 use crate::config::reader::{At, Fields, dtype};
 use crate::config::{Activation, WeightDtype};
+use base::Result;
 use base::fields::Row;
 use base::json::OneOrMany;
-use base::{Result, json, names};
 use burn::tensor::Device;
 use kernels::kv_cache::KvCache;
 use serde_json::{Map, Value};
-use std::path::Path;
 
 families! {
     /// A family of language models.
@@ -134,20 +133,14 @@ impl TextConfig {
         self.num_key_value_heads * self.head_dim
     }
 
-    /// Reads the directory of a language model, and the format of its weights.
-    ///
-    /// # Errors
-    /// A model of another kind, and values that do not fit each other; the key is named.
-    pub fn read(dir: &Path) -> Result<(Self, WeightDtype)> {
-        let path = dir.join(names::CONFIG_FILE);
-        let object: Map<String, Value> = json::read(&path)?;
-        let fields = Fields::new(&object, At::file(&path));
+    /// From the configuration of a language model alone, with the dtype of its weights.
+    pub(crate) fn of_directory(fields: &Fields<'_>) -> Result<(Self, WeightDtype)> {
         let family = family(fields.model_type()?, &fields.at)?;
         let tied = fields.get("tie_word_embeddings")?.unwrap_or(false);
-        Ok((Self::from_fields(family, &fields, tied)?, dtype(&[&fields])?))
+        Ok((Self::from_fields(family, fields, tied)?, dtype(&[fields])?))
     }
 
-    /// Reads the language model of a LLaVA's configuration: a Llama where it does not say what it is. 4.x never wrote the
+    /// From the language model of a LLaVA's configuration: a Llama where it does not say what it is. 4.x never wrote the
     /// LLaVA's own `tie_word_embeddings` when it was true (its default there), so where it stands it means what 5.x means by it.
     pub(crate) fn of_llava(fields: &Fields<'_>, tied_outside: bool) -> Result<Self> {
         let found = fields.model_type()?.unwrap_or(TextFamily::Llama.model_type());

@@ -9,12 +9,11 @@ pub use vit::{VISION_LINEARS, VisionContext, VisionLayer, VisionTower, VisionTra
 use crate::config::reader::{At, Fields, dtype};
 use crate::config::{Activation, WeightDtype};
 use crate::nn::init::Initializer;
+use base::Result;
 use base::fields::Row;
 use base::json::OneOrMany;
-use base::{Result, json, names};
 use burn::tensor::Device;
 use serde_json::{Map, Value};
-use std::path::Path;
 
 families! {
     /// A family of vision towers.
@@ -106,19 +105,13 @@ impl VisionConfig {
         self.patches() + usize::from(self.family.has_class_token())
     }
 
-    /// Reads the directory of a vision tower, or of a model with a text tower beside it, and the format of its weights.
-    ///
-    /// # Errors
-    /// A model of another kind, and values that do not fit each other; the key is named.
-    pub fn read(dir: &Path) -> Result<(Self, WeightDtype)> {
-        let path = dir.join(names::CONFIG_FILE);
-        let object: Map<String, Value> = json::read(&path)?;
-        let fields = Fields::new(&object, At::file(&path));
+    /// From the configuration of a vision tower, or of a model with a text tower beside it, with the dtype of its weights.
+    pub(crate) fn of_directory(fields: &Fields<'_>) -> Result<(Self, WeightDtype)> {
         let found = fields.model_type()?;
         for family in VisionFamily::all() {
             let Spec { model_type, two_towers, two_towers_fields, .. } = family.spec();
             if found == Some(*model_type) {
-                return Ok((Self::from_fields(family, &fields)?, dtype(&[&fields])?));
+                return Ok((Self::from_fields(family, fields)?, dtype(&[fields])?));
             }
             if found == Some(*two_towers) {
                 fields.check(two_towers_fields, "a model of a vision tower and a text tower")?;
@@ -134,14 +127,14 @@ impl VisionConfig {
                         )
                     })?,
                 };
-                return Ok((Self::from_fields(family, &tower)?, dtype(&[&fields])?));
+                return Ok((Self::from_fields(family, &tower)?, dtype(&[fields])?));
             }
         }
         let known = VisionFamily::all().flat_map(|family| [family.spec().two_towers, family.spec().model_type]);
         Err(fields.at.wrong_model_type(found, &known.collect::<Vec<_>>()))
     }
 
-    /// Reads the tower of a LLaVA's configuration; nothing there means CLIP ViT-L/14 at 336 pixels.
+    /// From the tower of a LLaVA's configuration; nothing there means CLIP ViT-L/14 at 336 pixels.
     pub(crate) fn of_llava(fields: Option<&Fields<'_>>) -> Result<Self> {
         let Some(fields) = fields else { return Ok(clip::vit_large_336()) };
         let found = fields.model_type()?.unwrap_or(VisionFamily::Clip.model_type());
