@@ -38,6 +38,24 @@ impl Processors {
         check(dir, &config, &chat, &images)?;
         Ok(Self { config, chat, images })
     }
+
+    /// Refuses a tokenizer with more ids than the embedding has rows, for work that may use any of them. Published models have
+    /// such tokenizers (a padding token that was added later); what does not meet these ids works with them.
+    ///
+    /// # Errors
+    /// The largest id and the number of rows.
+    pub fn require_rows_for_all_ids(&self, dir: &Path) -> Result<()> {
+        let (ids, rows) = (self.chat.vocabulary_size(), self.config.text.vocab_size);
+        if ids <= rows {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            dir.join(names::TOKENIZER_FILE).display(),
+            format!("ids up to {}", ids - 1),
+            format!("ids below config.json's vocab_size, {rows}"),
+            "take the tokenizer that the model was made with, or resize the embedding (resize_token_embeddings of transformers)",
+        ))
+    }
 }
 
 /// Refuses processors that would give the model other pixels, features or ids than it takes.
@@ -59,15 +77,6 @@ fn check(dir: &Path, config: &LlavaConfig, chat: &ChatProcessor, images: &ImageP
     if let Some(id) = chat.eos_token_ids.iter().find(|&&id| id as usize >= rows) {
         let found = format!("end-of-text id {id}");
         return differ(names::TOKENIZER_CONFIG_FILE, found, format!("an id below config.json's vocab_size, {rows}"));
-    }
-    let ids = chat.vocabulary_size();
-    if ids > rows {
-        return Err(Error::invalid(
-            dir.join(names::TOKENIZER_FILE).display(),
-            format!("ids up to {}", ids - 1),
-            format!("ids below config.json's vocab_size, {rows}"),
-            "take the tokenizer that the model was made with, or resize the embedding (resize_token_embeddings of transformers)",
-        ));
     }
     let counted: Option<TokenCount> = json::read_if_there(&dir.join(names::PROCESSOR_CONFIG_FILE))?;
     let class_tokens = config.vision.tokens() - config.vision.patches();

@@ -29,6 +29,7 @@ use store::processors::Processors;
 /// Runs the command; the text is its result for stdout.
 pub fn run(args: &Args) -> Result<String> {
     let model = Processors::read(&args.model)?;
+    model.require_rows_for_all_ids(&args.model)?;
     model.chat.check_system(&args.system_prompt).context("--system-prompt")?;
     let images = ImageSources::find(&args.data)?;
     let chat_json = chat_file(&args.data);
