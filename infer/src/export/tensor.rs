@@ -51,7 +51,9 @@ impl Order {
             }
             Self::Blocks(order) => {
                 let block = row / order.len();
-                let of_row = |start: usize| order.iter().flat_map(move |from| (start + from * block)..(start + (from + 1) * block));
+                let of_row = |start: usize| {
+                    order.iter().flat_map(move |from| (start + from * block)..(start + (from + 1) * block))
+                };
                 (0..rows).flat_map(|index| of_row(index * row)).map(|index| bytes[index]).collect()
             }
         }

@@ -53,7 +53,9 @@ pub fn metadata(dir: &Path, config: &TextConfig) -> Result<Vec<(String, Value)>>
         ref ids => {
             let found = format!("{} tokens before a text", ids.len());
             let remedy = "keep the safetensors";
-            return Err(Error::invalid(format!("{}: post_processor", path.display()), found, "one at most", remedy).into());
+            return Err(
+                Error::invalid(format!("{}: post_processor", path.display()), found, "one at most", remedy).into()
+            );
         }
     };
     metadata.extend(start.or(config.bos_token_id).map(|id| number("tokenizer.ggml.bos_token_id", id as usize)));

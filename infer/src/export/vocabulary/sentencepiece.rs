@@ -36,7 +36,8 @@ pub fn metadata(file: &TokenizerFile, tokens: &Tokens, path: &Path) -> Result<Ve
 fn scores(file: &TokenizerFile, tokens: &Tokens, path: &Path) -> Result<Vec<f32>> {
     let refuse = |found: String| {
         let place = format!("{}: model.merges", path.display());
-        let expected = "all ways to part a piece in two, one piece behind the other, as SentencePiece's scores give them";
+        let expected =
+            "all ways to part a piece in two, one piece behind the other, as SentencePiece's scores give them";
         Error::invalid(place, found, expected, "keep the safetensors")
     };
     let (mut rank_of, mut last) = (HashMap::<String, usize>::new(), String::new());
@@ -55,7 +56,9 @@ fn scores(file: &TokenizerFile, tokens: &Tokens, path: &Path) -> Result<Vec<f32>
     let vocabulary = &file.model.vocab;
     for (piece, _) in tokens.iter().filter(|(_, kind)| *kind == Kind::Normal) {
         let parts = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
-        for (left, right) in parts.filter(|(left, right)| vocabulary.contains_key(*left) && vocabulary.contains_key(*right)) {
+        for (left, right) in
+            parts.filter(|(left, right)| vocabulary.contains_key(*left) && vocabulary.contains_key(*right))
+        {
             if !merges.contains(&(left, right)) {
                 return Err(refuse(format!("no merge of {left:?} and {right:?}")));
             }
