@@ -83,6 +83,18 @@ fn an_adapter_is_merged_on_the_way() {
     assert_eq!((&read["different"], &read["unexpected"]), (&json!([]), &json!([])));
 }
 
+/// A script for the Python package xllamacpp; `None`, said on stdout, where the package is not there.
+fn with_llama_cpp(script: &str) -> Option<Command> {
+    let mut python = python()?;
+    if !python.args(["-c", "import xllamacpp"]).output().expect("python starts").status.success() {
+        println!("not run: LLAVA_PYTHON has no xllamacpp (tests/requirements.txt)");
+        return None;
+    }
+    let mut command = Command::new(python.get_program());
+    command.arg(python_script(script));
+    Some(command)
+}
+
 /// What llama.cpp itself says, as the Python package xllamacpp has it, of models (name, directory, folder of the exported files)
 /// against ours without pictures, and against transformers' with them: the number of texts. `None`, said on stdout, where the
 /// package is not there.
@@ -91,13 +103,8 @@ fn an_adapter_is_merged_on_the_way() {
 /// (ggml-org/llama.cpp, issue 25814), whatever the file says.
 pub fn llama_cpp(models: &[(&str, &Path, &Path)], options: &[&str]) -> Option<usize> {
     const ROWS: usize = 6;
-    let mut python = python()?;
-    if !python.args(["-c", "import xllamacpp"]).output().expect("python starts").status.success() {
-        println!("not run: LLAVA_PYTHON has no xllamacpp (tests/requirements.txt)");
-        return None;
-    }
-    let mut script = Command::new(python.get_program());
-    script.arg(python_script("llama_cpp.py")).arg(reference("pictures")).arg(ROWS.to_string());
+    let mut script = with_llama_cpp("llama_cpp.py")?;
+    script.arg(reference("pictures")).arg(ROWS.to_string());
     for (_, model, exported) in models {
         script.arg(exported).arg(model);
     }
@@ -156,6 +163,48 @@ fn llama_cpp_says_the_same() {
     let models: Vec<(&str, &Path, &Path)> =
         models.iter().map(|(name, dir, exported)| (*name, dir.as_path(), exported.as_path())).collect();
     llama_cpp(&models, &[]);
+}
+
+#[test]
+fn llama_cpp_splits_texts_into_the_same_tokens() {
+    let Some(mut script) = with_llama_cpp("llama_cpp_tokens.py") else { return };
+    let byte_level = |own_split: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": own_split});
+    let digits =
+        json!({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, byte_level(true)]});
+    let start = "<|endoftext|>";
+    let llama3 = |file: &mut Value| {
+        let split = &mut file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"];
+        *split = json!(split.as_str().expect("a pattern").replace(r"|\p{N}|", r"|\p{N}{1,3}|"));
+        file["model"]["ignore_merges"] = json!(true);
+        let added = file["added_tokens"].as_array().expect("tokens");
+        let id = added.iter().find(|token| token["content"] == start).expect("there")["id"].clone();
+        let token = json!({"SpecialToken": {"id": start, "type_id": 0}});
+        let [one, two] = ["A", "B"].map(|id| json!({"Sequence": {"id": id, "type_id": 0}}));
+        file["post_processor"] = json!({"type": "TemplateProcessing", "single": [token, one], "pair": [token, one, two],
+            "special_tokens": {start: {"id": start, "ids": [id], "tokens": [start]}}});
+    };
+    let models = [
+        ("Qwen2's", changed("tokenizer.json", |_| {})),
+        ("Llama 3's", changed("tokenizer.json", llama3)),
+        ("GPT-2's", changed("tokenizer.json", |file| file["pre_tokenizer"] = byte_level(true))),
+        ("SmolLM's", changed("tokenizer.json", |file| file["pre_tokenizer"] = digits.clone())),
+    ];
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let published = reference("published_llava/model");
+    let dirs = models.iter().map(|(name, dir)| (*name, dir.path())).chain([("Llama 2's", published.as_path())]);
+    let mut names = Vec::new();
+    for (name, dir) in dirs {
+        let exported = folder.path().join(name);
+        succeed(&mut export(dir, &exported, &[]));
+        script.arg(&exported).arg(dir);
+        names.push(name);
+    }
+    let found: Vec<Value> = serde_json::from_slice(&succeed(&mut script).stdout).expect("JSON");
+    assert_eq!(found.len(), names.len());
+    for (name, found) in names.iter().zip(&found) {
+        assert_eq!(found["different"], json!([]), "{name}");
+        println!("{name}: the same ids of {} texts", found["compared"]);
+    }
 }
 
 /// A copy of the tiny model's directory with a file changed.
