@@ -237,14 +237,18 @@ fn real_backbones_are_assembled() {
         return;
     };
     let backbones = Path::new(&backbones);
-    let folder = tempfile::tempdir().expect("a folder");
-    let output = folder.path().join("llava");
-    let result = assemble(&backbones.join("dinov2s_as_clip336"), &backbones.join("smollm2_as_qwen2"), &output, &[]);
-    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
-    println!("{}", String::from_utf8_lossy(&result.stdout));
-    let config = LlavaConfig::read(&output).expect("read");
-    assert_eq!((config.image_token_index, config.text.vocab_size, config.dtype), (49152, 49280, WeightDtype::Bf16));
-    assert_eq!(config.image_seq_length(), 576);
+    // A vocabulary with spare rows, and one that grows by <image>.
+    for (language_model, vocab_size) in [("smollm2_as_qwen2", 49_280), ("smollm2", 49_153)] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let output = folder.path().join("llava");
+        let result = assemble(&backbones.join("dinov2s_as_clip336"), &backbones.join(language_model), &output, &[]);
+        assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+        println!("{}", String::from_utf8_lossy(&result.stdout));
+        let config = LlavaConfig::read(&output).expect("read");
+        let sizes = (config.image_token_index, config.text.vocab_size, config.dtype);
+        assert_eq!(sizes, (49_152, vocab_size, WeightDtype::Bf16), "{language_model}");
+        assert_eq!(config.image_seq_length(), 576);
+    }
 }
 
 /// CLIP ViT-L/14-336 is published as `pytorch_model.bin` only.

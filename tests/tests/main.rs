@@ -41,6 +41,7 @@ mod preprocess_restart;
 mod prompts;
 mod published_adapters;
 mod published_generation;
+mod published_llava;
 mod published_models;
 mod quickstart;
 mod recipes;

@@ -160,6 +160,11 @@ impl ChatProcessor {
         self.tokenizer.next_free_id() as usize
     }
 
+    /// What the tokenizer puts before a text: Llama 2's `<s>`.
+    pub fn start_ids(&self) -> &[u32] {
+        &self.start_ids
+    }
+
     /// The template's text.
     pub fn template_source(&self) -> &str {
         self.template.source()

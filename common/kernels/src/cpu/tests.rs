@@ -126,7 +126,8 @@ fn lora_linear() {
 
 #[test]
 fn norms() {
-    for (tokens, width) in [(1, 3), (3, 17), (70, 64), (5, 333)] {
+    // Rows as short as a head's, too: Qwen3 normalises each.
+    for (tokens, width) in [(1, 3), (3, 17), (70, 64), (5, 333), (900, 24), (300, 128)] {
         let shapes = [[tokens, width], [1, width], [1, width]];
         let plain_rms = |x: &[Tensor<2>]| reference::rms_norm(x[0].clone(), row(&x[1]), 1e-6);
         check(
@@ -205,7 +206,14 @@ fn values_of(input: Option<LinearInput>) -> Option<Tensor<2>> {
 
 #[test]
 fn rope() {
-    for (lens, heads, head_dim) in [(vec![1], 1, 2), (vec![5, 30], 3, 16), (vec![40], 2, 64)] {
+    for (lens, heads, head_dim) in [
+        (vec![1], 1, 2),
+        (vec![5, 30], 3, 16),
+        (vec![40], 2, 64),
+        (vec![9], 2, 6),
+        (vec![20, 3], 3, 80),
+        (vec![33], 2, 128),
+    ] {
         let tokens = lens.iter().sum();
         let table = |x: &Tensor<2>| Rope::packed(&lens, &Rope::frequencies(head_dim, 1e4), &x.device());
         let fused = |x: &[Tensor<2>]| super::rope::rope(&x[0], &table(&x[0]), heads);
@@ -216,13 +224,21 @@ fn rope() {
 
 #[test]
 fn attention() {
-    let cases: [(&[usize], usize, usize, usize); 6] = [
+    let cases: [(&[usize], usize, usize, usize); 13] = [
         (&[1], 1, 1, 4),
         (&[3, 2], 2, 1, 6),
         (&[70, 5, 130], 4, 2, 16),
         (&[64, 0, 65], 3, 3, 64),
         (&[300], 6, 2, 64),
         (&[4, 17], 2, 2, 33),
+        // Head dimensions of published models (SigLIP-so400m has 72), and ones that fill no vector.
+        (&[90, 3], 3, 3, 72),
+        (&[65, 70], 4, 1, 80),
+        (&[33], 2, 1, 96),
+        (&[70, 1, 64], 4, 2, 128),
+        (&[9, 66], 2, 1, 1),
+        (&[40], 3, 1, 7),
+        (&[129], 2, 2, 73),
     ];
     for (lens, heads, kv_heads, head_dim) in cases {
         for mask in [Mask::Causal, Mask::Full] {
@@ -240,11 +256,17 @@ fn attention() {
 #[test]
 fn attention_of_last() {
     // Last tokens, tokens; query heads, key/value heads, their width.
-    let cases: [([&[usize]; 2], [usize; 3]); 4] = [
+    let cases: [([&[usize]; 2], [usize; 3]); 10] = [
         ([&[1], &[1]], [1, 1, 4]),
         ([&[2, 3], &[7, 3]], [2, 1, 6]),
         ([&[1, 20, 0], &[300, 130, 5]], [4, 2, 16]),
         ([&[70, 6], &[90, 600]], [6, 2, 64]),
+        ([&[5], &[90]], [3, 3, 72]),
+        ([&[3, 66], &[30, 70]], [4, 1, 80]),
+        ([&[9], &[33]], [2, 1, 96]),
+        ([&[1, 64], &[100, 65]], [4, 2, 128]),
+        ([&[2, 4], &[4, 66]], [2, 1, 7]),
+        ([&[40], &[41]], [2, 2, 33]),
     ];
     for ([last, lens], [heads, kv_heads, head_dim]) in cases {
         let (queries, tokens) = (last.iter().sum(), lens.iter().sum());
@@ -425,7 +447,14 @@ fn nan_and_infinity_come_through() {
 
 #[test]
 fn attention_over_caches() {
-    let (heads, kv_heads, head_dim) = (4, 2, 16);
+    for (heads, kv_heads, head_dim) in
+        [(4, 2, 16), (3, 1, 64), (2, 2, 72), (4, 1, 80), (2, 1, 96), (4, 2, 128), (2, 2, 2), (3, 3, 33)]
+    {
+        attention_over_caches_of(heads, kv_heads, head_dim);
+    }
+}
+
+fn attention_over_caches_of(heads: usize, kv_heads: usize, head_dim: usize) {
     let device = Device::flex();
     let random = |seed, rows, heads: usize| {
         let shape = [rows, heads * head_dim];
@@ -445,5 +474,5 @@ fn attention_over_caches() {
     let found = super::attention::attention_cached(&q, &layers, &new, heads, kv_heads).expect("the kernel applies");
     let expected = reference::attention_cached(q, &layers, &new, heads, kv_heads);
     let vec = |x: Tensor<2>| x.into_data().try_into_vec::<f32>().expect("f32");
-    assert_near("attention_cached", &vec(found), &vec(expected), 4e-6);
+    assert_near(&format!("attention_cached, head_dim {head_dim}"), &vec(found), &vec(expected), 4e-6);
 }
