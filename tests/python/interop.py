@@ -33,7 +33,9 @@ if (pathlib.Path(model_dir) / "processor_config.json").exists() and major >= 5:
     messages = [dict(role="system", content="You are a helpful assistant."), dict(role="user", content="<image>\nWhat is it?")]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     result["prompt_ids"] = tokenizer(text)["input_ids"]
-    size = processor.image_processor.crop_size["height"]
+    image_processor = processor.image_processor
+    # SigLIP's does not crop.
+    size = (getattr(image_processor, "crop_size", None) or image_processor.size)["height"]
     images = torch.zeros(3, size, size, dtype=torch.uint8)
     expanded = processor(text=text, images=[images], return_tensors="pt")["input_ids"][0]
     result["image_tokens"] = int((expanded == result["image_token"]).sum())

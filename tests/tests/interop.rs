@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use store::adapter::{load_adapter, save_adapter};
 use store::checkpoint::{LoadAs, TensorSource, copy_processor_files, load_model, save_model, write_file};
-use tests::{program, python, python_script, reference, tiny};
+use tests::{program, python, python_script, reference, references, tiny};
 
 /// f32 sums in another order, over a few hundred tokens.
 const LOSS_TOLERANCE: f64 = 1e-5;
@@ -43,44 +43,48 @@ fn assert_same_loss(what: &str, found: &Value, ours: f64) {
     }
 }
 
+/// Every pair of families.
 #[test]
-fn a_full_checkpoint_loads_and_computes_the_same_loss() {
-    let source = reference("tiny/llava");
-    let (config, model) = load_model(&source, LoadAs::F32, &device::cpu()).expect("loads");
-    let batch_path = reference("tiny/forward.safetensors");
-    let batch = tiny::forward_batch(&tiny::read_tensors("tiny/forward.safetensors"), config.image_token_index);
-    for max_part_bytes in [usize::MAX, 300_000] {
-        let folder = tempfile::tempdir().expect("a folder");
-        save_model(&model, &config, folder.path(), max_part_bytes).expect("saved");
-        copy_processor_files(&source, folder.path()).expect("copied");
-        let Some(found) = interop(folder.path(), None, &batch_path) else { return };
-        assert_same_loss(
-            &format!("full, parts of at most {max_part_bytes} bytes"),
-            &found,
-            loss(&model, &batch, &config),
-        );
+fn full_checkpoints_load_and_compute_the_same_loss() {
+    for family in references::all() {
+        let source = family.llava();
+        let (config, model) = load_model(&source, LoadAs::F32, &device::cpu()).expect("loads");
+        let batch_path = family.path("forward.safetensors");
+        let batch = tiny::forward_batch(&tiny::read_tensors_at(&batch_path), config.image_token_index);
+        for max_part_bytes in [usize::MAX, 300_000] {
+            let folder = tempfile::tempdir().expect("a folder");
+            save_model(&model, &config, folder.path(), max_part_bytes).expect("saved");
+            copy_processor_files(&source, folder.path()).expect("copied");
+            let Some(found) = interop(folder.path(), None, &batch_path) else { return };
+            let what = format!("{}, full, parts of at most {max_part_bytes} bytes", family.name);
+            assert_same_loss(&what, &found, loss(&model, &batch, &config));
+        }
     }
 }
 
+/// Every pair of families.
 #[test]
-fn an_adapter_loads_and_computes_the_same_loss() {
-    let (config, mut model) = load_model(&reference("tiny/llava"), LoadAs::F32, &device::cpu()).expect("loads");
-    // As we write it: the reference's own config is 5.x's, of which 4.41 reads another rope_theta.
-    let base = tempfile::tempdir().expect("a folder");
-    save_model(&model, &config, base.path(), usize::MAX).expect("saved");
-    let lora = load_adapter(&mut model, &reference("tiny/train_use_lora"), &device::cpu()).expect("loads");
-    let folder = tempfile::tempdir().expect("a folder");
-    save_adapter(&model, &lora, &base.path().display().to_string(), folder.path()).expect("saved");
-    let batch_path = reference("tiny/forward.safetensors");
-    let Some(found) = interop(base.path(), Some(folder.path()), &batch_path) else { return };
-    let batch = tiny::forward_batch(&tiny::read_tensors("tiny/forward.safetensors"), config.image_token_index);
-    assert_same_loss("adapter", &found, loss(&model, &batch, &config));
-    assert_eq!(found["adapter_missing"], Value::Array(Vec::new()));
-    // The other generation's spelling of the same tensors, which this one does not look at.
-    let old = ["base_model.model.language_model.model.", "base_model.model.multi_modal_projector."];
-    for key in found["adapter_unexpected"].as_array().expect("a list") {
-        let key = key.as_str().expect("a key");
-        assert!(old.iter().any(|prefix| key.starts_with(prefix)), "{key} is in no spelling");
+fn adapters_load_and_compute_the_same_loss() {
+    for family in references::all() {
+        let (config, mut model) = load_model(&family.llava(), LoadAs::F32, &device::cpu()).expect("loads");
+        // As we write it: the reference's own config is 5.x's, of which 4.41 reads another rope_theta.
+        let base = tempfile::tempdir().expect("a folder");
+        save_model(&model, &config, base.path(), usize::MAX).expect("saved");
+        let lora = load_adapter(&mut model, &family.path("train_use_lora"), &device::cpu()).expect("loads");
+        let folder = tempfile::tempdir().expect("a folder");
+        save_adapter(&model, &lora, &base.path().display().to_string(), folder.path()).expect("saved");
+        let batch_path = family.path("forward.safetensors");
+        let Some(found) = interop(base.path(), Some(folder.path()), &batch_path) else { return };
+        let batch = tiny::forward_batch(&tiny::read_tensors_at(&batch_path), config.image_token_index);
+        let what = format!("{}, adapter", family.name);
+        assert_same_loss(&what, &found, loss(&model, &batch, &config));
+        assert_eq!(found["adapter_missing"], Value::Array(Vec::new()), "{what}");
+        // The other generation's spelling of the same tensors, which this one does not look at.
+        let old = ["base_model.model.language_model.model.", "base_model.model.multi_modal_projector."];
+        for key in found["adapter_unexpected"].as_array().expect("a list") {
+            let key = key.as_str().expect("a key");
+            assert!(old.iter().any(|prefix| key.starts_with(prefix)), "{what}: {key} is in no spelling");
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod edge;
 mod evaluation;
 mod examples;
 mod export;
+mod families;
 mod faults;
 mod forward;
 mod fuzz_seeds;

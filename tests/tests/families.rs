@@ -1,0 +1,84 @@
+//! Every program on every pair of families: shards, scores, a merged adapter and the server's answers, one beside the other.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+use tests::inference::{infer_ok, model_dir_of};
+use tests::server::{Server, about_the_picture};
+use tests::training::succeed;
+use tests::{program, reference, references};
+
+/// f32 sums in another order; the references' logits reach about 1.
+const TOLERANCE: f64 = 1e-4;
+
+fn text(path: &Path) -> String {
+    path.to_str().expect("UTF-8").to_string()
+}
+
+fn json_of(args: &[&str]) -> Value {
+    serde_json::from_str(&infer_ok(args)).expect("JSON")
+}
+
+/// The ids that `generate` answers to the first picture with.
+fn answer(model: &[&str]) -> Value {
+    let image = text(&reference("pictures/images/100000000.jpg"));
+    let rest = ["--image", &image, "--prompt", "What is this?", "--max-new-tokens", "12", "--json"];
+    json_of(&[&["generate"], model, &rest].concat())["new_ids"].clone()
+}
+
+#[test]
+fn a_merged_adapter_scores_and_answers_as_the_adapter_does() {
+    for family in references::all() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let (model, adapter) = (text(&family.llava()), text(&family.path("train_use_lora")));
+        let merged = text(&dir.path().join("merged"));
+        let report = json_of(&["merge", "--model", &model, "--adapter", &adapter, "--output", &merged]);
+        let difference = report["largest_logit_difference"].as_f64().expect("a number");
+        println!("{}: merge: largest logit difference {difference:e} (tolerance {TOLERANCE:e})", family.name);
+        assert!(difference <= TOLERANCE, "{}", family.name);
+
+        let shards = dir.path().join("shards");
+        let mut preprocess = Command::new(program("preprocess"));
+        preprocess.args(["shards", "--limit", "6", "--model", &model, "--data"]).arg(reference("pictures"));
+        succeed(preprocess.arg("--output").arg(&shards));
+        let score = |name: &str, model: &[&str]| {
+            let output = text(&dir.path().join(name));
+            let rest = ["--shards", &text(&shards), "--output", &output];
+            json_of(&[&["score"], model, &rest].concat())["loss"].as_f64().expect("a loss")
+        };
+        let with_adapter = score("adapter.jsonl", &["--model", &model, "--adapter", &adapter]);
+        let of_merged = score("merged.jsonl", &["--model", &merged]);
+        let relative = (with_adapter - of_merged).abs() / with_adapter;
+        println!("{}: score: {with_adapter} and {of_merged}, relative difference {relative:e}", family.name);
+        assert!(relative <= 1e-5, "{}", family.name);
+        assert_eq!(
+            answer(&["--model", &model, "--adapter", &adapter]),
+            answer(&["--model", &merged]),
+            "{}",
+            family.name
+        );
+    }
+}
+
+#[test]
+fn the_server_answers_as_the_command_line_does() {
+    for family in references::all() {
+        // With random weights answers depend on everything in the prompt.
+        let model = model_dir_of(family, "llava");
+        let server = Server::of(model.path(), &[]);
+        let mut body = about_the_picture("What is this?");
+        body["max_tokens"] = 12.into();
+        let expected = infer_ok(&[
+            "generate",
+            "--model",
+            &text(model.path()),
+            "--image",
+            &text(&reference("pictures/images/100000000.jpg")),
+            "--prompt",
+            "What is this?",
+            "--max-new-tokens",
+            "12",
+        ]);
+        assert_eq!(server.text(&body), expected.trim_end_matches('\n'), "{}", family.name);
+    }
+}
