@@ -83,7 +83,7 @@ impl Optimizer {
         &self.layout
     }
 
-    /// What this rank owns; a block's part is the new one after [`Self::wait_for_params`].
+    /// What this rank owns; a block's part is the new one after `wait_for_params`.
     pub fn partitions(&self) -> &Partitions {
         &self.partitions
     }
@@ -177,7 +177,7 @@ impl Optimizer {
         self.whole.fill(None);
     }
 
-    /// Begins an update; a block has its new values after [`Self::wait_for_params`]. A rank by itself updates at once.
+    /// Begins an update; a block has its new values after `wait_for_params`. A rank by itself updates at once.
     pub fn begin_update(&mut self, model: &mut Llava, adamw: AdamW) {
         if self.layout.world_size > 1 {
             self.update = Some(Update { adamw, next: 0 });

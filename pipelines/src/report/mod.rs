@@ -18,7 +18,7 @@ pub struct Args {
     /// The page to write
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     pub html: PathBuf,
-    /// Pictures whose captions are shown, where a run's directory has captions.jsonl or captions-<step>.jsonl (written by
+    /// Pictures whose captions are shown, where a run's directory has captions.jsonl or captions-STEP.jsonl (written by
     /// infer caption)
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub captions: usize,

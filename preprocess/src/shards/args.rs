@@ -13,7 +13,7 @@ use std::path::PathBuf;
 ///
 /// chat.json is a JSON list of rows. Of a row are read: id (text or number, a label: several rows may have the same one),
 /// image or images (a file name or a list of them), system or system_prompt, conversations or messages (turns of from or
-/// role: human, user, gpt, assistant, system; and value or content: one text, <image> where an image stands). A row with
+/// role: human, user, gpt, assistant, system; and value or content: one text, `<image>` where an image stands). A row with
 /// another key that would change it (videos, tools, a second image, …) is rejected by that name; notes such as source,
 /// width or metadata are ignored; other keys are ignored and named in a warning. NaN is read as null.
 ///

@@ -77,7 +77,7 @@ impl<'a> Matrix<'a> {
 }
 
 /// A matrix to write, which it alone may touch: the values of a row are neighbours, rows are `row_stride` apart. Its elements are
-/// values, or places ([`Place`]) for values that are still to be written.
+/// values, or places (`Place`) for values that are still to be written.
 #[derive(Debug)]
 pub struct MatrixMut<'a, T = f32> {
     /// The first element. All `rows` × `columns` elements at the strides are within the slice that the matrix was made of, and no
