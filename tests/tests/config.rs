@@ -214,10 +214,10 @@ fn what_does_not_fit_is_refused_by_key() {
         (&["vision_config", "patch_size"], json!(57), "patch_size"),
         (&["vision_config", "image_size"], json!([56, 28]), "image_size"),
         (&["dtype"], json!("int8"), "int8"),
-        (&["text_config", "hidden_size"], json!("wide"), "expected a whole number from 0"),
+        (&["text_config", "hidden_size"], json!("wide"), "found \"wide\", expected a whole number from 0"),
         (&["vision_feature_layer"], json!("-1"), "\"-1\", expected a number or a list of numbers"),
-        (&["pad_token_id"], json!(-2), "integer `-2`, expected a whole number from 0"),
-        (&["vision_config", "layer_norm_eps"], json!([1e-5]), "invalid type: list, expected a number"),
+        (&["pad_token_id"], json!(-2), "found -2, expected a whole number from 0"),
+        (&["vision_config", "layer_norm_eps"], json!([1e-5]), "found [1e-5], expected a number"),
     ];
     for (path, value, named) in table {
         let error = read(&with(file("tiny/llava/config.json"), path, value)).expect_err("refused").to_string();

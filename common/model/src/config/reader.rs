@@ -2,7 +2,8 @@
 
 use super::{Activation, WeightDtype};
 use base::fields::{self, Place, Row, generation, pretrained};
-use base::{Error, Result, json};
+use base::json::OneOrMany;
+use base::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -10,6 +11,28 @@ use std::path::Path;
 /// The place of a value: file and keys.
 #[derive(Clone)]
 pub(crate) struct At(String);
+
+/// A type that fields have, and its name in messages.
+pub(crate) trait FieldType: DeserializeOwned {
+    const NAME: &'static str;
+}
+
+macro_rules! field_types {
+    ($($name:literal: $($type:ty),*;)*) => { $($(impl FieldType for $type { const NAME: &'static str = $name; })*)* };
+}
+
+field_types! {
+    "a whole number from 0": usize, u32;
+    "a number": f64;
+    "true or false": bool;
+    "a text": String;
+    "a list of texts": Vec<String>;
+    "a number or a list of numbers": OneOrMany<usize>, OneOrMany<u32>, OneOrMany<i64>;
+}
+
+impl<T: FieldType> FieldType for Option<T> {
+    const NAME: &'static str = T::NAME;
+}
 
 /// An object and its place.
 pub(crate) struct Fields<'a> {
@@ -62,7 +85,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A field's value, or `default` where the field is absent. `null` is a value only of an `Option`.
-    pub(crate) fn or<T: DeserializeOwned>(&self, key: &str, default: T) -> Result<T> {
+    pub(crate) fn or<T: FieldType>(&self, key: &str, default: T) -> Result<T> {
         match self.object.get(key) {
             Some(value) => self.parse(key, value),
             None => Ok(default),
@@ -70,17 +93,16 @@ impl<'a> Fields<'a> {
     }
 
     /// A field's value, unless it is absent or `null`.
-    pub(crate) fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+    pub(crate) fn get<T: FieldType>(&self, key: &str) -> Result<Option<T>> {
         match self.object.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => self.parse(key, value).map(Some),
         }
     }
 
-    fn parse<T: DeserializeOwned>(&self, key: &str, value: &Value) -> Result<T> {
-        serde_json::from_value(value.clone()).map_err(|error| {
-            self.at.invalid(key, json::message(&error), "a value of the field's type", "correct config.json")
-        })
+    fn parse<T: FieldType>(&self, key: &str, value: &Value) -> Result<T> {
+        let wrong = |_| self.at.invalid(key, value, T::NAME, "correct config.json");
+        serde_json::from_value(value.clone()).map_err(wrong)
     }
 
     /// An object within the object.
