@@ -232,11 +232,7 @@ pub(super) mod tests {
                 "turn 0, key \"name\"",
             ),
             (format!("{{\"video\": \"a.mp4\", {TURNS}}}"), Fault::UnreadKey, "key \"video\""),
-            (
-                r#"{"instruction": "Q", "output": "A"}"#.to_owned(),
-                Fault::NoTurns,
-                "among the row's keys (instruction, output)",
-            ),
+            (r#"{"a": "Q", "b": "A"}"#.to_owned(), Fault::NoTurns, "among the row's keys (a, b)"),
         ] {
             let error = read(&json).expect_err(&json);
             assert_eq!(error.fault, fault, "{json}: {error}");
