@@ -4,8 +4,8 @@
 //!
 //! Every operation has a definition, a composition of burn operations that runs and differentiates on all backends, and may have
 //! kernels that replace it where they apply. This file has both, the choice between them, and the comparison of values and
-//! gradients that a kernel's test makes. Within the crate they are a function in `reference.rs`, a file in `cpu/`, a function in
-//! `lib.rs` and a row in `cpu/tests.rs` (CONTRIBUTING.md).
+//! gradients that a kernel's test makes. Within the crate they are a function in `reference.rs`, a file in `cpu/`, a row
+//! in `operations.rs` and a row in `cpu/tests.rs` (CONTRIBUTING.md).
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;

@@ -3,7 +3,7 @@
 use chat::ChatProcessor;
 use images::image_processor::ImageProcessor;
 use serde_json::{Value, json};
-use shards::{Row, ShardIndex, ShardSet, Split};
+use shards::{PixelFormat, Row, ShardIndex, ShardSet, Split};
 use std::path::Path;
 use tests::dataset::{Dataset, Output, answered, llava, question};
 
@@ -111,17 +111,15 @@ fn write_zip64(images: &Path, path: &Path) {
 fn pixel_formats_read_back_the_same_values() {
     let dataset = Dataset::reference("pictures");
     let predicted = rows(dataset.shards(&["--limit", "6"]).path(), Split::Train);
-    for format in ["u8", "f32", "jpeg", "f16"] {
-        let found = rows(dataset.shards(&["--limit", "6", "--pixels", format]).path(), Split::Train);
+    for format in PixelFormat::ALL {
+        let found = rows(dataset.shards(&["--limit", "6", "--pixels", format.name()]).path(), Split::Train);
         assert_eq!(found.len(), 6);
         for (found, expected) in found.iter().zip(&predicted) {
-            // f16 keeps 11 bits: half a unit in the last place of values below 4.
-            let tolerance = if format == "f16" { 1.0 / 1024.0 } else { 0.0 };
             tests::assert_close(
                 &format!("{format} {}", found.id),
                 &found.pixel_values,
                 &expected.pixel_values,
-                tolerance,
+                format.rounding(),
             );
             assert_eq!((&found.input_ids, &found.labels), (&expected.input_ids, &expected.labels));
         }

@@ -418,7 +418,7 @@ impl Config {
     /// Why features are not kept when the tower is trained.
     pub fn no_cache_of_a_trained_tower() -> Error {
         let found = "a vision tower that is trained, so that its features change with every step";
-        let remedy = "leave --cache-vision-features out, or freeze the tower (--train_type freeze_vision, projector or use_lora)";
+        let remedy = "leave --cache-vision-features out, or take a --train_type that freezes the tower (train --help lists them)";
         Error::invalid("cache_vision_features", found, "a frozen vision tower", remedy)
     }
 

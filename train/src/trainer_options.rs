@@ -153,7 +153,7 @@ pub const TRAINER_OPTIONS: &[(&str, Answer)] = &[
     ("do_eval", NoEffect("--eval_strategy asks for evaluations")),
     ("do_predict", Only(FALSE, "infer caption and infer score do that")),
     // LLaVA's own scripts.
-    ("lora_enable", Only(TRUE, "--train_type use_lora, none, freeze_vision or projector says what is trained; leave it out")),
+    ("lora_enable", Only(TRUE, "--train_type says what is trained; leave it out")),
     ("tune_mm_mlp_adapter", Only(FALSE, "--train_type projector trains the projector alone")),
     ("freeze_backbone", Only(FALSE, "--train_type projector trains the projector alone")),
     ("freeze_mm_mlp_adapter", Only(FALSE, "every train_type trains the projector")),

@@ -17,7 +17,7 @@
 //! pixel_values = table[np.arange(3)[:, None, None], np.frombuffer(codes, np.uint8).reshape(shape)]  # f32
 //! ```
 //!
-//! (`f32` and `f16` hold the normalised values themselves, little-endian; `jpeg` the image files' own bytes.)
+//! The other formats hold the normalised values themselves, or the image files' own bytes: [`PixelFormat`].
 
 mod card;
 mod columns;

@@ -1,8 +1,8 @@
 //! The columns, and how each is written.
 
-use super::{PixelFormat, ShardMetadata};
+use super::ShardMetadata;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
-use parquet::basic::{Compression, ZstdLevel};
+use parquet::basic::Compression;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use std::sync::Arc;
@@ -61,21 +61,14 @@ pub(super) fn more_image_fields() -> Fields {
 /// a lone row would have to read all of one). The short columns get lz4, whose
 /// decoder needs no state: setting up zstd's for each of them would take a third of the time of reading a row.
 pub(super) fn writer_properties(metadata: &ShardMetadata) -> WriterProperties {
-    let zstd = Compression::ZSTD(ZstdLevel::default());
     let pixels = ColumnPath::from(PIXEL_VALUES);
-    let pixel_compression = match metadata.pixels {
-        PixelFormat::F32 | PixelFormat::F16 => zstd,
-        PixelFormat::U8 => Compression::LZ4_RAW,
-        // Compressed already, row by row.
-        PixelFormat::Predicted | PixelFormat::Jpeg => Compression::UNCOMPRESSED,
-    };
     WriterProperties::builder()
         .set_created_by(concat!("llava preprocess ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_compression(Compression::LZ4_RAW)
         .set_dictionary_enabled(false)
         .set_statistics_enabled(EnabledStatistics::None)
         .set_data_page_row_count_limit(ROWS_PER_PAGE)
-        .set_column_compression(pixels.clone(), pixel_compression)
+        .set_column_compression(pixels.clone(), metadata.pixels.compression())
         .set_column_data_page_row_count_limit(pixels, 1)
         .set_key_value_metadata(Some(metadata.key_values()))
         .build()

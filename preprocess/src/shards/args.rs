@@ -35,9 +35,9 @@ pub struct Args {
     /// Most rows in a row group; one worker makes a whole row group
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_1)]
     pub max_row_group_rows: usize,
-    /// Pixel format: predicted (lossless, about 114 KB a 336-pixel photo), u8 (lossless, 298 KB, fastest to read),
-    /// f32 (466 KB), f16 (rounded, 400 KB), jpeg (the source files, 14 KB, decoded again whenever a row is read)
+    /// Pixel format
     #[arg(long, value_name = "FORMAT", default_value_t = PixelFormat::Predicted)]
+    #[arg(help = format!("Pixel format: {}", PixelFormat::help()))]
     pub pixels: PixelFormat,
     /// Threads that decode and encode [default: the machine's cores]
     #[arg(long, value_name = "N", value_parser = at_least_1)]

@@ -101,7 +101,7 @@ fn unfinished(output: &Path, plan: &Plan, part: Part) -> Result<Vec<bool>> {
 fn announce(plan: &Plan, args: &Args, rows: usize) {
     let side = plan.metadata.crop_size;
     let expected = |format: PixelFormat| units::bytes(format.expected_bytes(side) * plan.rows() as u64);
-    let others = PixelFormat::ALL.into_iter().filter(|&format| format != args.pixels);
+    let others = PixelFormat::ALL.iter().copied().filter(|&format| format != args.pixels);
     let others: Vec<String> = others.map(|format| format!("{format} {}", expected(format))).collect();
     tracing::info!(
         "{} rows, {} of them to do in part {}; {} pixels: about {} in all expected ({})",

@@ -38,10 +38,17 @@ pub fn run_ranks<T: Send>(
     timeout: Duration,
     rank_main: impl Fn(Box<dyn Collective>) -> Result<T> + Sync,
 ) -> Result<T> {
-    let launched = launched_processes();
-    if launched > 1 {
-        return run_mpi(launched, timeout, rank_main);
+    match launched_processes() {
+        0 | 1 => run_threads(nproc, timeout, rank_main),
+        launched => run_mpi(launched, timeout, rank_main),
     }
+}
+
+fn run_threads<T: Send>(
+    nproc: usize,
+    timeout: Duration,
+    rank_main: impl Fn(Box<dyn Collective>) -> Result<T> + Sync,
+) -> Result<T> {
     let results = threads::run(nproc, timeout, |rank| rank_main(Box::new(rank)));
     let mut first = None;
     let mut failures = Vec::new();

@@ -1,16 +1,13 @@
 //! Keys of a record: read, harmless, or refused because they would change the row.
 
 use super::object::{Kind, Object, kind};
-use super::{Fault, RecordError};
+use super::{Fault, RecordError, layouts};
 use serde_json::value::RawValue;
 
-/// Spellings of each key that is read.
+/// Spellings of each key that is read, beside those of the turns ([`layouts`]).
 pub(super) const ID: &[&str] = &["id"];
 pub(super) const IMAGES: &[&str] = &["image", "images"];
 pub(super) const SYSTEM: &[&str] = &["system", "system_prompt"];
-pub(super) const TURNS: &[&str] = &["conversations", "messages"];
-pub(super) const SPEAKER: &[&str] = &["from", "role"];
-pub(super) const TEXT: &[&str] = &["value", "content"];
 
 /// Notes about a row that published datasets have and training does not depend on.
 const HARMLESS: [&str; 46] = [
@@ -144,9 +141,10 @@ pub(super) enum Meaning {
     Changes(&'static str),
 }
 
-/// Whether a key is read.
-pub(super) fn is_read(key: &str) -> bool {
-    [ID, IMAGES, SYSTEM, TURNS].iter().any(|spellings| spellings.contains(&key))
+/// The keys of a record that are not read.
+pub(super) fn others<'o, 'a>(object: &'o Object<'a>) -> impl Iterator<Item = (&'o str, &'a RawValue)> {
+    let read: Vec<_> = [ID, IMAGES, SYSTEM].into_iter().chain(layouts::keys(object)).collect();
+    object.iter().filter(move |(key, _)| !read.iter().any(|spellings| spellings.contains(key)))
 }
 
 /// What a key of a record that is not read means; `images` is the number of images that are.
@@ -182,8 +180,7 @@ pub(super) fn meaning(key: &str, value: &RawValue, images: usize) -> Meaning {
 
 /// Refuses a record with a key that would change it.
 pub(super) fn check(object: &Object<'_>, images: usize) -> Result<(), RecordError> {
-    let mut others = object.iter().filter(|(key, _)| !is_read(key));
-    match others.find_map(|(key, value)| match meaning(key, value, images) {
+    match others(object).find_map(|(key, value)| match meaning(key, value, images) {
         Meaning::Changes(why) => Some((key, why)),
         _ => None,
     }) {
@@ -192,9 +189,9 @@ pub(super) fn check(object: &Object<'_>, images: usize) -> Result<(), RecordErro
     }
 }
 
-/// Refuses a turn with a key that would change it.
-pub(super) fn check_turn(number: usize, turn: &Object<'_>) -> Result<(), RecordError> {
-    let is_read = |key: &str| [SPEAKER, TEXT].iter().any(|spellings| spellings.contains(&key));
+/// Refuses a turn with a key that would change it; `read` are the keys that are read.
+pub(super) fn check_turn(number: usize, turn: &Object<'_>, read: &[&[&str]]) -> Result<(), RecordError> {
+    let is_read = |key: &str| read.iter().any(|spellings| spellings.contains(&key));
     // `false` under an unknown key may mean that the turn is not trained on: it is refused as `true` is.
     let changes_nothing = |key: &str, value: &RawValue| {
         let neutral = unread(&key.to_ascii_lowercase());
@@ -395,7 +392,7 @@ mod tests {
         ] {
             let turn = format!(r#"{{"from": "gpt", "value": "A", {entry}}}"#);
             let turn: Object<'_> = serde_json::from_str(&turn).expect(entry);
-            let checked = check_turn(1, &turn);
+            let checked = check_turn(1, &turn, &[&["from"], &["value"]]);
             assert_eq!(checked.is_ok(), harmless, "{entry}: {checked:?}");
             assert!(checked.err().is_none_or(|error| error.fault == Fault::UnreadKey), "{entry}");
         }

@@ -16,6 +16,7 @@
 mod conversation;
 mod fault;
 mod keys;
+mod layouts;
 mod object;
 mod python_json;
 mod record;

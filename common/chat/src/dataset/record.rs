@@ -1,7 +1,7 @@
 //! One row's JSON → a record.
 
 use super::object::{Kind, Object, RowParser, kind};
-use super::{Fault, RecordError, SourceRow, keys};
+use super::{RecordError, SourceRow, keys, layouts};
 use crate::{Message, Role};
 use serde_json::value::RawValue;
 
@@ -63,14 +63,7 @@ impl Record {
             Some((key, value)) => Some(parser.text(key, value, "text")?).filter(|text| !text.is_empty()),
             None => None,
         };
-        let turns = turns_of(parser, &object)?;
-        if turns.is_empty() {
-            let detail = match entry(parser, &object, keys::TURNS)? {
-                Some((key, _)) => format!("{key} is empty"),
-                None => format!("no conversations or messages among the row's keys ({})", object.names()),
-            };
-            return Err(RecordError::new(Fault::NoTurns, detail));
-        }
+        let turns = layouts::turns(parser, &object)?;
         let first = Some(&turns[0]).filter(|turn| turn.role == Role::System).map(|turn| &turn.content);
         if system.as_ref().is_some_and(|text| first.is_some_and(|turn| turn != text)) {
             return Err(parser.fault("two system prompts, a key and a turn; expected one of them"));
@@ -130,47 +123,10 @@ pub(super) fn images_of<'a>(parser: RowParser<'a>, object: &Object<'a>) -> Resul
     Ok(names)
 }
 
-fn turns_of<'a>(parser: RowParser<'a>, object: &Object<'a>) -> Result<Vec<Message>, RecordError> {
-    let Some((key, value)) = entry(parser, object, keys::TURNS)? else { return Ok(Vec::new()) };
-    if kind(value) != Kind::List {
-        return Err(parser.unexpected(key, value, "a list of turns"));
-    }
-    let values: Vec<&RawValue> = parser.parse(value)?;
-    values.into_iter().enumerate().map(|(number, value)| turn(parser, number, value)).collect()
-}
-
-fn turn<'a>(parser: RowParser<'a>, number: usize, value: &'a RawValue) -> Result<Message, RecordError> {
-    if kind(value) != Kind::Object {
-        return Err(parser.unexpected(&format!("turn {number}"), value, "an object with `from` and `value`"));
-    }
-    let object: Object<'_> = parser.parse(value)?;
-    let text = |spellings: &[&'static str], expected: &str| match entry(parser, &object, spellings)? {
-        Some((key, value)) => parser.text(&format!("turn {number}: {key}"), value, expected),
-        None => Err(parser.fault(&format!("turn {number} has no `{}`", spellings.join("` or `")))),
-    };
-    let from = text(keys::SPEAKER, "text")?;
-    keys::check_turn(number, &object)?;
-    let role = role(number, &from)?;
-    let content = text(keys::TEXT, "one text, with <image> where an image stands")?;
-    Ok(Message { role, content })
-}
-
-fn role(turn: usize, from: &str) -> Result<Role, RecordError> {
-    match from.trim().to_ascii_lowercase().as_str() {
-        "system" => Ok(Role::System),
-        "human" | "user" => Ok(Role::User),
-        "gpt" | "assistant" | "chatgpt" => Ok(Role::Assistant),
-        _ => {
-            let detail = format!("turn {turn} is from {from:?}, expected human, gpt, user, assistant or system");
-            Err(RecordError::new(Fault::BadTurns, detail))
-        }
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::dataset::for_each_row;
+    use crate::dataset::{Fault, for_each_row};
     use std::ops::ControlFlow;
     use std::path::Path;
 
@@ -276,11 +232,7 @@ pub(super) mod tests {
                 "turn 0, key \"name\"",
             ),
             (format!("{{\"video\": \"a.mp4\", {TURNS}}}"), Fault::UnreadKey, "key \"video\""),
-            (
-                r#"{"instruction": "Q", "output": "A"}"#.to_owned(),
-                Fault::NoTurns,
-                "among the row's keys (instruction, output)",
-            ),
+            (r#"{"a": "Q", "b": "A"}"#.to_owned(), Fault::NoTurns, "among the row's keys (a, b)"),
         ] {
             let error = read(&json).expect_err(&json);
             assert_eq!(error.fault, fault, "{json}: {error}");

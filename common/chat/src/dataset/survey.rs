@@ -36,7 +36,7 @@ impl Survey {
             Ok(Some(Err(_))) | Err(_) => {}
         }
         let images = images_of(parser, &object).unwrap_or_default();
-        for (key, value) in object.iter().filter(|(key, _)| !keys::is_read(key)) {
+        for (key, value) in keys::others(&object) {
             if keys::meaning(key, value, images.len()) == Meaning::Unknown {
                 let full = self.unknown_keys.len() >= MAX_KEYS;
                 match self.unknown_keys.get_mut(key) {
