@@ -17,7 +17,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Assemble a LLaVA model directory from a CLIP and a Qwen2 directory.
+    /// Assemble a LLaVA model directory from a vision tower and a language model.
     Model(model::Args),
     /// Turn chat.json and images into shards.
     Shards(shards::Args),

@@ -58,7 +58,7 @@ pub const KINDS: [(&str, Kind); 3] =
 pub enum SelectStrategy {
     /// Patches alone.
     Default,
-    /// With the class token.
+    /// All features: with the class token, if there is one.
     Full,
 }
 

@@ -48,8 +48,8 @@ pub fn run(args: &Args) -> Result<String> {
     announce(&plan, args, rows);
     if let Some(day) = model.chat.date() {
         tracing::info!(
-            "the chat template writes the date into every row: {day}; SOURCE_DATE_EPOCH (seconds) sets another, which \
-             going on with this run on another day needs"
+            "the chat template writes the date into every row: {day}. Set SOURCE_DATE_EPOCH (seconds since 1970) to write \
+             another date, and to continue this folder on another day"
         );
     }
     let mut progress = Progress::new("rows", 0, rows as u64);

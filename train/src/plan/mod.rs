@@ -34,10 +34,10 @@ pub struct PlanArgs {
     /// Tokens of a row with its image expanded, where the shards are not there yet.
     #[arg(long, value_name = "N")]
     pub tokens_per_row: Option<usize>,
-    /// CLIP directory (its config.json is enough), where the model directory is not there yet.
+    /// Vision tower's directory (its config.json is enough), where the model directory is not there yet.
     #[arg(long, value_name = "DIR")]
     pub vision_tower: Option<PathBuf>,
-    /// Qwen2 directory (its config.json is enough), where the model directory is not there yet.
+    /// Language model's directory (its config.json is enough), where the model directory is not there yet.
     #[arg(long, value_name = "DIR")]
     pub language_model: Option<PathBuf>,
 }
