@@ -230,6 +230,7 @@ fn what_llama_cpp_cannot_compute_is_refused() {
             changed("config.json", set("vision_feature_select_strategy", json!("full"))),
         ),
         ("projector_hidden_act", changed("config.json", set("projector_hidden_act", json!("silu")))),
+        ("head_dim", changed("config.json", |content| content["text_config"]["head_dim"] = json!(48))),
         ("rope_type", changed("config.json", |content| content["text_config"]["rope_parameters"] = llama3.clone())),
         (
             "pre_tokenizer",

@@ -1,5 +1,7 @@
 //! Every program on every pair of families: shards, scores, a merged adapter and the server's answers, one beside the other.
 
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -57,6 +59,31 @@ fn a_merged_adapter_scores_and_answers_as_the_adapter_does() {
             "{}",
             family.name
         );
+    }
+}
+
+/// PEFT's `all-linear` trains the pooling head of a SigLIP too, which no LLaVA computes.
+#[test]
+fn lora_of_a_pooling_head_changes_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let siglips = references::all().filter(|family| family.families()[0] == "siglip");
+    for family in siglips {
+        let adapter = family.path("train_use_lora");
+        let bytes = std::fs::read(adapter.join("adapter_model.safetensors")).expect("readable");
+        let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+        let (values, shape) = ([1u8; 16], vec![2, 2]);
+        let of_head = ["lora_A", "lora_B"].map(|matrix| {
+            let name = format!("base_model.model.model.vision_tower.head.attention.out_proj.{matrix}.weight");
+            (name, TensorView::new(Dtype::F32, shape.clone(), &values).expect("a tensor"))
+        });
+        let more = dir.path().join(family.name);
+        std::fs::create_dir(&more).expect("a folder");
+        std::fs::copy(adapter.join("adapter_config.json"), more.join("adapter_config.json")).expect("copied");
+        let all = tensors.tensors().into_iter().chain(of_head);
+        safetensors::serialize_to_file(all, None, &more.join("adapter_model.safetensors")).expect("written");
+        let model = text(&family.llava());
+        let found = answer(&["--model", &model, "--adapter", &text(&more)]);
+        assert_eq!(found, answer(&["--model", &model, "--adapter", &text(&adapter)]), "{}", family.name);
     }
 }
 

@@ -52,6 +52,10 @@ pub fn require_supported(config: &TextConfig) -> base::Result<()> {
     if config.family == TextFamily::Qwen3 && config.qkv_bias {
         return refuse("attention_bias", "true");
     }
+    // llama.cpp takes the width of a Qwen2's heads from the other two numbers.
+    if config.family == TextFamily::Qwen2 && config.query_width() != config.hidden_size {
+        return refuse("head_dim", &config.head_dim.to_string());
+    }
     match config.rope_scaling {
         Some(RopeScaling::Llama3 { .. }) if config.family != TextFamily::Llama => refuse("rope_type", "llama3"),
         _ => Ok(()),

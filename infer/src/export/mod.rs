@@ -35,10 +35,10 @@ const MOSTLY_F16: u32 = 1;
 /// f16 cannot hold; unreadable files, a full disk.
 pub fn run(args: &ExportArgs) -> Result<String> {
     let dir = hub::resolve(&args.model, Wanted::Llava)?;
-    Processors::read(&dir)?;
-    let (config, mut model) = load_model(&dir, LoadAs::Stored, &device::cpu())?;
+    let config = Processors::read(&dir)?.config;
     mmproj::require_supported(&config)?;
     language_model::require_supported(&config.text)?;
+    let (_, mut model) = load_model(&dir, LoadAs::Stored, &device::cpu())?;
     if let Some(dir) = &args.adapter {
         adapter::load_adapter(&mut model, dir, &device::cpu())?;
         model = lora::merge(model);

@@ -63,6 +63,11 @@ impl At {
         if holds { Ok(()) } else { Err(self.invalid(key, found, expected, "correct config.json")) }
     }
 
+    /// As [`At::check`], for a model that is not implemented: another value in the file would be wrong.
+    pub(crate) fn require(&self, holds: bool, key: &str, found: impl ToString, expected: impl ToString) -> Result<()> {
+        if holds { Ok(()) } else { Err(self.invalid(key, found, expected, "take a model without it")) }
+    }
+
     /// Another architecture than the known ones.
     pub(crate) fn wrong_model_type(&self, found: Option<&str>, known: &[&str]) -> Error {
         let found = found.map_or("nothing".to_string(), |found| format!("\"{found}\""));

@@ -183,8 +183,9 @@ impl TextConfig {
             eos_token_id: eos.map_or_else(Vec::new, |ids| ids.to_vec()),
             attention_dropout: fields.dropout("attention_dropout")?,
         };
-        let act = fields.activation("hidden_act", Activation::Silu)?;
-        fields.at.check(act == Activation::Silu, "hidden_act", act.name(), Activation::Silu.name())?;
+        let act: String = fields.or("hidden_act", Activation::Silu.name().into())?;
+        let is_silu = Activation::from_name(&act) == Some(Activation::Silu);
+        fields.at.require(is_silu, "hidden_act", act, Activation::Silu.name())?;
         read(&mut config, fields)?;
         config.validate(&fields.at)?;
         Ok(config)
@@ -264,6 +265,7 @@ const FIELDS: &[Row] = {
         ("rope_theta", Read),
         ("rope_parameters", Read),
         ("rope_scaling", Read),
+        ("partial_rotary_factor", Only(&["1"], "all of a head is rotated")),
         ("attention_dropout", Read),
         ("bos_token_id", Read),
         // Copies of max_position_embeddings.

@@ -22,7 +22,7 @@ pub(super) fn require_full_attention(fields: &Fields<'_>, layers: usize) -> Resu
     let Some(types) = fields.get::<Vec<String>>("layer_types")? else {
         let windowed = is_used && window.is_some() && max_window_layers < layers;
         let found = format!("true, {width} from layer {max_window_layers} on");
-        return at.check(!windowed, "use_sliding_window", found, expected);
+        return at.require(!windowed, "use_sliding_window", found, expected);
     };
     let found = format!("{} layers", types.len());
     at.check(types.len() == layers, "layer_types", found, format!("num_hidden_layers {layers}"))?;
@@ -30,5 +30,5 @@ pub(super) fn require_full_attention(fields: &Fields<'_>, layers: usize) -> Resu
     at.check(other.is_none(), "layer_types", other.map_or("", String::as_str), FULL)?;
     let sliding = types.iter().position(|kind| kind == SLIDING);
     let found = format!("{SLIDING} in layer {}, {width}", sliding.unwrap_or_default());
-    at.check(sliding.is_none(), "layer_types", found, expected)
+    at.require(sliding.is_none(), "layer_types", found, expected)
 }
