@@ -217,7 +217,7 @@ fn what_does_not_fit_is_refused_by_key() {
         (&["text_config", "hidden_size"], json!("wide"), "found \"wide\", expected a whole number from 0"),
         (&["vision_feature_layer"], json!("-1"), "\"-1\", expected a number or a list of numbers"),
         (&["pad_token_id"], json!(-2), "found -2, expected a whole number from 0"),
-        (&["vision_config", "layer_norm_eps"], json!([1e-5]), "found [1e-5], expected a number"),
+        (&["vision_config", "layer_norm_eps"], json!([1e-5]), "found [0.00001], expected a number"),
     ];
     for (path, value, named) in table {
         let error = read(&with(file("tiny/llava/config.json"), path, value)).expect_err("refused").to_string();

@@ -95,17 +95,9 @@ fn the_server_answers_as_the_command_line_does() {
         let server = Server::of(model.path(), &[]);
         let mut body = about_the_picture("What is this?");
         body["max_tokens"] = 12.into();
-        let expected = infer_ok(&[
-            "generate",
-            "--model",
-            &text(model.path()),
-            "--image",
-            &text(&reference("pictures/images/100000000.jpg")),
-            "--prompt",
-            "What is this?",
-            "--max-new-tokens",
-            "12",
-        ]);
-        assert_eq!(server.text(&body), expected.trim_end_matches('\n'), "{}", family.name);
+        let image = text(&reference("pictures/images/100000000.jpg"));
+        let rest = ["--image", &image, "--prompt", "What is this?", "--max-new-tokens", "12", "--json"];
+        let expected = json_of(&[&["generate", "--model", &text(model.path())], &rest[..]].concat());
+        assert_eq!(server.text(&body), expected["text"].as_str().expect("text"), "{}", family.name);
     }
 }
