@@ -15,7 +15,7 @@ pub trait Buffer: Send + Sized + 'static {
     /// Values that fit without another allocation.
     fn room(&self) -> usize;
 
-    /// The buffer with `len` values; those that it did not have are zeros.
+    /// The buffer resized to `len` values; added values are zero.
     fn with_len(self, len: usize) -> Self;
 
     /// Adds `other`, which is equally long, value by value.

@@ -28,7 +28,7 @@ pub enum CollectiveError {
     Missing {
         /// The exchange.
         place: Place,
-        /// Those that did not come.
+        /// The absent ranks.
         ranks: Vec<usize>,
         /// How long they were waited for.
         timeout: Duration,

@@ -153,7 +153,7 @@ impl Part {
 }
 
 impl Problem {
-    /// Rows (those that fill up included), width, vocabulary.
+    /// Rows (with padding), width, vocabulary.
     fn sizes(&self) -> (usize, usize, usize) {
         let ([rows, width], [vocabulary, _]) = (operand::dims(&self.hidden), operand::dims(&self.weight));
         (rows, width, vocabulary)

@@ -142,7 +142,7 @@ impl ModuleVisitor for HugePages {
 impl TextLayer {
     /// hidden `[T, D]` → `[T, D]`, or only the rows of [`TextContext::last_tokens`]: of the other tokens, the keys and values
     /// are computed and nothing more. `layer` is the index in the model. With `caches` (one for each sequence) the tokens
-    /// follow those that the caches hold, and are added to them.
+    /// continue the cached sequences, and their keys and values are appended to the caches.
     ///
     /// # Panics
     /// If a cache is too small for its new tokens.
