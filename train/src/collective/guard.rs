@@ -101,7 +101,7 @@ fn guard(args: &[OsString]) -> Result<ExitStatus> {
     let status = rank.wait()?;
     // With the other two, a launcher or a user ends a rank on purpose.
     if let Some(signal) = status.signal().filter(|signal| ![SIGINT, SIGTERM].contains(signal)) {
-        tracing::info!("{}", obituary(&read(&note), rank.id(), signal));
+        tracing::error!("{}", obituary(&read(&note), rank.id(), signal));
     }
     Ok(status)
 }
@@ -111,7 +111,7 @@ fn obituary(note: &str, process: u32, signal: i32) -> String {
     let name = signal_name(signal).unwrap_or("unknown");
     let cause = if name == "SIGKILL" { ": by hand, or because the machine ran out of memory" } else { "" };
     let host = host();
-    format!("error: {rank}: process {process} on {host} was ended by signal {signal} ({name}{cause}); the run is ended")
+    format!("{rank}: process {process} on {host} was ended by signal {signal} ({name}{cause}); the run is ended")
 }
 
 /// This machine's name.
@@ -132,7 +132,7 @@ mod tests {
         assert!(read(&file).starts_with("rank 1 of 2, ééé"));
         note.write(format_args!("rank {} of {}", 1, 2));
         assert_eq!(read(&file), "rank 1 of 2");
-        assert!(obituary(&read(&file), 7, 9).starts_with("error: rank 1 of 2: process 7 on "));
+        assert!(obituary(&read(&file), 7, 9).starts_with("rank 1 of 2: process 7 on "));
         Note(None).write(format_args!("nobody reads this"));
     }
 }
