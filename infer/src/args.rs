@@ -71,8 +71,8 @@ pub struct ModelArgs {
     /// Short for --weights int8: 8-bit weights with one scale per output channel.
     #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "weights")]
     pub quantize: Option<Quantization>,
-    /// Device: cpu, cuda or cuda:N.
-    #[arg(long, default_value_t = DeviceKind::Cpu)]
+    /// Device: auto (a GPU that `train devices` lists, else the CPU), cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
     pub device: DeviceKind,
 }
 

@@ -8,6 +8,8 @@ use infer::{caption, export, generate, merge, score, serve};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // SAFETY: no other thread runs yet.
+    unsafe { kernels::cuda::prepare() };
     cli::log::start();
     let cli = Cli::parse_from(cli::args::with_dashes(std::env::args_os()));
     match run(&cli.command) {

@@ -233,8 +233,9 @@ pub struct Config {
     /// A rank that loads, hashes, evaluates or saves makes progress.
     #[arg(long, default_value_t = 600)]
     pub collective_timeout_seconds: u64,
-    /// Where to compute: `cpu`, or `cuda:N` (rank r of a machine on GPU N + r; needs a build with `--features cuda`).
-    #[arg(long, default_value = "cpu")]
+    /// Where to compute: `auto` (a GPU that `train devices` lists, else the CPU), `cpu`, or `cuda:N` (rank r of a machine on GPU
+    /// N + r; needs a build with `--features cuda`).
+    #[arg(long, default_value = AUTO)]
     pub device: String,
 }
 
@@ -247,6 +248,9 @@ fn trimmed(text: &str) -> Result<String, Infallible> {
 fn any_path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
+
+/// `--device`: the best that the machine has.
+pub const AUTO: &str = "auto";
 
 /// What options name. A recipe's runner learns from it what a run reads and writes.
 pub const KINDS: [(&str, Kind); 6] = [

@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod collective;
 pub mod config;
 pub mod deepspeed;
+pub mod devices;
 pub mod domains;
 pub mod evaluate;
 pub mod exchange;

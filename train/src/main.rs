@@ -11,6 +11,7 @@ use std::time::Duration;
 use store::hub::{self, Wanted};
 use train::collective::{guard, launch};
 use train::config::Config;
+use train::devices;
 use train::plan::{self, PlanArgs};
 use train::recipe;
 use train::setup;
@@ -41,6 +42,8 @@ enum Command {
     /// Say what a run will do and need, from configuration files alone: parameters, steps, memory, disk, and whether it fits
     /// this machine. Takes train's options.
     Plan(Box<PlanCli>),
+    /// List what this machine can compute on, and what is missing for more.
+    Devices,
     /// Print the options as JSON, for programs that run this one.
     #[command(hide = true)]
     Options,
@@ -89,6 +92,8 @@ enum Done {
 }
 
 fn main() -> ExitCode {
+    // SAFETY: no other thread runs yet.
+    unsafe { kernels::cuda::prepare() };
     cli::log::start();
     let args = cli::args::with_dashes(std::env::args_os());
     let is_plan = args.get(1).is_some_and(|word| word == "plan");
@@ -117,6 +122,7 @@ fn main() -> ExitCode {
                 print(&mut std::io::stdout(), options).map_err(anyhow::Error::from)?;
                 Ok(Done::Said(None))
             }
+            Some(Command::Devices) => Ok(Done::Said(Some(devices::table()))),
             None => train(cli.settings, &matches, args, tell_notes),
         }
     });
@@ -166,6 +172,7 @@ fn train(
     tell_notes();
     let mut config = recipe::resolve(config, matches, recipe.as_deref()).map_err(Failure::usage)?;
     config.model_name_or_path = hub::resolve(&config.model_name_or_path, Wanted::Llava).map_err(anyhow::Error::from)?;
+    setup::require_named_cpu(&config).map_err(Failure::usage)?;
     Ok(run(&config, args)?)
 }
 

@@ -1,7 +1,7 @@
 //! From settings to a model that is ready to train, with every mismatch refused before work starts.
 
 use crate::collective::background::Communicator;
-use crate::config::{CacheVisionFeatures, Config};
+use crate::config::{AUTO, CacheVisionFeatures, Config};
 use crate::layout::Layout;
 use crate::plan;
 use crate::trainable::{self, Choice};
@@ -17,7 +17,7 @@ use model::lora::{self, LoraConfig};
 use shards::{ShardSet, Split};
 use std::path::Path;
 use store::adapter;
-use store::checkpoint::{LoadAs, load_model};
+use store::checkpoint::{ExpectedTensor, LoadAs, expected_tensors, load_model};
 use store::fingerprint;
 use store::processors::Processors;
 
@@ -37,6 +37,27 @@ impl Trainee {
     pub fn choice(&self, config: &Config) -> Choice<'_> {
         Choice::new(config.train_type, self.lora.as_ref())
     }
+}
+
+/// Models of so many parameters are trained on the CPU only where that was asked for: a step takes minutes to hours.
+const LARGE: usize = 1_000_000_000;
+
+/// Refuses a large model on a CPU that nobody named.
+///
+/// # Errors
+/// Such a model, with what is missing for a GPU; a model without a description.
+pub fn require_named_cpu(config: &Config) -> Result<()> {
+    if config.device != AUTO || config.device_kind()? != DeviceKind::Cpu {
+        return Ok(());
+    }
+    let dir = &config.model_name_or_path;
+    let parameters: usize = expected_tensors(&LlavaConfig::read(dir)?).iter().map(ExpectedTensor::len).sum();
+    if parameters < LARGE {
+        return Ok(());
+    }
+    let found = format!("{:.1} billion parameters and no GPU that this build can use", parameters as f64 / 1e9);
+    let remedy = "train devices says what is missing; --device cpu trains on the CPU all the same";
+    Err(Error::invalid(dir.display(), found, "a GPU for a model of this size", remedy).into())
 }
 
 /// Opens a rank's device, in the dtype that the run computes in.

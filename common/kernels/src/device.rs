@@ -1,5 +1,6 @@
 //! Devices: a CPU (burn-flex) by default, CUDA with the feature `cuda`.
 
+use crate::cuda;
 use base::{Error, Result};
 use burn::tensor::{Device, DeviceConfig, FloatDType};
 use std::fmt;
@@ -40,10 +41,33 @@ impl DeviceKind {
     /// # Errors
     /// [`Error::Invalid`] when this build has no CUDA, or this machine has no driver.
     pub fn open(self) -> Result<Device> {
+        let device = self.found()?;
+        self.require_right(&device)?;
+        Ok(device)
+    }
+
+    /// The best device of this machine that this build can use: the first GPU that has all it needs, else the CPU.
+    pub fn best() -> Self {
+        if cfg!(feature = "cuda") && cuda::require(0).is_ok() { Self::Cuda(0) } else { Self::Cpu }
+    }
+
+    fn found(self) -> Result<Device> {
         match self {
             Self::Cpu | Self::CpuBf16 => Ok(cpu()),
-            Self::Cuda(index) => cuda(index),
+            Self::Cuda(index) => gpu(index),
             Self::Ndarray => ndarray(),
+        }
+    }
+
+    /// Refuses a GPU that computes wrongly.
+    fn require_right(self, device: &Device) -> Result<()> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => cuda::self_test(device, &format!("device {self}")),
+            _ => {
+                let _ = device;
+                Ok(())
+            }
         }
     }
 
@@ -53,7 +77,7 @@ impl DeviceKind {
     /// # Errors
     /// As [`DeviceKind::open`]; a device that has been used in another format.
     pub fn open_in_bf16(self) -> Result<Option<Device>> {
-        let mut device = self.open()?;
+        let mut device = self.found()?;
         if !device.supports_dtype(FloatDType::BF16) {
             return Ok(None);
         }
@@ -63,7 +87,10 @@ impl DeviceKind {
                 Err(Error::invalid(format!("device {self}"), error, "one not used before", "report this"))
             }
             // Another rank of this process has done it.
-            _ => Ok(Some(device)),
+            _ => {
+                self.require_right(&device)?;
+                Ok(Some(device))
+            }
         }
     }
 
@@ -80,8 +107,9 @@ impl FromStr for DeviceKind {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::invalid("device", format!("\"{text}\""), "cpu, cuda or cuda:N", "name one of them");
+        let wrong = || Error::invalid("device", format!("\"{text}\""), "auto, cpu, cuda or cuda:N", "name one of them");
         match text.split_once(':') {
+            None if text == "auto" => Ok(Self::best()),
             None if text == "cpu" => Ok(Self::Cpu),
             None if text == "cpu-bf16" => Ok(Self::CpuBf16),
             None if text == "cuda" => Ok(Self::Cuda(0)),
@@ -116,46 +144,16 @@ fn ndarray() -> Result<Device> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(index: usize) -> Result<Device> {
+fn gpu(index: usize) -> Result<Device> {
     let found = "a program built without CUDA";
-    Err(Error::invalid(format!("device cuda:{index}"), found, "the feature cuda", "build with --features cuda"))
+    let remedy = "build it with: cargo build --release --features cuda -p train -p infer";
+    Err(Error::invalid(format!("device cuda:{index}"), found, "the feature cuda", remedy))
 }
 
-/// burn loads the driver when it first computes and panics without one, so it is looked for here.
 #[cfg(feature = "cuda")]
-fn cuda(index: usize) -> Result<Device> {
-    require_gpu(index)?;
+fn gpu(index: usize) -> Result<Device> {
+    cuda::require(index)?;
     Ok(Device::cuda(index))
-}
-
-/// Looks for the NVIDIA driver and a GPU of this index.
-#[cfg(any(feature = "cuda", test))]
-fn require_gpu(index: usize) -> Result<()> {
-    const DRIVER: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
-    type Init = unsafe extern "C" fn(u32) -> i32;
-    type DeviceCount = unsafe extern "C" fn(*mut i32) -> i32;
-    let place = || format!("device cuda:{index}");
-    let missing =
-        |found: String| Error::invalid(place(), found, "a working NVIDIA driver", "install it, or use --device cpu");
-    // SAFETY: the NVIDIA driver's library runs no code of its own when loaded, and both functions have these signatures in
-    // every version (cuda.h).
-    let (status, count) = unsafe {
-        let driver = libloading::Library::new(DRIVER).map_err(|error| missing(format!("no {DRIVER} ({error})")))?;
-        let init = driver.get::<Init>(b"cuInit").map_err(|error| missing(error.to_string()))?;
-        let device_count =
-            driver.get::<DeviceCount>(b"cuDeviceGetCount").map_err(|error| missing(error.to_string()))?;
-        let mut count = 0;
-        let status = match init(0) {
-            0 => device_count(&mut count),
-            status => status,
-        };
-        (status, count)
-    };
-    match status {
-        0 if index < count as usize => Ok(()),
-        0 => Err(Error::invalid(place(), format!("{count} GPUs"), "an index below that", "choose another, or cpu")),
-        status => Err(missing(format!("error {status} of cuInit"))),
-    }
 }
 
 #[cfg(test)]
@@ -174,6 +172,7 @@ mod tests {
             assert_eq!(kind.to_string(), text);
         }
         assert_eq!("cuda".parse::<DeviceKind>().expect("a device"), DeviceKind::Cuda(0));
+        assert!("auto".parse::<DeviceKind>().is_ok());
         for wrong in ["", "gpu", "cuda:", "cuda:x", "cpu:0"] {
             assert!(wrong.parse::<DeviceKind>().is_err(), "{wrong}");
         }
@@ -190,14 +189,5 @@ mod tests {
     fn without_the_feature_the_remedy_is_named() {
         let error = DeviceKind::Cuda(1).open().expect_err("no CUDA in this build").to_string();
         assert!(error.contains("cuda:1") && error.contains("--features cuda"), "{error}");
-    }
-
-    /// Where there is a driver, an index that no GPU has.
-    #[test]
-    fn what_a_gpu_needs_and_is_missing_is_said() {
-        let error = require_gpu(1000).expect_err("no machine has so many").to_string();
-        println!("{error}");
-        let says = |words: &[&str]| words.iter().all(|word| error.contains(word));
-        assert!(says(&["cuda:1000"]) && (says(&["libcuda.so.1", "--device cpu"]) || says(&["GPUs"])), "{error}");
     }
 }

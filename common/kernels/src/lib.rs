@@ -6,6 +6,7 @@
 
 mod activation;
 pub mod cpu;
+pub mod cuda;
 pub mod device;
 pub mod dropout;
 pub mod int8;

@@ -1,0 +1,86 @@
+//! What an NVIDIA GPU needs on this machine beside the program: the driver, NVRTC with the CUDA headers, and cuBLASLt. Everything
+//! here works in builds without CUDA too: it says what there is before anything is computed.
+//!
+//! cubecl compiles kernels by NVRTC at run time and finds it and its headers only in a CUDA toolkit; without headers its device
+//! thread panics and later reads return whatever memory held. So [`prepare`] finds them wherever they are, and a device is only
+//! given out after a product on it was right.
+
+mod driver;
+mod headers;
+#[cfg(feature = "cuda")]
+mod self_test;
+mod toolkit;
+
+pub use driver::{Driver, Gpu, driver};
+pub use toolkit::{Part, Toolkit};
+
+use base::{Error, Result};
+
+/// What `pip` installs of what a program needs beside the driver.
+pub const WHEELS: &str =
+    "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl nvidia-cublas";
+
+/// Finds NVRTC and the headers and makes them known to cubecl: opens NVRTC, so that it is found by name afterwards, and sets
+/// `CUDA_PATH` where the headers are elsewhere. Does nothing in a build without CUDA.
+///
+/// # Safety
+/// No other thread runs: the environment is changed. A program's first statement.
+pub unsafe fn prepare() {
+    if cfg!(feature = "cuda") {
+        let toolkit = Toolkit::find();
+        toolkit.open_nvrtc();
+        if let Some(path) = toolkit.cuda_path() {
+            // SAFETY: the caller's promise.
+            unsafe { std::env::set_var("CUDA_PATH", path) };
+        }
+    }
+}
+
+/// Refuses a GPU that cannot be computed on: no driver, no such GPU, no compiler for its kernels.
+///
+/// # Errors
+/// [`Error::Invalid`] with what was found, where it was looked for and what to install.
+pub fn require(index: usize) -> Result<()> {
+    let place = format!("device cuda:{index}");
+    let gpus = driver()
+        .map_err(|found| {
+            Error::invalid(&place, found, "a working NVIDIA driver", "install it, or compute on the CPU: --device cpu")
+        })?
+        .gpus;
+    if index >= gpus.len() {
+        let found = match gpus.len() {
+            1 => "1 GPU".to_owned(),
+            n => format!("{n} GPUs"),
+        };
+        return Err(Error::invalid(place, found, "an index below that", "choose another, or --device cpu"));
+    }
+    let toolkit = Toolkit::find();
+    match toolkit.parts().into_iter().find(|part| part.required && part.found.is_none()) {
+        None => Ok(()),
+        Some(part) => {
+            let remedy = format!("{WHEELS} (in the active environment), or set CUDA_PATH to a CUDA toolkit");
+            Err(Error::invalid(place, part.missing(), format!("{} ({})", part.name, part.purpose), remedy))
+        }
+    }
+}
+
+/// Checks that what the device computes is right.
+///
+/// # Errors
+/// [`Error::Invalid`] when it is not.
+#[cfg(feature = "cuda")]
+pub(crate) use self_test::self_test;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where there is a driver, an index that no GPU has.
+    #[test]
+    fn what_a_gpu_needs_and_is_missing_is_said() {
+        let error = require(1000).expect_err("no machine has so many").to_string();
+        println!("{error}");
+        let says = |words: &[&str]| words.iter().all(|word| error.contains(word));
+        assert!(says(&["cuda:1000"]) && (says(&["libcuda.so.1", "--device cpu"]) || says(&["GPU"])), "{error}");
+    }
+}

@@ -1,0 +1,33 @@
+use base::{Error, Result};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+/// Multiplies two small bf16 matrices on the device. All sums are whole numbers below 256, which bf16 has exactly, so the
+/// result is known bit for bit.
+pub(crate) fn self_test(device: &Device, place: &str) -> Result<()> {
+    const SIZE: usize = 32;
+    if std::env::var_os(UNCHECKED).is_some() {
+        tracing::warn!("{place} is not tested: {UNCHECKED} is set, results may be anything");
+        return Ok(());
+    }
+    let value = |i: usize, by: usize| ((i * by) % 5) as f32 - 2.0;
+    let (a, b): (Vec<f32>, Vec<f32>) = (0..SIZE * SIZE).map(|i| (value(i, 7), value(i, 3))).unzip();
+    let expected: Vec<f32> = (0..SIZE * SIZE)
+        .map(|i| (0..SIZE).map(|k| a[i / SIZE * SIZE + k] * b[k * SIZE + i % SIZE]).sum())
+        .collect();
+    let on_device = |values| Tensor::<2>::from_data(TensorData::new(values, [SIZE, SIZE]), (device, DType::BF16));
+    let product = on_device(a).matmul(on_device(b)).cast(DType::F32).try_into_data();
+    let found = match product.map(|data| data.to_vec::<f32>()) {
+        Ok(Ok(values)) if values == expected => return Ok(()),
+        Ok(Ok(values)) => {
+            let wrong = values.iter().zip(&expected).filter(|(value, expected)| value != expected).count();
+            format!("a bf16 product of which {wrong} of {} values are wrong", expected.len())
+        }
+        Ok(Err(error)) => format!("a bf16 product that cannot be read: {error:?}"),
+        Err(error) => format!("a bf16 product that failed: {error:?}"),
+    };
+    let remedy = "look at the lines above and at `train devices` for what is missing, or use --device cpu";
+    Err(Error::invalid(place, found, "the CPU's result", remedy))
+}
+
+/// Leaves the test out, for a driver that counts and computes nothing.
+const UNCHECKED: &str = "LLAVA_CUDA_UNCHECKED";

@@ -1,0 +1,62 @@
+//! What this machine can compute on, and what is missing for more.
+
+use cli::units::bytes;
+use kernels::cpu::simd::{Isa, isa};
+use kernels::cuda::{self, Gpu, Toolkit};
+use kernels::device::DeviceKind;
+
+/// A table for people: the CPU, every GPU with the device's name, and what GPUs need beside the program.
+pub fn table() -> String {
+    let mut rows = vec![("cpu".to_owned(), cpu())];
+    match cuda::driver() {
+        Ok(driver) => {
+            rows.extend(driver.gpus.iter().enumerate().map(|(index, of)| (DeviceKind::Cuda(index).to_string(), gpu(of))));
+            rows.push(("driver".into(), format!("CUDA {}.{}", driver.version / 1000, driver.version % 1000 / 10)));
+        }
+        Err(found) => rows.push(("driver".into(), format!("{found}: no NVIDIA GPU can be used"))),
+    }
+    let parts = Toolkit::find().parts();
+    let missing = parts.iter().any(|part| part.found.is_none());
+    for part in parts {
+        let found = part.found.as_ref().map_or_else(|| part.missing(), |path| path.display().to_string());
+        rows.push((part.name.into(), format!("{found} ({})", part.purpose)));
+    }
+    let build = match (cfg!(feature = "cuda"), missing) {
+        (false, _) => "without CUDA; with it: cargo build --release --features cuda -p train -p infer".to_owned(),
+        (true, true) => format!("with CUDA; what is missing: {}", cuda::WHEELS),
+        (true, false) => "with CUDA".to_owned(),
+    };
+    rows.push(("this build".into(), build));
+    rows.push(("--device auto".into(), DeviceKind::best().to_string()));
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    rows.iter().map(|(name, what)| format!("{name:width$}  {what}")).collect::<Vec<_>>().join("\n")
+}
+
+fn cpu() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let instructions = match isa() {
+        Isa::Avx512 => "AVX-512",
+        Isa::Avx2 => "AVX2",
+        Isa::Base => "no vector instructions beyond the target's own",
+    };
+    let cores = if cores == 1 { "1 core".to_owned() } else { format!("{cores} cores") };
+    format!("{cores}, {instructions}")
+}
+
+fn gpu(gpu: &Gpu) -> String {
+    let (major, minor) = gpu.capability;
+    let bf16 = if gpu.has_bf16() { "" } else { ", no bf16" };
+    format!("{}, compute capability {major}.{minor}{bf16}, {}", gpu.name, bytes(gpu.memory))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_cpu_and_what_is_missing_are_named() {
+        let table = super::table();
+        println!("{table}");
+        for name in ["cpu ", "driver ", "NVRTC ", "CUDA headers ", "cuBLASLt ", "this build ", "--device auto "] {
+            assert!(table.lines().any(|line| line.starts_with(name)), "{name}");
+        }
+    }
+}
