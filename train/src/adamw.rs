@@ -77,7 +77,8 @@ impl AdamW {
             });
     }
 
-    fn coefficients(&self, weight_decay: f64) -> AdamWCoefficients {
+    /// In the form that updates use.
+    pub fn coefficients(&self, weight_decay: f64) -> AdamWCoefficients {
         let steps = self.step as f64;
         AdamWCoefficients {
             gradient_scale: self.gradient_scale,

@@ -7,11 +7,12 @@
 
 use crate::gradient::BlockGradient;
 use crate::layout::{BlockLayout, Layout};
+use crate::on_device::{self, DeviceGradient, Rows};
 use crate::vision_cache::VisionFeatureCache;
 use anyhow::{Result, anyhow};
 use base::names::Block;
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::{DType, Gradients, Tensor};
 use model::Llava;
 use model::batch::PackedBatch;
 use model::config::LlavaConfig;
@@ -53,18 +54,18 @@ pub trait BlockHooks {
     fn after_backward(&mut self, block: usize, gradient: BlockGradient) -> Result<()>;
 }
 
-/// Forward and backward: the sum of the cross entropy over the supervised tokens (not scaled).
+/// Forward and backward: the sum of the cross entropy over the supervised tokens (not scaled), `[1]` in f32, on the device.
 ///
 /// # Errors
 /// What the hooks say, and a backend that cannot give its values.
-pub fn forward_backward(pass: &mut Pass<'_>, batch: &PackedBatch, hooks: &mut impl BlockHooks) -> Result<f64> {
+pub fn forward_backward(pass: &mut Pass<'_>, batch: &PackedBatch, hooks: &mut impl BlockHooks) -> Result<Tensor<1>> {
     let (positions, targets) = batch.supervised();
     let mut context = BatchContext::new(pass.config, batch, &pass.model.device()).for_positions(&positions);
     context.text.dropout = pass.dropout.clone();
     context.vision.dropout = pass.dropout.as_ref().map(|dropout| per_image(dropout, batch, pass.config));
     let mut tape = Tape::new(pass, hooks);
     let loss = walk::loss_sum(&mut tape, batch, (&positions, &targets), &context)?;
-    let loss_sum = f64::from(scalar(&loss)?);
+    let loss_sum = loss.clone().inner().cast(DType::F32);
     tape.backward(loss, batch, &context)?;
     Ok(loss_sum)
 }
@@ -91,6 +92,8 @@ struct Tape<'p, 'a, H> {
     states: Vec<(Tensor<2>, Option<Tensor<2>>)>,
     /// Lowest vision layer with trained parameters, 0 with trained embeddings; `None`: the tower is frozen.
     first_trained: Option<usize>,
+    /// Whether gradients stay on the device.
+    on_device: bool,
 }
 
 impl<H: BlockHooks> Walk for Tape<'_, '_, H> {
@@ -164,7 +167,8 @@ impl<'p, 'a, H: BlockHooks> Tape<'p, 'a, H> {
         let layers = 0..pass.config.computed_vision_layers();
         let first_layer = layers.into_iter().find(|&layer| is_trained(Block::VisionLayer(layer)));
         let first_trained = if is_trained(Block::VisionEmbeddings) { Some(0) } else { first_layer };
-        Self { pass, hooks, steps: Vec::new(), states: Vec::new(), first_trained }
+        let on_device = on_device::applies(&pass.model.device(), pass.layout.world_size);
+        Self { pass, hooks, steps: Vec::new(), states: Vec::new(), first_trained, on_device }
     }
 
     /// Whether a layer's backward pass is needed.
@@ -189,7 +193,8 @@ impl<'p, 'a, H: BlockHooks> Tape<'p, 'a, H> {
         let mut tied = match (&language_model.lm_head, self.pass.layout.block(Block::TokenEmbeddings)) {
             (None, Some(block)) => {
                 let embedding = &language_model.model.embed_tokens;
-                Some(collect(&mut gradients, &self.pass.layout.blocks[block], |collector| embedding.visit(collector))?)
+                let visit = |collector: &mut Collector<'_>| embedding.visit(collector);
+                Some(collect(&mut gradients, &self.pass.layout.blocks[block], self.on_device, visit)?)
             }
             _ => None,
         };
@@ -208,7 +213,7 @@ impl<'p, 'a, H: BlockHooks> Tape<'p, 'a, H> {
                 Step::Merge { projected, state } => {
                     let Some(outer) = self.gradient(state) else { continue };
                     if let Some(block) = self.pass.layout.block(Block::TokenEmbeddings) {
-                        let mut gradient = BlockGradient::Rows(embedding_gradient(batch, &outer)?);
+                        let mut gradient = embedding_gradient(batch, &outer, self.on_device)?;
                         if let Some(tied) = tied.take() {
                             gradient.add(tied);
                         }
@@ -266,7 +271,7 @@ impl<'p, 'a, H: BlockHooks> Tape<'p, 'a, H> {
         visit: impl FnOnce(&Llava, &mut Collector<'_>),
     ) -> Result<()> {
         let Some(index) = self.pass.layout.block(block) else { return Ok(()) };
-        let gradient = collect(gradients, &self.pass.layout.blocks[index], |collector| {
+        let gradient = collect(gradients, &self.pass.layout.blocks[index], self.on_device, |collector| {
             visit(self.pass.model, collector);
         })?;
         self.hooks.after_backward(index, gradient)
@@ -284,19 +289,25 @@ fn backward(output: Tensor<2>, outer: Tensor<2>) -> Gradients {
 
 /// The embedding's gradient from that of the embedded tokens `[T, D]`: each token's is added to its row, but for those whose
 /// place an image feature has taken.
-fn embedding_gradient(batch: &PackedBatch, outer: &Tensor<2>) -> Result<BTreeMap<usize, Vec<f32>>> {
+fn embedding_gradient(batch: &PackedBatch, outer: &Tensor<2>, on_device: bool) -> Result<BlockGradient> {
+    let mut replaced = batch.image_positions.iter().peekable();
+    let embedded = (0..batch.input_ids.len()).filter(|position| replaced.next_if_eq(&position).is_none());
+    let embedded: Vec<usize> = embedded.collect();
+    let ids = embedded.iter().map(|&position| batch.input_ids[position] as usize);
+    if on_device {
+        let values = kernels::select_rows(outer.clone(), &embedded);
+        let rows = Some(Rows::sum(&ids.collect::<Vec<_>>(), values));
+        return Ok(BlockGradient::OnDevice(DeviceGradient { params: Vec::new(), rows }.into()));
+    }
     let [_, width] = outer.dims();
     let data = outer.clone().into_data().convert::<f32>();
     let outer = data.as_slice::<f32>().map_err(|error| anyhow!("gradient of the embedding: {error:?}"))?;
     let mut rows: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-    let mut replaced = batch.image_positions.iter().peekable();
-    for (position, (&id, gradient)) in batch.input_ids.iter().zip(outer.chunks_exact(width)).enumerate() {
-        if replaced.next_if_eq(&&position).is_none() {
-            let row = rows.entry(id as usize).or_insert_with(|| vec![0.0; width]);
-            row.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
-        }
+    for (id, &position) in ids.zip(&embedded) {
+        let row = rows.entry(id).or_insert_with(|| vec![0.0; width]);
+        row.iter_mut().zip(&outer[position * width..]).for_each(|(sum, value)| *sum += value);
     }
-    Ok(rows)
+    Ok(BlockGradient::Rows(rows))
 }
 
 /// The dropout of the tower's layers: an image's mask is that of its row.
@@ -320,44 +331,55 @@ fn per_image(dropout: &LoraDropout, batch: &PackedBatch, config: &LlavaConfig) -
     LoraDropout { row_keys: row_keys.collect(), ..dropout.clone() }
 }
 
-fn scalar(tensor: &Tensor<1>) -> Result<f32> {
-    let data = tensor.clone().into_data().convert::<f32>();
-    let values = data.as_slice::<f32>().map_err(|error| anyhow!("the loss is not f32: {error:?}"))?;
-    values.first().copied().ok_or_else(|| anyhow!("the loss has no value"))
-}
-
 /// The gradients of a block's parameters, which `visit` shows; a parameter without one gets zeros.
 fn collect(
     gradients: &mut Gradients,
     block: &BlockLayout,
+    on_device: bool,
     visit: impl FnOnce(&mut Collector<'_>),
 ) -> Result<BlockGradient> {
-    let mut collector = Collector { gradients, block, params: vec![Vec::new(); block.params.len()], error: None };
+    let found = match on_device {
+        true => Found::Tensors(vec![None; block.params.len()]),
+        false => Found::Values(vec![Vec::new(); block.params.len()]),
+    };
+    let mut collector = Collector { gradients, block, found, error: None };
     visit(&mut collector);
     if let Some(error) = collector.error {
         return Err(anyhow!("gradient of {}: {error}", block.name));
     }
-    for (values, slot) in collector.params.iter_mut().zip(&block.params) {
-        values.resize(slot.len, 0.0);
-    }
-    Ok(BlockGradient::Params(collector.params))
+    Ok(match collector.found {
+        Found::Tensors(params) => BlockGradient::OnDevice(DeviceGradient { params, rows: None }.into()),
+        Found::Values(mut params) => {
+            params.iter_mut().zip(&block.params).for_each(|(values, slot)| values.resize(slot.len, 0.0));
+            BlockGradient::Params(params)
+        }
+    })
 }
 
 struct Collector<'a> {
     gradients: &'a mut Gradients,
     block: &'a BlockLayout,
-    params: Vec<Vec<f32>>,
+    found: Found,
     error: Option<String>,
+}
+
+/// For each of a block's parameters.
+enum Found {
+    Tensors(Vec<Option<Tensor<1>>>),
+    Values(Vec<Vec<f32>>),
 }
 
 impl ModuleVisitor for Collector<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let Some(index) = self.block.params.iter().position(|slot| slot.id == param.id) else { return };
         let Some(gradient) = param.val().grad_remove(self.gradients) else { return };
-        // Of a GPU these bytes are in pinned memory: cubecl-server, `Command::copy_to_bytes`.
-        match gradient.into_data().convert::<f32>().try_into_vec::<f32>() {
-            Ok(values) => self.params[index] = values,
-            Err(error) => self.error = Some(format!("{}: {error:?}", self.block.params[index].name)),
+        match &mut self.found {
+            Found::Tensors(params) => params[index] = Some(gradient.reshape([self.block.params[index].len])),
+            // Of a GPU these bytes are in pinned memory: cubecl-server, `Command::copy_to_bytes`.
+            Found::Values(params) => match gradient.into_data().convert::<f32>().try_into_vec::<f32>() {
+                Ok(values) => params[index] = values,
+                Err(error) => self.error = Some(format!("{}: {error:?}", self.block.params[index].name)),
+            },
         }
     }
 }

@@ -7,11 +7,11 @@ pub mod optimizer;
 
 use crate::config::Config;
 use crate::layout::Layout;
-use crate::partitions::Partitions;
 use crate::run::RunRecord;
 use crate::setup::Trainee;
 use crate::state::TrainerState;
 use crate::zero::Optimizer;
+use crate::zero::OptimizerState;
 use anyhow::{Context, Result};
 use base::{Error, files, json, names};
 use model::config::WeightDtype;
@@ -44,7 +44,7 @@ pub struct Snapshot {
     /// Whose moments are where.
     pub layout: Arc<Layout>,
     /// This rank's moments, and masters where the model's values are rounded.
-    pub partitions: Partitions,
+    pub optimizer: OptimizerState,
     /// Where the run stands.
     pub state: TrainerState,
     /// The run, on rank 0.
@@ -60,13 +60,13 @@ impl Snapshot {
         optimizer: &Optimizer,
         state: &TrainerState,
     ) -> Self {
-        let (layout, partitions) = (optimizer.layout(), optimizer.partitions());
-        let needs_weights = layout.rank == 0 || partitions.masters.is_none() && is_rounded(trainee);
+        let (layout, optimizer) = (optimizer.layout(), optimizer.state());
+        let needs_weights = layout.rank == 0 || !optimizer.has_masters() && is_rounded(trainee);
         Self {
             config: config.clone(),
             trainee: needs_weights.then(|| trainee.clone()),
             layout: Arc::clone(layout),
-            partitions: partitions.clone(),
+            optimizer,
             state: state.clone(),
             record: record.cloned(),
         }
@@ -78,14 +78,14 @@ impl Snapshot {
     /// What the operating system refuses.
     pub fn write(self, dir: &Path) -> Result<Hashes> {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-        let Self { config, trainee, layout, partitions, state, record } = self;
+        let Self { config, trainee, layout, optimizer: kept, state, record } = self;
         let path = dir.join(optimizer::file_name(layout.rank, layout.world_size));
-        let masters = match (&partitions.masters, &trainee) {
-            (Some(_), _) => Masters::OfPartitions,
-            (None, Some(trainee)) if is_rounded(trainee) => Masters::OfModel(&trainee.model),
+        let masters = match (kept.has_masters(), &trainee) {
+            (true, _) => Masters::OfOptimizer,
+            (false, Some(trainee)) if is_rounded(trainee) => Masters::OfModel(&trainee.model),
             _ => Masters::InModelDirectory,
         };
-        optimizer::save(&masters, &layout, partitions, &path)?;
+        optimizer::save(&masters, &layout, kept, &path)?;
         let mut hashes = Hashes::new();
         add_hash(&mut hashes, &path)?;
         if let (0, Some(trainee)) = (layout.rank, trainee) {

@@ -1,7 +1,7 @@
 //! What this machine can compute on, and what is missing for more.
 
 use cli::units::bytes;
-use kernels::cpu::simd::{Isa, isa};
+use kernels::cpu::isa;
 use kernels::cuda::{self, Gpu, Toolkit};
 use kernels::device::DeviceKind;
 
@@ -10,7 +10,9 @@ pub fn table() -> String {
     let mut rows = vec![("cpu".to_owned(), cpu())];
     match cuda::driver() {
         Ok(driver) => {
-            rows.extend(driver.gpus.iter().enumerate().map(|(index, of)| (DeviceKind::Cuda(index).to_string(), gpu(of))));
+            rows.extend(
+                driver.gpus.iter().enumerate().map(|(index, of)| (DeviceKind::Cuda(index).to_string(), gpu(of))),
+            );
             rows.push(("driver".into(), format!("CUDA {}.{}", driver.version / 1000, driver.version % 1000 / 10)));
         }
         Err(found) => rows.push(("driver".into(), format!("{found}: no NVIDIA GPU can be used"))),
@@ -34,13 +36,8 @@ pub fn table() -> String {
 
 fn cpu() -> String {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let instructions = match isa() {
-        Isa::Avx512 => "AVX-512",
-        Isa::Avx2 => "AVX2",
-        Isa::Base => "no vector instructions beyond the target's own",
-    };
     let cores = if cores == 1 { "1 core".to_owned() } else { format!("{cores} cores") };
-    format!("{cores}, {instructions}")
+    format!("{cores}, {} kernels", isa())
 }
 
 fn gpu(gpu: &Gpu) -> String {

@@ -2,12 +2,15 @@
 //! token embeddings) has a gradient of these rows only.
 
 use crate::buffers::Buffers;
+use crate::on_device::DeviceGradient;
 use burn::module::ParamId;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// Values in a task of the passes over a gradient: fixed, so that sums are the same for any number of threads.
 const CHUNK: usize = 1 << 16;
+
+const STAYS: &str = "a gradient on a device is taken by the optimizer there";
 
 /// What a backward pass found for a block.
 #[derive(Clone)]
@@ -16,6 +19,8 @@ pub enum BlockGradient {
     Params(Vec<Vec<f32>>),
     /// Rows of the block's only parameter, by their number; all others' gradient is zero.
     Rows(BTreeMap<usize, Vec<f32>>),
+    /// Tensors, where the optimizer is on the model's device.
+    OnDevice(Box<DeviceGradient>),
 }
 
 impl BlockGradient {
@@ -35,6 +40,7 @@ impl BlockGradient {
                 flat.fill(0.0);
                 add_rows(&mut flat, &rows);
             }
+            Self::OnDevice(_) => unreachable!("{STAYS}"),
         }
         flat
     }
@@ -44,6 +50,7 @@ impl BlockGradient {
         match self {
             Self::Params(params) => params.iter().map(Vec::as_slice).collect(),
             Self::Rows(rows) => rows.values().map(Vec::as_slice).collect(),
+            Self::OnDevice(_) => unreachable!("{STAYS}"),
         }
     }
 
@@ -66,6 +73,8 @@ impl BlockGradient {
                     }
                 }
             }
+            (Self::OnDevice(sum), Self::OnDevice(other)) => sum.add(*other),
+            (Self::OnDevice(_), _) | (_, Self::OnDevice(_)) => unreachable!("{STAYS}"),
         }
     }
 }

@@ -19,6 +19,7 @@ pub mod layout;
 pub mod loader;
 pub mod log_file;
 pub mod metrics;
+pub mod on_device;
 pub mod order;
 pub mod parameters;
 pub mod partitions;

@@ -36,6 +36,11 @@ pub fn set(model: &mut Llava, layout: &Layout, block: usize, flat: &[f32]) {
     replace_with_or_abort(model, |model| model.map(&mut Setter { layout, block, flat }));
 }
 
+/// Gives every trained parameter other values: `change` gets the old ones and gives the new ones, `[len]`, where the model is.
+pub fn replace(model: &mut Llava, layout: &Layout, change: impl FnMut(usize, &ParamSlot, Tensor<1>) -> Tensor<1>) {
+    replace_with_or_abort(model, |model| model.map(&mut Replacer { layout, change }));
+}
+
 /// The model with all values in bf16, rounded to nearest even.
 pub fn in_bf16(model: Llava) -> Llava {
     model.map(&mut Rounder)
@@ -135,6 +140,21 @@ impl ModuleMapper for Setter<'_> {
             }
             _ => param,
         }
+    }
+}
+
+struct Replacer<'a, F> {
+    layout: &'a Layout,
+    change: F,
+}
+
+impl<F: FnMut(usize, &ParamSlot, Tensor<1>) -> Tensor<1>> ModuleMapper for Replacer<'_, F> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some((block, slot)) = self.layout.find(param.id) else { return param };
+        with_values(param, |old| {
+            let (shape, dtype) = (old.dims(), old.dtype());
+            (self.change)(block, slot, old.reshape([slot.len])).reshape(shape).cast(dtype)
+        })
     }
 }
 

@@ -26,6 +26,11 @@ impl Partitions {
         Self { masters: None, exp_avg: zeros(), exp_avg_sq: zeros() }
     }
 
+    /// Nothing: they are elsewhere.
+    pub fn none() -> Self {
+        Self { masters: None, exp_avg: Vec::new(), exp_avg_sq: Vec::new() }
+    }
+
     /// Keeps the model's values (f32) as masters from here on: the model may be rounded then.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ use crate::watch::Watch;
 use crate::zero::Optimizer;
 use anyhow::{Result, bail};
 use base::mix;
+use burn::tensor::Tensor;
 use model::batch::PackedBatch;
 use model::dropout::LoraDropout;
 use report::{Log, StepReport};
@@ -98,23 +99,30 @@ impl Trainer<'_> {
     /// All micro-batches, one after another; each block's gradient is on its way to its owner while the block before it is
     /// computed. Also gives the ids of the rows.
     fn forward_backward(&mut self, loader: &mut Loader) -> Result<(StepSums, Vec<String>)> {
-        let (mut sums, mut ids) = (StepSums::default(), Vec::new());
+        let (mut sums, mut ids, mut losses) = (StepSums::default(), Vec::new(), Vec::new());
         for micro_step in 0..self.plan.accumulation {
             let micro_batch = loader.next_micro_batch()?;
             self.optimizer.begin_micro_step(micro_step + 1 == self.plan.accumulation);
             if let Some(batch) = &micro_batch.batch {
                 ids.extend_from_slice(&batch.ids);
-                self.micro_step(&micro_batch, batch, &mut sums)?;
+                losses.push((self.micro_step(&micro_batch, batch, &mut sums)?, batch.supervised().1.len()));
             }
             self.optimizer.end_micro_step(&mut self.trainee.model)?;
         }
-        sums.squared_norm = self.optimizer.squared_norm()?;
+        let (losses, supervised): (Vec<_>, Vec<_>) = losses.into_iter().unzip();
+        let (losses, squared_norm) = self.optimizer.sums(losses)?;
+        for (loss, supervised) in losses.into_iter().zip(supervised) {
+            sums.loss += loss;
+            sums.mean_loss += loss / supervised.max(1) as f64;
+        }
+        sums.squared_norm = squared_norm;
         sums.written = f64::from(u8::from(self.saver.is_written()));
         sums.stop_requests = f64::from(u8::from(self.stop_request.is_set()));
         Ok((sums, ids))
     }
 
-    fn micro_step(&mut self, micro_batch: &MicroBatch, batch: &PackedBatch, sums: &mut StepSums) -> Result<()> {
+    /// Gives the loss sum, `[1]`, which is read at the end of the step.
+    fn micro_step(&mut self, micro_batch: &MicroBatch, batch: &PackedBatch, sums: &mut StepSums) -> Result<Tensor<1>> {
         let supervised = batch.supervised().1.len();
         let loss_scale = match self.config.loss_normalization {
             LossNormalization::GlobalTokens => 1.0,
@@ -131,13 +139,11 @@ impl Trainer<'_> {
             loss_scale,
         };
         let loss = forward_backward(&mut pass, batch, &mut self.optimizer)?;
-        sums.loss += loss;
-        sums.mean_loss += loss / supervised.max(1) as f64;
         sums.supervised_tokens += supervised as f64;
         sums.tokens += batch.input_ids.len() as f64;
         sums.samples += batch.seq_lens.len() as f64;
         sums.micro_batches += 1.0;
-        Ok(())
+        Ok(loss)
     }
 
     /// Waits until the whole model has its new values.

@@ -12,10 +12,12 @@ use crate::config::Accumulate;
 use crate::exchange::Exchanges;
 use crate::gradient::{self, BlockGradient, TouchedRows};
 use crate::layout::{Layout, ParamSlot};
+use crate::on_device::{self, DevicePartitions, Sums};
 use crate::parameters;
 use crate::partitions::Partitions;
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use base::names::Block;
+use burn::tensor::{Device, Tensor};
 use model::Llava;
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,6 +38,32 @@ pub struct Optimizer {
     touched: TouchedRows,
     micro_step: MicroStep,
     update: Option<Update>,
+    /// In place of gradients and partitions here, where the only rank's optimizer is on its device.
+    on_device: Option<OnDevice>,
+}
+
+/// What is on the device.
+struct OnDevice {
+    partitions: DevicePartitions,
+    sums: Sums,
+}
+
+/// The optimizer's state, for a checkpoint; it is shared until the next update.
+pub enum OptimizerState {
+    /// Of this rank.
+    Host(Partitions),
+    /// Of the only rank.
+    OnDevice(DevicePartitions),
+}
+
+impl OptimizerState {
+    /// Whether masters are kept beside the model.
+    pub fn has_masters(&self) -> bool {
+        match self {
+            Self::Host(partitions) => partitions.masters.is_some(),
+            Self::OnDevice(partitions) => partitions.has_masters(),
+        }
+    }
 }
 
 /// The micro-step whose gradients are taken.
@@ -54,16 +82,23 @@ struct Update {
 }
 
 impl Optimizer {
-    /// From moments (and masters) of zero or of a checkpoint.
+    /// From moments (and masters) of zero or of a checkpoint; `device` is the model's.
     pub fn new(
         layout: Arc<Layout>,
-        partitions: Partitions,
+        mut partitions: Partitions,
+        device: &Device,
         communicator: Communicator,
         accumulate: Accumulate,
         weight_decay: f64,
     ) -> Self {
         let blocks = layout.blocks.len();
+        let on_device = on_device::applies(device, layout.world_size).then(|| {
+            let partitions = std::mem::replace(&mut partitions, Partitions::none());
+            let device = device.clone().inner();
+            OnDevice { partitions: DevicePartitions::new(partitions, &layout, &device), sums: Sums::new(&layout) }
+        });
         Self {
+            on_device,
             exchanges: Exchanges::new(communicator, Arc::clone(&layout), ()),
             layout,
             partitions,
@@ -84,8 +119,11 @@ impl Optimizer {
     }
 
     /// What this rank owns; a block's part is the new one after `wait_for_params`.
-    pub fn partitions(&self) -> &Partitions {
-        &self.partitions
+    pub fn state(&self) -> OptimizerState {
+        match &self.on_device {
+            Some(on_device) => OptimizerState::OnDevice(on_device.partitions.clone()),
+            None => OptimizerState::Host(self.partitions.clone()),
+        }
     }
 
     /// The connection to the other ranks.
@@ -129,6 +167,13 @@ impl Optimizer {
     /// Takes a block's gradient of the micro-step: the sum over the ranks is begun, and this rank's part of it will be added to
     /// what it owns. With `accumulate = local` only the last micro-step is summed.
     fn reduce(&mut self, block: usize, gradient: BlockGradient) -> Result<()> {
+        let gradient = match (gradient, &mut self.on_device) {
+            (BlockGradient::OnDevice(gradient), Some(on_device)) => {
+                on_device.sums.add(block, &self.layout.blocks[block], *gradient);
+                return Ok(());
+            }
+            (gradient, _) => gradient,
+        };
         if self.layout.world_size == 1 {
             match &mut self.whole[block] {
                 Some(sum) => sum.add(gradient),
@@ -161,20 +206,29 @@ impl Optimizer {
         Ok(reduced.map(|(block, own)| self.gradient[block] = own).is_some())
     }
 
-    /// Waits for all sums; then gives the sum of squares of this rank's gradient, in f64, not finite if a gradient is not.
+    /// Waits for all sums; then gives the values of `losses` (`[1]` each) and the sum of squares of this rank's gradient, in
+    /// f64, not finite if a gradient is not. What is on a device is read at once.
     ///
     /// # Errors
-    /// A rank that failed or did not come.
-    pub fn squared_norm(&mut self) -> Result<f64> {
+    /// A rank that failed or did not come; a device that failed.
+    pub fn sums(&mut self, losses: Vec<Tensor<1>>) -> Result<(Vec<f64>, f64)> {
         while self.take_reduced()? {}
+        let squares = self.on_device.as_ref().map_or_else(Vec::new, |on_device| on_device.sums.squares());
+        let count = losses.len();
+        let mut numbers = read(losses.into_iter().chain(squares).collect())?;
+        let of_device: f64 = numbers.drain(count..).sum();
         let whole = self.whole.iter().flatten().flat_map(BlockGradient::slices);
-        Ok(gradient::squared_norm(self.gradient.iter().map(Vec::as_slice).chain(whole)))
+        let of_host = gradient::squared_norm(self.gradient.iter().map(Vec::as_slice).chain(whole));
+        Ok((numbers, of_host + of_device))
     }
 
     /// Forgets a gradient that is not to be used.
     pub fn discard_gradient(&mut self) {
         self.gradient.iter_mut().for_each(Vec::clear);
         self.whole.fill(None);
+        if let Some(on_device) = &mut self.on_device {
+            on_device.sums.clear();
+        }
     }
 
     /// Begins an update; a block has its new values after `wait_for_params`. A rank by itself updates at once.
@@ -184,6 +238,16 @@ impl Optimizer {
             return;
         }
         let layout = Arc::clone(&self.layout);
+        if let Some(mut on_device) = self.on_device.take() {
+            parameters::replace(model, &layout, |block, slot, values| {
+                let param = layout.blocks[block].index_of(slot);
+                let gradient = on_device.sums.take(block, param);
+                let state = &mut on_device.partitions.0[block][param];
+                state.update(|| values, gradient, &adamw, self.weight_decay_of(slot))
+            });
+            self.on_device = Some(on_device);
+            return;
+        }
         match self.partitions.masters.take() {
             None => parameters::edit(model, &layout, None, |block, slot, values| {
                 self.update_whole_param(adamw, block, slot, values);
@@ -305,6 +369,16 @@ impl Optimizer {
     }
 }
 
+/// The values of tensors `[1]`, read in one piece.
+fn read(numbers: Vec<Tensor<1>>) -> Result<Vec<f64>> {
+    if numbers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let data = Tensor::cat(numbers, 0).into_data();
+    let values = data.as_slice::<f32>().map_err(|error| anyhow!("losses and norms are not f32: {error:?}"))?;
+    Ok(values.iter().map(|&value| f64::from(value)).collect())
+}
+
 impl BlockHooks for Optimizer {
     fn before_forward(&mut self, model: &mut Llava, block: Block) -> Result<()> {
         self.wait_for_params(model, self.layout.blocks_through(block))
@@ -331,8 +405,9 @@ mod tests {
                 let communicator = Communicator::start(Box::new(rank))?;
                 let rank = communicator.rank();
                 let layout = Arc::new(layout(rank, 3, &LENS));
-                let partitions = Partitions::new(&layout);
-                let mut optimizer = Optimizer::new(Arc::clone(&layout), partitions, communicator, accumulate, 0.0);
+                let (partitions, device) = (Partitions::new(&layout), kernels::device::cpu());
+                let mut optimizer =
+                    Optimizer::new(Arc::clone(&layout), partitions, &device, communicator, accumulate, 0.0);
                 for micro_step in 0..2 {
                     optimizer.begin_micro_step(micro_step == 1);
                     for block in (0..LENS.len()).rev() {
@@ -340,7 +415,7 @@ mod tests {
                         optimizer.after_backward(block, BlockGradient::Params(vec![flat]))?;
                     }
                 }
-                let squares = optimizer.squared_norm()?;
+                let (_, squares) = optimizer.sums(Vec::new())?;
                 let communicator = optimizer.communicator();
                 Ok((communicator.all_reduce("squares", [squares])?[0], communicator.take_traffic().bytes_sent))
             });

@@ -1,8 +1,10 @@
 //! The optimizer's state in a checkpoint: a file for each rank, a tensor for each slice of a parameter that the rank owns.
 
 use crate::layout::Layout;
+use crate::on_device::{DevicePartitions, ParamState};
 use crate::parameters;
 use crate::partitions::Partitions;
+use crate::zero::OptimizerState;
 use anyhow::Result;
 use model::Llava;
 use model::config::WeightDtype;
@@ -73,38 +75,78 @@ pub enum Masters<'a> {
     /// In the model itself.
     OfModel(&'a Llava),
     /// With the moments.
-    OfPartitions,
+    OfOptimizer,
 }
 
-/// Writes a rank's file. What is written is freed at once.
+/// Writes a rank's file. What is written is freed at once; what is on a device is read a tensor at a time.
 ///
 /// # Errors
 /// What the operating system refuses.
-pub fn save(masters: &Masters<'_>, layout: &Layout, partitions: Partitions, path: &Path) -> Result<()> {
+pub fn save(masters: &Masters<'_>, layout: &Layout, optimizer: OptimizerState, path: &Path) -> Result<()> {
+    let tensors = match optimizer {
+        OptimizerState::Host(partitions) => of_host(masters, layout, partitions)?,
+        OptimizerState::OnDevice(partitions) => of_device(masters, layout, partitions)?,
+    };
+    Ok(write_file(tensors, path)?)
+}
+
+fn of_host(masters: &Masters<'_>, layout: &Layout, partitions: Partitions) -> Result<Vec<TensorSource<'static>>> {
     let Partitions { masters: kept, exp_avg, exp_avg_sq } = partitions;
     let mut tensors = Vec::new();
     for (index, (block, (first, second))) in layout.blocks.iter().zip(exp_avg.into_iter().zip(exp_avg_sq)).enumerate() {
         let master = match masters {
             Masters::InModelDirectory => None,
             Masters::OfModel(model) => Some(Arc::new(parameters::owned(model, layout, index)?)),
-            Masters::OfPartitions => kept.as_ref().map(|kept| Arc::clone(&kept[index])),
+            Masters::OfOptimizer => kept.as_ref().map(|kept| Arc::clone(&kept[index])),
         };
         let kinds = [(Kind::ExpAvg, Some(first)), (Kind::ExpAvgSq, Some(second)), (Kind::Master, master)];
         for (kind, values) in kinds.into_iter().filter_map(|(kind, values)| Some((kind, values?))) {
             for param in &block.params {
                 for (range, start) in block.owned_ranges(param, layout.rank) {
                     let (values, part) = (Arc::clone(&values), start..start + range.len());
-                    tensors.push(TensorSource {
-                        name: SliceName { kind, param: &param.name, first: range.start }.to_string(),
-                        dtype: WeightDtype::F32,
-                        shape: vec![part.len()],
-                        bytes: Box::new(move || Ok(from_f32(&values[part], WeightDtype::F32))),
-                    });
+                    let name = SliceName { kind, param: &param.name, first: range.start };
+                    tensors.push(source(name, part.len(), move || Ok(from_f32(&values[part], WeightDtype::F32))));
                 }
             }
         }
     }
-    Ok(write_file(tensors, path)?)
+    Ok(tensors)
+}
+
+fn of_device(
+    masters: &Masters<'_>,
+    layout: &Layout,
+    partitions: DevicePartitions,
+) -> Result<Vec<TensorSource<'static>>> {
+    let mut tensors = Vec::new();
+    for (index, (block, states)) in layout.blocks.iter().zip(partitions.0).enumerate() {
+        let of_model = match masters {
+            Masters::OfModel(model) => Some(parameters::owned(model, layout, index)?),
+            _ => None,
+        };
+        for (param, state) in block.params.iter().zip(states) {
+            let ParamState { master, exp_avg, exp_avg_sq } = state;
+            let kinds = [(Kind::ExpAvg, Some(exp_avg)), (Kind::ExpAvgSq, Some(exp_avg_sq)), (Kind::Master, master)];
+            for (kind, values) in kinds.into_iter().filter_map(|(kind, values)| Some((kind, values?))) {
+                let name = SliceName { kind, param: &param.name, first: 0 };
+                tensors.push(source(name, param.len, move || Ok(values.into_data().as_bytes().to_vec())));
+            }
+            if let Some(values) = &of_model {
+                let values = values[param.offset..][..param.len].to_vec();
+                let name = SliceName { kind: Kind::Master, param: &param.name, first: 0 };
+                tensors.push(source(name, param.len, move || Ok(from_f32(&values, WeightDtype::F32))));
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+fn source<'a>(
+    name: SliceName<'_>,
+    len: usize,
+    bytes: impl FnOnce() -> Result<Vec<u8>, base::Error> + 'a,
+) -> TensorSource<'a> {
+    TensorSource { name: name.to_string(), dtype: WeightDtype::F32, shape: vec![len], bytes: Box::new(bytes) }
 }
 
 /// The files of all ranks that wrote a checkpoint, indexed by what they hold.

@@ -90,7 +90,7 @@ pub fn run(
     }
     let start = || Watch::start(config, &trainee, &state, rank, world_size);
     let watch = communicator.attend("frozen weights", &Pulse::default(), start)??;
-    let optimizer = Optimizer::new(layout, partitions, communicator, config.accumulate, config.weight_decay);
+    let optimizer = Optimizer::new(layout, partitions, device, communicator, config.accumulate, config.weight_decay);
     let trainer = Trainer {
         config,
         trainee,

@@ -33,3 +33,4 @@ pub use adamw::{AdamWCoefficients, adamw};
 pub use again::Again;
 pub use dropout::drop_values;
 pub use operand::move_into_huge_pages;
+pub use simd::{Isa, isa};

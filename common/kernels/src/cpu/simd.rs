@@ -4,6 +4,7 @@
 //! Products and sums are separate operations here (only the matrix product fuses them) and sums have sixteen lanes
 //! whatever the instruction set, so these functions give the same bits on every machine.
 
+use std::fmt;
 use std::sync::OnceLock;
 
 /// Instruction sets that are told apart.
@@ -15,6 +16,18 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Base if cfg!(target_arch = "x86_64") => "SSE2",
+            Self::Base if cfg!(target_arch = "aarch64") => "NEON",
+            Self::Base => "no SIMD",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+        })
+    }
 }
 
 /// The best instruction set of this machine.

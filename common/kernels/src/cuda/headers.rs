@@ -78,9 +78,8 @@ mod tests {
         put("runtime/include/cuda_bf16.h");
         put("runtime/include/crt/host.h");
         put("crt/include/crt/mma.h");
-        let includes = |names: &[&str]| -> Vec<_> {
-            names.iter().map(|name| dir.path().join(name).join("include")).collect()
-        };
+        let includes =
+            |names: &[&str]| -> Vec<_> { names.iter().map(|name| dir.path().join(name).join("include")).collect() };
         let (found, missing) = one_folder(&includes(&["runtime", "crt"]));
         assert_eq!((found, missing), (None, vec!["cooperative_groups.h", "cuda/barrier"]));
         put("cccl/include/cooperative_groups.h");

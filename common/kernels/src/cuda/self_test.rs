@@ -11,12 +11,11 @@ pub(crate) fn self_test(device: &Device, place: &str) -> Result<()> {
     }
     let value = |i: usize, by: usize| ((i * by) % 5) as f32 - 2.0;
     let (a, b): (Vec<f32>, Vec<f32>) = (0..SIZE * SIZE).map(|i| (value(i, 7), value(i, 3))).unzip();
-    let expected: Vec<f32> = (0..SIZE * SIZE)
-        .map(|i| (0..SIZE).map(|k| a[i / SIZE * SIZE + k] * b[k * SIZE + i % SIZE]).sum())
-        .collect();
+    let expected: Vec<f32> =
+        (0..SIZE * SIZE).map(|i| (0..SIZE).map(|k| a[i / SIZE * SIZE + k] * b[k * SIZE + i % SIZE]).sum()).collect();
     let on_device = |values| Tensor::<2>::from_data(TensorData::new(values, [SIZE, SIZE]), (device, DType::BF16));
     let product = on_device(a).matmul(on_device(b)).cast(DType::F32).try_into_data();
-    let found = match product.map(|data| data.to_vec::<f32>()) {
+    let found = match product.map(|data| data.try_to_vec::<f32>()) {
         Ok(Ok(values)) if values == expected => return Ok(()),
         Ok(Ok(values)) => {
             let wrong = values.iter().zip(&expected).filter(|(value, expected)| value != expected).count();

@@ -53,7 +53,13 @@ impl Toolkit {
             let roots = roots();
             let includes: Vec<_> = roots.iter().map(|root| root.join("include")).filter(|dir| dir.is_dir()).collect();
             let (headers, missing_headers) = headers::one_folder(&includes);
-            Self { nvrtc: library(&roots, &NVRTC), cublas_lt: library(&roots, &CUBLAS_LT), headers, missing_headers, looked: roots }
+            Self {
+                nvrtc: library(&roots, &NVRTC),
+                cublas_lt: library(&roots, &CUBLAS_LT),
+                headers,
+                missing_headers,
+                looked: roots,
+            }
         })
     }
 
@@ -154,10 +160,12 @@ fn site_packages(prefix: &Path) -> Vec<PathBuf> {
 fn library(roots: &[PathBuf], names: &[&str]) -> Option<PathBuf> {
     let folders = ["lib64", "lib", "lib/x86_64-linux-gnu", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"];
     let in_roots = roots.iter().flat_map(|root| folders.map(|folder| root.join(folder)));
-    in_roots.flat_map(|folder| names.iter().map(move |name| folder.join(name))).find(|path| path.is_file()).or_else(|| {
-        // SAFETY: as in `open_nvrtc`; cuBLASLt runs no code of its own either.
-        names.iter().find(|name| unsafe { libloading::Library::new(name) }.is_ok()).map(PathBuf::from)
-    })
+    in_roots.flat_map(|folder| names.iter().map(move |name| folder.join(name))).find(|path| path.is_file()).or_else(
+        || {
+            // SAFETY: as in `open_nvrtc`; cuBLASLt runs no code of its own either.
+            names.iter().find(|name| unsafe { libloading::Library::new(**name) }.is_ok()).map(PathBuf::from)
+        },
+    )
 }
 
 #[cfg(test)]
