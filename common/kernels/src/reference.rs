@@ -217,11 +217,13 @@ fn attend_heads(q: Tensor<2>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Ma
     output.reshape([kv_heads, group, queries, head_dim]).permute([2, 0, 1, 3]).reshape([queries, width])
 }
 
-/// `[queries, keys]`: true where the key comes after the query; the queries are the last positions.
+/// `[queries, keys]`: true where the key comes after the query; the queries are the last positions. Computed where it is used: a
+/// mask from the host would be a copy for each sequence of each layer.
 fn future(queries: usize, keys: usize, like: &Tensor<3>) -> Tensor<2, Bool> {
-    let past = keys - queries;
-    let hidden: Vec<bool> = (0..queries).flat_map(|q| (0..keys).map(move |k| k > past + q)).collect();
-    Tensor::from_data(TensorData::new(hidden, [queries, keys]), &like.device())
+    let positions =
+        |range: std::ops::Range<usize>| Tensor::<1, Int>::arange(range.start as i64..range.end as i64, &like.device());
+    let of_keys = positions(0..keys).unsqueeze_dim::<2>(0).expand([queries, keys]);
+    of_keys.greater(positions(keys - queries..keys).unsqueeze_dim::<2>(1).expand([queries, keys]))
 }
 
 /// See [`crate::embedding`].

@@ -1,3 +1,4 @@
+use base::{Error, Result, files};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,25 +27,21 @@ pub(super) fn one_folder(includes: &[PathBuf]) -> (Option<PathBuf>, Vec<&'static
 }
 
 /// Links to the files of all folders in one, named after their paths; made once.
-fn join(includes: &[PathBuf], cache: &Path) -> io::Result<PathBuf> {
+fn join(includes: &[PathBuf], cache: &Path) -> Result<PathBuf> {
     let mut hash = DefaultHasher::new();
     includes.hash(&mut hash);
     let made = cache.join(format!("{:016x}", hash.finish()));
-    if !made.is_dir() {
-        std::fs::create_dir_all(cache)?;
-        let new = tempfile::tempdir_in(cache)?;
+    let (joined, complete) = (made.join("include"), made.join("complete"));
+    if !complete.is_file() {
         for include in includes {
-            link_all(include, &new.path().join("include"))?;
+            link_all(include, &joined).map_err(Error::io(&joined))?;
         }
-        let new = new.keep();
-        // Another process may have been faster.
-        if std::fs::rename(&new, &made).is_err() {
-            std::fs::remove_dir_all(new)?;
-        }
+        files::write_atomically(&complete, b"")?;
     }
-    Ok(made.join("include"))
+    Ok(joined)
 }
 
+/// Links that are there already stay: another process may be at it too.
 fn link_all(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in from.read_dir()? {
@@ -52,11 +49,15 @@ fn link_all(from: &Path, to: &Path) -> io::Result<()> {
         let Some(target) = path.file_name().map(|name| to.join(name)) else { continue };
         if path.is_dir() {
             link_all(&path, &target)?;
-        } else if !target.exists() {
-            #[cfg(unix)]
-            std::os::unix::fs::symlink(&path, &target)?;
-            #[cfg(not(unix))]
-            std::fs::copy(&path, &target).map(drop)?;
+            continue;
+        }
+        #[cfg(unix)]
+        let linked = std::os::unix::fs::symlink(&path, &target);
+        #[cfg(not(unix))]
+        let linked = std::fs::hard_link(&path, &target);
+        match linked {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
         }
     }
     Ok(())
