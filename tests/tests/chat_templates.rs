@@ -8,7 +8,7 @@ use tests::chat_models::{directory, directory_with, prefix_space_tokenizer, writ
 use tests::conversations::{CHATML, as_json, chatml_config, ids, messages, owned, supervised, template, transformers};
 
 /// The expected outcome for a template.
-enum Outcome {
+pub(super) enum Outcome {
     /// Answers are supervised as (text before the answer, text up to the end of turn).
     Serves(&'static str, &'static str),
     /// The same, but only the last answer is ended, by what generation stops at: the template ends none.
@@ -21,12 +21,12 @@ enum Outcome {
 use Outcome::{Refused, Serves, ServesWithoutEnd, ServesWithoutSystem};
 
 /// A published template: its file, `bos_token`, the tokens that generation stops at (`eos_token` first), and the outcome.
-struct Published(&'static str, &'static str, &'static [&'static str], Outcome);
+pub(super) struct Published(pub &'static str, &'static str, &'static [&'static str], pub Outcome);
 
 const DEEPSEEK: [&str; 2] = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"];
 
 /// Typed from the models' repositories.
-const PUBLISHED: [Published; 30] = [
+pub(super) const PUBLISHED: [Published; 30] = [
     Published("qwen1.5", "", &["<|im_end|>"], Serves("", "<|im_end|>")),
     Published("qwen2.5", "", &["<|im_end|>"], Serves("", "<|im_end|>")),
     // The empty think block that Qwen3 writes before a last answer is neither in its earlier turns nor in its prompts.
@@ -68,7 +68,7 @@ const AS_LISTS: [&str; 5] =
 /// prompt of the last question alone, an end that the template does not write.
 const PROMPT_ONLY: [&str; 4] = ["qwen3", "llava-onevision-hf", "mistral-v0.3", "llava-1.5-hf"];
 
-fn published_directory(Published(name, bos, stops, _): &Published) -> TempDir {
+pub(super) fn published_directory(Published(name, bos, stops, _): &Published) -> TempDir {
     let mut tokens = vec!["<image>", "<|im_start|>", "<|user|>", "<|assistant|>", "<|start_header_id|>", "[INST]"];
     tokens.extend_from_slice(stops);
     let mut config = json!({"eos_token": stops[0], "extra_special_tokens": tokens});
@@ -95,7 +95,7 @@ fn published_directory(Published(name, bos, stops, _): &Published) -> TempDir {
 }
 
 /// Conversations: a system prompt, and turns.
-const CONVERSATIONS: [(&str, &[(&str, &str)]); 4] = [
+pub(super) const CONVERSATIONS: [(&str, &[(&str, &str)]); 4] = [
     ("Be  brief.", &[("<image>\nWhat is it?", "A cat.")]),
     ("Be  brief.", &[("What is it?", "A cat."), ("Sure?", "Yes\nno"), ("Why?", "I see 100% <it>")]),
     ("", &[("Hi there", "Hello")]),

@@ -27,6 +27,7 @@ mod hub;
 mod image_zip;
 mod inspect;
 mod interop;
+mod list_contents;
 mod load_dataset;
 mod merge;
 mod mixed_precision;

@@ -24,8 +24,9 @@ pub struct Contents {
 
 impl Contents {
     /// Texts everywhere, as templates of language models read them.
-    #[cfg(test)]
     pub const TEXTS: Self = Self::uniform(Form::Text);
+    /// Lists of parts everywhere.
+    pub const PARTS: Self = Self::uniform(Form::Parts);
 
     const fn uniform(form: Form) -> Self {
         Self { system: form, user: form, assistant: form }

@@ -91,6 +91,11 @@ fn unserviceable(reason: &str) -> Error {
     )
 }
 
+/// The form in which a template reads contents; `None` for one that cannot be used.
+pub fn first_form(template: &ChatTemplate) -> Option<Contents> {
+    [Some(SYSTEM), None].into_iter().find_map(|system| Prober { template, system }.first_form().ok())
+}
+
 /// Renders the probes of one template.
 struct Prober<'a> {
     template: &'a ChatTemplate,

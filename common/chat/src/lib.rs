@@ -8,12 +8,14 @@ pub mod dataset;
 pub mod eos;
 mod image_token;
 mod jinja;
+mod list_contents;
 mod quote;
 mod template;
 mod template_files;
 mod tokenizer;
 
 pub use image_token::{WithImageToken, add_image_token};
+pub use list_contents::{with_list_contents, without_list_contents};
 pub use template::ChatTemplate;
 pub use tokenizer::{TextTokenizer, TokenizerConfig};
 

@@ -75,8 +75,13 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String> {
-        let template = self.environment.get_template(NAME).map_err(|error| failure(&error))?;
         let messages: Vec<Value> = messages.iter().map(|message| contents.value(message)).collect();
+        self.render_as_given(&Value::from(messages), add_generation_prompt)
+    }
+
+    /// The template over messages as a client spells them.
+    pub(super) fn render_as_given(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
+        let template = self.environment.get_template(NAME).map_err(|error| failure(&error))?;
         let tokens = Value::from_pairs(self.special_tokens.clone());
         let nothing = Value::from(());
         let variables = context! {

@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use base::{Error, files, json, names};
-use chat::{ChatProcessor, ChatTemplate, TextTokenizer, TokenizerConfig, WithImageToken, add_image_token};
+use chat::{
+    ChatProcessor, ChatTemplate, TextTokenizer, TokenizerConfig, WithImageToken, add_image_token, with_list_contents,
+};
 use images::image_processor::ImageProcessor;
 use model::config::LlavaConfig;
 use serde_json::{Map, Value, json};
@@ -15,7 +17,8 @@ pub struct Processors {
     language_model: PathBuf,
     tokens: WithImageToken,
     pad_token_id: Option<u32>,
-    template: ChatTemplate,
+    /// The template, which takes contents as texts and as lists of parts.
+    template: String,
 }
 
 impl Processors {
@@ -49,7 +52,7 @@ impl Processors {
             language_model: language_model.to_path_buf(),
             pad_token_id: config.pad_token().and_then(|text| tokenizer.token_id(&text)),
             tokens,
-            template,
+            template: with_list_contents(&template)?,
         })
     }
 
@@ -74,9 +77,9 @@ impl Processors {
             json::write(&dir.join(names::TOKENIZER_FILE), tokenizer)?;
         }
         let mut tokenizer_config = self.tokens.config.clone();
-        tokenizer_config[names::CHAT_TEMPLATE] = json!(self.template.source());
+        tokenizer_config[names::CHAT_TEMPLATE] = json!(self.template);
         json::write(&dir.join(names::TOKENIZER_CONFIG_FILE), &tokenizer_config)?;
-        files::write_atomically(&dir.join(names::CHAT_TEMPLATE_FILE), self.template.source().as_bytes())?;
+        files::write_atomically(&dir.join(names::CHAT_TEMPLATE_FILE), self.template.as_bytes())?;
         // Where transformers 4.41 looks; 5.x does, too, because processor_config.json holds no image processor.
         json::write(&dir.join(names::PREPROCESSOR_CONFIG_FILE), &self.image_processor)?;
         json::write(&dir.join(names::PROCESSOR_CONFIG_FILE), &processor_config(config))?;

@@ -60,7 +60,9 @@ pub fn metadata(dir: &Path, config: &TextConfig) -> Result<Vec<(String, Value)>>
     };
     metadata.extend(start.or(config.bos_token_id).map(|id| number("tokenizer.ggml.bos_token_id", id as usize)));
     metadata.push(entry("tokenizer.ggml.add_bos_token", Value::Bool(start.is_some())));
-    metadata.push(entry("tokenizer.chat_template", Value::Text(chat.template_source().into())));
+    // llama.cpp makes texts of lists itself.
+    let template = chat::without_list_contents(chat.template_source());
+    metadata.push(entry("tokenizer.chat_template", Value::Text(template.into())));
     Ok(metadata)
 }
 
