@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use images::image_processor::ProcessedImage;
 use kernels::device::DeviceKind;
 use model::batch::PackedBatch;
+use model::config::WeightDtype;
 use serde::Serialize;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -33,6 +34,46 @@ pub struct MergeReport {
     pub same_argmax: usize,
     /// Positions compared.
     pub positions: usize,
+    /// Largest difference that rounding to the written dtype explains.
+    pub rounding_bound: f32,
+    /// Whether the difference is within it.
+    pub fine: bool,
+}
+
+/// Share of the largest logit that rounding explains: f32 sums in another order, and weights rounded to 11 and 8 significant bits,
+/// with errors that add up over some dozen layers.
+fn rounding_share(dtype: WeightDtype) -> f32 {
+    match dtype {
+        WeightDtype::F32 => 1e-4,
+        WeightDtype::F16 => 5e-3,
+        WeightDtype::Bf16 => 4e-2,
+    }
+}
+
+impl MergeReport {
+    /// The difference in words.
+    fn verdict(&self) -> String {
+        let Self {
+            largest_logit_difference: difference,
+            largest_logit,
+            rounding_bound,
+            same_argmax,
+            positions,
+            dtype,
+            ..
+        } = self;
+        let found = format!(
+            "logits differ by at most {difference:.2e} from those with the adapter (largest logit {largest_logit:.3})"
+        );
+        let same = format!("the most likely token is the same at {same_argmax} of {positions} positions");
+        match self.fine {
+            true => format!("{found}: fine, rounding to {dtype} explains up to {rounding_bound:.1e}; {same}"),
+            false => format!(
+                "{found}: NOT fine, rounding to {dtype} explains up to {rounding_bound:.1e} only; {same}; compare answers of both \
+                 (infer generate) before you use the merged model"
+            ),
+        }
+    }
 }
 
 /// Merges, writes, reads back, compares. Returns the report as JSON.
@@ -58,11 +99,15 @@ pub fn run(args: &MergeArgs) -> Result<String> {
     let after = Engine::load(temporary.path(), None, LoadAs::F32, DeviceKind::Cpu)
         .context("reading the merged model back")?
         .last_logits(&prompt, COMPARED_POSITIONS)?;
-    let report = compare(&before, &after, vocabulary, &args.output, format!("{:?}", config.dtype).to_lowercase());
+    let report = compare(&before, &after, vocabulary, &args.output, config.dtype);
     if args.output.exists() {
         std::fs::remove_dir(&args.output).map_err(base::Error::io(&args.output))?;
     }
     base::files::publish(&temporary.keep(), &args.output)?;
+    match report.fine {
+        true => tracing::info!("{}", report.verdict()),
+        false => tracing::warn!("{}", report.verdict()),
+    }
     Ok(serde_json::to_string(&report)?)
 }
 
@@ -104,17 +149,46 @@ fn test_prompt(processors: &Processors) -> Result<PackedBatch> {
     processors.prompt(&single_question(system, "Describe the picture in detail.", 1), &[image])
 }
 
-fn compare(before: &[f32], after: &[f32], vocabulary: usize, output: &Path, dtype: String) -> MergeReport {
+fn compare(before: &[f32], after: &[f32], vocabulary: usize, output: &Path, dtype: WeightDtype) -> MergeReport {
     let largest =
         |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |a, b| if b.is_nan() { b } else { a.max(b) });
     let same = |(a, b): &(&[f32], &[f32])| model::sampling::argmax(a) == model::sampling::argmax(b);
+    let difference = largest(&mut before.iter().zip(after).map(|(a, b)| (a - b).abs()));
+    let largest_logit = largest(&mut before.iter().map(|a| a.abs()));
+    let rounding_bound = rounding_share(dtype) * largest_logit;
     MergeReport {
         output: output.to_path_buf(),
-        dtype,
+        dtype: format!("{dtype:?}").to_lowercase(),
         logits: before.len(),
-        largest_logit_difference: largest(&mut before.iter().zip(after).map(|(a, b)| (a - b).abs())),
-        largest_logit: largest(&mut before.iter().map(|a| a.abs())),
+        largest_logit_difference: difference,
+        largest_logit,
+        rounding_bound,
+        fine: difference <= rounding_bound,
         same_argmax: before.chunks_exact(vocabulary).zip(after.chunks_exact(vocabulary)).filter(same).count(),
         positions: before.len() / vocabulary,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_fine_where_rounding_explains_it() {
+        let before = [1.0f32, -2.0, 0.5, 4.0];
+        for (change, dtype, fine) in [
+            (1e-4, WeightDtype::F32, true),
+            (1e-2, WeightDtype::F32, false),
+            (1e-2, WeightDtype::F16, true),
+            (1e-1, WeightDtype::F16, false),
+            (1e-1, WeightDtype::Bf16, true),
+            (1.0, WeightDtype::Bf16, false),
+            (f32::NAN, WeightDtype::Bf16, false),
+        ] {
+            let after = before.map(|logit| logit + change);
+            let report = compare(&before, &after, 2, Path::new("merged"), dtype);
+            assert_eq!(report.fine, fine, "{change} {dtype:?}: {}", report.verdict());
+            assert_eq!(report.verdict().contains("NOT fine"), !fine);
+        }
     }
 }

@@ -26,6 +26,7 @@ fn merged_and_unmerged_adapters_give_the_same_text() {
     println!("merge: largest logit difference {difference:e} (tolerance {TOLERANCE:e}), report {report}");
     assert!(difference <= TOLERANCE);
     assert_eq!(report["same_argmax"], report["positions"]);
+    assert_eq!(report["fine"], true);
 
     let chat = read_json("pictures/chat.json");
     for row in chat.as_array().expect("rows").iter().take(8) {
