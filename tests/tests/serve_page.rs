@@ -34,7 +34,31 @@ fn set_longest_answer(browser: &mut Browser, tokens: &str) {
 
 fn choose_picture(browser: &mut Browser) {
     browser.choose_file("#drop", &reference(IMAGE));
-    browser.wait("document.querySelector('#drop img')?.naturalWidth > 0");
+    browser.wait("document.querySelector('#pictures img')?.naturalWidth > 0");
+}
+
+/// JavaScript of a file that is dropped or pasted.
+fn file(name: &str, kind: &str, base64: &str) -> String {
+    format!(
+        "(() => {{ const bytes = Uint8Array.from(atob({base64:?}), (c) => c.charCodeAt(0)), data = new DataTransfer();
+           data.items.add(new File([bytes], {name:?}, {{ type: {kind:?} }})); return data; }})()"
+    )
+}
+
+fn drop_file(browser: &mut Browser, file: &str) {
+    browser.value(&format!(
+        "document.body.dispatchEvent(new DragEvent('drop', {{ bubbles: true, dataTransfer: {file} }}))"
+    ));
+}
+
+/// Asks by keyboard and waits for the answer.
+fn ask(browser: &mut Browser, question: &str) {
+    let answers = browser.value("document.querySelectorAll('.assistant').length").as_u64().expect("a number");
+    browser.click("#question");
+    browser.type_text(question);
+    browser.press("Enter");
+    browser.wait(&format!("document.querySelectorAll('.assistant').length === {}", answers + 1));
+    browser.wait(QUIET);
 }
 
 /// Texts of all answers, without what stands below them.
@@ -109,8 +133,8 @@ fn a_conversation_is_clicked_through() {
     browser.window(1200, 800, false, "light");
     browser.click("#restart");
     assert_eq!(answers(&mut browser), Vec::<String>::new());
-    browser.click("#remove");
-    assert_eq!(browser.value("document.querySelectorAll('#drop img').length"), json!(0));
+    browser.click("#pictures button");
+    assert_eq!(browser.value("document.querySelectorAll('#pictures img').length"), json!(0));
     assert_well_behaved(&mut browser, &server);
 }
 
@@ -150,33 +174,34 @@ fn an_answer_is_stopped_by_button_and_by_key() {
 fn pictures_are_dropped_and_pasted_and_other_files_are_named() {
     let server = Server::start(&[]);
     let Some(mut browser) = open(&server) else { return };
-    let file = |name: &str, kind: &str, base64: &str| {
-        format!(
-            "(() => {{ const bytes = Uint8Array.from(atob({base64:?}), (c) => c.charCodeAt(0)), data = new DataTransfer();
-               data.items.add(new File([bytes], {name:?}, {{ type: {kind:?} }})); return data; }})()"
-        )
-    };
     let picture = picture();
     let picture = file("a.jpg", "image/jpeg", picture.split_once(',').expect("a data URI").1);
-    browser.value(&format!(
-        "document.body.dispatchEvent(new DragEvent('drop', {{ bubbles: true, dataTransfer: {picture} }}))"
-    ));
-    browser.wait("document.querySelector('#drop img')?.alt === 'Chosen picture: a.jpg'");
-    browser.click("#remove");
+    drop_file(&mut browser, &picture);
+    browser.wait("document.querySelector('#pictures img')?.alt === 'Picture 1: a.jpg'");
+    browser.click("#pictures button");
+    browser.wait("document.querySelectorAll('#pictures img').length === 0");
     browser.value(&format!(
         "document.body.dispatchEvent(new ClipboardEvent('paste', {{ bubbles: true, clipboardData: {picture} }}))"
     ));
-    browser.wait("document.querySelector('#drop img')?.naturalWidth > 0");
-    let text = file("notes.txt", "text/plain", "aGVsbG8=");
-    browser.value(&format!(
-        "document.body.dispatchEvent(new DragEvent('drop', {{ bubbles: true, dataTransfer: {text} }}))"
-    ));
-    browser.wait("document.querySelector('#status').textContent.includes('not a picture')");
-    let broken = file("broken.jpg", "image/jpeg", "aGVsbG8=");
-    browser.value(&format!(
-        "document.body.dispatchEvent(new DragEvent('drop', {{ bubbles: true, dataTransfer: {broken} }}))"
-    ));
-    browser.wait("document.querySelector('#status').textContent.includes('could not be read')");
+    browser.wait("document.querySelector('#pictures img')?.naturalWidth > 0");
+    for (name, kind, fault) in
+        [("notes.txt", "text/plain", "not a picture"), ("broken.jpg", "image/jpeg", "could not be read")]
+    {
+        drop_file(&mut browser, &file(name, kind, "aGVsbG8="));
+        browser.wait(&format!("document.querySelector('#status').textContent.startsWith('{name}: {fault}')"));
+        browser.wait(&format!("document.querySelector('#pictures .fault').textContent.includes('{name}')"));
+        // The picture before it is not asked about in its place.
+        browser.click("#question");
+        browser.type_text("What is this?");
+        browser.press("Enter");
+        browser.wait("document.querySelector('#status').textContent.includes('before you ask')");
+        assert_eq!(answers(&mut browser), Vec::<String>::new());
+        browser.click("#pictures .fault button");
+        browser.wait("document.querySelector('#status').textContent === ''");
+        browser.value("document.querySelector('#question').value = ''");
+    }
+    ask(&mut browser, "What is this?");
+    assert_eq!(answers(&mut browser).len(), 1);
     assert_well_behaved(&mut browser, &server);
 }
 
@@ -214,9 +239,10 @@ fn keyboard_and_screen_reader_reach_everything() {
     let mut reached = Vec::new();
     for _ in 0..12 {
         browser.press("Tab");
-        reached.push(browser.value("document.activeElement.id").as_str().unwrap_or_default().to_string());
+        let name = browser.value("document.activeElement.id || document.activeElement.getAttribute('aria-label')");
+        reached.push(name.as_str().unwrap_or_default().to_string());
     }
-    for id in ["restart", "open-settings", "drop", "remove", "log", "question", "send"] {
+    for id in ["restart", "open-settings", "drop", "Remove 100000000.jpg", "log", "question", "send"] {
         assert!(reached.iter().any(|reached| reached == id), "Tab does not reach {id}: {reached:?}");
     }
     for dialog in [false, true] {
@@ -250,4 +276,125 @@ fn a_key_is_asked_for_and_kept() {
     browser.press("Enter");
     browser.wait("document.querySelector('#model').textContent === 'tiny'");
     assert_eq!(browser.text("#status"), "");
+}
+
+/// Two pictures, in their order, and one that is added later: the question that it belongs to has it.
+#[test]
+fn several_pictures_are_asked_about() {
+    let server = Server::start(&[]);
+    let Some(mut browser) = open(&server) else { return };
+    browser.wait("document.querySelector('#model').textContent === 'tiny'");
+    set_longest_answer(&mut browser, "12");
+    let base64 = |name: &str| tests::to_base64(&std::fs::read(reference(name)).expect("a picture"));
+    let names: Vec<String> = std::fs::read_dir(reference("pictures/images"))
+        .expect("pictures")
+        .map(|entry| entry.expect("a file").file_name().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with(".jpg"))
+        .collect();
+    let [first, second, third] = [0, 1, 2].map(|index| base64(&format!("pictures/images/{}", names[index])));
+    for (name, base64) in [("a.jpg", &first), ("b.jpg", &second)] {
+        drop_file(&mut browser, &file(name, "image/jpeg", base64));
+        browser.wait(&format!(
+            "[...document.querySelectorAll('#pictures img')].some((image) => image.title === '{name}')"
+        ));
+    }
+    ask(&mut browser, "Which is which?");
+    let part =
+        |base64: &str| json!({"type": "image_url", "image_url": {"url": format!("data:image/jpeg;base64,{base64}")}});
+    let text = |text: &str| json!({"type": "text", "text": text});
+    let mut body = json!({"model": "tiny", "max_tokens": 12, "messages": [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": [part(&first), part(&second), text("Which is which?")]},
+    ]});
+    let answer = server.text(&body);
+    assert_eq!(answers(&mut browser), [answer.trim_start()]);
+    drop_file(&mut browser, &file("c.jpg", "image/jpeg", &third));
+    browser.wait("document.querySelectorAll('#pictures img').length === 3");
+    ask(&mut browser, "And this?");
+    let messages = body["messages"].as_array_mut().expect("messages");
+    messages.push(json!({"role": "assistant", "content": answer}));
+    messages.push(json!({"role": "user", "content": [part(&third), text("And this?")]}));
+    assert_eq!(answers(&mut browser)[1], server.text(&body).trim_start());
+    for (name, width, phone, scheme) in [("desktop", 1200, false, "light"), ("phone", 390, true, "dark")] {
+        browser.window(width, 844, phone, scheme);
+        browser.screenshot(&format!("several-{name}-{scheme}"));
+    }
+    // Without a picture that was asked about, the conversation begins again.
+    browser.window(1200, 800, false, "light");
+    browser.click("#pictures button");
+    assert_eq!(answers(&mut browser), Vec::<String>::new());
+    assert_well_behaved(&mut browser, &server);
+}
+
+/// Settings come from the address and stand in it; another answer takes the place of the last.
+#[test]
+fn the_address_has_the_settings_and_answers_are_made_again() {
+    let server = Server::start(&[]);
+    let Some(mut browser) = Browser::start() else { return };
+    browser.window(1200, 800, false, "light");
+    let address = format!("http://{}/", server.address);
+    browser.open(&format!("{address}#temperature=1.5&max_tokens=12&seed=7&question=What+is+this%3F&colour=red"));
+    let shown = "['temperature', 'max_tokens', 'seed', 'top_p', 'question'].map((id) => document.getElementById(id).value).join(' ')";
+    assert_eq!(browser.value(shown), json!("1.5 12 7 1 What is this?"));
+    assert!(browser.text("#status").contains("colour"), "an unknown setting is named");
+    browser.wait("document.querySelector('#model').textContent === 'tiny'");
+    ask(&mut browser, "");
+    let body = |seed: u64| {
+        json!({"model": "tiny", "max_tokens": 12, "temperature": 1.5, "seed": seed, "messages": [
+            {"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": "What is this?"}]})
+    };
+    let first = server.text(&body(7));
+    assert_eq!(answers(&mut browser), [first.trim_start()]);
+    // Another seed, by the settings: in the address, and in the next answer to the same question.
+    browser.click("#open-settings");
+    browser.wait("document.querySelector('#settings').open");
+    fill(&mut browser, "#seed", "8");
+    browser.click("#settings .main");
+    browser.wait("location.hash === '#temperature=1.5&max_tokens=12&seed=8'");
+    browser.click(".tools button");
+    browser.wait(QUIET);
+    let second = server.text(&body(8));
+    assert_ne!(first, second);
+    assert_eq!(answers(&mut browser), [second.trim_start()]);
+    assert_eq!(browser.value("document.querySelectorAll('.user').length"), json!(1));
+    assert_well_behaved(&mut browser, &server);
+}
+
+/// A server that has gone, one that refuses a conversation, and one that breaks off: said in words, with a way out.
+#[test]
+fn errors_say_what_to_do_and_end_with_new_chat() {
+    let mut server = Server::start(&[]);
+    let Some(mut browser) = open(&server) else { return };
+    browser.wait("document.querySelector('#model').textContent === 'tiny'");
+    set_longest_answer(&mut browser, "100000");
+    ask(&mut browser, "What is this?");
+    assert!(browser.text(".assistant .error").contains("max_tokens"), "{}", browser.text(".assistant .error"));
+    let tools = "[...document.querySelectorAll('.tools button')].map((button) => button.textContent).join('|')";
+    assert_eq!(browser.value(tools), json!("Try again|New chat"));
+    set_longest_answer(&mut browser, "8");
+    browser.click(".tools button");
+    browser.wait(QUIET);
+    assert_eq!(browser.value("document.querySelectorAll('.error:not(#status)').length"), json!(0));
+    assert_eq!(answers(&mut browser).len(), 1);
+
+    server.child.kill().expect("killed");
+    server.child.wait().expect("ended");
+    ask(&mut browser, "Are you there?");
+    assert!(browser.text(".assistant .error").contains("does not answer"), "{}", browser.text(".assistant .error"));
+    browser.screenshot("server-gone");
+    browser.click(".tools button:last-child");
+    assert_eq!(answers(&mut browser), Vec::<String>::new());
+    // A proxy's own page, and a stream that ends too early.
+    for (reply, named) in [
+        ("new Response('<h1>Bad Gateway</h1>', { status: 502, statusText: 'Bad Gateway' })", "502 Bad Gateway"),
+        ("new Response('data: {\"choices\":[{\"delta\":{\"content\":\"A c\"}}]}\\n\\n')", "before the answer ended"),
+    ] {
+        browser.value(&format!("window.fetch = async () => {reply}"));
+        ask(&mut browser, "And now?");
+        assert!(
+            browser.text(".assistant:last-child .error").contains(named),
+            "{}",
+            browser.text(".assistant:last-child .error")
+        );
+    }
 }
