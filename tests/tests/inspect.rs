@@ -50,14 +50,48 @@ fn inspect_counts_rows_rejects_and_duplicates() {
 fn a_row_shows_its_text_with_the_answer_marked() {
     let shards = shards();
     let model = llava();
-    let (code, text, stderr) = preprocess(&["inspect", path(shards.path()), "--row", "0", "--model", path(&model)]);
+    let (code, with_model, stderr) =
+        preprocess(&["inspect", path(shards.path()), "--row", "0", "--model", path(&model)]);
     assert_eq!(code, Some(0), "{stderr}");
+    // The shards carry their tokenizer.
+    let (code, text, stderr) = preprocess(&["inspect", path(shards.path()), "--row", "0"]);
+    assert_eq!((code, &text), (Some(0), &with_model), "{stderr}");
     assert!(text.contains("<|im_start|>user"), "{text}");
     assert!(text.contains("«<|im_end|>»"), "the end token is supervised: {text}");
     assert!(!text.contains("«<image>»"), "the image is given: {text}");
     let (code, _, stderr) = preprocess(&["inspect", path(shards.path()), "--row", "12"]);
     assert_eq!(code, Some(1));
     assert!(stderr.contains("0 to 11"), "{stderr}");
+}
+
+#[test]
+fn rejected_rows_are_listed_by_cause_and_samples_chosen_by_length() {
+    let shards = shards();
+    let (code, text, stderr) = preprocess(&["inspect", path(shards.path()), "--cause", "missing_image"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(
+        text.starts_with("row 12 (id \"missing\"): missing_image: nowhere.jpg") && text.lines().count() == 1,
+        "{text}"
+    );
+    let (code, _, stderr) = preprocess(&["inspect", path(shards.path()), "--cause", "too_long"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("missing_image, no_turns"), "{stderr}");
+    let page = shards.path().join("page.html");
+    let (code, _, stderr) =
+        preprocess(&["inspect", path(shards.path()), "--html", path(&page), "--min-tokens", "100000"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("no row of 100000"), "{stderr}");
+    let set = shards::ShardSet::open(shards.path(), shards::Split::Train).expect("opens");
+    let lengths: Vec<usize> = set.texts().map(|row| row.expect("a row").input_ids.len()).collect();
+    let longest = *lengths.iter().max().expect("rows");
+    let (code, _, stderr) =
+        preprocess(&["inspect", path(shards.path()), "--html", path(&page), "--min-tokens", &longest.to_string()]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let html = std::fs::read_to_string(&page).expect("the page");
+    assert_eq!(
+        html.matches("<details class=\"sample\"").count(),
+        lengths.iter().filter(|&&length| length == longest).count()
+    );
 }
 
 /// The page as Chromium shows it. `tests/run` installs it; the test fails where it is missing.
@@ -71,13 +105,14 @@ fn the_page_renders_in_a_browser() {
     let (code, _, stderr) = preprocess(&args);
     assert_eq!(code, Some(0), "{stderr}");
     let html = std::fs::read_to_string(&page).expect("the page");
-    for outside in ["http://", "https://", "<script", "<link"] {
+    for outside in ["http://", "https://", "<script src", "<link"] {
         assert!(!html.contains(outside), "the page is not self-contained: {outside}");
     }
     // What the browser made of it, after layout: six samples with pictures, both kinds of tokens, five charts.
     let dom = chromium(folder.path(), &page, &["--dump-dom"]);
-    assert_eq!(dom.matches("<article>").count(), 6);
-    assert_eq!(dom.matches("src=\"data:image/png;base64,").count(), 6);
+    assert_eq!(dom.matches("<details class=\"sample\"").count(), 6);
+    assert_eq!(dom.matches("src=\"data:image/jpeg;base64,").count(), 6);
+    assert!(dom.contains("6 of 6 samples") && dom.contains("2 of 2 listed rows"), "the script ran");
     assert_eq!(dom.matches("<figure>").count(), 5);
     assert!(dom.contains("class=\"on\"") && dom.contains("missing_image"), "tokens and rejects");
     let picture = folder.path().join("page.png");

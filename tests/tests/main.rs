@@ -36,6 +36,7 @@ mod mpi;
 mod options;
 mod original_command_lines;
 mod output;
+mod pages;
 mod peft_adapters;
 mod pixels;
 mod plan;

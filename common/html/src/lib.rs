@@ -1,8 +1,9 @@
-//! What the programs' HTML pages are made of: text that cannot become markup, short numbers, charts.
+//! What the programs' HTML pages are made of: text and data that cannot become markup, short numbers, histograms, pictures.
 
 #![deny(missing_docs)]
 
 pub mod chart;
+pub mod picture;
 
 /// A value with about four significant digits: `0.0002`, `1.234`, `12,345`.
 pub fn number(value: f64) -> String {
@@ -33,6 +34,11 @@ pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
+/// JSON for a `<script>` element, which ends where its text says so.
+pub fn script_json(json: &str) -> String {
+    json.replace('<', "\\u003c")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,6 +50,11 @@ mod tests {
         for (value, text) in cases {
             assert_eq!(number(value), text);
         }
+    }
+
+    #[test]
+    fn data_cannot_end_its_script() {
+        assert_eq!(script_json(r#"["</script>"]"#), r#"["\u003c/script>"]"#);
     }
 
     #[test]

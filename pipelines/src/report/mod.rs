@@ -1,10 +1,12 @@
 //! `pipelines report`: compares runs on one self-contained HTML page.
 
 mod page;
+mod pictures;
 mod runs;
 
 use anyhow::{Result, ensure};
-use base::files;
+use base::{counted, files};
+use pictures::Pictures;
 use runs::Run;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -22,6 +24,9 @@ pub struct Args {
     /// infer caption)
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub captions: usize,
+    /// Dataset or folder with these pictures [default: where a file of captions, or the run's shards, have them]
+    #[arg(long, value_name = "DIR")]
+    pub pictures: Option<PathBuf>,
 }
 
 /// Reads the runs and writes the page. The text is the result for stdout.
@@ -36,11 +41,11 @@ pub fn run(args: &Args) -> Result<String> {
         // Folders of the same name in different places: only whole paths tell them apart.
         runs.iter_mut().zip(&args.runs).for_each(|(run, path)| run.name = path.display().to_string());
     }
-    files::write_atomically(&args.html, page::page(&runs, args.captions).as_bytes())?;
-    Ok(format!(
-        "{}: {} runs, {} logged steps",
-        args.html.display(),
-        runs.len(),
-        runs.iter().map(Run::lines).sum::<usize>()
-    ))
+    let pictures = runs
+        .iter()
+        .map(|run| Pictures::find(run, args.pictures.as_deref(), args.captions))
+        .collect::<Result<Vec<_>>>()?;
+    files::write_atomically(&args.html, page::page(&runs, &pictures, args.captions).as_bytes())?;
+    let lines = runs.iter().map(Run::lines).sum::<usize>();
+    Ok(format!("{}: {}, {}", args.html.display(), counted(runs.len(), "run"), counted(lines, "logged step")))
 }

@@ -1,13 +1,21 @@
 //! Outputs of a run: the numbers of metrics.jsonl, and captions.
 
+use super::pictures;
 use anyhow::{Context, Result, ensure};
-use base::Error;
+use base::{Error, json};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 /// File of the metrics in a run's directory.
 const METRICS_FILE: &str = "metrics.jsonl";
+/// File of the final captions.
+const CAPTIONS_FILE: &str = "captions.jsonl";
+/// File of a run's settings.
+const CONFIG_FILE: &str = "train_config.json";
+/// Most points of a drawn line.
+const MAX_POINTS: usize = 1000;
 
 /// One run.
 pub struct Run {
@@ -17,6 +25,10 @@ pub struct Run {
     metrics: Vec<Map<String, Value>>,
     /// Captions by the step that they were made at, in the order of steps; the final ones last.
     pub captions: Vec<CaptionSet>,
+    /// Where the pictures of the captions may be.
+    pub picture_folders: Vec<PathBuf>,
+    /// The shards that it was trained on.
+    pub shards: Option<PathBuf>,
 }
 
 /// The captions of one model.
@@ -32,6 +44,9 @@ pub struct CaptionSet {
 pub struct Caption {
     /// `id` of the picture.
     pub id: String,
+    /// Its file name.
+    #[serde(default)]
+    pub image: String,
     /// The caption; absent for a bad picture.
     #[serde(default)]
     pub caption: Option<String>,
@@ -67,7 +82,12 @@ impl Run {
         );
         let named = if path.is_dir() { path } else { folder };
         let name = named.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Ok(Self { name, metrics, captions: read_captions(folder)? })
+        let json = |path: &Path| json::read_if_there::<Value>(path).ok().flatten().unwrap_or_default();
+        let captions = read_captions(folder)?;
+        let settings = folder.join(format!("{CAPTIONS_FILE}.settings.json"));
+        let shards = json(&folder.join(CONFIG_FILE))["data_path"].as_str().map(PathBuf::from);
+        let picture_folders = pictures::folders_of(&json(&settings)).collect();
+        Ok(Self { name, metrics, captions, picture_folders, shards })
     }
 
     /// Number of logged steps.
@@ -79,6 +99,43 @@ impl Run {
     pub fn series(&self, key: &str) -> Vec<(f64, f64)> {
         let number = |values: &Map<String, Value>, key: &str| values.get(key).and_then(Value::as_f64);
         self.metrics.iter().filter_map(|values| Some((number(values, "step")?, number(values, key)?))).collect()
+    }
+
+    /// The keys whose values are numbers, without those that a step is told by.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        let keys: BTreeSet<&str> = self
+            .metrics
+            .iter()
+            .flat_map(|line| line.iter())
+            .filter(|(_, value)| value.is_number())
+            .map(|(key, _)| key.as_str())
+            .collect();
+        keys.into_iter().filter(|key| *key != "step")
+    }
+
+    /// The finite values of a key, averaged in groups of equal size where there are too many to draw.
+    pub fn thinned(&self, key: &str) -> Vec<(f64, f64)> {
+        let finite: Vec<(f64, f64)> = self.series(key).into_iter().filter(|(_, value)| value.is_finite()).collect();
+        let group = finite.len().div_ceil(MAX_POINTS).max(1);
+        let mean = |group: &[(f64, f64)]| {
+            let count = group.len() as f64;
+            let (x, y) = group.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
+            (x / count, y / count)
+        };
+        finite.chunks(group).map(mean).collect()
+    }
+
+    /// The sum of a key up to each step.
+    pub fn cumulative(&self, key: &str) -> Vec<(f64, f64)> {
+        let mut sum = 0.0;
+        let summed = self.series(key).into_iter().map(|(step, value)| {
+            sum += value;
+            (step, sum)
+        });
+        let summed: Vec<(f64, f64)> = summed.collect();
+        let stride = summed.len().div_ceil(MAX_POINTS).max(1);
+        let last = summed.last().copied().filter(|_| summed.len() % stride != 1 && stride > 1);
+        summed.iter().copied().step_by(stride).chain(last).collect()
     }
 
     /// Last value of a key.
@@ -139,6 +196,18 @@ mod tests {
         assert_eq!((run.last("eval_loss"), run.mean("loss"), run.mean("nothing")), (Some(3.0), Some(3.0), None));
         let labels: Vec<&str> = run.captions.iter().map(|set| set.label.as_str()).collect();
         assert_eq!(labels, ["step 3", "step 20", "final"]);
+    }
+
+    #[test]
+    fn long_series_are_thinned_and_sums_keep_their_end() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lines: String =
+            (1..=2500).map(|step| format!("{{\"step\":{step},\"loss\":1.0,\"supervised_tokens\":10}}\n")).collect();
+        std::fs::write(folder.path().join(METRICS_FILE), lines).expect("written");
+        let run = Run::read(folder.path()).expect("read");
+        assert!(run.thinned("loss").len() <= MAX_POINTS && run.thinned("loss").iter().all(|&(_, loss)| loss == 1.0));
+        assert_eq!(run.cumulative("supervised_tokens").last(), Some(&(2500.0, 25_000.0)));
+        assert_eq!(run.keys().collect::<Vec<_>>(), ["loss", "supervised_tokens"]);
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! The dataset in words and bars.
 
 use super::table::{Dataset, Distribution, Duplicates, Repeated};
+use crate::shards::REJECTED_FILE;
+use crate::verify::read_rejected;
 use anyhow::Result;
-use base::counted;
+use base::{Error, counted};
 use cli::units::bytes;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -14,6 +17,22 @@ const ROWS: usize = 8;
 
 /// One line of a summary: what, and the value.
 pub type Fact = (&'static str, String);
+
+/// The rejected rows of a cause, one a line.
+pub fn rejected_of(dir: &Path, cause: &str) -> Result<String> {
+    let rejected = read_rejected(&dir.join(REJECTED_FILE))?;
+    let causes: BTreeSet<String> = rejected.iter().map(|row| row.cause.name()).collect();
+    if !causes.contains(cause) {
+        let expected = if causes.is_empty() {
+            "no row was rejected".into()
+        } else {
+            causes.into_iter().collect::<Vec<_>>().join(", ")
+        };
+        return Err(Error::invalid("--cause", cause, expected, "choose a cause that rows were rejected for").into());
+    }
+    let of_cause = rejected.iter().filter(|row| row.cause.name() == cause);
+    Ok(of_cause.map(|row| row.to_string()).collect::<Vec<_>>().join("\n"))
+}
 
 /// The numbers above the histograms.
 pub fn facts(dataset: &Dataset) -> Result<Vec<Fact>> {

@@ -1,9 +1,9 @@
 //! One row: its pictures, its tokens, and which tokens are supervised.
 
-use super::picture::Picture;
 use anyhow::Result;
 use base::IGNORE_INDEX;
-use chat::ChatProcessor;
+use chat::TextTokenizer;
+use html::picture::Picture;
 use shards::ShardSet;
 
 /// Width of a picture in the terminal, characters.
@@ -34,7 +34,7 @@ pub struct Token {
 
 impl Sample {
     /// Reads row `row` of the split.
-    pub fn read(set: &ShardSet, row: usize, chat: Option<&ChatProcessor>) -> Result<Self> {
+    pub fn read(set: &ShardSet, row: usize, tokenizer: Option<&TextTokenizer>) -> Result<Self> {
         if row >= set.len() {
             let expected = format!("0 to {} (rows of the split)", set.len().saturating_sub(1));
             return Err(base::Error::invalid("--row", row, expected, "choose another").into());
@@ -50,7 +50,7 @@ impl Sample {
             .input_ids
             .iter()
             .zip(&found.labels)
-            .map(|(&id, &label)| Token { id, text: text_of(id, chat), supervised: label != IGNORE_INDEX })
+            .map(|(&id, &label)| Token { id, text: text_of(id, tokenizer), supervised: label != IGNORE_INDEX })
             .collect();
         Ok(Self { row, id: found.id, pictures, tokens })
     }
@@ -61,8 +61,8 @@ impl Sample {
     }
 }
 
-fn text_of(id: i32, chat: Option<&ChatProcessor>) -> String {
-    let text = chat.zip(u32::try_from(id).ok()).and_then(|(chat, id)| chat.decode(&[id], false).ok());
+fn text_of(id: i32, tokenizer: Option<&TextTokenizer>) -> String {
+    let text = tokenizer.zip(u32::try_from(id).ok()).and_then(|(tokenizer, id)| tokenizer.decode(&[id], false).ok());
     match text {
         Some(text) if !text.contains(char::REPLACEMENT_CHARACTER) && !text.is_empty() => text,
         _ => format!("[{id}]"),

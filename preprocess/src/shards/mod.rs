@@ -7,10 +7,12 @@ pub mod ledger;
 mod pipeline;
 mod plan;
 mod sample;
+mod tokenizer;
 mod writers;
 
 pub use args::{Args, KINDS, Part};
 pub use ledger::{Cause, LEDGER_DIR, REJECTED_FILE, Rejected};
+pub use tokenizer::TOKENIZER_DIR;
 
 use anyhow::{Context, Result, bail, ensure};
 use base::Error;
@@ -40,6 +42,7 @@ pub fn run(args: &Args) -> Result<String> {
     let plan = Plan::new(args, input, images.describe(), facts(&model, args.pixels));
     ensure!(plan.rows() > 0, "{}: no rows, expected a list of conversations", chat_json.display());
     plan.record(&args.output)?;
+    tokenizer::copy(&args.model, &args.output)?;
     let lock = PartLock::take(&args.output, args.part)?;
     std::fs::create_dir_all(args.output.join(LEDGER_DIR)).map_err(Error::io(&args.output))?;
 

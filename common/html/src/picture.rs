@@ -1,7 +1,11 @@
-//! Stored pixels back to displayable pictures.
+//! Small square pictures: in a page as a data URI, in a terminal as blocks of colour.
 
-use anyhow::{Context, Result};
 use base64::Engine;
+use image::codecs::jpeg::JpegEncoder;
+use image::{ExtendedColorType, ImageError};
+
+/// JPEG's quality: pictures are looked at, not measured.
+const QUALITY: u8 = 88;
 
 /// A square RGB picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +32,15 @@ impl Picture {
         Self { side, rgb: rgb.collect() }
     }
 
+    /// Of `codes` `[3, side, side]`, the planes of red, green and blue.
+    pub fn of_planes(codes: &[u8], side: usize) -> Self {
+        let plane = side * side;
+        Self {
+            side,
+            rgb: (0..plane).flat_map(|pixel| [0, 1, 2].map(|channel| codes[channel * plane + pixel])).collect(),
+        }
+    }
+
     /// At most `side` pixels wide, by averaging whole blocks of pixels.
     pub fn shrunk(&self, side: usize) -> Self {
         let block = self.side.div_ceil(side.max(1)).max(1);
@@ -49,13 +62,15 @@ impl Picture {
         Self { side: small, rgb }
     }
 
-    /// A PNG as a data URI.
-    pub fn data_uri(&self) -> Result<String> {
+    /// A JPEG as a data URI.
+    ///
+    /// # Errors
+    /// A side that JPEG cannot have.
+    pub fn data_uri(&self) -> Result<String, ImageError> {
         let mut file = Vec::new();
-        let mut encoder = png::Encoder::new(&mut file, self.side as u32, self.side as u32);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.write_header().and_then(|mut writer| writer.write_image_data(&self.rgb)).context("PNG of a sample")?;
-        Ok(format!("data:image/png;base64,{}", base64::engine::general_purpose::STANDARD.encode(file)))
+        let side = self.side as u32;
+        JpegEncoder::new_with_quality(&mut file, QUALITY).encode(&self.rgb, side, side, ExtendedColorType::Rgb8)?;
+        Ok(format!("data:image/jpeg;base64,{}", base64::engine::general_purpose::STANDARD.encode(file)))
     }
 
     /// The picture in half blocks of 24-bit colour, two rows of pixels a line.
@@ -87,6 +102,8 @@ mod tests {
         assert_eq!(picture.rgb[..3], [0, 80, 160]);
         let small = picture.shrunk(2);
         assert_eq!((small.side, small.rgb[0]), (2, ((5 + 20 + 25) / 4) as u8));
-        assert!(small.data_uri().expect("a PNG").starts_with("data:image/png;base64,iVBOR"));
+        assert!(small.data_uri().expect("a JPEG").starts_with("data:image/jpeg;base64,/9j/"));
+        let planes: Vec<u8> = (0..12).collect();
+        assert_eq!(Picture::of_planes(&planes, 2).rgb, [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]);
     }
 }
