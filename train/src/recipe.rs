@@ -114,7 +114,9 @@ fn typed_flags(known: &Map<String, Value>, matches: &ArgMatches, place: impl Fn(
 
 /// Flags over a recipe's table over a DeepSpeed file over defaults.
 fn merge_table(defaults: &Map<String, Value>, mut given: Given, table: Given) -> Result<Config> {
-    for (name, value) in table.values {
+    // A recipe's ranks are for a start without a launcher, which decides otherwise.
+    let is_decided = |name: &str| name == "nproc" && launch::launched_processes() > 1;
+    for (name, value) in table.values.into_iter().filter(|(name, _)| !is_decided(name)) {
         given.insert(&name, value, table.places[&name].clone());
     }
     if given.get("deepspeed").and_then(Value::as_str).is_some_and(options::is_nothing) {
