@@ -7,6 +7,7 @@ pub mod chat_models;
 pub mod connections;
 pub mod conversations;
 pub mod dataset;
+pub mod documents;
 pub mod inference;
 pub mod published;
 pub mod references;

@@ -11,6 +11,7 @@ mod chat_tokenizers;
 mod checkpoint;
 mod config;
 mod deadlines;
+mod documents;
 mod edge;
 mod evaluation;
 mod examples;
