@@ -210,7 +210,8 @@ fn a_language_model_without_a_chat_template_is_given_one() {
     let file = file.to_str().expect("UTF-8");
     let given = assemble(&reference("tiny/clip"), &text, &output, &["--chat-template", file]);
     assert!(given.status.success(), "{}", String::from_utf8_lossy(&given.stderr));
-    assert_eq!(std::fs::read_to_string(output.join("chat_template.jinja")).expect("written"), template);
+    let written = std::fs::read_to_string(output.join("chat_template.jinja")).expect("written");
+    assert_eq!(chat::without_list_contents(&written), template);
     let broken = failure(assemble(&reference("tiny/clip"), &text, &output, &["--chat-template", "/nonexistent.jinja"]));
     assert!(broken.contains("--chat-template") && broken.contains("/nonexistent.jinja"), "{broken}");
     std::fs::rename(text.join("tokenizer.json"), text.join("tokenizer.model")).expect("renamed");

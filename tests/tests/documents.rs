@@ -73,7 +73,7 @@ fn english(page: &Page) -> bool {
 fn working_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
-    for name in ["models", "data", "target"] {
+    for name in ["models", "data"] {
         std::fs::create_dir(at(name)).expect("created");
     }
     let [clip, qwen] = ["models/clip-vit-large-patch14-336", "models/Qwen1.5-4B-Chat"].map(at);
@@ -86,7 +86,6 @@ fn working_folder() -> tempfile::TempDir {
     std::fs::write(at("ds_zero2_no_offload.json"), ds.to_string()).expect("written");
     std::fs::copy(at("data/held-out/images/000000.png"), at("photo.png")).expect("copied");
     symlink("data/held-out/images", at("photos")).expect("linked");
-    symlink(programs(), at("target/release")).expect("linked");
     for name in ["pipelines", "examples", "tests"] {
         symlink(root().join(name), at(name)).expect("linked");
     }
@@ -114,7 +113,8 @@ fn script(page: &Page, blocks: &[Block], python: Option<&str>) -> String {
     for block in blocks.iter().filter(|block| block.not_run().is_none()) {
         let place = format!("echo '== {}:{}' >&2\n", page.name, block.line);
         if block.is_commands() {
-            script += &format!("{place}{}\n", block.text);
+            // The preamble's functions stand for the programs, in whatever folder they are built.
+            script += &format!("{place}{}\n", block.text.replace("target/release/", ""));
         } else if let Some(python) = python.filter(|_| block.is_python()) {
             script += &format!("{place}{python} - <<'END OF PYTHON'\n{}END OF PYTHON\n", block.text);
         }

@@ -51,36 +51,36 @@ fn every_published_template_takes_lists() {
 #[test]
 fn the_processor_of_an_assembled_model_takes_lists() {
     let folder = tempfile::tempdir().expect("a folder");
-    for family in references::all() {
-        let dir = folder.path().join(family.name);
-        let spec = family.spec();
+    let families: Vec<_> = references::all().map(|family| (family, folder.path().join(family.name))).collect();
+    for (family, dir) in &families {
         let assembled = Command::new(program("preprocess"))
             .args(["model", "--vision-tower"])
             .arg(family.vision_tower())
             .arg("--language-model")
             .arg(family.language_model())
-            .arg("--vision-feature-select-strategy")
-            .arg(spec["select"].as_str().expect("a strategy"))
+            .args(["--vision-feature-select-strategy", family.spec()["select"].as_str().expect("a strategy")])
             .arg("--output")
-            .arg(&dir)
+            .arg(dir)
             .output()
             .expect("preprocess starts");
         assert!(assembled.status.success(), "{}", String::from_utf8_lossy(&assembled.stderr));
-        let Some(mut python) = python() else { return };
-        let picture = reference("pictures/images/100000000.jpg");
-        let ran = python.arg(python_script("list_contents.py")).arg(&dir).arg(picture).output().expect("it starts");
-        let text = String::from_utf8_lossy(&ran.stdout);
-        assert!(ran.status.success(), "{}: {text}{}", family.name, String::from_utf8_lossy(&ran.stderr));
-        let found: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
-
-        let chat = ChatProcessor::from_dir(&dir).expect("reads");
-        let message = |role, content: &str| Message { role, content: content.into() };
-        let turns = [
-            message(Role::System, "Be brief."),
-            message(Role::User, "<image>\nWhat is it?"),
-            message(Role::Assistant, "A cat."),
-            message(Role::User, "Sure?"),
-        ];
+    }
+    let Some(mut python) = python() else { return };
+    python.arg(python_script("list_contents.py")).arg(reference("pictures/images/100000000.jpg"));
+    let ran = python.args(families.iter().map(|(_, dir)| dir)).output().expect("it starts");
+    let text = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{text}{}", String::from_utf8_lossy(&ran.stderr));
+    let found: Vec<Value> = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+    let message = |role, content: &str| Message { role, content: content.into() };
+    let turns = [
+        message(Role::System, "Be brief."),
+        message(Role::User, "<image>\nWhat is it?"),
+        message(Role::Assistant, "A cat."),
+        message(Role::User, "Sure?"),
+    ];
+    assert_eq!(found.len(), families.len());
+    for ((family, dir), found) in families.iter().zip(&found) {
+        let chat = ChatProcessor::from_dir(dir).expect("reads");
         assert_eq!(found["text"], chat.render(&turns, true).expect("it renders"), "{}", family.name);
         let image = chat.image_token_id;
         let features = family.config().image_seq_length();

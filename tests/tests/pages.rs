@@ -98,7 +98,7 @@ fn the_report_compares_runs() {
         label(&mut browser)
     );
     set(&mut browser, "scale", "clipped");
-    assert_eq!(browser.value(&format!("{loss}.querySelector('.mode').textContent")), "clipped at 16.05");
+    assert_eq!(browser.value(&format!("{loss}.querySelector('.mode').textContent")), "clipped at 8.05");
     set(&mut browser, "scale", "linear");
     // On the axis of tokens the second run is twice as long: its line ends at the right, the first in the middle.
     set(&mut browser, "axis", "tokens");
@@ -126,8 +126,8 @@ fn the_report_compares_runs() {
 fn samples_and_rejected_rows_are_filtered() {
     let Some(mut browser) = Browser::start() else { return };
     let dataset = Dataset::empty();
-    let names = dataset.copy_images("pictures", 40);
-    let mut rows: Vec<Value> = tests::dataset::reference_rows("pictures").into_iter().take(40).collect();
+    let names = dataset.copy_images("pictures", 30);
+    let mut rows: Vec<Value> = tests::dataset::reference_rows("pictures").into_iter().take(30).collect();
     for (id, image) in [("gone", "nowhere.jpg"), ("away", "elsewhere.jpg")] {
         let mut row = rows[1].clone();
         (row["id"], row["image"]) = (json!(id), json!(image));
@@ -144,12 +144,12 @@ fn samples_and_rejected_rows_are_filtered() {
     assert!(inspect.status.success(), "{}", String::from_utf8_lossy(&inspect.stderr));
     browser.window(1280, 900, false, "light");
     browser.open(&format!("file://{}", page.display()));
-    assert_eq!(browser.text("#shown"), "40 of 40 samples");
+    assert_eq!(browser.text("#shown"), "30 of 30 samples");
     browser.click("#rejected summary");
     look(&mut browser, "inspect");
     browser.click("#find");
     browser.type_text("xylophone");
-    assert_eq!(browser.text("#shown"), "1 of 40 samples", "the tokens' text is searched");
+    assert_eq!(browser.text("#shown"), "1 of 30 samples", "the tokens' text is searched");
     browser.value("{ const e = document.querySelector('#find'); e.value = ''; e.oninput(); }");
     let lengths =
         browser.value("[...document.querySelectorAll('.sample')].map((sample) => Number(sample.dataset.tokens))");
@@ -158,17 +158,17 @@ fn samples_and_rejected_rows_are_filtered() {
     browser.click("#min-tokens");
     browser.type_text(&longest.to_string());
     let expected = lengths.iter().filter(|&&length| length == longest).count();
-    assert_eq!(browser.text("#shown"), format!("{expected} of 40 samples"));
+    assert_eq!(browser.text("#shown"), format!("{expected} of 30 samples"));
     browser.value("{ const e = document.querySelector('#min-tokens'); e.value = ''; e.oninput(); }");
     browser.value("{ const e = document.querySelector('#sort'); e.value = 'tokens'; e.onchange(); }");
     assert_eq!(browser.value("Number(document.querySelector('.sample').dataset.tokens)"), json!(longest));
     browser.click("#open");
-    assert_eq!(browser.value("document.querySelectorAll('.sample[open]').length"), json!(40));
+    assert_eq!(browser.value("document.querySelectorAll('.sample[open]').length"), json!(30));
     browser.screenshot("inspect-open");
     assert_eq!(browser.text("#rejected-shown"), "3 of 3 listed rows");
     browser.value("{ const e = document.querySelector('#cause'); e.value = 'missing_image'; e.onchange(); }");
     assert_eq!(browser.text("#rejected-shown"), "2 of 3 listed rows");
-    assert_named(&mut browser, 47);
+    assert_named(&mut browser, 38);
     let complaints = browser.events(&["Runtime.exceptionThrown", "Log.entryAdded"]);
     assert!(complaints.is_empty(), "{complaints:?}");
 }
