@@ -67,6 +67,16 @@ fn answers(browser: &mut Browser) -> Vec<String> {
     serde_json::from_value(browser.value(texts)).expect("texts")
 }
 
+/// The messages of the last conversation that the page sent.
+fn sent_messages(browser: &mut Browser) -> Value {
+    let requests = browser.events(&["Network.requestWillBeSent"]);
+    let is_chat =
+        |request: &&Value| request["request"]["url"].as_str().is_some_and(|url| url.ends_with("chat/completions"));
+    let id = requests.iter().rfind(is_chat).expect("a conversation")["requestId"].clone();
+    let body = browser.call("Network.getRequestPostData", json!({"requestId": id}))["postData"].clone();
+    serde_json::from_str::<Value>(body.as_str().expect("a body")).expect("JSON")["messages"].clone()
+}
+
 /// No request left the server, nothing was forbidden, no script failed.
 fn assert_well_behaved(browser: &mut Browser, server: &Server) {
     let own = format!("http://{}/", server.address);
@@ -306,6 +316,7 @@ fn several_pictures_are_asked_about() {
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": [part(&first), part(&second), text("Which is which?")]},
     ]});
+    assert_eq!(sent_messages(&mut browser), body["messages"]);
     let answer = server.text(&body);
     assert_eq!(answers(&mut browser), [answer.trim_start()]);
     drop_file(&mut browser, &file("c.jpg", "image/jpeg", &third));
@@ -314,6 +325,7 @@ fn several_pictures_are_asked_about() {
     let messages = body["messages"].as_array_mut().expect("messages");
     messages.push(json!({"role": "assistant", "content": answer}));
     messages.push(json!({"role": "user", "content": [part(&third), text("And this?")]}));
+    assert_eq!(sent_messages(&mut browser), body["messages"]);
     assert_eq!(answers(&mut browser)[1], server.text(&body).trim_start());
     for (name, width, phone, scheme) in [("desktop", 1200, false, "light"), ("phone", 390, true, "dark")] {
         browser.window(width, 844, phone, scheme);
