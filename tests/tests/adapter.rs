@@ -62,6 +62,7 @@ fn an_adapter_is_written_under_both_spellings_with_the_same_bits() {
     let expected = LoraConfig {
         r: 8,
         lora_alpha: 16.0,
+        use_rslora: false,
         lora_dropout: 0.0,
         target_modules: projections,
         lora_vision: false,
@@ -141,7 +142,6 @@ fn misfits_are_named() {
     for (key, value) in [
         ("peft_type", json!("IA3")),
         ("use_dora", json!(true)),
-        ("use_rslora", json!(true)),
         ("bias", json!("all")),
         ("rank_pattern", json!({"q_proj": 4})),
     ] {

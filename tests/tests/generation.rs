@@ -159,7 +159,15 @@ fn append(found: &mut [Vec<f32>], rows: &[usize], logits: Tensor<2>) {
 
 fn lora_config(lora_vision: bool) -> LoraConfig {
     let target_modules = lora::TEXT_PROJECTIONS.map(String::from).to_vec();
-    LoraConfig { r: 4, lora_alpha: 8.0, lora_dropout: 0.1, target_modules, lora_vision, modules: None }
+    LoraConfig {
+        r: 4,
+        lora_alpha: 8.0,
+        use_rslora: false,
+        lora_dropout: 0.1,
+        target_modules,
+        lora_vision,
+        modules: None,
+    }
 }
 
 /// A model with LoRA whose B matrices are not zero.

@@ -39,6 +39,7 @@ mod original_command_lines;
 mod output;
 mod pages;
 mod peft_adapters;
+mod peft_training;
 mod pixels;
 mod plan;
 mod preprocess_restart;

@@ -44,6 +44,7 @@ fn adapters_of_other_programs() {
         ),
         ("axolotl", json!({"target_modules": ALL, "modules_to_save": ["embed_tokens", "lm_head"]}), ALL, Ok(())),
         ("alpaca-lora, PEFT 0.3", json!({"enable_lora": null, "merge_weights": false}), QV, Ok(())),
+        ("rank-stabilised", json!({"use_rslora": true}), QV, Ok(())),
         ("LoRA of EVA", json!({"init_lora_weights": "eva", "eva_config": {"rho": 1.0}}), QV, Ok(())),
         ("loftq_config without loftq", json!({"loftq_config": {"loftq_bits": 4}}), QV, Ok(())),
         (
@@ -69,7 +70,6 @@ fn adapters_of_other_programs() {
         ("LoRA-GA", json!({"init_lora_weights": "lora_ga"}), QV, Err(&["init_lora_weights \"lora_ga\""])),
         ("an initialisation to come", json!({"init_lora_weights": "svd++"}), QV, Err(&["init_lora_weights \"svd++\""])),
         ("AdaLoRA", json!({"peft_type": "ADALORA", "target_r": 8}), QV, Err(&["peft_type \"ADALORA\""])),
-        ("rank-stabilised", json!({"use_rslora": true}), QV, Err(&["use_rslora true"])),
         ("DoRA", json!({"use_dora": true}), QV, Err(&["use_dora true"])),
         (
             "rows of the embedding",

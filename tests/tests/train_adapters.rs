@@ -39,6 +39,7 @@ fn mixed() -> LoraConfig {
         lora: set(&lora),
         trained: set(&[names::EMBED_TOKENS, names::LM_HEAD]),
         kept: BTreeSet::new(),
+        unties_head: false,
         untrainable: None,
         fields: vec![
             ("target_modules".into(), json!(lora)),
@@ -48,6 +49,7 @@ fn mixed() -> LoraConfig {
     LoraConfig {
         r: 4,
         lora_alpha: 8.0,
+        use_rslora: false,
         lora_dropout: 0.0,
         target_modules: vec!["q_proj".into(), "down_proj".into()],
         lora_vision: false,

@@ -10,16 +10,19 @@ use crate::domains;
 use crate::interval::Interval;
 use crate::schedule::{DeepspeedSchedule, SchedulerKwargs};
 use crate::trainer_options::TRAINER_OPTIONS;
+use base::names::PROJECTOR;
 use base::{Error, Result};
 use clap::ArgAction;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use cli::options::{Kind, Options};
+use cli::options::{Kind, Options, is_nothing};
 use cli::values::boolean;
 use kernels::device::DeviceKind;
-use model::lora::LoraConfig;
+use model::config::LlavaConfig;
+use model::lora::{LoraConfig, TEXT_PROJECTIONS};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::convert::Infallible;
 use std::path::PathBuf;
+use store::adapter::{ALL_LINEAR, AdapterOptions};
 
 /// How a run begins, as `resume_from_checkpoint` says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -217,15 +220,27 @@ pub struct Config {
     /// LoRA rank.
     #[arg(long, default_value_t = 32)]
     pub lora_r: usize,
-    /// LoRA scale is `lora_alpha / lora_r`.
+    /// LoRA scale is `lora_alpha / lora_r`, or `lora_alpha / √lora_r` with `use_rslora`.
     #[arg(long, default_value_t = 8.0)]
     pub lora_alpha: f64,
     /// Dropout on the input of the LoRA branch, probability: at least 0 and below 1.
     #[arg(long, default_value_t = 0.05)]
     pub lora_dropout: f64,
-    /// Projections of the language model that get LoRA, with commas between.
+    /// Rank-stabilised LoRA: the scale falls with the root of the rank.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
+    #[serde(default)]
+    pub use_rslora: bool,
+    /// Projections of the language model that get LoRA, with commas between. `all-linear`: every linear layer but the output
+    /// weights, as in PEFT: those of the language model, of the vision tower, and of a projector that is not in
+    /// `modules_to_save`.
     #[arg(long, value_delimiter = ',', default_value = "q_proj,k_proj,v_proj,o_proj", value_parser = trimmed)]
     pub lora_target_modules: Vec<String>,
+    /// Modules that are trained in full beside LoRA and saved in the adapter, as in PEFT: ends of module paths with commas
+    /// between (`multi_modal_projector,embed_tokens,lm_head`); `None` or an empty text: none, so that the projector gets LoRA
+    /// with `all-linear`, and is frozen without.
+    #[arg(long, value_delimiter = ',', default_value = PROJECTOR, value_parser = trimmed)]
+    #[serde(default = "projector_alone")]
+    pub modules_to_save: Vec<String>,
     /// LoRA on the vision tower's q, k, v as well.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub lora_vision: bool,
@@ -237,6 +252,10 @@ pub struct Config {
     /// N + r; needs a build with `--features cuda`).
     #[arg(long, default_value = AUTO)]
     pub device: String,
+}
+
+fn projector_alone() -> Vec<String> {
+    vec![PROJECTOR.to_string()]
 }
 
 /// A word of a list that may have spaces behind its commas.
@@ -342,13 +361,16 @@ impl Config {
             return Err(Error::invalid("fp16", true, "false (fp16 needs loss scaling, bf16 does not)", remedy));
         }
         self.device_kind()?;
+        if self.train_type.uses_lora() {
+            self.adapter_options()?;
+        }
         if self.init_adapter.is_some() && !self.train_type.uses_lora() {
             let remedy = "use --train_type use_lora, or merge the adapter first (infer merge)";
             return Err(Error::invalid("init_adapter", "an adapter with another train_type", "use_lora", remedy));
         }
         let trains_vision = match self.train_type.parts().vision_tower {
             Extent::Frozen => false,
-            Extent::Lora => self.lora_vision,
+            Extent::Lora => self.lora_vision || self.init_adapter.is_none() && self.is_all_linear(),
             Extent::Whole => true,
         };
         if self.cache_vision_features != CacheVisionFeatures::No && trains_vision {
@@ -407,16 +429,41 @@ impl Config {
         self.device.parse()
     }
 
-    /// The LoRA settings.
-    pub fn lora(&self) -> LoraConfig {
-        LoraConfig {
+    /// The settings of a new adapter for a model.
+    ///
+    /// # Errors
+    /// Settings that no model can have; modules that this one does not have.
+    pub fn lora(&self, model: &LlavaConfig) -> Result<LoraConfig> {
+        self.adapter_options()?.resolve(model)
+    }
+
+    fn adapter_options(&self) -> Result<AdapterOptions> {
+        let all_linear = self.is_all_linear();
+        let lora = LoraConfig {
             r: self.lora_r,
             lora_alpha: self.lora_alpha,
+            use_rslora: self.use_rslora,
             lora_dropout: self.lora_dropout,
-            target_modules: self.lora_target_modules.clone(),
+            target_modules: if all_linear {
+                TEXT_PROJECTIONS.map(String::from).to_vec()
+            } else {
+                self.lora_target_modules.clone()
+            },
             lora_vision: self.lora_vision,
             modules: None,
-        }
+        };
+        lora.validate()?;
+        Ok(AdapterOptions { lora, all_linear, modules_to_save: self.saved_modules() })
+    }
+
+    /// LoRA on every linear layer.
+    pub fn is_all_linear(&self) -> bool {
+        matches!(self.lora_target_modules.as_slice(), [target] if target.eq_ignore_ascii_case(ALL_LINEAR))
+    }
+
+    /// Names of the modules that are trained in full beside LoRA.
+    pub fn saved_modules(&self) -> Vec<String> {
+        self.modules_to_save.iter().filter(|name| !is_nothing(name)).cloned().collect()
     }
 
     /// Why features are not kept when the tower is trained.

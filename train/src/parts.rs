@@ -13,6 +13,8 @@ pub enum Part {
     VisionTowerLora,
     /// The projector.
     Projector,
+    /// LoRA matrices in it.
+    ProjectorLora,
     /// Token embeddings.
     TokenEmbeddings,
     /// Layers of the language model.
@@ -24,12 +26,18 @@ pub enum Part {
 }
 
 impl Part {
+    /// LoRA matrices.
+    pub fn is_lora(self) -> bool {
+        matches!(self, Self::VisionTowerLora | Self::ProjectorLora | Self::LanguageModelLora)
+    }
+
     /// The part of a tensor by its published name; `None` for a name that no LLaVA has.
     pub fn of(name: &str) -> Option<Self> {
         let lora = names::is_lora(name);
         Some(match names::block(name)? {
             Block::VisionEmbeddings | Block::VisionLayer(_) | Block::VisionPostNorm if lora => Self::VisionTowerLora,
             Block::VisionEmbeddings | Block::VisionLayer(_) | Block::VisionPostNorm => Self::VisionTower,
+            Block::Projector if lora => Self::ProjectorLora,
             Block::Projector => Self::Projector,
             Block::TokenEmbeddings => Self::TokenEmbeddings,
             Block::TextLayer(_) if lora => Self::LanguageModelLora,
@@ -44,6 +52,7 @@ impl Part {
             Self::VisionTower => "vision tower",
             Self::VisionTowerLora => "LoRA in the vision tower",
             Self::Projector => "projector",
+            Self::ProjectorLora => "LoRA in the projector",
             Self::TokenEmbeddings => "token embeddings",
             Self::LanguageModel => "language model's layers",
             Self::LanguageModelLora => "LoRA in the language model",

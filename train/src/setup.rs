@@ -91,22 +91,24 @@ pub fn wants_bf16(config: &Config) -> Result<bool> {
 /// Unreadable or unfitting files; LoRA settings that the model cannot have.
 pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> Result<Trainee> {
     let of_adapter = config.train_type.uses_lora();
+    // A run's own adapter is what its options say, in a checkpoint of the run as well.
+    let own = match of_adapter && config.init_adapter.is_none() {
+        true => Some(config.lora(&LlavaConfig::read(&config.model_name_or_path)?)?),
+        false => None,
+    };
     let weights = checkpoint.filter(|_| !of_adapter).unwrap_or(&config.model_name_or_path);
     let (llava_config, mut model) = load_model(weights, LoadAs::F32, device)?;
-    let lora = match (of_adapter, checkpoint.or(config.init_adapter.as_deref())) {
-        (true, Some(dir)) => {
-            let mut lora = adapter::load_adapter(&mut model, dir, device)?;
-            require_trainable(&lora, dir)?;
-            lora.lora_dropout = config.lora_dropout;
-            Some(lora)
+    let lora = match (checkpoint.or(config.init_adapter.as_deref()).filter(|_| of_adapter), own) {
+        (Some(dir), own) => {
+            let loaded = adapter::load_adapter(&mut model, dir, device)?;
+            require_trainable(&loaded, dir)?;
+            Some(LoraConfig { lora_dropout: config.lora_dropout, ..own.unwrap_or(loaded) })
         }
-        (true, None) => {
-            let lora = config.lora();
-            lora.validate()?;
+        (None, Some(lora)) => {
             lora::attach(&mut model, &lora, config.seed, device);
             Some(lora)
         }
-        (false, _) => None,
+        (None, None) => None,
     };
     let model = trainable::select(model, Choice::new(config.train_type, lora.as_ref()), &llava_config);
     Ok(Trainee { config: llava_config, model, lora })

@@ -17,20 +17,22 @@ use std::collections::BTreeSet;
 pub struct LoraConfig {
     /// Rank.
     pub r: usize,
-    /// Scale is `lora_alpha / r`.
+    /// Scale is `lora_alpha / r`, or `lora_alpha / √r` with [`Self::use_rslora`].
     pub lora_alpha: f64,
+    /// Rank-stabilised: the scale falls with the root of the rank.
+    pub use_rslora: bool,
     /// Dropout on the LoRA branch's input, probability.
     pub lora_dropout: f64,
     /// Projections of the language model that get LoRA (`q_proj`, …).
     pub target_modules: Vec<String>,
     /// The vision tower's q, k, v get LoRA too.
     pub lora_vision: bool,
-    /// Of an adapter whose parts the two fields above do not describe: what exactly it holds. The fields above then name the
-    /// projections of any layer.
+    /// Of an adapter whose parts the two fields above and the whole projector do not describe: what exactly it holds. The fields
+    /// above then name the projections of any layer.
     pub modules: Option<AdapterModules>,
 }
 
-/// The parts of an adapter that is not this project's own, by published names.
+/// The parts of an adapter, by published names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterModules {
     /// Layers with LoRA.
@@ -39,18 +41,12 @@ pub struct AdapterModules {
     pub trained: BTreeSet<String>,
     /// Further tensors that the adapter brings along and that are not trained.
     pub kept: BTreeSet<String>,
+    /// Output weights that the model ties to its embedding are a table of their own.
+    pub unties_head: bool,
     /// Why training cannot go on from it, if so.
     pub untrainable: Option<&'static str>,
     /// Fields of `adapter_config.json` that say so in PEFT's words.
     pub fields: Vec<(String, Value)>,
-}
-
-impl AdapterModules {
-    /// LoRA or weights of its own in the projector.
-    fn has_projector(&self) -> bool {
-        let mut names = self.lora.iter().chain(&self.trained);
-        names.any(|name| name.starts_with(names::PROJECTOR))
-    }
 }
 
 /// Projections of the language model's layers that can carry LoRA.
@@ -61,7 +57,8 @@ pub const VISION_PROJECTIONS: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
 impl LoraConfig {
     /// Factor of the LoRA branch.
     pub fn scale(&self) -> f32 {
-        (self.lora_alpha / self.r as f64) as f32
+        let rank = self.r as f64;
+        (self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
     }
 
     /// Refuses a rank of 0, a dropout outside `0..1` and targets that the language model does not have.
@@ -71,6 +68,7 @@ impl LoraConfig {
     pub fn validate(&self) -> Result<()> {
         let wrong =
             |place: &str, found: String, expected: &str| Err(Error::invalid(place, found, expected, "change it"));
+        let choices = format!("some of {}, or all-linear alone", TEXT_PROJECTIONS.join(", "));
         if self.r == 0 {
             return wrong("lora_r", "0".into(), "a rank of at least 1");
         }
@@ -78,10 +76,10 @@ impl LoraConfig {
             return wrong("lora_dropout", self.lora_dropout.to_string(), "a probability from 0 to below 1");
         }
         if self.target_modules.is_empty() && self.modules.is_none() {
-            return wrong("lora_target_modules", "an empty list".into(), &TEXT_PROJECTIONS.join(", "));
+            return wrong("lora_target_modules", "an empty list".into(), &choices);
         }
         match self.target_modules.iter().find(|target| !TEXT_PROJECTIONS.contains(&target.as_str())) {
-            Some(unknown) => wrong("lora_target_modules", format!("\"{unknown}\""), &TEXT_PROJECTIONS.join(", ")),
+            Some(unknown) => wrong("lora_target_modules", format!("\"{unknown}\""), &choices),
             None => Ok(()),
         }
     }
@@ -99,15 +97,13 @@ impl LoraConfig {
         }
     }
 
-    /// Whether a tensor is trained: LoRA, and the projector in full unless the adapter says otherwise of it.
+    /// Whether a tensor is trained: LoRA, and what [`AdapterModules::trained`] names or else the projector in full.
     pub fn trains(&self, name: &str) -> bool {
-        let of_projector = name.starts_with(names::PROJECTOR);
-        match &self.modules {
-            Some(modules) => {
-                names::is_lora(name) || modules.trained.contains(name) || of_projector && !modules.has_projector()
+        names::is_lora(name)
+            || match &self.modules {
+                Some(modules) => modules.trained.contains(name),
+                None => name.starts_with(names::PROJECTOR),
             }
-            None => names::is_lora(name) || of_projector,
-        }
     }
 
     /// Whether a tensor is part of the adapter's file.
@@ -115,15 +111,19 @@ impl LoraConfig {
         self.trains(name) || self.modules.as_ref().is_some_and(|modules| modules.kept.contains(name))
     }
 
-    /// The projector's tensors are the adapter's without being among its `modules_to_save`.
-    pub fn adds_projector(&self) -> bool {
-        self.modules.as_ref().is_some_and(|modules| !modules.has_projector())
+    /// Whether output weights that the model ties to its embedding become a table of their own.
+    pub fn unties_head(&self) -> bool {
+        self.modules.as_ref().is_some_and(|modules| modules.unties_head)
     }
 }
 
 /// Adds freshly initialised matrices (A Kaiming-uniform as PEFT's, B zero) to the targeted layers. Output weights that are tied
-/// get a table of their own when they are targeted, because the embedding has no part in their LoRA.
+/// get a table of their own when they are targeted, because the embedding has no part in their LoRA, and when
+/// [`LoraConfig::unties_head`].
 pub fn attach(model: &mut Llava, config: &LoraConfig, seed: u64, device: &Device) {
+    if config.unties_head() {
+        untied_head(&mut model.language_model);
+    }
     for (index, linear) in targets(model, config).into_iter().enumerate() {
         let [outputs, inputs] = linear.weight.dims();
         // Seeds far apart for neighbouring layers and neighbouring runs.

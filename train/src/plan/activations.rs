@@ -2,11 +2,10 @@
 //! (`kernels::cpu`, `…_kept`), and from the order in which `backward.rs` walks the blocks.
 
 use super::memory::{F32, Step};
-use crate::config::Extent;
-use base::names::Block;
+use crate::trainable::Choice;
+use base::names::{self, Block};
 use kernels::cpu::{activation, attention, cross_entropy, linear, norm};
 use model::config::{TextConfig, VisionConfig};
-use model::lora::LoraConfig;
 
 impl Step<'_> {
     /// Every block in the order of the backward pass, with the bytes of activations that are held at its step: its own, and those of
@@ -60,28 +59,33 @@ impl Step<'_> {
             + norm::rms_norm_kept([queries, hidden_size])
             + activation::swiglu_kept([queries, intermediate_size]);
         let width = heads * text.head_dim;
+        let layers = text.num_hidden_layers;
         for (name, rows, inputs) in [
-            ("q_proj", queries, hidden_size),
-            ("k_proj", tokens, hidden_size),
-            ("v_proj", tokens, hidden_size),
-            ("o_proj", queries, width),
-            ("gate_proj", queries, hidden_size),
-            ("up_proj", queries, hidden_size),
-            ("down_proj", queries, intermediate_size),
+            ("self_attn.q_proj", queries, hidden_size),
+            ("self_attn.k_proj", tokens, hidden_size),
+            ("self_attn.v_proj", tokens, hidden_size),
+            ("self_attn.o_proj", queries, width),
+            ("mlp.gate_proj", queries, hidden_size),
+            ("mlp.up_proj", queries, hidden_size),
+            ("mlp.down_proj", queries, intermediate_size),
         ] {
             // The others stand behind a norm or an activation.
-            let recomputed = name != "o_proj";
-            let lora = self.lora.filter(|lora| lora.target_modules.iter().any(|target| target == name));
-            let trained = self.config.train_type.parts().language_model == Extent::Whole;
-            kept += self.kept_by_linear([rows, inputs], trained, lora, recomputed);
+            let recomputed = name != "self_attn.o_proj";
+            let of_layer = |layer: usize| format!("{}.layers.{layer}.{name}", names::TEXT_MODEL);
+            let kept_by = |layer: usize| self.kept_by_linear(&of_layer(layer), [rows, inputs], recomputed);
+            kept += (0..layers).map(kept_by).max().unwrap_or_default();
         }
         kept as f64
     }
 
-    fn kept_by_linear(&self, x: [usize; 2], trained: bool, lora: Option<&LoraConfig>, recomputed: bool) -> usize {
-        match lora {
+    /// Bytes that a linear layer of input `x` keeps.
+    fn kept_by_linear(&self, layer: &str, x: [usize; 2], recomputed: bool) -> usize {
+        match self.lora.filter(|lora| lora.has_lora(layer)) {
             Some(lora) => linear::lora_linear_kept(x, lora.r, recomputed),
-            None => linear::linear_kept(x, trained, recomputed),
+            None => {
+                let choice = Choice::new(self.config.train_type, self.lora);
+                linear::linear_kept(x, choice.is_covered(&format!("{layer}.weight")), recomputed)
+            }
         }
     }
 
@@ -90,8 +94,12 @@ impl Step<'_> {
         let hidden = self.model.text.hidden_size;
         let inputs = self.model.vision.hidden_size * self.model.vision_feature_layers.len();
         let features = whole(self.shape.features);
-        let projector =
-            linear::linear_kept([features, inputs], true, false) + activation::unary_kept([features, hidden]);
+        let kept = |linear: &str, inputs, recomputed| {
+            self.kept_by_linear(&format!("{}.{linear}", names::PROJECTOR), [features, inputs], recomputed)
+        };
+        let projector = kept("linear_1", inputs, false)
+            + kept("linear_2", hidden, true)
+            + activation::unary_kept([features, hidden]);
         let states = F32 * (self.shape.features + self.shape.tokens) * hidden as f64;
         projector as f64 + states + if self.blocks.trains_vision() { self.vision_kept() } else { 0.0 }
     }
@@ -101,18 +109,32 @@ impl Step<'_> {
         let VisionConfig { hidden_size, intermediate_size, num_attention_heads: heads, .. } = self.model.vision;
         let tokens = whole(self.shape.vision_tokens);
         let x = [tokens, hidden_size];
-        let trained = self.config.train_type.parts().vision_tower == Extent::Whole;
+        let layers = self.model.computed_vision_layers();
         let per_layer = if self.config.gradient_checkpointing {
             F32 as usize * tokens * hidden_size
         } else {
-            let projections =
-                3 * self.kept_by_linear(x, trained, self.lora, true) + linear::linear_kept(x, trained, false);
+            let kept_by = |(name, inputs, recomputed): (&str, usize, bool)| {
+                let of_layer = |layer: usize| format!("{}.encoder.layers.{layer}.{name}", names::VISION_MODEL);
+                let kept = |layer: usize| self.kept_by_linear(&of_layer(layer), [tokens, inputs], recomputed);
+                (0..layers).map(kept).max().unwrap_or_default()
+            };
+            let projections: usize = [
+                ("self_attn.q_proj", hidden_size, true),
+                ("self_attn.k_proj", hidden_size, true),
+                ("self_attn.v_proj", hidden_size, true),
+                ("self_attn.out_proj", hidden_size, false),
+                ("mlp.fc1", hidden_size, true),
+                ("mlp.fc2", intermediate_size, true),
+            ]
+            .into_iter()
+            .map(kept_by)
+            .sum();
             2 * norm::layer_norm_kept(x)
                 + attention::attention_kept(tokens, tokens, heads, heads, hidden_size / heads.max(1))
                 + activation::unary_kept([tokens, intermediate_size])
                 + projections
         };
-        (self.model.computed_vision_layers() * per_layer) as f64
+        (layers * per_layer) as f64
     }
 
     /// The tower's forward pass without a graph, bytes: hidden states of every layer, and one layer at work.

@@ -41,10 +41,8 @@ impl Disk {
         let is_lora = config.train_type.uses_lora();
         let rounded = !is_lora && model.dtype != WeightDtype::F32;
         let weights = if is_lora {
-            // Every tensor of an adapter stands under both of PEFT's spellings; LoRA that gets no gradient is written too.
-            let matrices =
-                parts.iter().filter(|part| part.is_lora()).map(|part| part.unreachable).sum::<usize>() as u64;
-            2 * F32 * (trained + matrices)
+            // Every tensor of an adapter stands under both of PEFT's spellings; those that get no gradient are written too.
+            2 * F32 * (trained + sum(|part| part.unreachable))
         } else {
             all * model.dtype.size() as u64
         };

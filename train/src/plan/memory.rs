@@ -234,17 +234,22 @@ impl Step<'_> {
     /// Values of embedding rows that no row of the data has a token for: a rank by itself never writes their moments, and
     /// memory that is never written takes none.
     fn never_updated(&self, rows: Rows) -> f64 {
-        let TextConfig { vocab_size, hidden_size, tie_word_embeddings, .. } = self.model.text;
-        if self.world_size > 1 || tie_word_embeddings || self.blocks.len(Block::TokenEmbeddings) == 0.0 {
+        let TextConfig { vocab_size, hidden_size, .. } = self.model.text;
+        if self.world_size > 1 || self.ties_head() || self.blocks.len(Block::TokenEmbeddings) == 0.0 {
             return 0.0;
         }
         let text_tokens = rows.mean.tokens - rows.mean.images * self.model.image_seq_length() as f64;
         (vocab_size as f64 - rows.count as f64 * text_tokens).max(0.0) * hidden_size as f64
     }
 
+    /// The output weights are the embedding.
+    fn ties_head(&self) -> bool {
+        self.model.text.tie_word_embeddings && !self.lora.is_some_and(LoraConfig::unties_head)
+    }
+
     /// A block's gradient, and blocks in transit to other ranks.
     fn exchange(&self, block: Block) -> f64 {
-        let tied = self.model.text.tie_word_embeddings && block == Block::TokenEmbeddings;
+        let tied = self.ties_head() && block == Block::TokenEmbeddings;
         // Tied weights get the head's gradient too, which waits for the embedding's.
         let of_block = self.blocks.len(block) * if tied { 2.0 } else { 1.0 };
         let on_the_way = self.blocks.trained.values().max().map_or(0.0, |&len| len as f64);

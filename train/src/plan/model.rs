@@ -111,7 +111,5 @@ pub fn lora(config: &Config, model: &LlavaConfig) -> Result<Option<LoraConfig>> 
         setup::require_trainable(&lora, dir)?;
         return Ok(Some(LoraConfig { lora_dropout: config.lora_dropout, ..lora }));
     }
-    let lora = config.lora();
-    lora.validate()?;
-    Ok(Some(lora))
+    Ok(Some(config.lora(model)?))
 }

@@ -25,7 +25,7 @@ pub struct PartCount {
 impl PartCount {
     /// Matrices that LoRA adds to the model.
     pub fn is_lora(&self) -> bool {
-        matches!(self.part, Part::VisionTowerLora | Part::LanguageModelLora)
+        self.part.is_lora()
     }
 }
 
@@ -45,9 +45,13 @@ pub fn parameters(config: &LlavaConfig, train_type: TrainType, lora: Option<&Lor
     parts.into_values().collect()
 }
 
-/// Every tensor of the model, LoRA matrices included.
+/// Every tensor of the model, LoRA matrices and output weights that an adapter unties from the embedding included.
 pub fn tensors(config: &LlavaConfig, lora: Option<&LoraConfig>) -> Vec<ExpectedTensor> {
-    let tensors = expected_tensors(config);
+    let mut tensors = expected_tensors(config);
+    if config.text.tie_word_embeddings && lora.is_some_and(LoraConfig::unties_head) {
+        let shape = vec![config.text.vocab_size, config.text.hidden_size];
+        tensors.push(ExpectedTensor { name: names::LM_HEAD.to_string(), shape });
+    }
     let matrices: Vec<ExpectedTensor> =
         lora.map_or(Vec::new(), |lora| tensors.iter().flat_map(|tensor| matrices(tensor, lora)).collect());
     [tensors, matrices].concat()

@@ -2,6 +2,7 @@
 
 use crate::config::{Config, LossNormalization};
 use anyhow::{Context, Result};
+use base::names;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,6 +63,7 @@ impl Function {
             // An adapter to go on from has its own rank and targets.
             if config.init_adapter.is_none() {
                 LORA_OPTIONS.iter().for_each(|name| add(name));
+                function.add_later_lora_options(config);
             }
         }
         function.add_fingerprint(DATA, &config.data_path, data_fingerprint.to_string());
@@ -77,6 +79,19 @@ impl Function {
         Ok(function)
     }
 
+    /// Options about LoRA that runs of earlier versions do not have: they count where they are not the default.
+    fn add_later_lora_options(&mut self, config: &Config) {
+        let saved = config.saved_modules();
+        for (name, value, is_default) in [
+            ("use_rslora", config.use_rslora.to_string(), !config.use_rslora),
+            ("modules_to_save", saved.join(","), saved == [names::PROJECTOR]),
+        ] {
+            if !is_default {
+                self.values.insert(name.to_string(), value);
+            }
+        }
+    }
+
     fn add_fingerprint(&mut self, name: &str, path: &Path, fingerprint: String) {
         self.values.insert(name.to_string(), fingerprint);
         self.paths.insert(name.to_string(), path.display().to_string());
@@ -87,7 +102,7 @@ impl Function {
         let names: BTreeSet<&String> = self.values.keys().chain(given.values.keys()).collect();
         // Of another train type everything about LoRA differs, too.
         let other_type = self.values.get(OPTIONS[0]) != given.values.get(OPTIONS[0]);
-        let counts = |name: &str| !other_type || !name.starts_with("lora_");
+        let counts = |name: &str| !other_type || !is_about_lora(name);
         let differs = |name: &&&String| self.values.get(**name) != given.values.get(**name) && counts(name);
         let line = |name: &String| format!("{name} is {} there, {} is given", self.shown(name), given.shown(name));
         names.iter().filter(differs).map(|name| line(name)).collect()
@@ -101,6 +116,10 @@ impl Function {
             None => value.clone(),
         }
     }
+}
+
+fn is_about_lora(option: &str) -> bool {
+    option.starts_with("lora_") || ["use_rslora", "modules_to_save"].contains(&option)
 }
 
 /// What may change when a run goes on, and has: `learning_rate 0.001 → 0.0001`. Not what [`Function`] holds, which has to be
@@ -179,6 +198,7 @@ mod tests {
             (&["--lora_r", "4", "--lora_target_modules", "q_proj"], &["lora_target_modules"]),
             (&["--lora_r", "4", "--lora_dropout", "0.1", "--lora_alpha", "9"], &["lora_alpha", "lora_dropout"]),
             (&["--lora_r", "4", "--lora_vision"], &["lora_vision"]),
+            (&["--lora_r", "4", "--use_rslora", "--modules_to_save", "None"], &["modules_to_save", "use_rslora"]),
             (&["--lora_r", "9", "--train_type", "none"], &["train_type"]),
             (&["--lora_r", "4", "--shuffle", "false"], &["shuffle"]),
             (

@@ -25,10 +25,12 @@ use crate::trainable;
 use crate::watch::Watch;
 use crate::zero::Optimizer;
 use anyhow::{Context, Result};
+use base::names;
 use base::pulse::Pulse;
 use burn::tensor::Device;
 use kernels::device::computes_in_bf16;
 use model::config::LlavaConfig;
+use model::lora::LoraConfig;
 use shards::{ShardSet, Split};
 use std::path::Path;
 use std::sync::Arc;
@@ -216,6 +218,22 @@ fn describe_memory(config: &Config, trainee: &Trainee, world_size: usize, shards
     Ok(())
 }
 
+/// What an adapter with modules of its own does to the parts that others leave as they are.
+fn describe_modules(lora: &LoraConfig) {
+    let Some(modules) = &lora.modules else { return };
+    if !modules.trained.is_empty() {
+        tracing::info!("trained in full beside LoRA: {} tensors (modules_to_save)", modules.trained.len());
+    }
+    if !modules.lora.iter().chain(&modules.trained).any(|name| name.starts_with(names::PROJECTOR)) {
+        tracing::warn!("the projector is not trained: it is not in modules_to_save and gets no LoRA");
+    }
+    if modules.unties_head {
+        tracing::warn!(
+            "the model ties its output weights to its embedding; with modules_to_save of one of them they are separate tables              from now on, as in PEFT"
+        );
+    }
+}
+
 fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &TrainerState, adapter: Option<&Path>) {
     let trained: usize = layout.blocks.iter().map(|block| block.params.len()).sum();
     tracing::info!(
@@ -232,15 +250,17 @@ fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &Traine
     if let Some(lora) = &trainee.lora {
         let on = match &lora.modules {
             None => lora.target_modules.join(", "),
-            Some(modules) => format!("{} layers, as in the given adapter", modules.lora.len()),
+            Some(modules) => format!("{} layers", modules.lora.len()),
         };
         let whose = match adapter {
             Some(adapter) => {
-                format!(" (of {}: lora_r, lora_alpha and lora_target_modules have no effect)", adapter.display())
+                format!(" (of {}: other LoRA options than lora_dropout have no effect)", adapter.display())
             }
             None => String::new(),
         };
-        tracing::info!("LoRA r {}, alpha {}, on {on}{whose}", lora.r, lora.lora_alpha);
+        let (kind, scale) = (if lora.use_rslora { "rsLoRA" } else { "LoRA" }, lora.scale());
+        tracing::info!("{kind} r {}, alpha {} (scale {scale}), on {on}{whose}", lora.r, lora.lora_alpha);
+        describe_modules(lora);
     }
     let dropouts = [
         ("vision_config", trainee.config.vision.attention_dropout),

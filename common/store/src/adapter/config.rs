@@ -19,6 +19,8 @@ pub struct AdapterFile {
     pub lora_alpha: f64,
     /// Dropout on the branch's input.
     pub lora_dropout: f64,
+    /// The scale falls with the root of the rank.
+    pub use_rslora: bool,
     /// Fields about modules.
     pub targets: RawTargets,
     /// A tied pair of embedding and output weights stays one when it is saved in full.
@@ -31,12 +33,28 @@ pub struct AdapterFile {
     pub module_fields: Vec<(String, Value)>,
 }
 
+impl AdapterFile {
+    /// Rank, scale and dropout; no projections.
+    pub fn settings(&self) -> LoraConfig {
+        LoraConfig {
+            r: self.r,
+            lora_alpha: self.lora_alpha,
+            use_rslora: self.use_rslora,
+            lora_dropout: self.lora_dropout,
+            target_modules: Vec::new(),
+            lora_vision: false,
+            modules: None,
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Raw {
     /// Absent numbers mean 8, as in PEFT.
     r: Option<usize>,
     lora_alpha: Option<f64>,
     lora_dropout: Option<f64>,
+    use_rslora: Option<bool>,
     #[serde(flatten)]
     targets: RawTargets,
     ensure_weight_tying: Option<bool>,
@@ -78,6 +96,7 @@ pub fn read(dir: &Path) -> Result<AdapterFile> {
         r: raw.r.unwrap_or(DEFAULT_RANK),
         lora_alpha: raw.lora_alpha.unwrap_or(DEFAULT_RANK as f64),
         lora_dropout: raw.lora_dropout.unwrap_or_default(),
+        use_rslora: raw.use_rslora.unwrap_or_default(),
         targets: raw.targets,
         ensure_weight_tying: raw.ensure_weight_tying.unwrap_or_default(),
         module_fields,
@@ -133,11 +152,9 @@ pub fn write(config: &LoraConfig, base_model: &str, dir: &Path) -> Result<()> {
         for (field, found) in &modules.fields {
             value[field] = found.clone();
         }
-        if config.adds_projector() {
-            let mut saved = value["modules_to_save"].as_array().cloned().unwrap_or_default();
-            saved.push(json!(names::PROJECTOR));
-            value["modules_to_save"] = Value::Array(saved);
-        }
+    }
+    if config.use_rslora {
+        value["use_rslora"] = json!(true);
     }
     json::write(&dir.join(names::ADAPTER_CONFIG_FILE), &value)
 }
@@ -148,7 +165,7 @@ fn number(value: f64) -> Value {
 }
 
 /// A regular expression for PEFT: plain names would also hit the vision tower's q, k and v.
-fn target_pattern(config: &LoraConfig) -> String {
+pub fn target_pattern(config: &LoraConfig) -> String {
     let text = format!(r".*language_model.*\.({})", config.target_modules.join("|"));
     if config.lora_vision { format!(r"{text}|.*vision_tower.*\.(q_proj|k_proj|v_proj)") } else { text }
 }

@@ -43,7 +43,7 @@ pub const LORA: &[Row] = &[
     ("bias", Only(&["\"none\""], "biases beside LoRA are not implemented")),
     ("lora_bias", off("a bias of lora_B is not implemented")),
     ("use_dora", off(DORA)),
-    ("use_rslora", off("lora_alpha / sqrt(r) as the scale is not implemented")),
+    ("use_rslora", Read),
     ("rank_pattern", empty("ranks of single layers are not implemented")),
     ("alpha_pattern", empty("scales of single layers are not implemented")),
     ("fan_in_fan_out", off("the layers hold weights as [out, in]")),

@@ -4,6 +4,7 @@
 mod config;
 mod fields;
 mod modules;
+mod options;
 mod targets;
 mod weights;
 
@@ -17,6 +18,7 @@ use model::config::{LlavaConfig, WeightDtype};
 use model::lora::{self, LoraConfig};
 use model::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use modules::{Head, ModelTensors, Resolved};
+pub use options::{ALL_LINEAR, AdapterOptions};
 use std::path::Path;
 use weights::AdapterWeights;
 
@@ -40,9 +42,6 @@ pub fn load_adapter(model: &mut Llava, dir: &Path, device: &Device) -> Result<Lo
     let (file, weights) = (config::read(dir)?, AdapterWeights::open(dir)?);
     let Resolved { lora: config, head } = modules::resolve(&file, &weights, &model_tensors(model))?;
     let mut attached = model.clone();
-    if head == Head::Untied {
-        lora::untied_head(&mut attached.language_model);
-    }
     lora::attach(&mut attached, &config, 0, device);
     let mut loader = AdapterLoader { weights: &weights, config: &config, head, problems: Vec::new(), device };
     attached = map_named(attached, &mut loader);

@@ -6,7 +6,11 @@ use super::weights::AdapterWeights;
 use base::names::{self, Block, EMBED_TOKENS, HEAD, LM_HEAD};
 use base::{Error, Result};
 use model::lora::{AdapterModules, LoraConfig, TEXT_PROJECTIONS, VISION_PROJECTIONS, can_carry_lora};
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
+
+/// The field of modules that are trained in full.
+pub const SAVED: &str = "modules_to_save";
 
 /// What an adapter means for a model's output weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +48,18 @@ impl ModelTensors {
         Self { names, is_tied }
     }
 
+    /// All of them, the output weights included.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The output weights are the embedding.
+    pub fn is_tied(&self) -> bool {
+        self.is_tied
+    }
+
     /// Layers that can carry LoRA.
-    fn linears(&self) -> impl Iterator<Item = &str> {
+    pub fn linears(&self) -> impl Iterator<Item = &str> {
         self.names.iter().filter(|name| can_carry_lora(name)).filter_map(|name| name.strip_suffix(".weight"))
     }
 }
@@ -72,7 +86,7 @@ pub fn resolve(file: &AdapterFile, weights: &AdapterWeights, model: &ModelTensor
         let expected = "lora_A and lora_B of at least one layer";
         return refuse("no LoRA".into(), expected, "give a LoRA adapter of this model");
     }
-    let trained: BTreeSet<String> = saved.intersection(&values).cloned().collect();
+    let mut trained: BTreeSet<String> = saved.intersection(&values).cloned().collect();
     let of_tied = lora.contains(HEAD) || [EMBED_TOKENS, LM_HEAD].iter().any(|name| trained.contains(*name));
     if file.ensure_weight_tying && model.is_tied && lora.contains(HEAD) {
         let expected = "LoRA on layers of their own (LoRA on tied output weights is not implemented)";
@@ -92,7 +106,7 @@ pub fn resolve(file: &AdapterFile, weights: &AdapterWeights, model: &ModelTensor
         return refuse(format!("different values of {EMBED_TOKENS} and {LM_HEAD}"), expected, "save the adapter again");
     }
     let kept = values.difference(&trained).cloned().collect();
-    let mut config = plain(file, &lora);
+    let mut config = with_projections(file.settings(), &lora);
     let is_plain = trained.iter().all(|name| name.starts_with(names::PROJECTOR))
         && values == trained
         && model.linears().all(|layer| config.has_lora(layer) == lora.contains(layer))
@@ -102,15 +116,30 @@ pub fn resolve(file: &AdapterFile, weights: &AdapterWeights, model: &ModelTensor
         let of_head = lora.contains(HEAD).then_some("LoRA on lm_head");
         let tied =
             (head == Head::Tied && of_tied).then_some("modules_to_save of tied weights with ensure_weight_tying");
-        let (untrainable, fields) = (file.untrainable.or(of_head).or(tied), file.module_fields.clone());
-        config.modules = Some(AdapterModules { lora, trained, kept, untrainable, fields });
+        let (untrainable, mut fields) = (file.untrainable.or(of_head).or(tied), file.module_fields.clone());
+        let has_projector = lora.iter().chain(&trained).any(|name| name.starts_with(names::PROJECTOR));
+        if !has_projector {
+            trained.extend(model.names.iter().filter(|name| name.starts_with(names::PROJECTOR)).cloned());
+            save_projector(&mut fields);
+        }
+        let unties_head = head == Head::Untied;
+        config.modules = Some(AdapterModules { lora, trained, kept, unties_head, untrainable, fields });
     }
     config.validate()?;
     Ok(Resolved { lora: config, head })
 }
 
-/// The settings as far as projections describe them.
-fn plain(file: &AdapterFile, lora: &BTreeSet<String>) -> LoraConfig {
+/// Adds the projector to `modules_to_save`.
+fn save_projector(fields: &mut Vec<(String, Value)>) {
+    let added = json!(names::PROJECTOR);
+    match fields.iter_mut().find(|(field, _)| field == SAVED) {
+        Some((_, Value::Array(saved))) => saved.push(added),
+        _ => fields.push((SAVED.to_string(), json!([added]))),
+    }
+}
+
+/// The settings with the projections of any layer that has LoRA.
+pub fn with_projections(settings: LoraConfig, lora: &BTreeSet<String>) -> LoraConfig {
     let has = |projection: &str, is_block: fn(&Block) -> bool| {
         let end = format!(".{projection}");
         lora.iter().any(|layer| layer.ends_with(&end) && names::block(layer).as_ref().is_some_and(is_block))
@@ -118,12 +147,9 @@ fn plain(file: &AdapterFile, lora: &BTreeSet<String>) -> LoraConfig {
     let of_text = |projection: &&str| has(projection, |block| matches!(block, Block::TextLayer(_)));
     let of_tower = |projection: &&str| has(projection, |block| matches!(block, Block::VisionLayer(_)));
     LoraConfig {
-        r: file.r,
-        lora_alpha: file.lora_alpha,
-        lora_dropout: file.lora_dropout,
         target_modules: TEXT_PROJECTIONS.into_iter().filter(|name| of_text(name)).map(String::from).collect(),
         lora_vision: VISION_PROJECTIONS.iter().any(of_tower),
-        modules: None,
+        ..settings
     }
 }
 
@@ -193,7 +219,7 @@ fn disagreements(
 }
 
 /// Whether a tensor lies in a module that `modules_to_save` names.
-fn is_saved(targets: &Targets, name: &str, tensor: &str, spelling: usize) -> bool {
+pub fn is_saved(targets: &Targets, name: &str, tensor: &str, spelling: usize) -> bool {
     let path = &names::module_spellings(tensor)[spelling];
     let ends = path.match_indices('.').map(|(dot, _)| &path[..dot]);
     ends.into_iter().any(|module| targets.saves(name, module))

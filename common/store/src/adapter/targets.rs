@@ -3,12 +3,10 @@
 //! # Source
 //! peft 0.21, `tuners/tuners_utils.py`, `check_target_module_exists`; `utils/other.py`, `_set_trainable`.
 
+use super::options::ALL_LINEAR;
 use base::{Error, Result, names};
 use onig::{MatchParam, Regex, RegexOptions, SearchOptions, Syntax};
 use serde::Deserialize;
-
-/// `target_modules` that stands for every linear layer but the output weights.
-const ALL_LINEAR: &str = "all-linear";
 
 /// A regular expression, or names.
 #[derive(Clone, Debug, Deserialize)]

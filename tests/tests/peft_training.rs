@@ -1,0 +1,273 @@
+//! Kinds of LoRA against PEFT: chosen, trained, saved and merged, value by value.
+//!
+//! PEFT's side is `python/peft_training.py`.
+
+use model::config::LlavaConfig;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use store::adapter::{load_adapter, read_config};
+use tests::inference::infer_ok;
+use tests::references::{self, Reference, TINY};
+use tests::runs::json_file;
+use tests::tiny::{Tensors, forward_batch, model_at, read_tensors_at, values};
+use tests::training::{Split, arguments_of, compare, fail, final_weights, metrics, succeed};
+use tests::{assert_norm_close, assert_relative, program, python, python_script, reference};
+
+/// The kinds of `peft_training.py`.
+const KINDS: [&str; 3] = ["rslora_all_linear", "all_linear_alone", "saved_parts"];
+/// Optimizer steps that it trains.
+const STEPS: &str = "4";
+/// f32 sums in another order, of the largest value.
+const TOLERANCE: f32 = 1e-5;
+
+/// Runs the script; `false` where there is no Python.
+fn peft(words: &[&str]) -> bool {
+    let Some(mut python) = python() else { return false };
+    succeed(python.arg(python_script("peft_training.py")).args(words).env("HF_HUB_OFFLINE", "1"));
+    true
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// A reference's job with an adapter of its own options, in place of the given one.
+fn train(model: Reference, output: &Path, split: Split, more: &[&str]) -> Command {
+    let mut words = arguments_of(model, output, "use_lora", split, &[]);
+    let given = words.iter().position(|word| word == "--init_adapter").expect("the reference's adapter");
+    words.drain(given..given + 2);
+    let mut command = Command::new(program("train"));
+    command.args(words).args(["--nproc", &split.ranks.to_string(), "--max_steps", STEPS]).args(more);
+    command
+}
+
+/// The tensors of an adapter, of both spellings the one of transformers 5.
+fn adapter_tensors(dir: &Path) -> Tensors {
+    let tensors = read_tensors_at(&dir.join("adapter_model.safetensors")).into_iter();
+    let is_new =
+        |name: &str| ["base_model.model.model.", "base_model.model.lm_head."].iter().any(|new| name.starts_with(new));
+    tensors.filter(|(name, _)| is_new(name)).collect()
+}
+
+fn shapes(tensors: &Tensors) -> BTreeMap<&str, &[usize]> {
+    tensors.iter().map(|(name, (_, shape))| (name.as_str(), shape.as_slice())).collect()
+}
+
+/// Losses, gradient norms and all weights from the same adapter.
+#[test]
+fn training_follows_peft() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let made = folder.path().join("peft");
+    if !peft(&[&["train", text(&reference("tiny")), text(&made)], &KINDS[..]].concat()) {
+        return;
+    }
+    for kind in KINDS {
+        let of_peft = |name: &str| made.join(kind).join(name);
+        let log = json_file(&of_peft("log.json")).as_array().expect("a list of steps").clone();
+        let expected = adapter_tensors(&of_peft("trained"));
+        for ranks in [1, 2] {
+            let output = folder.path().join(format!("{kind}-{ranks}"));
+            let split = Split { ranks, micro_batch: 2, accumulation: 2 / ranks };
+            succeed(&mut train(TINY, &output, split, &["--init_adapter", text(&of_peft("init"))]));
+            let (name, found) = (format!("{kind}, {ranks} ranks"), metrics(&output));
+            compare(&name, "loss", &found, &log, 1e-4);
+            compare(&name, "grad_norm", &found, &log, 1e-3);
+            compare(&name, "learning_rate", &found, &log, 0.0);
+            let found = adapter_tensors(&output);
+            assert_eq!(shapes(&found), shapes(&expected), "{name}");
+            for (tensor, (values, _)) in &expected {
+                assert_norm_close(&format!("{name}: {tensor}"), &found[tensor].0, values, 1e-3);
+            }
+        }
+    }
+}
+
+/// Options of a run, and the arguments of PEFT's `LoraConfig` that mean the same.
+fn choices() -> Vec<(Reference, Vec<&'static str>, Value)> {
+    const QKVO: &str = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)";
+    let projector = "multi_modal_projector";
+    let tied =
+        references::all().find(|model| LlavaConfig::read(&model.llava()).expect("read").text.tie_word_embeddings);
+    let tied = tied.expect("a reference with tied embeddings");
+    vec![
+        (
+            TINY,
+            vec!["--lora_target_modules", "all-linear", "--use_rslora"],
+            json!({"target_modules": "all-linear", "use_rslora": true, "modules_to_save": [projector]}),
+        ),
+        (
+            TINY,
+            vec!["--lora_target_modules", "All-Linear", "--modules_to_save", "None"],
+            json!({"target_modules": "all-linear"}),
+        ),
+        (
+            TINY,
+            vec!["--modules_to_save", "multi_modal_projector, embed_tokens, lm_head"],
+            json!({"target_modules": QKVO, "modules_to_save": [projector, "embed_tokens", "lm_head"]}),
+        ),
+        (
+            TINY,
+            // The end of every norm of the language model, and of two of the tower.
+            vec!["--modules_to_save", "norm,vision_tower.encoder.layers.1", "--lora_vision"],
+            json!({
+                "target_modules": format!(r"{QKVO}|.*vision_tower.*\.(q_proj|k_proj|v_proj)"),
+                "modules_to_save": ["norm", "vision_tower.encoder.layers.1"]
+            }),
+        ),
+        (
+            tied,
+            vec!["--lora_target_modules", "all-linear", "--modules_to_save", "embed_tokens"],
+            json!({"target_modules": "all-linear", "modules_to_save": ["embed_tokens"]}),
+        ),
+        (
+            tied,
+            vec!["--modules_to_save", "multi_modal_projector,lm_head"],
+            json!({"target_modules": QKVO, "modules_to_save": [projector, "lm_head"]}),
+        ),
+    ]
+}
+
+/// The layers and modules are those that PEFT chooses; the trained adapter gives the same logits there, and the same tensors
+/// after a merge.
+#[test]
+fn chosen_saved_and_merged_as_peft_does() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let choices = choices();
+    let mut models: Vec<&str> = choices.iter().map(|(model, ..)| model.name).collect();
+    models.dedup();
+    for name in models {
+        let of_model: Vec<_> = choices.iter().filter(|(model, ..)| model.name == name).collect();
+        let (model, dir) = (of_model[0].0, folder.path().join(name));
+        let (llava, fresh, merged) = (model.llava(), dir.join("fresh"), dir.join("merged"));
+        std::fs::create_dir_all(&merged).expect("made");
+        let arguments: Vec<String> = of_model
+            .iter()
+            .map(|(.., arguments)| {
+                let mut arguments = arguments.clone();
+                (arguments["r"], arguments["lora_alpha"]) = (json!(4), json!(10));
+                arguments.to_string()
+            })
+            .collect();
+        let words = ["fresh", text(&llava), text(&fresh)];
+        if !peft(&words.into_iter().chain(arguments.iter().map(String::as_str)).collect::<Vec<_>>()) {
+            return;
+        }
+        let mut adapters = Vec::new();
+        for (index, (_, options, _)) in of_model.iter().enumerate() {
+            let (name, output) = (format!("{name} {options:?}"), dir.join(format!("run-{index}")));
+            let split = Split { ranks: 2, micro_batch: 2, accumulation: 1 };
+            let mut command =
+                train(model, &output, split, &["--lora_r", "4", "--lora_alpha", "10", "--lora_dropout", "0.1"]);
+            succeed(command.args(options));
+            let (found, expected) = (adapter_tensors(&output), adapter_tensors(&fresh.join(index.to_string())));
+            println!("{name}: {} tensors", found.len());
+            assert_eq!(shapes(&found), shapes(&expected), "{name}");
+            let is_moved =
+                |tensor: &&String| tensor.ends_with("lora_B.weight") && found[*tensor].0.iter().any(|&v| v != 0.0);
+            assert!(found.keys().any(|tensor| is_moved(&tensor)), "{name}: nothing was trained");
+            adapters.push(output);
+        }
+        let forward = model.path("forward.safetensors");
+        let words = ["merge", text(&forward), text(&merged)];
+        assert!(peft(&words.into_iter().chain(adapters.iter().map(|adapter| text(adapter))).collect::<Vec<_>>()));
+        for (index, ((_, options, _), adapter)) in of_model.iter().zip(&adapters).enumerate() {
+            let name = format!("{name} {options:?}");
+            assert_as_in_peft(&name, &llava, adapter, &forward, &merged.join(format!("{index}.safetensors")));
+        }
+    }
+}
+
+/// Logits with an adapter, and all tensors after its merge.
+fn assert_as_in_peft(name: &str, llava: &Path, adapter: &Path, forward: &Path, of_peft: &Path) {
+    let mut expected = read_tensors_at(of_peft);
+    let (logits, _) = expected.remove("logits").expect("logits");
+    let device = kernels::device::cpu();
+    let (config, mut model) = model_at(llava, &device);
+    let batch = forward_batch(&read_tensors_at(forward), config.image_token_index);
+    load_adapter(&mut model, adapter, &device).expect("loads");
+    let found = values(model.logits(&batch, &batch.supervised().0, &config));
+    assert_relative(&format!("{name}: logits"), &found, &logits, TOLERANCE);
+
+    let output = adapter.join("merged");
+    infer_ok(&["merge", "--model", text(llava), "--adapter", text(adapter), "--output", text(&output)]);
+    let found = read_tensors_at(&output.join("model.safetensors"));
+    assert_eq!(shapes(&found), shapes(&expected), "{name}, merged");
+    let mut largest = 0f32;
+    for (tensor, (expected, _)) in &expected {
+        let scale = expected.iter().fold(f32::MIN_POSITIVE, |largest, value| largest.max(value.abs()));
+        let difference = found[tensor].0.iter().zip(expected).fold(0f32, |d, (a, b)| d.max((a - b).abs())) / scale;
+        assert!(difference <= 1e-6, "{name}, merged: {tensor}: {difference:e}");
+        largest = largest.max(difference);
+    }
+    println!(
+        "{name}, merged: largest difference to PEFT's tensors {largest:e} of each one's largest value (tolerance 1e-6)"
+    );
+}
+
+/// Twelve rows a step, with dropout: any number of ranks, and a run that was stopped, train the same.
+#[test]
+fn ranks_and_resuming_change_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (kind, options) in [
+        (
+            "rslora, all-linear",
+            vec!["--lora_target_modules", "all-linear", "--use_rslora", "--modules_to_save", "None"],
+        ),
+        ("saved modules", vec!["--modules_to_save", "embed_tokens,lm_head"]),
+    ] {
+        let mut expected = Vec::new();
+        for ranks in [1, 2, 3] {
+            let output = folder.path().join(format!("{kind}-{ranks}"));
+            let split = Split { ranks, micro_batch: 12 / ranks, accumulation: 1 };
+            let more =
+                [&["--lora_dropout", "0.2", "--save_strategy", "steps", "--save_steps", "2"], &options[..]].concat();
+            succeed(&mut train(TINY, &output, split, &more));
+            if ranks == 1 {
+                expected = metrics(&output);
+            }
+            compare(&format!("{kind}, {ranks} ranks"), "loss", &metrics(&output), &expected, 1e-5);
+            let whole = final_weights(&output);
+            assert!(output.join("checkpoint-4").exists(), "{kind}: the last step is saved");
+            std::fs::remove_dir_all(output.join("checkpoint-4")).expect("removed");
+            succeed(&mut train(TINY, &output, split, &[&more[..], &["--resume_from_checkpoint", "true"]].concat()));
+            assert!(final_weights(&output) == whole, "{kind}, {ranks} ranks: resumed at step 2, other weights");
+            let read = read_config(&output.join("checkpoint-2"), &tests::tiny::config()).expect("reads");
+            println!("{kind}, {ranks} ranks: resumed with the same bits; {} tensors beside LoRA", trained(&read));
+        }
+    }
+}
+
+fn trained(lora: &model::lora::LoraConfig) -> usize {
+    lora.modules.as_ref().map_or(0, |modules| modules.trained.len())
+}
+
+#[test]
+fn modules_that_cannot_be_are_refused_before_work() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let split = Split { ranks: 1, micro_batch: 2, accumulation: 1 };
+    for (options, named) in [
+        (&["--lora_target_modules", "all-linear,q_proj"][..], &["lora_target_modules", "all-linear alone"][..]),
+        (&["--lora_target_modules", "qkv"], &["lora_target_modules", "\"qkv\"", "q_proj"]),
+        (&["--modules_to_save", "score"], &["modules_to_save", "\"score\"", "embed_tokens"]),
+        (&["--modules_to_save", "language_model"], &["modules_to_save", "language_model", "lora_target_modules"]),
+        (
+            &["--lora_target_modules", "all-linear", "--modules_to_save", "roj"],
+            &["modules_to_save", "roj", "which gets LoRA"],
+        ),
+        (
+            &["--lora_target_modules", "all-linear", "--cache_vision_features"],
+            &["cache_vision_features", "frozen vision tower"],
+        ),
+        (
+            &["--modules_to_save", "vision_tower", "--cache_vision_features"],
+            &["cache_vision_features", "frozen vision tower"],
+        ),
+    ] {
+        let output = folder.path().join("run");
+        let error = fail(&mut train(TINY, &output, split, options));
+        assert!(named.iter().all(|named| error.contains(named)), "{options:?}: {error}");
+        assert!(!output.join("metrics.jsonl").exists(), "{options:?}: work has begun");
+    }
+}
