@@ -5,6 +5,7 @@ peft_training.py train REFERENCE OUT KIND...       for each kind: OUT/KIND/init 
 peft_training.py fresh BASE OUT ARGUMENTS...       OUT/0, OUT/1, …: the adapters that PEFT makes of LoraConfig(**ARGUMENTS)
 peft_training.py merge BATCH OUT ADAPTER...        OUT/0.safetensors, …: every tensor after merge_and_unload, by published name; and
                                                    "logits", those with the adapter at the batch's supervised positions
+peft_training.py layer VALUES OUT                  OUT: output and gradients of a DoRA layer in training, whose dropout is VALUES' mask
 """
 
 import json
@@ -27,6 +28,8 @@ PROJECTOR = "multi_modal_projector"
 KINDS = {
     "rslora_all_linear": dict(target_modules="all-linear", use_rslora=True, modules_to_save=[PROJECTOR]),
     "all_linear_alone": dict(target_modules="all-linear"),
+    "dora": dict(target_modules=TEXT_QV, use_dora=True, modules_to_save=[PROJECTOR]),
+    "dora_all_linear": dict(target_modules="all-linear", use_dora=True, use_rslora=True),
     "saved_parts": dict(target_modules=TEXT_QV, modules_to_save=[PROJECTOR, "embed_tokens", "lm_head", "vision_tower"]),
 }
 STEPS = 4
@@ -71,6 +74,8 @@ def train(reference, out, kinds):
         for name, parameter in model.named_parameters():
             if ".lora_" in name and parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=0.02)
+            if ".lora_magnitude_vector" in name:
+                parameter.data *= 1 + 0.1 * torch.randn_like(parameter)
         model.save_pretrained(out / kind / "init")
         arguments = TrainingArguments(
             output_dir=str(out / kind / "trainer"), max_steps=STEPS, per_device_train_batch_size=job["micro_batch"],
@@ -104,8 +109,39 @@ def merge(batch, out, *adapters):
         save_file(tensors, Path(out) / f"{index}.safetensors")
 
 
+class Masked(torch.nn.Module):
+    """Dropout with a given mask."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x):
+        return x * self.mask
+
+
+def layer(values, out):
+    """Output and gradients of a DoRA layer in training, with the mask of `values` as its dropout."""
+    given = load_file(values)
+    rank, inputs = given["a"].shape
+    outputs, _ = given["b"].shape
+    module = torch.nn.Sequential(torch.nn.Linear(inputs, outputs))
+    module[0].weight.data, module[0].bias.data = given["weight"], given["bias"]
+    config = LoraConfig(r=rank, lora_alpha=rank * given["scale"].item(), target_modules=["0"], use_dora=True, lora_dropout=0.5)
+    linear = get_peft_model(module, config).train().base_model.model[0]
+    linear.lora_A["default"].weight.data, linear.lora_B["default"].weight.data = given["a"], given["b"]
+    linear.lora_magnitude_vector["default"].weight.data = given["magnitude"]
+    linear.lora_dropout["default"] = Masked(given["mask"])
+    x = given["x"].requires_grad_()
+    y = linear(x)
+    (y * given["outer"]).sum().backward()
+    tensors = {"y": y, "x": x.grad, "a": linear.lora_A["default"].weight.grad, "b": linear.lora_B["default"].weight.grad,
+               "magnitude": linear.lora_magnitude_vector["default"].weight.grad}
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, out)
+
+
 command, *arguments = sys.argv[1:]
 if command == "train":
     train(Path(arguments[0]), Path(arguments[1]), arguments[2:])
 else:
-    {"fresh": fresh, "merge": merge}[command](*arguments)
+    {"fresh": fresh, "merge": merge, "layer": layer}[command](*arguments)

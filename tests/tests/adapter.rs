@@ -63,6 +63,7 @@ fn an_adapter_is_written_under_both_spellings_with_the_same_bits() {
         r: 8,
         lora_alpha: 16.0,
         use_rslora: false,
+        use_dora: false,
         lora_dropout: 0.0,
         target_modules: projections,
         lora_vision: false,
@@ -139,12 +140,7 @@ fn misfits_are_named() {
     changed.1[0] ^= 1;
     assert!(with(&|t| drop(t.insert(name.replace(NEW, OLD), changed.clone()))).contains("both spellings"));
 
-    for (key, value) in [
-        ("peft_type", json!("IA3")),
-        ("use_dora", json!(true)),
-        ("bias", json!("all")),
-        ("rank_pattern", json!({"q_proj": 4})),
-    ] {
+    for (key, value) in [("peft_type", json!("IA3")), ("bias", json!("all")), ("rank_pattern", json!({"q_proj": 4}))] {
         let mut config = config_json();
         config[key] = value;
         let text = error(folder(&config, &fixture).path());

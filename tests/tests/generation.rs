@@ -163,6 +163,7 @@ fn lora_config(lora_vision: bool) -> LoraConfig {
         r: 4,
         lora_alpha: 8.0,
         use_rslora: false,
+        use_dora: false,
         lora_dropout: 0.1,
         target_modules,
         lora_vision,

@@ -2,12 +2,14 @@
 //!
 //! PEFT's side is `python/peft_training.py`.
 
-use model::config::LlavaConfig;
+use burn::tensor::{Tensor, TensorData};
+use model::config::{LlavaConfig, WeightDtype};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use store::adapter::{load_adapter, read_config};
+use store::checkpoint::{TensorSource, from_f32, write_file};
 use tests::inference::infer_ok;
 use tests::references::{self, Reference, TINY};
 use tests::runs::json_file;
@@ -16,7 +18,7 @@ use tests::training::{Split, arguments_of, compare, fail, final_weights, metrics
 use tests::{assert_norm_close, assert_relative, program, python, python_script, reference};
 
 /// The kinds of `peft_training.py`.
-const KINDS: [&str; 3] = ["rslora_all_linear", "all_linear_alone", "saved_parts"];
+const KINDS: [&str; 5] = ["rslora_all_linear", "all_linear_alone", "dora", "dora_all_linear", "saved_parts"];
 /// Optimizer steps that it trains.
 const STEPS: &str = "4";
 /// f32 sums in another order, of the largest value.
@@ -92,6 +94,7 @@ fn choices() -> Vec<(Reference, Vec<&'static str>, Value)> {
         references::all().find(|model| LlavaConfig::read(&model.llava()).expect("read").text.tie_word_embeddings);
     let tied = tied.expect("a reference with tied embeddings");
     vec![
+        (TINY, vec!["--use_dora"], json!({"target_modules": QKVO, "use_dora": true, "modules_to_save": [projector]})),
         (
             TINY,
             vec!["--lora_target_modules", "all-linear", "--use_rslora"],
@@ -120,6 +123,11 @@ fn choices() -> Vec<(Reference, Vec<&'static str>, Value)> {
             tied,
             vec!["--lora_target_modules", "all-linear", "--modules_to_save", "embed_tokens"],
             json!({"target_modules": "all-linear", "modules_to_save": ["embed_tokens"]}),
+        ),
+        (
+            tied,
+            vec!["--lora_target_modules", "all-linear", "--use_dora", "--use_rslora", "--modules_to_save", ""],
+            json!({"target_modules": "all-linear", "use_dora": true, "use_rslora": true}),
         ),
         (
             tied,
@@ -206,6 +214,63 @@ fn assert_as_in_peft(name: &str, llava: &Path, adapter: &Path, forward: &Path, o
     );
 }
 
+/// PEFT drops the input of all that DoRA scales, not of LoRA alone; its gradients leave the lengths of rows out.
+#[test]
+fn a_dora_layer_with_dropout_is_peft_s() {
+    let (tokens, inputs, out, rank, scale) = (11, 24, 18, 4, 0.7f32);
+    let dropout = kernels::Dropout::new((0..tokens as u64).collect(), 0.4);
+    let waves = |seed: usize, len: usize| (0..len).map(|i| ((i * 7 + seed) as f32 * 0.61).sin()).collect::<Vec<f32>>();
+    let given: Vec<(&str, Vec<usize>, Vec<f32>)> = vec![
+        ("x", vec![tokens, inputs], waves(1, tokens * inputs)),
+        ("weight", vec![out, inputs], waves(2, out * inputs)),
+        ("bias", vec![out], waves(3, out)),
+        ("a", vec![rank, inputs], waves(4, rank * inputs)),
+        ("b", vec![out, rank], waves(5, out * rank)),
+        ("magnitude", vec![out], waves(6, out).iter().map(|value| 2.0 + value).collect()),
+        ("outer", vec![tokens, out], waves(7, tokens * out)),
+        ("mask", vec![tokens, inputs], dropout.mask_values(inputs)),
+        ("scale", vec![1], vec![scale]),
+    ];
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (values_file, of_peft) = (folder.path().join("values"), folder.path().join("peft"));
+    let source = |(name, shape, values): &(&str, Vec<usize>, Vec<f32>)| {
+        let bytes = from_f32(values, WeightDtype::F32);
+        let (name, shape) = (name.to_string(), shape.clone());
+        TensorSource { name, dtype: WeightDtype::F32, shape, bytes: Box::new(move || Ok(bytes)) }
+    };
+    write_file(given.iter().map(source).collect(), &values_file).expect("written");
+    if !peft(&["layer", text(&values_file), text(&of_peft)]) {
+        return;
+    }
+    let expected = read_tensors_at(&of_peft);
+    for (backend, device) in tests::devices() {
+        let device = device.autodiff();
+        let find = |name: &str| given.iter().find(|(found, ..)| *found == name).expect("given");
+        let matrix = |name: &str| {
+            let (_, shape, values) = find(name);
+            Tensor::<2>::from_data(TensorData::new(values.clone(), shape.clone()), &device)
+        };
+        let vector = |name: &str| Tensor::<1>::from_data(TensorData::new(find(name).2.clone(), [out]), &device);
+        let (x, a, b) = (matrix("x").require_grad(), matrix("a").require_grad(), matrix("b").require_grad());
+        let (weight, magnitude) = (matrix("weight"), vector("magnitude").require_grad());
+        let gain = magnitude.clone() / kernels::row_norms(weight.clone(), a.clone(), b.clone(), scale);
+        let bias = Some(vector("bias"));
+        let y = kernels::dora_linear(x.clone(), weight, bias, a.clone(), b.clone(), scale, gain, Some(&dropout));
+        let gradients = (y.clone() * matrix("outer")).sum().backward();
+        let gradient = |tensor: &Tensor<2>| values(tensor.grad(&gradients).expect("a gradient"));
+        let of_magnitude = values(magnitude.grad(&gradients).expect("a gradient"));
+        for (name, found) in [
+            ("y", values(y)),
+            ("x", gradient(&x)),
+            ("a", gradient(&a)),
+            ("b", gradient(&b)),
+            ("magnitude", of_magnitude),
+        ] {
+            assert_relative(&format!("{backend}: {name}"), &found, &expected[name].0, TOLERANCE);
+        }
+    }
+}
+
 /// Twelve rows a step, with dropout: any number of ranks, and a run that was stopped, train the same.
 #[test]
 fn ranks_and_resuming_change_nothing() {
@@ -215,6 +280,7 @@ fn ranks_and_resuming_change_nothing() {
             "rslora, all-linear",
             vec!["--lora_target_modules", "all-linear", "--use_rslora", "--modules_to_save", "None"],
         ),
+        ("DoRA", vec!["--use_dora", "--lora_vision"]),
         ("saved modules", vec!["--modules_to_save", "embed_tokens,lm_head"]),
     ] {
         let mut expected = Vec::new();

@@ -65,6 +65,26 @@ fn parameters_of_the_real_model_are_exact() {
     assert_eq!(numbers(&both, "together")[1], TEXT_LORA + PROJECTOR + 4_521_984);
 }
 
+/// Matrices, magnitudes and whole modules that PEFT gives the real model.
+#[test]
+fn parameters_of_adapters_are_exact() {
+    let lora = |more: &[&str]| real_plan(&[&["--train_type", "use_lora"], more].concat());
+    let plan = lora(&["--lora_target_modules", "all-linear", "--use_dora", "--modules_to_save", "None"]);
+    // 40 layers: q, k, v, o of 2560 → 2560, gate and up → 6912, down back; rank 32; a magnitude for each output.
+    let matrices = 40 * (4 * 32 * 5120 + 3 * 32 * 9472);
+    assert_eq!(numbers(&plan, "LoRA in the language model"), [matrices + 40 * (5 * 2560 + 2 * 6912); 2]);
+    // A layer of the tower: four of 1024 → 1024, one → 4096, one back. The last of 24 gets no gradient.
+    let layer = 4 * 32 * 2048 + 2 * 32 * 5120 + 5 * 1024 + 4096;
+    assert_eq!(numbers(&plan, "LoRA in the vision tower"), [24 * layer, 23 * layer]);
+    assert_eq!(numbers(&plan, "LoRA in the projector"), [32 * 3584 + 32 * 5120 + 2 * 2560; 2]);
+    assert_eq!(numbers(&plan, "projector"), [9_180_160, 0]);
+
+    let plan = lora(&["--modules_to_save", "embed_tokens,lm_head"]);
+    assert_eq!(numbers(&plan, "token embeddings"), [388_956_160; 2]);
+    assert_eq!(numbers(&plan, "norm and head"), [388_956_160 + 2560, 388_956_160]);
+    assert_eq!(numbers(&plan, "projector"), [9_180_160, 0]);
+}
+
 /// Published models, and their parameters as transformers 5.24 counts them on its meta device: the tower's (its pooling head left
 /// out), those of its last layer and last norm, the language model's, and those of LoRA of rank 32 on q, k, v and o.
 const TOWERS: [(&str, u64, u64); 2] =
@@ -176,9 +196,11 @@ fn the_forecast_of_memory_is_within_15_percent_of_the_peak() {
         ("none", &["--per_device_train_batch_size", "8"][..]),
         ("freeze_vision", &["--per_device_train_batch_size", "4", "--nproc", "2"]),
         ("use_lora", &["--per_device_train_batch_size", "16", "--dataloader_num_workers", "1"]),
+        ("use_lora", &["--per_device_train_batch_size", "8", "--use_dora", "--lora_target_modules", "all-linear"]),
         ("projector", &["--per_device_train_batch_size", "16", "--gradient_checkpointing", "true"]),
     ] {
-        let output = folder.path().join(train_type);
+        let output = tempfile::tempdir_in(folder.path()).expect("a folder");
+        let output = output.path().join("run");
         let arguments = |command: &mut Command| {
             command.arg("--model_name_or_path").arg(&model).arg("--data_path").arg(&shards);
             command.arg("--output_dir").arg(&output).args(["--train_type", train_type, "--max_steps", "2"]);

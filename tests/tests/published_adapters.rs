@@ -70,7 +70,13 @@ fn adapters_of_other_programs() {
         ("LoRA-GA", json!({"init_lora_weights": "lora_ga"}), QV, Err(&["init_lora_weights \"lora_ga\""])),
         ("an initialisation to come", json!({"init_lora_weights": "svd++"}), QV, Err(&["init_lora_weights \"svd++\""])),
         ("AdaLoRA", json!({"peft_type": "ADALORA", "target_r": 8}), QV, Err(&["peft_type \"ADALORA\""])),
-        ("DoRA", json!({"use_dora": true}), QV, Err(&["use_dora true"])),
+        ("DoRA", json!({"use_dora": true}), QV, Ok(())),
+        (
+            "DoRA without magnitudes",
+            json!({"use_dora": true}),
+            QV,
+            Err(&["no tensor language_model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"]),
+        ),
         (
             "rows of the embedding",
             json!({"trainable_token_indices": {"embed_tokens": [1, 2]}}),
@@ -139,6 +145,11 @@ fn adapters_of_other_programs() {
         if name == "axolotl" {
             tensors.extend([EMBED, HEAD].map(|name| (name.to_string(), vec![64, 32])));
         }
+        if name == "DoRA" {
+            let layers = tensors.iter().filter_map(|(name, _)| name.strip_suffix(".lora_B.weight"));
+            let magnitudes = layers.map(|layer| (format!("{layer}.lora_magnitude_vector"), vec![32]));
+            tensors.extend(magnitudes.collect::<Vec<_>>());
+        }
         adapters::write(folder.path(), &with(peft_14(), more), &tensors);
         assert_verdict(name, read_config(folder.path(), &adapters::config()), expected);
     }
@@ -166,7 +177,7 @@ fn adapters_whose_tensors_are_not_all_plain_lora() {
         Err(&["lora_embedding_A", "LoRA of another kind"]),
     );
     let magnitude = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_magnitude_vector";
-    check("a magnitude", &lora(&[(magnitude, &[32])]), &[], Err(&["lora_magnitude_vector"]));
+    check("a magnitude", &lora(&[(magnitude, &[32])]), &[], Err(&["lora_magnitude_vector", "use_dora"]));
     let foreign = "base_model.model.model.language_model.layers.0.mlp.experts.0.lora_A.weight";
     check("a layer of another model", &lora(&[(foreign, &[4, 32])]), &[], Err(&["experts", "no place"]));
     check(

@@ -50,6 +50,7 @@ fn mixed() -> LoraConfig {
         r: 4,
         lora_alpha: 8.0,
         use_rslora: false,
+        use_dora: false,
         lora_dropout: 0.0,
         target_modules: vec!["q_proj".into(), "down_proj".into()],
         lora_vision: false,
@@ -127,18 +128,23 @@ impl BlockHooks for Collected<'_> {
 /// The walk over blocks gives the gradients of the whole graph, for every part that such an adapter trains.
 #[test]
 fn gradients_of_every_part_are_those_of_the_whole_graph() {
-    let (config, lora, device) = (adapters::config(), mixed(), cpu().autodiff());
+    assert_gradients(&mixed(), 2 * 6 + 2);
+    assert_gradients(&LoraConfig { use_dora: true, ..mixed() }, 3 * 6 + 2);
+}
+
+fn assert_gradients(lora: &LoraConfig, tensors: usize) {
+    let (config, device) = (adapters::config(), cpu().autodiff());
     let mut model = adapters::model(&device);
-    attach(&mut model, &lora, 1, &device);
+    attach(&mut model, lora, 1, &device);
     let model = map_named(model, &mut Randomize);
-    let choice = Choice::new(TrainType::UseLora, Some(&lora));
+    let choice = Choice::new(TrainType::UseLora, Some(lora));
     let model = select(model, choice, &config);
     let batch = batch(&config);
     let expected = gradients(&model, &model.loss(&batch, &config).0);
     let layout = layout(&model, choice, &config, 0, 1);
     let trained: Vec<&str> =
         layout.blocks.iter().flat_map(|block| &block.params).map(|slot| slot.name.as_str()).collect();
-    assert_eq!(trained.len(), 2 * 6 + 2, "{trained:?}");
+    assert_eq!(trained.len(), tensors, "{trained:?}");
     assert_eq!(expected.keys().map(String::as_str).collect::<BTreeSet<_>>(), trained.iter().copied().collect());
 
     for recompute in [false, true] {

@@ -230,6 +230,10 @@ pub struct Config {
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     #[serde(default)]
     pub use_rslora: bool,
+    /// DoRA: the length of each row of a weight with LoRA is a trained magnitude. Slower than LoRA, and saved and merged as in PEFT.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
+    #[serde(default)]
+    pub use_dora: bool,
     /// Projections of the language model that get LoRA, with commas between. `all-linear`: every linear layer but the output
     /// weights, as in PEFT: those of the language model, of the vision tower, and of a projector that is not in
     /// `modules_to_save`.
@@ -443,6 +447,7 @@ impl Config {
             r: self.lora_r,
             lora_alpha: self.lora_alpha,
             use_rslora: self.use_rslora,
+            use_dora: self.use_dora,
             lora_dropout: self.lora_dropout,
             target_modules: if all_linear {
                 TEXT_PROJECTIONS.map(String::from).to_vec()

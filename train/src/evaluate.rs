@@ -13,6 +13,7 @@ use burn::module::Module;
 use chat::ChatProcessor;
 use model::Llava;
 use model::batch::PackedBatch;
+use model::lora;
 use shards::{ShardSet, Split};
 use std::sync::Arc;
 use std::time::Instant;
@@ -77,7 +78,8 @@ impl Evaluation {
     pub fn run(&self, trainee: &Trainee, step: u64, epoch: f64, communicator: &mut Communicator) -> Result<Evaluated> {
         let begin = Instant::now();
         // The same weights without autodiff: nothing is copied, no graph is built.
-        let model = trainee.model.valid();
+        let mut model = trainee.model.valid();
+        lora::keep_row_norms(&mut model);
         let source = Source {
             shards: Arc::clone(&self.shards),
             config: Arc::new(trainee.config.clone()),

@@ -3,10 +3,12 @@
 
 use crate::layout::{Layout, ParamSlot};
 use anyhow::{Result, anyhow};
+use base::names;
 use burn::backend::Flex;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use model::Llava;
+use model::named::{NamedMapper, map_named};
 use replace_with::replace_with_or_abort;
 
 /// Shows the values of a block's parameters, one parameter after another.
@@ -41,9 +43,10 @@ pub fn replace(model: &mut Llava, layout: &Layout, change: impl FnMut(usize, &Pa
     replace_with_or_abort(model, |model| model.map(&mut Replacer { layout, change }));
 }
 
-/// The model with all values in bf16, rounded to nearest even.
+/// The model with all values in bf16, rounded to nearest even, but for DoRA's magnitudes: what they say is how far they are
+/// from the lengths of rows, for which bf16 has three digits.
 pub fn in_bf16(model: Llava) -> Llava {
-    model.map(&mut Rounder)
+    map_named(model, &mut Rounder)
 }
 
 /// Shows a tensor's values as bytes, on the CPU without a copy.
@@ -160,9 +163,12 @@ impl<F: FnMut(usize, &ParamSlot, Tensor<1>) -> Tensor<1>> ModuleMapper for Repla
 
 struct Rounder;
 
-impl ModuleMapper for Rounder {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        with_values(param, |tensor| tensor.cast(DType::BF16))
+impl NamedMapper for Rounder {
+    fn map<const D: usize>(&mut self, name: String, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match names::is_lora_magnitude(&name) {
+            true => param,
+            false => with_values(param, |tensor| tensor.cast(DType::BF16)),
+        }
     }
 }
 

@@ -151,15 +151,27 @@ pub fn is_stored_buffer(name: &str) -> bool {
 
 /// Ends of the names of a layer's two LoRA matrices.
 const LORA_ENDS: [&str; 2] = [".lora_A.weight", ".lora_B.weight"];
+/// End of the name of DoRA's magnitudes.
+const MAGNITUDE_END: &str = ".lora_magnitude_vector";
 
-/// A LoRA matrix, by the module path.
+/// A LoRA matrix or DoRA's magnitudes, by the module path.
 pub fn is_lora(name: &str) -> bool {
     lora_layer(name).is_some()
 }
 
-/// The layer of a LoRA matrix.
+/// The layer of a LoRA matrix or of magnitudes.
 pub fn lora_layer(name: &str) -> Option<&str> {
-    LORA_ENDS.iter().find_map(|end| name.strip_suffix(end))
+    LORA_ENDS.iter().chain([&MAGNITUDE_END]).find_map(|end| name.strip_suffix(end))
+}
+
+/// DoRA's magnitudes, by the module path.
+pub fn is_lora_magnitude(name: &str) -> bool {
+    name.ends_with(MAGNITUDE_END)
+}
+
+/// The name of a layer's magnitudes.
+pub fn lora_magnitude(layer: &str) -> String {
+    format!("{layer}{MAGNITUDE_END}")
 }
 
 /// The names of a layer's LoRA matrices, A first.
@@ -262,7 +274,10 @@ const BASE_LAYER: &str = ".base_layer.";
 pub fn canonical_adapter(name: &str) -> Option<String> {
     let inner = name.strip_prefix(ADAPTER_PREFIX)?;
     let wrappers = [".modules_to_save.default.", ".modules_to_save.", ".default.", BASE_LAYER];
-    canonical(&wrappers.iter().fold(inner.to_string(), |name, wrapper| name.replace(wrapper, ".")))
+    let name = wrappers.iter().fold(inner.to_string(), |name, wrapper| name.replace(wrapper, "."));
+    // Magnitudes are a parameter in files and a module in PEFT's memory.
+    let is_magnitude = |name: &&str| is_lora_magnitude(name);
+    canonical(name.strip_suffix(".weight").filter(is_magnitude).unwrap_or(&name))
 }
 
 #[cfg(test)]
@@ -343,6 +358,7 @@ mod tests {
         let paths = [
             "language_model.model.layers.3.self_attn.q_proj.lora_A.weight",
             "vision_tower.vision_model.encoder.layers.1.self_attn.q_proj.lora_B.weight",
+            "language_model.model.layers.0.mlp.up_proj.lora_magnitude_vector",
             "multi_modal_projector.linear_1.weight",
             LM_HEAD,
             EMBED_TOKENS,
@@ -354,6 +370,8 @@ mod tests {
         }
         assert_eq!(adapter_spellings(LM_HEAD)[1], "base_model.model.lm_head.weight");
         assert_eq!(canonical_adapter("base_model.model.lm_head.base_layer.weight").as_deref(), Some(LM_HEAD));
+        let wrapped = "base_model.model.lm_head.lora_magnitude_vector.default.weight";
+        assert_eq!(canonical_adapter(wrapped).as_deref(), Some("language_model.lm_head.lora_magnitude_vector"));
         let older = "base_model.model.multi_modal_projector.modules_to_save.default.linear_1.weight";
         assert_eq!(canonical_adapter(older).as_deref(), Some("multi_modal_projector.linear_1.weight"));
     }

@@ -50,7 +50,7 @@ impl Int8Weight {
     }
 
     /// Rows `start..start + rows` in f32.
-    fn dequantized(&self, start: usize, rows: usize) -> Tensor<2> {
+    pub fn dequantized(&self, start: usize, rows: usize) -> Tensor<2> {
         self.dequantized_directly(start, rows).unwrap_or_else(|| {
             let scales = self.scales.clone().narrow(0, start, rows).unsqueeze_dim(1);
             self.codes.clone().narrow(0, start, rows).float() * scales

@@ -88,6 +88,24 @@ operations! {
     ) -> Tensor<2>
         = [cpu::linear];
 
+    /// DoRA: `gain ∘ (x̃ Wᵀ + scale · x̃ Aᵀ Bᵀ) + (x − x̃) Wᵀ + b` with x̃ the input after `dropout` (x without one). gain `[out]`: trained
+    /// lengths of the rows of `W + scale · BA` by their [`row_norms`]; the rest as in [`lora_linear`].
+    fn dora_linear(
+        x: impl Into<LinearInput> as LinearInput,
+        weight: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f32,
+        gain: Tensor<1>,
+        dropout: Option<&Dropout>,
+    ) -> Tensor<2>
+        = [cpu::dora];
+
+    /// Lengths of the rows of `W + scale · BA`, f32 without gradient. weight `[out, in]`, a `[r, in]`, b `[out, r]` → `[out]`.
+    fn row_norms(weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<1>
+        = [cpu::dora];
+
     /// `x + y`, as residual connections add. Both `[T, D]`.
     fn add(x: Tensor<2>, y: Tensor<2>) -> Tensor<2>
         = [cpu::add];

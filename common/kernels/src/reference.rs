@@ -55,6 +55,62 @@ pub fn lora_linear(
     linear(x, weight, bias) + linear(linear(dropped, a, None), b, None) * scale
 }
 
+/// See [`crate::dora_linear`].
+#[allow(clippy::too_many_arguments)]
+pub fn dora_linear(
+    x: impl Into<Tensor<2>>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    scale: f32,
+    gain: Tensor<1>,
+    dropout: Option<&Dropout>,
+) -> Tensor<2> {
+    let x = x.into();
+    let ([_, width], dtype) = (x.dims(), x.dtype());
+    let branch = |x: Tensor<2>| linear(linear(x, a.clone(), None), b.clone(), None) * scale;
+    // In f32: near 1, where bf16 has three digits.
+    let scaled = |y: Tensor<2>| narrowed(widened(y) * gain.clone().unsqueeze(), dtype);
+    let Some(dropout) = dropout else {
+        let y = scaled(linear(x.clone(), weight, None) + branch(x));
+        return match bias {
+            Some(bias) => y + narrowed(bias, dtype).unsqueeze(),
+            None => y,
+        };
+    };
+    let dropped = x.clone() * dropout.mask(width, &x.device());
+    let rest = linear(x - dropped.clone(), weight.clone(), bias);
+    rest + scaled(linear(dropped.clone(), weight, None) + branch(dropped))
+}
+
+/// See [`crate::row_norms`].
+pub fn row_norms(weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<1> {
+    let [out, _] = weight.dims();
+    row_norms_of(out, |start, rows| weight.clone().narrow(0, start, rows).detach(), a, b, scale)
+}
+
+/// As [`row_norms`] of a weight that is given in slices of rows: `slice(start, rows)` `[rows, in]`.
+pub fn row_norms_of(
+    out: usize,
+    slice: impl Fn(usize, usize) -> Tensor<2>,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    scale: f32,
+) -> Tensor<1> {
+    let (a, b) = (a.detach().cast(DType::F32), b.detach().cast(DType::F32));
+    let parts = (0..out)
+        .step_by(CONVERTED_ROWS)
+        .map(|start| {
+            let rows = CONVERTED_ROWS.min(out - start);
+            let delta = b.clone().narrow(0, start, rows).matmul(a.clone()) * scale;
+            let sum = slice(start, rows).cast(DType::F32) + delta;
+            sum.square().sum_dim(1).sqrt().reshape([rows])
+        })
+        .collect();
+    Tensor::cat(parts, 0)
+}
+
 /// See [`crate::rms_norm`].
 pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
     let dtype = x.dtype();

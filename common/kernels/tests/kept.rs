@@ -1,7 +1,7 @@
 //! The memory that kernels say they keep for their backward steps, against the memory that stays allocated between the two.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use kernels::cpu::{activation, attention, cross_entropy, linear, norm};
+use kernels::cpu::{activation, attention, cross_entropy, dora, linear, norm};
 use kernels::{LinearInput, Mask};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -73,6 +73,9 @@ fn kernels_keep_what_they_say() {
     let sizes = [TOKENS, WIDTH];
     let normed = || kernels::rms_norm(x(), scale.clone(), 1e-6);
     let lora = |x: LinearInput| kernels::lora_linear(x, frozen.clone(), None, a.clone(), b.clone(), 0.5, None);
+    let gain = vector(300);
+    let dora =
+        |x: LinearInput| kernels::dora_linear(x, frozen.clone(), None, a.clone(), b.clone(), 0.5, gain.clone(), None);
     let (heads, kv_heads, last) = (8, 2, [100, 50]);
     let kv = || leaf(TOKENS, WIDTH / 4);
     let head = |weight: &Tensor<2>, rows: usize| {
@@ -109,6 +112,8 @@ fn kernels_keep_what_they_say() {
         ),
         ("lora_linear", kept(|| lora(x().into())), linear::lora_linear_kept(sizes, 16, false)),
         ("lora_linear behind a norm", kept(|| lora(normed())), rms + linear::lora_linear_kept(sizes, 16, true)),
+        ("dora_linear", kept(|| dora(x().into())), dora::dora_linear_kept(sizes, 16, 300, false)),
+        ("dora_linear behind a norm", kept(|| dora(normed())), rms + dora::dora_linear_kept(sizes, 16, 300, true)),
         (
             "attention",
             kept(|| kernels::attention(x(), kv(), kv(), heads, kv_heads, &[400, 200], Mask::Causal)),

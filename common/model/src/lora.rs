@@ -2,9 +2,9 @@
 
 use super::Llava;
 use super::multi_modal_projector::MultiModalProjector;
-use super::nn::{Embedding, Linear, LoraMatrix};
-use super::text::{LanguageModel, TEXT_LINEARS};
-use super::vision::VISION_LINEARS;
+use super::nn::{Embedding, Linear, LoraMatrix, LoraSlots};
+use super::text::{Decoder, LanguageModel, TEXT_LINEARS};
+use super::vision::{VISION_LINEARS, VisionTower};
 use base::names::{self, Block};
 use base::{Error, Result};
 use burn::module::Param;
@@ -21,7 +21,9 @@ pub struct LoraConfig {
     pub lora_alpha: f64,
     /// Rank-stabilised: the scale falls with the root of the rank.
     pub use_rslora: bool,
-    /// Dropout on the LoRA branch's input, probability.
+    /// DoRA: the length of each row of a weight with LoRA is a trained magnitude.
+    pub use_dora: bool,
+    /// Dropout on the LoRA branch's input (with DoRA, of all that is scaled), probability.
     pub lora_dropout: f64,
     /// Projections of the language model that get LoRA (`q_proj`, …).
     pub target_modules: Vec<String>,
@@ -117,28 +119,53 @@ impl LoraConfig {
     }
 }
 
-/// Adds freshly initialised matrices (A Kaiming-uniform as PEFT's, B zero) to the targeted layers. Output weights that are tied
-/// get a table of their own when they are targeted, because the embedding has no part in their LoRA, and when
-/// [`LoraConfig::unties_head`].
+/// Adds freshly initialised matrices (A Kaiming-uniform as PEFT's, B zero) and DoRA's magnitudes (which then change nothing) to
+/// the targeted layers. Output weights that are tied get a table of their own when they are targeted, because the embedding has
+/// no part in their LoRA, and when [`LoraConfig::unties_head`].
 pub fn attach(model: &mut Llava, config: &LoraConfig, seed: u64, device: &Device) {
-    if config.unties_head() {
+    attach_unset(model, config, seed, device);
+    for slots in slots(model) {
+        let norms = slots.row_norms();
+        if let (Some(magnitude), Some(norms)) = (slots.magnitude, norms) {
+            *magnitude = Param::from_tensor(norms.detach());
+        }
+    }
+}
+
+/// The same for values to come: magnitudes are zeros.
+pub fn attach_unset(model: &mut Llava, config: &LoraConfig, seed: u64, device: &Device) {
+    if config.unties_head() || config.has_lora(names::HEAD) {
         untied_head(&mut model.language_model);
     }
+    let set = |slots: LoraSlots<'_>, seed: u64| {
+        let [outputs, inputs] = slots.weight.dims();
+        *slots.a = Some(LoraMatrix::random(config.r, inputs, seed, device));
+        *slots.b = Some(LoraMatrix::zeros(outputs, config.r, device));
+        let zeros = || Param::from_tensor(Tensor::zeros([outputs], (device, DType::F32)));
+        *slots.magnitude = config.use_dora.then(zeros);
+        *slots.scale = config.scale();
+    };
     for (index, linear) in targets(model, config).into_iter().enumerate() {
-        let [outputs, inputs] = linear.weight.dims();
         // Seeds far apart for neighbouring layers and neighbouring runs.
-        let seed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(index as u64);
-        linear.lora_A = Some(LoraMatrix::random(config.r, inputs, seed, device));
-        linear.lora_B = Some(LoraMatrix::zeros(outputs, config.r, device));
-        linear.lora_scale = config.scale();
+        set(linear.lora_mut(), seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(index as u64));
     }
-    if config.has_lora(names::HEAD) {
-        let head = untied_head(&mut model.language_model);
-        let [outputs, inputs] = head.weight.dims();
-        head.lora_A = Some(LoraMatrix::random(config.r, inputs, seed, device));
-        head.lora_B = Some(LoraMatrix::zeros(outputs, config.r, device));
-        head.lora_scale = config.scale();
+    if let Some(head) = model.language_model.lm_head.as_mut().filter(|_| config.has_lora(names::HEAD)) {
+        set(head.lora_mut(), seed);
     }
+}
+
+/// Computes once what DoRA needs of the weights: for a model whose weights do not change from here on.
+pub fn keep_row_norms(model: &mut Llava) {
+    linears(model).into_iter().for_each(|(_, linear)| linear.keep_row_norms());
+    model.language_model.lm_head.iter_mut().for_each(Embedding::keep_row_norms);
+}
+
+/// The LoRA of every layer that can carry some.
+fn slots(model: &mut Llava) -> impl Iterator<Item = LoraSlots<'_>> {
+    let Llava { vision_tower, multi_modal_projector, language_model } = model;
+    let LanguageModel { model: decoder, lm_head } = language_model;
+    let linears = linears_of(vision_tower, multi_modal_projector, decoder).into_iter();
+    linears.map(|(_, linear)| linear.lora_mut()).chain(lm_head.iter_mut().map(Embedding::lora_mut))
 }
 
 /// The output weights as a table of their own: a tied one is separated from the embedding, with the same values.
@@ -147,34 +174,29 @@ pub fn untied_head(language_model: &mut LanguageModel) -> &mut Embedding {
     lm_head.get_or_insert_with(|| Embedding::new(Param::from_tensor(model.embed_tokens.weight.val())))
 }
 
-/// Adds `scale · B A` to every weight with LoRA and removes the matrices. The sum is in f32, the weight keeps its format.
-/// Weights in 8-bit integers keep their matrices beside them.
+/// Adds `scale · B A` to every weight with LoRA, gives its rows the lengths of DoRA's magnitudes, and removes both. Sums are in f32,
+/// the weight keeps its format. Weights in 8-bit integers keep their matrices beside them.
 pub fn merge(mut model: Llava) -> Llava {
-    for (_, linear) in linears(&mut model).into_iter().filter(|(_, linear)| linear.int8.is_none()) {
-        let Linear { weight, lora_A, lora_B, lora_scale, .. } = linear;
-        merge_weight(weight, (lora_A, lora_B), lora_scale);
-    }
-    if let Some(head) = model.language_model.lm_head.as_mut().filter(|head| head.int8.is_none()) {
-        let Embedding { weight, lora_A, lora_B, lora_scale, .. } = head;
-        merge_weight(weight, (lora_A, lora_B), lora_scale);
-    }
+    slots(&mut model).filter(|slots| slots.int8.is_none()).for_each(merge_weight);
     model
 }
 
-#[allow(non_snake_case)] // `lora_A` and `lora_B` are the published names.
-fn merge_weight(
-    weight: &mut Param<Tensor<2>>,
-    (lora_A, lora_B): (&mut Option<LoraMatrix>, &mut Option<LoraMatrix>),
-    lora_scale: &mut f32,
-) {
-    let (Some(a), Some(b)) = (lora_A.take(), lora_B.take()) else { return };
+fn merge_weight(slots: LoraSlots<'_>) {
+    let norms = slots.row_norms();
+    let (Some(a), Some(b)) = (slots.a.take(), slots.b.take()) else { return };
     let (a, b) = (a.weight.val().cast(DType::F32), b.weight.val().cast(DType::F32));
-    let delta = b.matmul(a) * *lora_scale;
-    *weight = weight.clone().map(|weight| {
+    let delta = b.matmul(a) * *slots.scale;
+    let gain = slots.magnitude.take().zip(norms).map(|(magnitude, norms)| magnitude.val().cast(DType::F32) / norms);
+    *slots.weight = slots.weight.clone().map(|weight| {
         let (dtype, trained) = (weight.dtype(), weight.is_require_grad());
-        (weight.cast(DType::F32) + delta).cast(dtype).detach().set_require_grad(trained)
+        let sum = weight.cast(DType::F32) + delta;
+        let merged = match gain {
+            Some(gain) => sum * gain.unsqueeze_dim(1),
+            None => sum,
+        };
+        merged.cast(dtype).detach().set_require_grad(trained)
     });
-    *lora_scale = 0.0;
+    *slots.scale = 0.0;
 }
 
 /// The layers that `config` gives LoRA to, in the model's order: the vision tower's, the projector's, the language model's.
@@ -185,12 +207,20 @@ pub fn targets<'a>(model: &'a mut Llava, config: &LoraConfig) -> Vec<&'a mut Lin
 /// Every layer that can carry LoRA but the head, with its published path.
 fn linears(model: &mut Llava) -> Vec<(String, &mut Linear)> {
     let Llava { vision_tower, multi_modal_projector, language_model } = model;
+    linears_of(vision_tower, multi_modal_projector, &mut language_model.model)
+}
+
+fn linears_of<'a>(
+    vision_tower: &'a mut VisionTower,
+    multi_modal_projector: &'a mut MultiModalProjector,
+    decoder: &'a mut Decoder,
+) -> Vec<(String, &'a mut Linear)> {
     let vision = vision_tower.vision_model.encoder.layers.iter_mut().enumerate().flat_map(|(index, layer)| {
         named(format!("{}.encoder.layers.{index}", names::VISION_MODEL), VISION_LINEARS, layer.linears_mut())
     });
     let MultiModalProjector { linear_1, linear_2 } = multi_modal_projector;
     let projector = named(names::PROJECTOR.into(), ["linear_1", "linear_2"], [linear_1, linear_2]);
-    let text = language_model.model.layers.iter_mut().enumerate().flat_map(|(index, layer)| {
+    let text = decoder.layers.iter_mut().enumerate().flat_map(|(index, layer)| {
         named(format!("{}.layers.{index}", names::TEXT_MODEL), TEXT_LINEARS, layer.linears_mut())
     });
     vision.chain(projector).chain(text).collect()

@@ -73,6 +73,7 @@ impl Engine {
         let (config, mut llava) = load_model(model, load_as, &device).context("loading the model")?;
         if let Some(adapter) = adapter {
             store::adapter::load_adapter(&mut llava, adapter, &device).context("loading the adapter")?;
+            model::lora::keep_row_norms(&mut llava);
         }
         Ok(Self { processors: Arc::new(Processors { config, chat, images }), model: llava, device, unused_settings })
     }

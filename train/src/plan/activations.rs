@@ -4,7 +4,7 @@
 use super::memory::{F32, Step};
 use crate::trainable::Choice;
 use base::names::{self, Block};
-use kernels::cpu::{activation, attention, cross_entropy, linear, norm};
+use kernels::cpu::{activation, attention, cross_entropy, dora, linear, norm};
 use model::config::{TextConfig, VisionConfig};
 
 impl Step<'_> {
@@ -60,27 +60,29 @@ impl Step<'_> {
             + activation::swiglu_kept([queries, intermediate_size]);
         let width = heads * text.head_dim;
         let layers = text.num_hidden_layers;
-        for (name, rows, inputs) in [
-            ("self_attn.q_proj", queries, hidden_size),
-            ("self_attn.k_proj", tokens, hidden_size),
-            ("self_attn.v_proj", tokens, hidden_size),
-            ("self_attn.o_proj", queries, width),
-            ("mlp.gate_proj", queries, hidden_size),
-            ("mlp.up_proj", queries, hidden_size),
-            ("mlp.down_proj", queries, intermediate_size),
+        let kv_width = num_key_value_heads * text.head_dim;
+        for (name, rows, inputs, out) in [
+            ("self_attn.q_proj", queries, hidden_size, width),
+            ("self_attn.k_proj", tokens, hidden_size, kv_width),
+            ("self_attn.v_proj", tokens, hidden_size, kv_width),
+            ("self_attn.o_proj", queries, width, hidden_size),
+            ("mlp.gate_proj", queries, hidden_size, intermediate_size),
+            ("mlp.up_proj", queries, hidden_size, intermediate_size),
+            ("mlp.down_proj", queries, intermediate_size, hidden_size),
         ] {
             // The others stand behind a norm or an activation.
             let recomputed = name != "self_attn.o_proj";
             let of_layer = |layer: usize| format!("{}.layers.{layer}.{name}", names::TEXT_MODEL);
-            let kept_by = |layer: usize| self.kept_by_linear(&of_layer(layer), [rows, inputs], recomputed);
+            let kept_by = |layer: usize| self.kept_by_linear(&of_layer(layer), [rows, inputs], out, recomputed);
             kept += (0..layers).map(kept_by).max().unwrap_or_default();
         }
         kept as f64
     }
 
-    /// Bytes that a linear layer of input `x` keeps.
-    fn kept_by_linear(&self, layer: &str, x: [usize; 2], recomputed: bool) -> usize {
+    /// Bytes that a linear layer of input `x` and `out` outputs keeps.
+    fn kept_by_linear(&self, layer: &str, x: [usize; 2], out: usize, recomputed: bool) -> usize {
         match self.lora.filter(|lora| lora.has_lora(layer)) {
+            Some(lora) if lora.use_dora => dora::dora_linear_kept(x, lora.r, out, recomputed),
             Some(lora) => linear::lora_linear_kept(x, lora.r, recomputed),
             None => {
                 let choice = Choice::new(self.config.train_type, self.lora);
@@ -95,7 +97,7 @@ impl Step<'_> {
         let inputs = self.model.vision.hidden_size * self.model.vision_feature_layers.len();
         let features = whole(self.shape.features);
         let kept = |linear: &str, inputs, recomputed| {
-            self.kept_by_linear(&format!("{}.{linear}", names::PROJECTOR), [features, inputs], recomputed)
+            self.kept_by_linear(&format!("{}.{linear}", names::PROJECTOR), [features, inputs], hidden, recomputed)
         };
         let projector = kept("linear_1", inputs, false)
             + kept("linear_2", hidden, true)
@@ -113,18 +115,18 @@ impl Step<'_> {
         let per_layer = if self.config.gradient_checkpointing {
             F32 as usize * tokens * hidden_size
         } else {
-            let kept_by = |(name, inputs, recomputed): (&str, usize, bool)| {
+            let kept_by = |(name, inputs, out, recomputed): (&str, usize, usize, bool)| {
                 let of_layer = |layer: usize| format!("{}.encoder.layers.{layer}.{name}", names::VISION_MODEL);
-                let kept = |layer: usize| self.kept_by_linear(&of_layer(layer), [tokens, inputs], recomputed);
+                let kept = |layer: usize| self.kept_by_linear(&of_layer(layer), [tokens, inputs], out, recomputed);
                 (0..layers).map(kept).max().unwrap_or_default()
             };
             let projections: usize = [
-                ("self_attn.q_proj", hidden_size, true),
-                ("self_attn.k_proj", hidden_size, true),
-                ("self_attn.v_proj", hidden_size, true),
-                ("self_attn.out_proj", hidden_size, false),
-                ("mlp.fc1", hidden_size, true),
-                ("mlp.fc2", intermediate_size, true),
+                ("self_attn.q_proj", hidden_size, hidden_size, true),
+                ("self_attn.k_proj", hidden_size, hidden_size, true),
+                ("self_attn.v_proj", hidden_size, hidden_size, true),
+                ("self_attn.out_proj", hidden_size, hidden_size, false),
+                ("mlp.fc1", hidden_size, intermediate_size, true),
+                ("mlp.fc2", intermediate_size, hidden_size, true),
             ]
             .into_iter()
             .map(kept_by)

@@ -57,7 +57,7 @@ pub fn tensors(config: &LlavaConfig, lora: Option<&LoraConfig>) -> Vec<ExpectedT
     [tensors, matrices].concat()
 }
 
-/// The two LoRA matrices of a weight, if it gets any.
+/// The two LoRA matrices of a weight, if it gets any, and DoRA's magnitudes.
 fn matrices(tensor: &ExpectedTensor, lora: &LoraConfig) -> Vec<ExpectedTensor> {
     let (Some(path), &[outputs, inputs]) = (tensor.name.strip_suffix(".weight"), tensor.shape.as_slice()) else {
         return Vec::new();
@@ -67,5 +67,7 @@ fn matrices(tensor: &ExpectedTensor, lora: &LoraConfig) -> Vec<ExpectedTensor> {
     }
     let shapes = [[lora.r, inputs], [outputs, lora.r]];
     let matrices = names::lora_matrices(path).into_iter().zip(shapes);
-    matrices.map(|(name, shape)| ExpectedTensor { name, shape: shape.into() }).collect()
+    let matrices = matrices.map(|(name, shape)| ExpectedTensor { name, shape: shape.into() });
+    let magnitude = lora.use_dora.then(|| ExpectedTensor { name: names::lora_magnitude(path), shape: vec![outputs] });
+    matrices.chain(magnitude).collect()
 }

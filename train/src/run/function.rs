@@ -84,6 +84,7 @@ impl Function {
         let saved = config.saved_modules();
         for (name, value, is_default) in [
             ("use_rslora", config.use_rslora.to_string(), !config.use_rslora),
+            ("use_dora", config.use_dora.to_string(), !config.use_dora),
             ("modules_to_save", saved.join(","), saved == [names::PROJECTOR]),
         ] {
             if !is_default {
@@ -119,7 +120,7 @@ impl Function {
 }
 
 fn is_about_lora(option: &str) -> bool {
-    option.starts_with("lora_") || ["use_rslora", "modules_to_save"].contains(&option)
+    option.starts_with("lora_") || ["use_rslora", "use_dora", "modules_to_save"].contains(&option)
 }
 
 /// What may change when a run goes on, and has: `learning_rate 0.001 → 0.0001`. Not what [`Function`] holds, which has to be
@@ -198,7 +199,10 @@ mod tests {
             (&["--lora_r", "4", "--lora_target_modules", "q_proj"], &["lora_target_modules"]),
             (&["--lora_r", "4", "--lora_dropout", "0.1", "--lora_alpha", "9"], &["lora_alpha", "lora_dropout"]),
             (&["--lora_r", "4", "--lora_vision"], &["lora_vision"]),
-            (&["--lora_r", "4", "--use_rslora", "--modules_to_save", "None"], &["modules_to_save", "use_rslora"]),
+            (
+                &["--lora_r", "4", "--use_rslora", "--use_dora", "--modules_to_save", "None"],
+                &["modules_to_save", "use_dora", "use_rslora"],
+            ),
             (&["--lora_r", "9", "--train_type", "none"], &["train_type"]),
             (&["--lora_r", "4", "--shuffle", "false"], &["shuffle"]),
             (

@@ -259,6 +259,7 @@ fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &Traine
             None => String::new(),
         };
         let (kind, scale) = (if lora.use_rslora { "rsLoRA" } else { "LoRA" }, lora.scale());
+        let kind = if lora.use_dora { format!("DoRA over {kind}") } else { kind.to_string() };
         tracing::info!("{kind} r {}, alpha {} (scale {scale}), on {on}{whose}", lora.r, lora.lora_alpha);
         describe_modules(lora);
     }

@@ -51,7 +51,7 @@ pub fn linear_kept([tokens, inputs]: [usize; 2], trained: bool, recomputed: bool
 }
 
 /// A weight in any dtype that can be frozen; a trained one is f32.
-fn weight_operand(weight: &Tensor<2>) -> Option<Operand> {
+pub(super) fn weight_operand(weight: &Tensor<2>) -> Option<Operand> {
     let weight = operand::any_operand(weight)?;
     let supported = Weight::new(&weight.values).is_some();
     let trained = weight.node.tracked() && weight.values.dtype() != DType::F32;
@@ -59,21 +59,21 @@ fn weight_operand(weight: &Tensor<2>) -> Option<Operand> {
 }
 
 /// `x Wᵀ + b` as values.
-fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&Operand>) -> Option<Vec<f32>> {
+pub(super) fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&Operand>) -> Option<Vec<f32>> {
     Some(Weight::new(weight)?.forward(matrix(x), bias.map(|bias| floats(&bias.values))))
 }
 
-fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
+pub(super) fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
     let [rows, columns] = operand::dims(tensor);
     Matrix::new(floats(tensor), rows, columns)
 }
 
 /// `a b` as tensor.
-fn product(a: Matrix, b: Matrix) -> FlexTensor {
+pub(super) fn product(a: Matrix, b: Matrix) -> FlexTensor {
     operand::tensor(product_values(a, b), [a.rows, b.columns])
 }
 
-fn product_values(a: Matrix, b: Matrix) -> Vec<f32> {
+pub(super) fn product_values(a: Matrix, b: Matrix) -> Vec<f32> {
     filled(a.rows * b.columns, |output| gemm_into(a, b, MatrixMut::new(output, a.rows, b.columns), None).into_values())
 }
 
@@ -159,7 +159,7 @@ pub fn lora_linear_kept(x: [usize; 2], rank: usize, recomputed: bool) -> usize {
 }
 
 /// `scale · (mask ∘ x) Aᵀ`.
-fn low_rank(x: Matrix, a: Matrix, scale: f32, dropout: Option<&Dropout>) -> Vec<f32> {
+pub(super) fn low_rank(x: Matrix, a: Matrix, scale: f32, dropout: Option<&Dropout>) -> Vec<f32> {
     let Some(dropout) = dropout else {
         let mut output = product_values(x, a.transposed());
         output.iter_mut().for_each(|value| *value *= scale);
@@ -185,7 +185,7 @@ fn low_rank(x: Matrix, a: Matrix, scale: f32, dropout: Option<&Dropout>) -> Vec<
 }
 
 /// `mask ∘ x`.
-fn masked(x: Matrix, dropout: &Dropout) -> Vec<f32> {
+pub(super) fn masked(x: Matrix, dropout: &Dropout) -> Vec<f32> {
     let chunk = (ROWS * x.columns).max(1);
     filled_chunks(x.rows * x.columns, chunk, x.values().par_chunks(chunk).enumerate(), |(index, x_rows), output| {
         let output = output.write_copy_of_slice(x_rows);

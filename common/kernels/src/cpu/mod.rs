@@ -10,6 +10,7 @@ pub mod add;
 mod again;
 pub mod attention;
 pub mod cross_entropy;
+pub mod dora;
 mod dot_products;
 mod dropout;
 pub mod gemm;

@@ -125,6 +125,43 @@ fn lora_linear() {
 }
 
 #[test]
+fn dora_linear() {
+    for (tokens, inputs, out, rank) in [(1, 3, 2, 1), (7, 20, 33, 4), (130, 96, 80, 32)] {
+        let shapes = [[tokens, inputs], [out, inputs], [1, out], [rank, inputs], [out, rank], [1, out]];
+        let dropout = Dropout::new((0..tokens as u64).collect(), 0.25);
+        for dropout in [None, Some(&dropout)] {
+            let plain = |x: &[Tensor<2>]| {
+                let (a, b, gain) = (x[3].clone(), x[4].clone(), row(&x[5]));
+                reference::dora_linear(x[0].clone(), x[1].clone(), Some(row(&x[2])), a, b, 0.25, gain, dropout)
+            };
+            let fused = |x: &[Tensor<2>]| {
+                let (bias, gain) = (row(&x[2]), row(&x[5]));
+                super::dora::dora_linear(&x[0], &x[1], Some(&bias), &x[3], &x[4], 0.25, &gain, dropout)
+            };
+            check("dora_linear", &shapes, 4e-6, &fused, &plain);
+        }
+    }
+}
+
+#[test]
+fn row_norms() {
+    for (out, inputs, rank) in [(1, 3, 1), (33, 20, 4), (130, 96, 32)] {
+        let tensor = |seed: u64, rows: usize, columns: usize| {
+            let values = TensorData::new(values(seed, rows * columns), [rows, columns]);
+            Tensor::<2>::from_data(values, &Device::flex())
+        };
+        let (weight, a, b) = (tensor(1, out, inputs), tensor(2, rank, inputs), tensor(3, out, rank));
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let weight = weight.clone().cast(dtype);
+            let vec = |norms: Tensor<1>| norms.into_data().try_into_vec::<f32>().expect("f32");
+            let found = vec(super::dora::row_norms(&weight, &a, &b, 0.5).expect("the kernel applies"));
+            let expected = vec(reference::row_norms(weight, a.clone(), b.clone(), 0.5));
+            assert_near(&format!("row_norms {dtype:?} [{out}, {inputs}]"), &found, &expected, 1e-6);
+        }
+    }
+}
+
+#[test]
 fn norms() {
     // Rows as short as a head's, too: Qwen3 normalises each.
     for (tokens, width) in [(1, 3), (3, 17), (70, 64), (5, 333), (900, 24), (300, 128)] {

@@ -155,6 +155,20 @@ impl<'a> Weight<'a> {
         self.add_groups(0, d, &mut MatrixMut::new(output, d.rows, inputs));
     }
 
+    /// Adds rows of the weight, the `first`-th and those behind it, to `sums`.
+    pub fn add_rows(&self, first: usize, sums: &mut [f32]) {
+        fn add<E: Element>(sums: &mut [f32], values: &[E]) {
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value.widen());
+        }
+        let (_, columns) = self.sizes();
+        let range = first * columns..first * columns + sums.len();
+        match *self {
+            Self::F32(matrix) => add(sums, &matrix.values()[range]),
+            Self::Bf16(values, ..) => add(sums, &values[range]),
+            Self::F16(values, ..) => add(sums, &values[range]),
+        }
+    }
+
     /// Adds the products with the groups of rows from the `first`-th on.
     fn add_groups(&self, first: usize, d: Matrix, sum: &mut MatrixMut) {
         let (out, _) = self.sizes();

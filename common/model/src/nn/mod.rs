@@ -6,5 +6,5 @@ pub mod linear;
 pub mod norm;
 
 pub use embedding::Embedding;
-pub use linear::{Linear, LoraMatrix};
+pub use linear::{Linear, LoraMatrix, LoraSlots};
 pub use norm::{LayerNorm, RmsNorm};

@@ -21,6 +21,8 @@ pub struct AdapterFile {
     pub lora_dropout: f64,
     /// The scale falls with the root of the rank.
     pub use_rslora: bool,
+    /// Every layer with LoRA has magnitudes.
+    pub use_dora: bool,
     /// Fields about modules.
     pub targets: RawTargets,
     /// A tied pair of embedding and output weights stays one when it is saved in full.
@@ -40,6 +42,7 @@ impl AdapterFile {
             r: self.r,
             lora_alpha: self.lora_alpha,
             use_rslora: self.use_rslora,
+            use_dora: self.use_dora,
             lora_dropout: self.lora_dropout,
             target_modules: Vec::new(),
             lora_vision: false,
@@ -55,6 +58,7 @@ struct Raw {
     lora_alpha: Option<f64>,
     lora_dropout: Option<f64>,
     use_rslora: Option<bool>,
+    use_dora: Option<bool>,
     #[serde(flatten)]
     targets: RawTargets,
     ensure_weight_tying: Option<bool>,
@@ -97,6 +101,7 @@ pub fn read(dir: &Path) -> Result<AdapterFile> {
         lora_alpha: raw.lora_alpha.unwrap_or(DEFAULT_RANK as f64),
         lora_dropout: raw.lora_dropout.unwrap_or_default(),
         use_rslora: raw.use_rslora.unwrap_or_default(),
+        use_dora: raw.use_dora.unwrap_or_default(),
         targets: raw.targets,
         ensure_weight_tying: raw.ensure_weight_tying.unwrap_or_default(),
         module_fields,
@@ -153,8 +158,10 @@ pub fn write(config: &LoraConfig, base_model: &str, dir: &Path) -> Result<()> {
             value[field] = found.clone();
         }
     }
-    if config.use_rslora {
-        value["use_rslora"] = json!(true);
+    for (field, is_used) in [("use_rslora", config.use_rslora), ("use_dora", config.use_dora)] {
+        if is_used {
+            value[field] = json!(true);
+        }
     }
     json::write(&dir.join(names::ADAPTER_CONFIG_FILE), &value)
 }

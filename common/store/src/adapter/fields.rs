@@ -6,7 +6,6 @@
 use base::fields::Rule::{Harmless, Only, Read};
 use base::fields::{Row, empty, off};
 
-const DORA: &str = "a magnitude beside LoRA is not implemented";
 const VARIANT: &str = "a variant of LoRA that is not implemented";
 
 /// `LoraConfig`.
@@ -42,7 +41,7 @@ pub const LORA: &[Row] = &[
     ("enable_lora", Only(&[], VARIANT)),
     ("bias", Only(&["\"none\""], "biases beside LoRA are not implemented")),
     ("lora_bias", off("a bias of lora_B is not implemented")),
-    ("use_dora", off(DORA)),
+    ("use_dora", Read),
     ("use_rslora", Read),
     ("rank_pattern", empty("ranks of single layers are not implemented")),
     ("alpha_pattern", empty("scales of single layers are not implemented")),

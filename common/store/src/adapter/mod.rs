@@ -42,7 +42,7 @@ pub fn load_adapter(model: &mut Llava, dir: &Path, device: &Device) -> Result<Lo
     let (file, weights) = (config::read(dir)?, AdapterWeights::open(dir)?);
     let Resolved { lora: config, head } = modules::resolve(&file, &weights, &model_tensors(model))?;
     let mut attached = model.clone();
-    lora::attach(&mut attached, &config, 0, device);
+    lora::attach_unset(&mut attached, &config, 0, device);
     let mut loader = AdapterLoader { weights: &weights, config: &config, head, problems: Vec::new(), device };
     attached = map_named(attached, &mut loader);
     if let [first, others @ ..] = &loader.problems[..] {

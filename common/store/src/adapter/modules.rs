@@ -72,7 +72,7 @@ pub fn resolve(file: &AdapterFile, weights: &AdapterWeights, model: &ModelTensor
     let targets = Targets::new(&file.targets, &file.place)?;
     let (lora, values) = (weights.lora_layers(), weights.values());
     let mut problems = without_place(weights, model, &lora, &values);
-    problems.extend(halves(weights, &lora));
+    problems.extend(halves(weights, &lora, file.use_dora));
     let saved = disagreements(file, &targets, model, &lora, &values, &mut problems);
     let refuse = |found: String, expected: &str, remedy: &str| {
         Err(Error::invalid(weights.path.display(), found, expected, remedy))
@@ -162,15 +162,20 @@ fn without_place(
     let linears: BTreeSet<&str> = model.linears().collect();
     let known: BTreeSet<&str> = model.names.iter().map(String::as_str).collect();
     let layers = lora.iter().filter(|layer| !linears.contains(layer.as_str()));
-    let matrices = layers.flat_map(|layer| names::lora_matrices(layer));
+    let matrices =
+        layers.flat_map(|layer| names::lora_matrices(layer).into_iter().chain([names::lora_magnitude(layer)]));
     let others = values.iter().filter(|name| !known.contains(name.as_str())).cloned();
     let stored = matrices.chain(others).filter_map(|name| weights.stored_name(&name).map(String::from));
     stored.map(|name| format!("tensor {name}, for which this model has no place")).collect()
 }
 
-fn halves(weights: &AdapterWeights, lora: &BTreeSet<String>) -> Vec<String> {
-    let matrices = lora.iter().flat_map(|layer| names::lora_matrices(layer));
-    matrices.filter(|name| weights.stored_name(name).is_none()).map(|name| format!("no tensor {name}")).collect()
+/// What layers with LoRA lack, and magnitudes that nothing is said of.
+fn halves(weights: &AdapterWeights, lora: &BTreeSet<String>, use_dora: bool) -> Vec<String> {
+    let magnitudes = || lora.iter().map(|layer| names::lora_magnitude(layer));
+    let wanted = lora.iter().flat_map(|layer| names::lora_matrices(layer)).chain(magnitudes().filter(|_| use_dora));
+    let missing = wanted.filter(|name| weights.stored_name(name).is_none()).map(|name| format!("no tensor {name}"));
+    let unwanted = magnitudes().filter(|_| !use_dora).filter_map(|name| weights.stored_name(&name).map(String::from));
+    missing.chain(unwanted.map(|name| format!("tensor {name}, which belongs to use_dora true"))).collect()
 }
 
 /// Compares the weights with the configuration in the spelling of module paths that fits them best, and tells problems. Returns

@@ -48,8 +48,8 @@ impl AdapterWeights {
             return refuse("a name that no LLaVA's adapter has".into(), "PEFT's names", "save the adapter again");
         };
         if published.contains(".lora_") && !names::is_lora(&published) {
-            let expected = "lora_A.weight and lora_B.weight of linear layers (LoRA on embeddings and convolutions is not \
-                            implemented)";
+            let expected = "lora_A.weight, lora_B.weight and lora_magnitude_vector of linear layers (LoRA on embeddings and \
+                            convolutions is not implemented)";
             return refuse("LoRA of another kind".into(), expected, "merge it with PEFT's merge_and_unload");
         }
         // As of a model: no LLaVA computes it.
