@@ -17,11 +17,16 @@ pub fn table() -> String {
         }
         Err(found) => rows.push(("driver".into(), format!("{found}: no NVIDIA GPU can be used"))),
     }
-    let parts = Toolkit::find().parts();
+    let toolkit = Toolkit::find();
+    let parts = toolkit.parts();
     let missing = parts.iter().any(|part| part.found.is_none());
-    for part in parts {
-        let found = part.found.as_ref().map_or_else(|| part.missing(), |path| path.display().to_string());
-        rows.push((part.name.into(), format!("{found} ({})", part.purpose)));
+    rows.extend(parts.into_iter().map(|part| {
+        let found = part.found.as_ref().map(|path| path.display().to_string());
+        let found = found.unwrap_or_else(|| format!("no {}", part.missing.join(", ")));
+        (part.name.to_owned(), format!("{found} ({})", part.purpose))
+    }));
+    if missing {
+        rows.push(("looked in".into(), toolkit.looked()));
     }
     let build = match (cfg!(feature = "cuda"), missing) {
         (false, _) => "without CUDA; with it: cargo build --release --features cuda -p train -p infer".to_owned(),

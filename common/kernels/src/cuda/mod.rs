@@ -59,7 +59,8 @@ pub fn require(index: usize) -> Result<()> {
         None => Ok(()),
         Some(part) => {
             let remedy = format!("{WHEELS} (in the active environment), or set CUDA_PATH to a CUDA toolkit");
-            Err(Error::invalid(place, part.missing(), format!("{} ({})", part.name, part.purpose), remedy))
+            let found = format!("no {} in {}", part.missing.join(" or "), toolkit.looked());
+            Err(Error::invalid(place, found, format!("{} ({})", part.name, part.purpose), remedy))
         }
     }
 }

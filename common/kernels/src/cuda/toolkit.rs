@@ -23,22 +23,8 @@ pub struct Part {
     pub required: bool,
     /// Where it is.
     pub found: Option<PathBuf>,
-    looked: Vec<PathBuf>,
-    detail: String,
-}
-
-impl Part {
-    /// That it is missing, and where it was looked for.
-    pub fn missing(&self) -> String {
-        let looked = match self.looked.as_slice() {
-            [] => "there is neither a toolkit nor a Python environment to look in".to_owned(),
-            places => {
-                let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
-                format!("looked in {}", places.join(", "))
-            }
-        };
-        format!("no {}{} ({looked})", self.name, self.detail)
-    }
+    /// What of it was not found.
+    pub missing: Vec<&'static str>,
 }
 
 const NVRTC: [&str; 2] = ["libnvrtc.so.13", "libnvrtc.so.12"];
@@ -65,23 +51,26 @@ impl Toolkit {
 
     /// Everything that is looked for.
     pub fn parts(&self) -> Vec<Part> {
-        let part = |name, purpose, required, found: &Option<PathBuf>, detail| Part {
+        let part = |name, purpose, required, found: &Option<PathBuf>, files: &[&'static str]| Part {
             name,
             purpose,
             required,
             found: found.clone(),
-            looked: self.looked.clone(),
-            detail,
-        };
-        let headers = match self.missing_headers.as_slice() {
-            [] => String::new(),
-            missing => format!(": {}", missing.join(", ")),
+            missing: if found.is_none() { files.to_vec() } else { Vec::new() },
         };
         vec![
-            part("NVRTC", "compiles the kernels", true, &self.nvrtc, String::new()),
-            part("CUDA headers", "kernels include them", true, &self.headers, headers),
-            part("cuBLASLt", "matrix products; not used yet", false, &self.cublas_lt, String::new()),
+            part("NVRTC", "compiles the kernels", true, &self.nvrtc, &NVRTC),
+            part("CUDA headers", "kernels include them", true, &self.headers, &self.missing_headers),
+            part("cuBLASLt", "matrix products; not used yet", false, &self.cublas_lt, &CUBLAS_LT),
         ]
+    }
+
+    /// Where it was looked for, beside the system's own path for libraries.
+    pub fn looked(&self) -> String {
+        match self.looked.as_slice() {
+            [] => "neither a toolkit nor a Python environment with NVIDIA's wheels".to_owned(),
+            places => places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", "),
+        }
     }
 
     /// The folder whose `include` has all headers, which cubecl takes as `CUDA_PATH`.
@@ -195,16 +184,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_names_the_places() {
+    fn what_is_missing_is_named() {
         let toolkit = Toolkit {
             looked: vec!["/opt/one".into(), "/opt/two".into()],
-            nvrtc: None,
+            nvrtc: Some("libnvrtc.so.12".into()),
             cublas_lt: None,
             headers: None,
             missing_headers: vec!["crt/mma.h"],
         };
-        let messages: Vec<_> = toolkit.parts().iter().map(Part::missing).collect();
-        assert_eq!(messages[0], "no NVRTC (looked in /opt/one, /opt/two)");
-        assert_eq!(messages[1], "no CUDA headers: crt/mma.h (looked in /opt/one, /opt/two)");
+        let missing: Vec<_> = toolkit.parts().into_iter().map(|part| part.missing).collect();
+        assert_eq!(missing, [vec![], vec!["crt/mma.h"], CUBLAS_LT.to_vec()]);
+        assert_eq!(toolkit.looked(), "/opt/one, /opt/two");
     }
 }
