@@ -51,7 +51,7 @@ function lines(chart) {
       const place = axis === "step" ? (step) => step : (step) => at(run.series[axis], step);
       const name = chart.keys.length > 1 ? `${run.name}, ${key}` : run.name;
       // A schedule is no noise.
-      const smooth = !dashed && !key.startsWith("learning_rate");
+      const smooth = !dashed && key !== "learning_rate" && !key.endsWith("_lr");
       found.push({ name, smooth, colour: index % COLOURS, dashed, x: series.map(([step]) => place(step)), y: series.map(([, value]) => value) });
     }
   });

@@ -10,17 +10,19 @@ use std::fmt::Write;
 /// Colours in page.css.
 const COLOURS: usize = 8;
 
-/// A chart: title, unit, key in metrics.jsonl (with all keys that continue it by `_`), whether the loss axis' scale is its own.
+/// A chart: title, unit, key in metrics.jsonl, whether the loss axis' scale is its own.
 const CHARTS: [(&str, &str, &str, bool); 8] = [
     ("Loss", "nats per supervised token; evaluation: dashed", "loss", true),
     ("Gradient norm", "before clipping", "grad_norm", true),
-    ("Learning rate", "", "learning_rate", false),
+    ("Learning rate", "", LEARNING_RATE, false),
     ("Tokens", "per second, all ranks", "tokens_per_second", false),
     ("Samples", "per second, all ranks", "samples_per_second", false),
     ("Step time", "seconds", "step_seconds", false),
     ("Waiting for data", "seconds since the last logged step", "data_wait_seconds", false),
     ("Peak memory", "resident, MB", "peak_rss_mb", false),
 ];
+/// The learning rate; those of single parts end in `_lr`.
+const LEARNING_RATE: &str = "learning_rate";
 /// Evaluation loss, in the chart of the loss.
 const EVAL_LOSS: &str = "eval_loss";
 /// Keys of an evaluation that say how it was made, not how good the model is.
@@ -68,8 +70,9 @@ pub fn page(runs: &[Run], pictures: &[Pictures], max_captions: usize) -> String 
 fn charts(runs: &[Run]) -> Value {
     let keys: BTreeSet<&str> = runs.iter().flat_map(Run::keys).collect();
     let of_key = |key: &str| {
-        let continued = format!("{key}_");
-        keys.iter().filter(|other| **other == key || other.starts_with(&continued)).copied().collect::<Vec<_>>()
+        // Rates of parts stand beside the rate of the others.
+        let is_of_chart = |other: &&&str| **other == key || (key == LEARNING_RATE && other.ends_with("_lr"));
+        keys.iter().filter(is_of_chart).copied().collect::<Vec<_>>()
     };
     let fixed = CHARTS.iter().map(|&(title, unit, key, scaled)| {
         let mut lines: Vec<Value> = of_key(key).into_iter().map(|key| json!({"key": key, "dashed": false})).collect();
