@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use cli::options::Kind;
 use cli::values::{at_least_1, share};
 use kernels::device::DeviceKind;
+use metrics::Metric;
 use model::sampling::{OutOfRange, SamplingConfig};
 use std::path::PathBuf;
 
@@ -25,6 +26,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Caption every picture of a folder, a dataset or shards into a JSONL file; started again, it continues the file.
     Caption(CaptionArgs),
+    /// Answer the questions of a file about pictures, and score the answers; started again, it continues the file of answers.
+    Eval(EvalArgs),
     /// Write the loss sum and the number of supervised tokens of every row of the shards, and print the total.
     Score(ScoreArgs),
     /// Merge an adapter into its model and write a full checkpoint.
@@ -41,7 +44,7 @@ pub enum Command {
 /// Options of `infer options`.
 #[derive(Args, Debug)]
 pub struct OptionsArgs {
-    /// `caption`, ….
+    /// `caption`, `eval`, ….
     pub subcommand: String,
 }
 
@@ -53,6 +56,16 @@ pub const CAPTION_KINDS: [(&str, Kind); 7] = [
     ("data", Kind::Path),
     ("shards", Kind::Shards),
     ("references", Kind::Path),
+    ("output", Kind::Output),
+];
+
+/// What options of `infer eval` name.
+pub const EVAL_KINDS: [(&str, Kind); 6] = [
+    ("model", Kind::ModelOrRepository),
+    ("adapter", Kind::Model),
+    ("questions", Kind::Path),
+    ("annotations", Kind::Path),
+    ("images", Kind::Path),
     ("output", Kind::Output),
 ];
 
@@ -228,6 +241,55 @@ pub struct CaptionSource {
     pub shards: Option<PathBuf>,
 }
 
+/// Options of `infer eval`.
+#[derive(Args, Debug)]
+pub struct EvalArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Questions: JSON lines of `question_id`, `image`, `text` (LLaVA's, POPE's), VQAv2's `{"questions": […]}`, or a dataset's
+    /// chat.json, of which the first question of each row is asked.
+    #[arg(long, value_name = "FILE")]
+    pub questions: PathBuf,
+    /// Folder of the pictures (or the folder of an images.zip).
+    #[arg(long, value_name = "DIR")]
+    pub images: PathBuf,
+    /// Expected answers, where the questions have none: VQAv2's annotations, POPE's labels, captions as in COCO, or a list of
+    /// {"id" or "image", "captions": […]}. May be given several times.
+    #[arg(long, value_name = "FILE")]
+    pub annotations: Vec<PathBuf>,
+    /// How answers are scored.
+    #[arg(long, value_enum)]
+    pub metric: Metric,
+    /// JSONL file of the answers, one line a question, in order. An existing file is continued if model (by content), questions
+    /// and settings are those recorded in FILE.jsonl.settings.json, and refused otherwise. Scores are in FILE.jsonl.scores.json,
+    /// answers with their scores and the expected answers in FILE.jsonl.scored.jsonl.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub output: PathBuf,
+    /// Start a new file if the output file exists.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub overwrite: bool,
+    /// Questions answered together.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = at_least_1)]
+    pub batch_size: usize,
+    /// Text after each question, on a line of its own: "Answer the question using a single word or phrase."
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    pub prompt_suffix: String,
+    /// System prompt; "" is an empty one.
+    #[arg(long, default_value = chat::SYSTEM_PROMPT, value_name = "TEXT")]
+    pub system_prompt: String,
+    /// Only the first N questions.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Share of the questions whose picture may be damaged (0 to 1); they are left out of the scores. With more, the run ends with an
+    /// error after all lines are written.
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
+    pub max_failed: f64,
+    /// How answers are generated.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
 /// Options of `infer score`.
 #[derive(Args, Debug)]
 pub struct ScoreArgs {
@@ -305,5 +367,7 @@ mod tests {
     fn kinds_are_of_options() {
         let command = CaptionArgs::augment_args(clap::Command::new("caption"));
         assert_eq!(cli::options::without_option(&command, &CAPTION_KINDS), Vec::<&str>::new());
+        let command = EvalArgs::augment_args(clap::Command::new("eval"));
+        assert_eq!(cli::options::without_option(&command, &EVAL_KINDS), Vec::<&str>::new());
     }
 }

@@ -1,12 +1,13 @@
-//! Inference with the checkpoints of a run: `generate`, `caption`, `score`, `merge`, `export`, `serve`.
+//! Inference with the checkpoints of a run: `generate`, `caption`, `eval`, `score`, `merge`, `export`, `serve`.
 
+pub mod answers;
 pub mod args;
 pub mod caption;
 pub mod engine;
+pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod merge;
-pub mod metrics;
 pub mod score;
 pub mod serve;
 pub mod text_stream;

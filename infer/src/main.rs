@@ -3,8 +3,8 @@
 use anyhow::Result;
 use base::output;
 use clap::{CommandFactory, Parser};
-use infer::args::{CAPTION_KINDS, Cli, Command};
-use infer::{caption, export, generate, merge, score, serve};
+use infer::args::{CAPTION_KINDS, Cli, Command, EVAL_KINDS};
+use infer::{caption, eval, export, generate, merge, score, serve};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -22,6 +22,7 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Generate(args) => generate::run(args, &mut std::io::stdout()),
         Command::Caption(args) => print(&caption::run(args)?),
+        Command::Eval(args) => print(&eval::run(args)?),
         Command::Score(args) => print(&score::run(args)?),
         Command::Merge(args) => print(&merge::run(args)?),
         Command::Export(args) => print(&export::run(args)?),
@@ -37,6 +38,10 @@ fn print(text: &str) -> Result<()> {
 
 /// The options of a subcommand as JSON.
 fn options(subcommand: &str) -> Result<String> {
-    let kinds = if subcommand == "caption" { &CAPTION_KINDS[..] } else { &[] };
+    let kinds = match subcommand {
+        "caption" => &CAPTION_KINDS[..],
+        "eval" => &EVAL_KINDS,
+        _ => &[],
+    };
     Ok(cli::options::json(&Cli::command(), subcommand, kinds)?)
 }

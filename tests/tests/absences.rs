@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 /// Crates whose code ships.
-const CRATES: [&str; 13] = [
+const CRATES: [&str; 14] = [
     "common/base",
     "common/chat",
     "common/cli",
     "common/html",
     "common/images",
     "common/kernels",
+    "common/metrics",
     "common/model",
     "common/shards",
     "common/store",

@@ -1,6 +1,6 @@
 //! `infer caption` over a folder, a dataset, a zip file and shards; killed and run again; with bad pictures; with references.
 
-use infer::metrics::caption_metrics;
+use metrics::captions::caption_metrics;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -1,7 +1,7 @@
 //! BLEU-4, ROUGE-L and CIDEr-D against pycocoevalcap 1.2 (its PTB tokenizer on Java 17, its scorers unchanged).
 
-use infer::metrics::caption_metrics;
-use infer::metrics::ptb::tokenize;
+use metrics::captions::caption_metrics;
+use metrics::captions::ptb::tokenize;
 use serde::Deserialize;
 use tests::shared;
 

@@ -2,6 +2,7 @@
 
 mod absences;
 mod adapter;
+mod answer_scores;
 mod assemble;
 mod caption;
 mod caption_metrics;
@@ -13,6 +14,7 @@ mod config;
 mod deadlines;
 mod documents;
 mod edge;
+mod eval;
 mod evaluation;
 mod examples;
 mod export;

@@ -1,20 +1,20 @@
 //! `infer caption`: every picture of a source once, into a JSONL file that the next run continues.
 
-mod journal;
+mod line;
 mod references;
 mod settings;
 mod source;
 
+use crate::answers::journal::{self, Journal};
+use crate::answers::{Answer, Answering};
 use crate::args::CaptionArgs;
-use crate::engine::{Engine, Request, Sequence};
-use crate::metrics::{CaptionMetrics, caption_metrics};
+use crate::engine::Engine;
 use anyhow::{Result, ensure};
-use cli::Progress;
-use journal::{Journal, Line};
+use line::Line;
+use metrics::captions::{CaptionMetrics, caption_metrics};
 use references::References;
 use serde::Serialize;
-use source::{Item, Source};
-use std::collections::BTreeMap;
+use source::Source;
 
 /// What a finished run says on stdout.
 #[derive(Debug, Serialize)]
@@ -58,7 +58,14 @@ pub fn run(args: &CaptionArgs) -> Result<String> {
         args.output.display(),
         journal.len()
     );
-    caption_rest(args, &engine, &source, &references, total, &mut journal)?;
+    let (sampling, batch_size) = (&args.sampling, args.batch_size);
+    let answering = Answering { engine: &engine, sampling, batch_size, unit: "pictures" };
+    let ask = |index| {
+        let item = source.item(index, &engine.processors)?;
+        let references = references.of(&item);
+        Ok((Line { index, id: item.id, image: item.image, references, ..Line::default() }, item.prompt))
+    };
+    answering.answer_rest(total, &mut journal, ask, with_answer)?;
     let summary = summary(&journal.lines()?);
     let text = serde_json::to_string(&summary)?;
     ensure!(
@@ -73,99 +80,14 @@ pub fn run(args: &CaptionArgs) -> Result<String> {
     Ok(text)
 }
 
-/// A caption in the making.
-struct Active {
-    index: usize,
-    line: Line,
-    sequence: Sequence,
-}
-
-/// Keeps up to `batch_size` captions going; a finished one makes room for the next. Lines are written in order.
-fn caption_rest(
-    args: &CaptionArgs,
-    engine: &Engine,
-    source: &Source,
-    references: &References,
-    total: usize,
-    journal: &mut Journal,
-) -> Result<()> {
-    let mut progress = Progress::new("pictures", journal.len() as u64, total as u64);
-    let mut next = journal.len();
-    let mut active: Vec<Active> = Vec::new();
-    let mut finished = BTreeMap::new();
-    while journal.len() < total {
-        while next < total && active.len() < args.batch_size {
-            match begin(args, engine, source.item(next, &engine.processors)?, references, next)? {
-                Begun::Active(caption) => active.push(*caption),
-                Begun::Finished(line) => drop(finished.insert(next, line)),
-            }
-            next += 1;
+/// A picture's line, complete but for the answer.
+fn with_answer(mut line: Line, answer: Result<Answer, String>) -> Line {
+    match answer {
+        Ok(Answer { text, finish_reason, new_tokens }) => {
+            (line.caption, line.finish_reason, line.new_tokens) = (Some(text), finish_reason, Some(new_tokens));
         }
-        step(engine, &mut active)?;
-        for done in active.extract_if(.., |caption| caption.sequence.finish().is_some()) {
-            finished.insert(done.index, complete(done));
-        }
-        while let Some(line) = finished.remove(&journal.len()) {
-            journal.append(&line)?;
-            progress.advance(1);
-        }
+        Err(cause) => line.error = Some(cause),
     }
-    progress.finish();
-    Ok(())
-}
-
-enum Begun {
-    Active(Box<Active>),
-    Finished(Line),
-}
-
-fn begin(args: &CaptionArgs, engine: &Engine, item: Item, references: &References, index: usize) -> Result<Begun> {
-    let references = references.of(&item);
-    let mut line = Line { index, id: item.id, image: item.image, references, ..Line::default() };
-    let prompt = match item.prompt {
-        Ok(prompt) => prompt,
-        Err(cause) => {
-            line.error = Some(cause);
-            return Ok(Begun::Finished(line));
-        }
-    };
-    let request = Request {
-        prompt,
-        sampling: args.sampling.sampling()?,
-        max_new_tokens: args.sampling.max_new_tokens,
-        stop: args.sampling.stop.clone(),
-        ignore_eos: false,
-    };
-    let (sequence, text) = engine.start(request)?;
-    line.caption = Some(text);
-    let active = Active { index, line, sequence };
-    Ok(if active.sequence.finish().is_some() {
-        Begun::Finished(complete(active))
-    } else {
-        Begun::Active(active.into())
-    })
-}
-
-fn step(engine: &Engine, active: &mut [Active]) -> Result<()> {
-    if active.is_empty() {
-        return Ok(());
-    }
-    let (mut sequences, mut captions) = (Vec::new(), Vec::new());
-    for caption in active {
-        sequences.push(&mut caption.sequence);
-        captions.push(caption.line.caption.get_or_insert_default());
-    }
-    for (caption, text) in captions.into_iter().zip(engine.step(&mut sequences)?) {
-        caption.push_str(&text);
-    }
-    Ok(())
-}
-
-fn complete(caption: Active) -> Line {
-    let Active { mut line, sequence, .. } = caption;
-    line.finish_reason = sequence.finish().map(|reason| reason.as_str().to_string());
-    line.new_tokens = Some(sequence.new_ids().len());
-    line.caption = line.caption.map(|caption| caption.trim().to_string());
     line
 }
 

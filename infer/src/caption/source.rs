@@ -1,13 +1,12 @@
 //! Where pictures come from: a folder, a dataset with chat.json, shards.
 
-use super::journal::Line;
+use super::line::Line;
 use crate::args::CaptionArgs;
-use crate::engine::{Processors, single_question};
+use crate::engine::Processors;
 use anyhow::{Context, Result, bail, ensure};
 use base::{Error, IGNORE_INDEX};
 use chat::dataset::{self, ReadRecord};
 use images::image_files::ImageSources;
-use images::image_processor::ProcessedImage;
 use model::batch::PackedBatch;
 use shards::{Row, ShardSet};
 use std::path::{Path, PathBuf};
@@ -128,7 +127,7 @@ fn file_item(path: &Path, question: &str, system: &str, processors: &Processors)
         id: name(path.file_stem()),
         image: name(path.file_name()),
         prompt: (processors.read_image(path))
-            .and_then(|image| ask(&[image], question, system, processors))
+            .and_then(|image| processors.ask(&[image], question, system))
             .map_err(|error| format!("{error:#}")),
         references: Vec::new(),
     }
@@ -153,7 +152,7 @@ fn record_item(
     let prompt = asked.context("no question (a turn of human or user)").and_then(|(question, images, _)| {
         let read = |name: &String| processors.process_image(name, &files.read(name)?);
         let system = record.system.as_deref().unwrap_or(system);
-        ask(&images.iter().map(read).collect::<Result<Vec<_>>>()?, question, system, processors)
+        processors.ask(&images.iter().map(read).collect::<Result<Vec<_>>>()?, question, system)
     });
     Item {
         id: record.id.clone(),
@@ -161,10 +160,6 @@ fn record_item(
         prompt: prompt.map_err(|error| format!("{error:#}")),
         references: asked.and_then(|(_, _, answer)| answer).map(str::to_owned).into_iter().collect(),
     }
-}
-
-fn ask(images: &[ProcessedImage], question: &str, system: &str, processors: &Processors) -> Result<PackedBatch> {
-    processors.prompt(&single_question(system, question, images.len()), images)
 }
 
 /// The row up to its first supervised token is the prompt; the supervised ones after it are the answer.

@@ -49,6 +49,14 @@ impl Processors {
         self.expand(&self.chat.encode_prompt(messages)?, pixel_values)
     }
 
+    /// The prompt of one question about pictures, under a system prompt (empty for none).
+    ///
+    /// # Errors
+    /// As [`Self::prompt`].
+    pub fn ask(&self, images: &[ProcessedImage], question: &str, system: &str) -> Result<PackedBatch> {
+        self.prompt(&single_question(system, question, images.len()), images)
+    }
+
     /// A batch of one row without labels, each `<image>` of `ids` repeated as often as a picture has features.
     ///
     /// # Errors

@@ -47,10 +47,17 @@ pub type ReadRecord = std::result::Result<Record, (RowNames, RecordError)>;
 /// # Errors
 /// A missing file; JSON that is not a list, with line and column.
 pub fn read_all(dataset: &Path) -> Result<Vec<ReadRecord>> {
-    let path = chat_file(dataset);
-    let file = File::open(&path).map_err(Error::io(&path))?;
+    read_file(&chat_file(dataset))
+}
+
+/// Reads all records of a file, whatever its name, into memory.
+///
+/// # Errors
+/// As [`read_all`].
+pub fn read_file(path: &Path) -> Result<Vec<ReadRecord>> {
+    let file = File::open(path).map_err(Error::io(path))?;
     let mut records = Vec::new();
-    for_each_row(&path, file, |row| {
+    for_each_row(path, file, |row| {
         records.push(Record::read(&row).map_err(|error| (RowNames::of(&row), error)));
         ControlFlow::Continue(())
     })?;

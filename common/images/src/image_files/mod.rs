@@ -74,6 +74,11 @@ impl ImageSources {
         folders.find_map(|folder| folder.file_size(name))
     }
 
+    /// Whether there is a file of this name; nothing is read.
+    pub fn has(&self, name: &str) -> bool {
+        self.file_size(name).is_some() || is_inside(name) && self.zip.as_ref().is_some_and(|zip| zip.has(name))
+    }
+
     /// Bytes of an image file.
     ///
     /// # Errors

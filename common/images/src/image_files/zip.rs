@@ -135,6 +135,11 @@ impl ZipFile {
             .map_err(|error| ImageFileError::Unreadable(format!("{name} in images.zip: {error}")))
     }
 
+    /// Whether there is an entry that [`Self::read`] would read.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
     fn find(&self, name: &str) -> Option<(u128, &Entry)> {
         let name = String::from_utf8(normal(name.as_bytes())?).ok()?;
         let within = FOLDERS.iter().map(|folder| format!("{folder}{name}"));

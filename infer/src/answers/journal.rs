@@ -1,42 +1,27 @@
-//! The JSONL file: line k is picture k, so the number of complete lines is the next picture.
+//! The JSONL file: line k is question k, so the number of complete lines is the next question.
 
 use anyhow::{Context, Result, bail, ensure};
 use base::Error;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-/// One picture's line.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Line {
+/// A line of a journal.
+pub trait Line: Serialize + DeserializeOwned {
+    /// The program whose lines they are, for messages.
+    const PROGRAM: &str;
+
     /// Position in the source, from 0.
-    pub index: usize,
-    /// `id` of the dataset, or the file's name without ending.
-    pub id: String,
-    /// File name.
-    pub image: String,
-    /// The caption, trimmed; absent for a bad picture.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub caption: Option<String>,
-    /// `stop` or `length`.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub finish_reason: Option<String>,
-    /// Tokens of the caption, end included.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub new_tokens: Option<usize>,
-    /// Why there is no caption.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub error: Option<String>,
-    /// What the caption is compared with.
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub references: Vec<String>,
+    fn index(&self) -> usize;
 }
 
 /// A setting that must not change when a file is continued.
 #[derive(Clone, Debug)]
-pub(super) struct Compared {
+pub struct Compared {
     name: &'static str,
     value: Value,
     /// Where it was; its contents are compared.
@@ -94,13 +79,14 @@ fn short(value: &Value) -> String {
 }
 
 /// The open file, locked against a second run.
-pub(super) struct Journal {
+pub struct Journal<L> {
     path: PathBuf,
     file: File,
     lines: usize,
+    kind: PhantomData<L>,
 }
 
-impl Journal {
+impl<L: Line> Journal<L> {
     /// Opens or creates the file; a last line that a kill cut off is removed, and with `overwrite` every line is.
     ///
     /// # Errors
@@ -116,10 +102,10 @@ impl Journal {
             file.set_len(0).map_err(Error::io(path))?;
         }
         check_settings(path, settings, file.metadata().map_err(Error::io(path))?.len() == 0)?;
-        let (lines, end) = whole_lines(path, &file)?;
+        let (lines, end) = whole_lines::<L>(path, &file)?;
         file.set_len(end).map_err(Error::io(path))?;
         file.seek(SeekFrom::End(0)).map_err(Error::io(path))?;
-        Ok(Self { path: path.to_path_buf(), file, lines })
+        Ok(Self { path: path.to_path_buf(), file, lines, kind: PhantomData })
     }
 
     /// Lines written.
@@ -127,8 +113,16 @@ impl Journal {
         self.lines
     }
 
+    /// Whether none is written.
+    pub fn is_empty(&self) -> bool {
+        self.lines == 0
+    }
+
     /// Writes the next line in one piece.
-    pub fn append(&mut self, line: &Line) -> Result<()> {
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn append(&mut self, line: &L) -> Result<()> {
         let mut text = serde_json::to_string(line)?;
         text.push('\n');
         self.file.write_all(text.as_bytes()).map_err(Error::io(&self.path))?;
@@ -137,7 +131,10 @@ impl Journal {
     }
 
     /// Everything written.
-    pub fn lines(&self) -> Result<Vec<Line>> {
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn lines(&self) -> Result<Vec<L>> {
         let text = std::fs::read_to_string(&self.path).map_err(Error::io(&self.path))?;
         text.lines().enumerate().map(|(number, line)| parse(&self.path, number, line)).collect()
     }
@@ -147,7 +144,7 @@ impl Journal {
 ///
 /// # Errors
 /// As [`Journal::open`].
-pub(super) fn check(path: &Path, settings: &[Compared], overwrite: bool) -> Result<()> {
+pub fn check(path: &Path, settings: &[Compared], overwrite: bool) -> Result<()> {
     match std::fs::metadata(path) {
         Ok(file) if file.len() > 0 && !overwrite => compare_settings(path, settings),
         _ => Ok(()),
@@ -185,7 +182,7 @@ fn compare_settings(path: &Path, settings: &[Compared]) -> Result<()> {
 }
 
 /// Number of whole lines, and the byte after them.
-fn whole_lines(path: &Path, file: &File) -> Result<(usize, u64)> {
+fn whole_lines<L: Line>(path: &Path, file: &File) -> Result<(usize, u64)> {
     let mut reader = BufReader::new(file);
     let (mut lines, mut end, mut text) = (0, 0, String::new());
     loop {
@@ -194,16 +191,17 @@ fn whole_lines(path: &Path, file: &File) -> Result<(usize, u64)> {
         if bytes == 0 || !text.ends_with('\n') {
             return Ok((lines, end));
         }
-        let line = parse(path, lines, &text)?;
-        ensure!(line.index == lines, "{}: line {}: index {} is out of order", path.display(), lines + 1, line.index);
+        let line: L = parse(path, lines, &text)?;
+        let index = line.index();
+        ensure!(index == lines, "{}: line {}: index {index} is out of order", path.display(), lines + 1);
         lines += 1;
         end += bytes as u64;
     }
 }
 
-fn parse(path: &Path, number: usize, line: &str) -> Result<Line> {
+fn parse<L: Line>(path: &Path, number: usize, line: &str) -> Result<L> {
     serde_json::from_str(line)
-        .with_context(|| format!("{}: line {}: not a caption of infer caption", path.display(), number + 1))
+        .with_context(|| format!("{}: line {}: not a line of {}", path.display(), number + 1, L::PROGRAM))
 }
 
 #[cfg(test)]
@@ -218,15 +216,29 @@ mod tests {
         ]
     }
 
-    fn line(index: usize) -> Line {
-        Line { index, id: format!("é{index}"), caption: Some("a".into()), ..Line::default() }
+    #[derive(Debug, PartialEq, Serialize, serde::Deserialize)]
+    struct Row {
+        index: usize,
+        text: String,
+    }
+
+    impl Line for Row {
+        const PROGRAM: &str = "the test";
+
+        fn index(&self) -> usize {
+            self.index
+        }
+    }
+
+    fn line(index: usize) -> Row {
+        Row { index, text: format!("é{index}") }
     }
 
     #[test]
     fn a_cut_line_is_written_again() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("captions.jsonl");
-        let open = || Journal::open(&path, &settings(1, "m"), false);
+        let open = || Journal::<Row>::open(&path, &settings(1, "m"), false);
         let mut journal = open().expect("opened");
         journal.append(&line(0)).expect("appended");
         journal.append(&line(1)).expect("appended");
@@ -249,12 +261,12 @@ mod tests {
     fn lines_of_another_model_or_of_other_settings_are_not_continued() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("captions.jsonl");
-        Journal::open(&path, &settings(1, "m"), false).expect("opened").append(&line(0)).expect("appended");
+        Journal::<Row>::open(&path, &settings(1, "m"), false).expect("opened").append(&line(0)).expect("appended");
         let text = std::fs::read(&path).expect("readable");
 
         let mut moved = settings(1, "m");
         moved[0].place = Some(PathBuf::from("runs/b"));
-        assert_eq!(Journal::open(&path, &moved, false).expect("opened").len(), 1, "the same model elsewhere");
+        assert_eq!(Journal::<Row>::open(&path, &moved, false).expect("opened").len(), 1, "the same model elsewhere");
         let adapter = [&settings(1, "m")[..1], &[Compared::contents("adapter", Path::new("x"), "y".into())]].concat();
         let no_model = settings(1, "m").into_iter().map(|setting| match setting.name {
             "model" => Compared { name: "model", value: Value::Null, place: None },
@@ -267,20 +279,20 @@ mod tests {
             (adapter, "was begun with no adapter, not x"),
             (no_model, "was begun with model runs/a, not without one"),
         ] {
-            let error = Journal::open(&path, &other, false).err().expect("refused").to_string();
+            let error = Journal::<Row>::open(&path, &other, false).err().expect("refused").to_string();
             assert!(error.contains(expected) && error.contains("--overwrite true"), "{error}");
             assert_eq!(std::fs::read(&path).expect("readable"), text, "as it was");
         }
         // As versions before this one wrote them.
         let beside = dir.path().join("captions.jsonl.settings.json");
         std::fs::write(&beside, "{\"model\": \"runs/a\", \"adapter\": null, \"seed\": 1}").expect("written");
-        let error = Journal::open(&path, &settings(1, "m"), false).err().expect("refused").to_string();
+        let error = Journal::<Row>::open(&path, &settings(1, "m"), false).err().expect("refused").to_string();
         assert!(error.contains("another model: runs/a (SHA-256 not recorded)"), "{error}");
 
-        assert_eq!(Journal::open(&path, &settings(1, "n"), true).expect("opened").len(), 0, "anew");
-        assert_eq!(Journal::open(&path, &settings(1, "n"), false).expect("opened").len(), 0);
+        assert_eq!(Journal::<Row>::open(&path, &settings(1, "n"), true).expect("opened").len(), 0, "anew");
+        assert_eq!(Journal::<Row>::open(&path, &settings(1, "n"), false).expect("opened").len(), 0);
         std::fs::remove_file(&beside).expect("removed");
         std::fs::write(&path, text).expect("written");
-        assert!(Journal::open(&path, &settings(1, "n"), false).is_err(), "lines without settings");
+        assert!(Journal::<Row>::open(&path, &settings(1, "n"), false).is_err(), "lines without settings");
     }
 }
