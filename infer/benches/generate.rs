@@ -145,6 +145,7 @@ fn cache_bytes_per_step(engine: &Engine, batch: &[PackedBatch]) -> f64 {
 fn bytes_per_weight(engine: &Engine, weights: Weights) -> f64 {
     match (weights, engine.processors.config.dtype) {
         (Weights::Int8, _) => 1.0,
+        (Weights::Nf4, _) => 0.516,
         (Weights::Stored, WeightDtype::Bf16 | WeightDtype::F16) => 2.0,
         _ => 4.0,
     }

@@ -32,6 +32,8 @@ pub enum Command {
     Score(ScoreArgs),
     /// Merge an adapter into its model and write a full checkpoint.
     Merge(MergeArgs),
+    /// Round the model's language model to NF4 and write it as bitsandbytes does, for training and for transformers.
+    Quantize(QuantizeArgs),
     /// Write the model as two GGUF files for llama.cpp, in f16: language model, and vision tower with projector (mmproj).
     Export(ExportArgs),
     /// Serve a web page and an OpenAI-compatible API.
@@ -78,10 +80,10 @@ pub struct ModelArgs {
     /// PEFT adapter directory to put on the model.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Format of the weights in memory: as stored in the files, f32, or 8-bit integers for the language model.
+    /// Format of the weights in memory: as stored in the files, f32, or 8-bit integers or NF4 for the language model.
     #[arg(long, value_enum, default_value_t = Weights::Stored)]
     pub weights: Weights,
-    /// Short for --weights int8: 8-bit weights with one scale per output channel.
+    /// Short for --weights: 8-bit weights with one scale per output channel, or 4-bit weights as bitsandbytes rounds them.
     #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "weights")]
     pub quantize: Option<Quantization>,
     /// Device: auto (a GPU that `train devices` lists, else the CPU), cpu, cuda or cuda:N.
@@ -98,6 +100,8 @@ pub enum Weights {
     F32,
     /// 8-bit integers with one scale per output channel.
     Int8,
+    /// 4-bit NormalFloat in blocks of 64, with double quantization; the head stays as stored.
+    Nf4,
 }
 
 /// Formats of `--quantize`.
@@ -105,12 +109,18 @@ pub enum Weights {
 pub enum Quantization {
     /// 8-bit integers with one scale per output channel.
     Int8,
+    /// 4-bit NormalFloat in blocks of 64, with double quantization; the head stays as stored.
+    Nf4,
 }
 
 impl ModelArgs {
     /// How to hold the weights, whichever option says so.
     pub fn weights(&self) -> Weights {
-        if self.quantize.is_some() { Weights::Int8 } else { self.weights }
+        match self.quantize {
+            None => self.weights,
+            Some(Quantization::Int8) => Weights::Int8,
+            Some(Quantization::Nf4) => Weights::Nf4,
+        }
     }
 }
 
@@ -340,6 +350,26 @@ pub struct ExportArgs {
     /// Directory for the two files.
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
+}
+
+/// Options of `infer quantize`.
+#[derive(Args, Debug)]
+pub struct QuantizeArgs {
+    /// Model directory.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// PEFT adapter directory, merged into the model first.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Directory to write; must not exist or be empty.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Store the blocks' largest magnitudes in 8 bits, too.
+    #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub bnb_4bit_use_double_quant: bool,
+    /// Largest weights file, bytes; larger models are written in parts with an index.
+    #[arg(long, default_value_t = 5_000_000_000, value_name = "BYTES")]
+    pub max_part_bytes: usize,
 }
 
 /// Options of `infer merge`.

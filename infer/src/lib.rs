@@ -1,4 +1,4 @@
-//! Inference with the checkpoints of a run: `generate`, `caption`, `eval`, `score`, `merge`, `export`, `serve`.
+//! Inference with the checkpoints of a run: `generate`, `caption`, `eval`, `score`, `merge`, `quantize`, `export`, `serve`.
 
 pub mod answers;
 pub mod args;
@@ -8,6 +8,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod merge;
+pub mod quantize;
 pub mod score;
 pub mod serve;
 pub mod text_stream;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use base::output;
 use clap::{CommandFactory, Parser};
 use infer::args::{CAPTION_KINDS, Cli, Command, EVAL_KINDS};
-use infer::{caption, eval, export, generate, merge, score, serve};
+use infer::{caption, eval, export, generate, merge, quantize, score, serve};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -25,6 +25,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Eval(args) => print(&eval::run(args)?),
         Command::Score(args) => print(&score::run(args)?),
         Command::Merge(args) => print(&merge::run(args)?),
+        Command::Quantize(args) => print(&quantize::run(args)?),
         Command::Export(args) => print(&export::run(args)?),
         Command::Options(args) => print(&options(&args.subcommand)?),
         Command::Serve(args) => serve::run(args, |address| print(&format!("listening on http://{address}"))),

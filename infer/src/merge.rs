@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use images::image_processor::ProcessedImage;
 use kernels::device::DeviceKind;
 use model::batch::PackedBatch;
-use model::config::WeightDtype;
+use model::config::{LlavaConfig, WeightDtype};
 use serde::Serialize;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -82,6 +82,7 @@ impl MergeReport {
 /// A tensor missing in model or adapter; an output directory with something in it; a full disk.
 pub fn run(args: &MergeArgs) -> Result<String> {
     ensure_free(&args.output)?;
+    require_exact_weights(&args.model, "infer merge")?;
     let engine = Engine::load(&args.model, Some(&args.adapter), LoadAs::F32, DeviceKind::Cpu)?;
     let prompt = test_prompt(&engine.processors)?;
     let before = engine.last_logits(&prompt, COMPARED_POSITIONS)?;
@@ -111,7 +112,20 @@ pub fn run(args: &MergeArgs) -> Result<String> {
     Ok(serde_json::to_string(&report)?)
 }
 
-fn ensure_free(output: &Path) -> Result<()> {
+/// Refuses a model whose files are in few bits: what is made of it would have their rounding.
+pub(crate) fn require_exact_weights(model: &Path, command: &str) -> Result<()> {
+    let dir = hub::resolve(model, Wanted::Llava)?;
+    match LlavaConfig::read(&dir)?.quantization {
+        None => Ok(()),
+        Some(format) => {
+            let place = format!("{}: quantization_config", dir.display());
+            let remedy = format!("give {command} the original model, which was rounded");
+            Err(base::Error::invalid(place, format, "weights that are not rounded", remedy).into())
+        }
+    }
+}
+
+pub(crate) fn ensure_free(output: &Path) -> Result<()> {
     let entries = match std::fs::read_dir(output) {
         Ok(mut entries) => entries.next(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
@@ -122,7 +136,7 @@ fn ensure_free(output: &Path) -> Result<()> {
 }
 
 /// Beside the output, so that a rename puts it in place; readable for whom the umask lets.
-fn temporary_sibling(output: &Path) -> Result<tempfile::TempDir> {
+pub(crate) fn temporary_sibling(output: &Path) -> Result<tempfile::TempDir> {
     let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(base::Error::io(parent))?;
     Ok(tempfile::Builder::new()

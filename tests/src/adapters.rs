@@ -52,6 +52,7 @@ pub fn config() -> LlavaConfig {
         pad_token_id: None,
         vision_feature_layers: vec![-2],
         vision_feature_layer_is_scalar: true,
+        quantization: None,
         vision_feature_select_strategy: FeatureSelect::Default,
         projector_hidden_act: Activation::Gelu,
         multimodal_projector_bias: true,
@@ -92,7 +93,7 @@ pub fn write(dir: &Path, config: &Value, tensors: &[(String, Vec<usize>)]) {
         let count: usize = shape.iter().product();
         let values: Vec<f32> = (0..count).map(|index| ((index + name.len()) as f32 * 0.7).sin() * 0.1).collect();
         let bytes = Box::new(move || Ok(from_f32(&values, WeightDtype::F32)));
-        TensorSource { name: name.clone(), dtype: WeightDtype::F32, shape: shape.clone(), bytes }
+        TensorSource { name: name.clone(), dtype: WeightDtype::F32.into(), shape: shape.clone(), bytes }
     };
     write_file(tensors.iter().map(source).collect(), &dir.join("adapter_model.safetensors")).expect("written");
 }

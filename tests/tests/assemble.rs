@@ -132,7 +132,7 @@ fn without_spare_rows(source: &Path, copy_to: &Path) -> usize {
         let rows = if view.shape[0] == padded { tokens } else { view.shape[0] };
         let bytes = view.bytes[..view.bytes.len() / view.shape[0] * rows].to_vec();
         let shape = [&[rows], &view.shape[1..]].concat();
-        TensorSource { name: name.to_string(), dtype: view.dtype, shape, bytes: Box::new(move || Ok(bytes)) }
+        TensorSource { name: name.to_string(), dtype: view.dtype.into(), shape, bytes: Box::new(move || Ok(bytes)) }
     };
     write_tensors(files.names().iter().map(cut).collect(), copy_to, usize::MAX).expect("written");
     config["vocab_size"] = json!(tokens);

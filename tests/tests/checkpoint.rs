@@ -33,7 +33,7 @@ fn folder(config: &LlavaConfig, tensors: &Stored) -> tempfile::TempDir {
         let bytes = bytes.clone();
         TensorSource {
             name: name.clone(),
-            dtype: WeightDtype::F32,
+            dtype: WeightDtype::F32.into(),
             shape: shape.clone(),
             bytes: Box::new(move || Ok(bytes)),
         }

@@ -3,6 +3,7 @@
 use base::IGNORE_INDEX;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Distribution, Tensor};
+use kernels::Quantization;
 use model::Llava;
 use model::batch::PackedBatch;
 use model::config::{Activation, FeatureSelect, LlavaConfig};
@@ -267,13 +268,15 @@ fn int8_weights_cost_little_and_decode_as_the_whole_forward() {
             tiny::values(sum)[0] / tokens as f32
         };
         let before = loss(&model);
-        model.language_model.quantize_int8();
+        model.language_model.quantize_layers(Quantization::Int8);
+        model.language_model.quantize_head(Quantization::Int8);
         assert_close(&format!("{backend}: loss"), &[loss(&model)], &[before], INT8_TOLERANCE);
 
         // Tied: the same integers serve as embedding and as head.
         let config = other_config();
         let mut model = Llava::random(&config, 5, &device);
-        model.language_model.quantize_int8();
+        model.language_model.quantize_layers(Quantization::Int8);
+        model.language_model.quantize_head(Quantization::Int8);
         let whole = whole_logits(&model, &config, &[&[5, 6]]).remove(0);
         let batch = pack(prompts(1), &config);
         let mut cache = config.text.kv_cache(batch.input_ids.len() + 2, &device);

@@ -145,7 +145,7 @@ fn write_batch(batch: &PackedBatch, config: &LlavaConfig, path: &Path) {
     let (tokens, side) = (batch.input_ids.len(), config.vision.image_size);
     let tensor = |name: &str, shape: Vec<usize>, values: Vec<f32>| {
         let bytes = Box::new(move || Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect()));
-        TensorSource { name: name.into(), dtype: WeightDtype::F32, shape, bytes }
+        TensorSource { name: name.into(), dtype: WeightDtype::F32.into(), shape, bytes }
     };
     let tensors = vec![
         tensor("input_ids", vec![1, tokens], batch.input_ids.iter().map(|&id| id as f32).collect()),

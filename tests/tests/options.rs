@@ -184,7 +184,20 @@ fn command_lines_of_other_projects() {
                 "lr_scheduler_kwargs": {"min_lr_rate": 0.1}, "dataloader_pin_memory": false})),
         ),
         ("TRL, packing and 8-bit AdamW", "--optim adamw_8bit --learning_rate 2e-5".to_string(), Err("torch's AdamW")),
-        ("QLoRA", "--bits 4 --double_quant True --optim paged_adamw_32bit".to_string(), Err("never quantized")),
+        ("QLoRA, with its optimizer", "--bits 4 --double_quant True --optim paged_adamw_32bit".to_string(), Err("torch's AdamW")),
+        (
+            "QLoRA",
+            "--bits 4 --double_quant False --quant_type nf4 --train_type use_lora".to_string(),
+            Ok(json!({"load_in_4bit": true, "load_in_8bit": false, "bnb_4bit_use_double_quant": false})),
+        ),
+        (
+            "TRL, ModelConfig",
+            "--load_in_4bit --bnb_4bit_quant_type nf4 --bnb_4bit_compute_dtype bfloat16 --bnb_4bit_use_double_quant".to_string(),
+            Ok(json!({"load_in_4bit": true, "bnb_4bit_use_double_quant": true})),
+        ),
+        ("TRL's other 4-bit format", "--load_in_4bit --bnb_4bit_quant_type fp4".to_string(), Err("NF4")),
+        ("two formats", "--load_in_4bit --load_in_8bit".to_string(), Err("load_in_8bit")),
+        ("a full train type", "--load_in_4bit --train_type freeze_vision".to_string(), Err("train_type freeze_vision")),
         ("FSDP", "--fsdp full_shard --fsdp_config {}".to_string(), Err("ZeRO-2")),
         ("torchrun", "--local_rank=3 --ddp_backend nccl".to_string(), Err("mpirun")),
     ] {

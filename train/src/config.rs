@@ -6,6 +6,7 @@ pub use choices::{
     Accumulate, CacheVisionFeatures, Extent, LossNormalization, ReportTo, ScheduleType, Strategy, TrainType,
 };
 
+use crate::base_format;
 use crate::domains;
 use crate::interval::Interval;
 use crate::schedule::{DeepspeedSchedule, SchedulerKwargs};
@@ -16,6 +17,7 @@ use clap::ArgAction;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use cli::options::{Kind, Options, is_nothing};
 use cli::values::boolean;
+use kernels::Quantization;
 use kernels::device::DeviceKind;
 use model::config::LlavaConfig;
 use model::lora::{LoraConfig, TEXT_PROJECTIONS};
@@ -248,6 +250,19 @@ pub struct Config {
     /// LoRA on the vision tower's q, k, v as well.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub lora_vision: bool,
+    /// Hold the frozen matrices of the language model's layers in 8-bit integers, one scale for each output channel (`use_lora`).
+    /// Products are computed in the run's dtype; the adapter belongs to the model as it is stored.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
+    #[serde(default)]
+    pub load_in_8bit: bool,
+    /// The same in 4 bits: NF4 in blocks of 64 values, as bitsandbytes rounds (QLoRA).
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
+    #[serde(default)]
+    pub load_in_4bit: bool,
+    /// With `load_in_4bit`: hold the blocks' largest magnitudes in 8 bits, too.
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
+    #[serde(default = "yes")]
+    pub bnb_4bit_use_double_quant: bool,
     /// Longest time that a rank may wait for another one without any progress of it before the run is ended, seconds.
     /// A rank that loads, hashes, evaluates or saves makes progress.
     #[arg(long, default_value_t = 600)]
@@ -260,6 +275,11 @@ pub struct Config {
 
 fn projector_alone() -> Vec<String> {
     vec![PROJECTOR.to_string()]
+}
+
+/// The default of an option that older runs did not have.
+fn yes() -> bool {
+    true
 }
 
 /// A word of a list that may have spaces behind its commas.
@@ -368,6 +388,7 @@ impl Config {
         if self.train_type.uses_lora() {
             self.adapter_options()?;
         }
+        base_format::check_options(self)?;
         if self.init_adapter.is_some() && !self.train_type.uses_lora() {
             let remedy = "use --train_type use_lora, or merge the adapter first (infer merge)";
             return Err(Error::invalid("init_adapter", "an adapter with another train_type", "use_lora", remedy));
@@ -469,6 +490,15 @@ impl Config {
     /// Names of the modules that are trained in full beside LoRA.
     pub fn saved_modules(&self) -> Vec<String> {
         self.modules_to_save.iter().filter(|name| !is_nothing(name)).cloned().collect()
+    }
+
+    /// The format that the frozen base is rounded to, if it is.
+    pub fn quantization(&self) -> Option<Quantization> {
+        match (self.load_in_8bit, self.load_in_4bit) {
+            (true, _) => Some(Quantization::Int8),
+            (_, true) => Some(Quantization::Nf4 { double_quant: self.bnb_4bit_use_double_quant }),
+            _ => None,
+        }
     }
 
     /// Why features are not kept when the tower is trained.

@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod backward;
+pub mod base_format;
 pub mod batch;
 pub mod buffers;
 pub mod captions;

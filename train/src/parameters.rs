@@ -165,9 +165,11 @@ struct Rounder;
 
 impl NamedMapper for Rounder {
     fn map<const D: usize>(&mut self, name: String, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        // A weight in few bits has no values here.
+        let is_empty = |tensor: &Tensor<D>| tensor.dims().contains(&0);
         match names::is_lora_magnitude(&name) {
             true => param,
-            false => with_values(param, |tensor| tensor.cast(DType::BF16)),
+            false => with_values(param, |tensor| if is_empty(&tensor) { tensor } else { tensor.cast(DType::BF16) }),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! From settings to a model that is ready to train, with every mismatch refused before work starts.
 
+use crate::base_format;
 use crate::collective::background::Communicator;
 use crate::config::{AUTO, CacheVisionFeatures, Config};
 use crate::layout::Layout;
@@ -14,10 +15,11 @@ use kernels::device::DeviceKind;
 use model::Llava;
 use model::config::LlavaConfig;
 use model::lora::{self, LoraConfig};
+use model::quantized;
 use shards::{ShardSet, Split};
 use std::path::Path;
 use store::adapter;
-use store::checkpoint::{ExpectedTensor, LoadAs, expected_tensors, load_model};
+use store::checkpoint::{ExpectedTensor, LoadAs, expected_tensors, load_rounded};
 use store::fingerprint;
 use store::processors::Processors;
 
@@ -97,7 +99,8 @@ pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> R
         false => None,
     };
     let weights = checkpoint.filter(|_| !of_adapter).unwrap_or(&config.model_name_or_path);
-    let (llava_config, mut model) = load_model(weights, LoadAs::F32, device)?;
+    let format = base_format::of_run(config, &LlavaConfig::read(weights)?, None)?;
+    let (llava_config, mut model) = load_rounded(weights, LoadAs::F32, format, device)?;
     let lora = match (checkpoint.or(config.init_adapter.as_deref()).filter(|_| of_adapter), own) {
         (Some(dir), own) => {
             let loaded = adapter::load_adapter(&mut model, dir, device)?;
@@ -110,7 +113,10 @@ pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> R
         }
         (None, None) => None,
     };
-    let model = trainable::select(model, Choice::new(config.train_type, lora.as_ref()), &llava_config);
+    let choice = Choice::new(config.train_type, lora.as_ref());
+    // Files may hold the projector in few bits, too.
+    quantized::dequantize(&mut model, |name| choice.is_covered(name));
+    let model = trainable::select(model, choice, &llava_config);
     Ok(Trainee { config: llava_config, model, lora })
 }
 

@@ -13,6 +13,7 @@ use burn::tensor::Tensor;
 use model::Llava;
 use model::config::LlavaConfig;
 use model::named::{NamedVisitor, visit_named};
+use model::quantized;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -155,6 +156,13 @@ fn frozen(model: &Llava, trained: &[ManifestTensor]) -> Frozen {
     let trained = trained.iter().map(|tensor| tensor.name.as_str()).collect();
     let mut collector = Collector { trained, found: Vec::new() };
     visit_named(model, &mut collector);
+    // What stands for a weight is hashed in its place.
+    for (name, weight) in quantized::weights(model) {
+        collector.found.retain(|(found, ..)| *found != name);
+        let values = weight.dims().iter().product();
+        let hash = move || sha256(&weight.bytes().concat());
+        collector.found.push((name, values, Box::new(hash)));
+    }
     let pulse = Pulse::of_this_thread();
     let line = |(name, _, hash): &(String, usize, Hash)| {
         let line = format!("{name} {}\n", hex(&hash()));

@@ -11,12 +11,14 @@ use std::ffi::{OsStr, OsString};
 pub enum Answer {
     /// It is another name of one of ours.
     SameAs(&'static str),
+    /// Each of these values is an option of ours that is set (none for an empty text); any other is refused, because …
+    Sets(&'static [(&'static str, &'static str)], &'static str),
     /// It is accepted with any value and changes nothing, because …
     NoEffect(&'static str),
     /// It is accepted with these values, which change nothing; any other is refused, because …
     Only(&'static [&'static str], &'static str),
 }
-use Answer::{NoEffect, Only, SameAs};
+use Answer::{NoEffect, Only, SameAs, Sets};
 
 const FALSE: &[&str] = &["false"];
 const TRUE: &[&str] = &["true"];
@@ -29,7 +31,8 @@ const NO_TORCH: &str = "it is a setting of torch";
 const ZERO_2: &str = "ranks share the work by ZeRO-2 only";
 const ONE_EVALUATION: &str = "evaluation computes as training does";
 const PACKED: &str = "rows are packed without padding, so that batches of rows of one length save nothing";
-const QUANTIZED: &str = "weights are trained as f32 or bf16, never quantized";
+const WEIGHTS_ONLY: &str = "weights alone are rounded, activations are not";
+const NF4_ONLY: &str = "of the 4-bit formats NF4 is implemented";
 const PREPROCESS: &str = "rows and images are processed by preprocess shards, before training";
 
 /// Every such option by its name.
@@ -88,6 +91,14 @@ pub const TRAINER_OPTIONS: &[(&str, Answer)] = &[
     ("dispatch_batches", NoEffect("every rank reads its own rows")),
     ("past_index", Only(&["-1"], "the models have no such state")),
     ("mp_parameters", Only(NOTHING, ZERO_2)),
+    // A base in few bits: transformers' BitsAndBytesConfig.
+    ("bnb_4bit_quant_type", Only(&["nf4"], NF4_ONLY)),
+    ("bnb_4bit_compute_dtype", NoEffect("products are computed in the run's dtype: f32 on a CPU, bf16 on a GPU with --bf16")),
+    ("bnb_4bit_quant_storage", Only(&["uint8", "torch.uint8"], "codes are held as bytes")),
+    ("llm_int8_threshold", NoEffect(WEIGHTS_ONLY)),
+    ("llm_int8_skip_modules", Only(NOTHING, "the matrices of the language model's layers are rounded, and nothing else")),
+    ("llm_int8_enable_fp32_cpu_offload", Only(FALSE, "all of the model is on one device")),
+    ("llm_int8_has_fp16_weight", Only(FALSE, WEIGHTS_ONLY)),
     // Ranks.
     ("ddp_timeout", SameAs("collective_timeout_seconds")),
     ("ddp_backend", NoEffect("the exchange follows from the launcher and the device")),
@@ -161,9 +172,9 @@ pub const TRAINER_OPTIONS: &[(&str, Answer)] = &[
     ("lora_bias", Only(&["none"], "LoRA trains no biases")),
     ("lora_weight_path", Only(NOTHING, "--init_adapter starts from an adapter")),
     ("pretrain_mm_mlp_adapter", Only(NOTHING, "--model_name_or_path takes the model that the first stage wrote, projector included")),
-    ("bits", Only(&["16", "32"], QUANTIZED)),
-    ("double_quant", NoEffect(QUANTIZED)),
-    ("quant_type", NoEffect(QUANTIZED)),
+    ("bits", Sets(&[("16", ""), ("32", ""), ("8", "load_in_8bit"), ("4", "load_in_4bit")], "the base is held as it is, or in 8 or 4 bits")),
+    ("double_quant", SameAs("bnb_4bit_use_double_quant")),
+    ("quant_type", Only(&["nf4"], NF4_ONLY)),
     ("version", Only(NOTHING, "the chat template is the model's own; conversations are made by preprocess shards")),
     ("vision_tower", Only(NOTHING, "preprocess model joins vision tower and language model; give --model_name_or_path its output")),
     ("mm_projector_type", Only(&["mlp2x_gelu"], "the projector is LLaVA 1.5's")),
@@ -201,6 +212,9 @@ pub fn help() -> String {
         let answer = match answer {
             SameAs(ours) => format!("the same as --{}", ours.replace('_', "-")),
             NoEffect(why) => format!("accepted without effect: {why}"),
+            Sets(values, why) => {
+                format!("{}: {why}", values.iter().map(|(value, _)| *value).collect::<Vec<_>>().join(", "))
+            }
             Only(accepted, why) => match accepted.iter().find(|accepted| !accepted.is_empty()) {
                 Some(first) => format!("{first}: {why}"),
                 None => why.to_string(),
@@ -248,6 +262,7 @@ pub fn translate(words: impl IntoIterator<Item = OsString>, flags: &[String], ke
                 }
                 let value = if value.is_none() && values.is_empty() { "true".to_string() } else { values.join(" ") };
                 translated.notes.extend(take(&format!("--{name}"), &name, answer, &value)?);
+                translated.words.extend(set_by(answer, &value).map(|option| format!("--{option}").into()));
             }
         }
     }
@@ -258,6 +273,13 @@ pub fn translate(words: impl IntoIterator<Item = OsString>, flags: &[String], ke
 fn is_value(word: &OsStr) -> bool {
     let text = word.to_string_lossy();
     !text.starts_with("--") && !text.ends_with(".toml")
+}
+
+/// The option of ours that a value sets.
+fn set_by(answer: Answer, value: &str) -> Option<&'static str> {
+    let Sets(values, _) = answer else { return None };
+    let (_, option) = values.iter().find(|(accepted, _)| is_same(accepted, value))?;
+    (!option.is_empty()).then_some(option)
 }
 
 fn negated(name: &str, flags: &[String]) -> Option<OsString> {
@@ -276,8 +298,12 @@ pub fn take(place: &str, name: &str, answer: Answer, value: &str) -> Result<Opti
             let expected = format!("{} ({why})", words.join(" or "));
             Err(Error::invalid(place, value, expected, format!("leave {name} out")))
         }
+        Sets(accepted, why) if !accepted.iter().any(|(accepted, _)| is_same(accepted, value)) => {
+            let words: Vec<&str> = accepted.iter().map(|(accepted, _)| *accepted).collect();
+            Err(Error::invalid(place, value, format!("{} ({why})", words.join(" or ")), format!("leave {name} out")))
+        }
         NoEffect(why) => Ok(Some(format!("{name} has no effect: {why}"))),
-        Only(..) | SameAs(_) => Ok(None),
+        Only(..) | SameAs(_) | Sets(..) => Ok(None),
     }
 }
 
@@ -312,18 +338,23 @@ mod tests {
         for (index, (name, answer)) in TRAINER_OPTIONS.iter().enumerate() {
             assert!(TRAINER_OPTIONS[..index].iter().all(|(other, _)| other != name), "{name} twice");
             assert!(ours.get(name).is_none(), "{name} is an option of ours");
-            if let SameAs(other) = answer {
-                assert!(ours.get(other).is_some(), "{name}: {other} is no option of ours");
-            }
+            let others = match answer {
+                SameAs(other) => vec![*other],
+                Sets(values, _) => {
+                    values.iter().map(|(_, option)| *option).filter(|option| !option.is_empty()).collect()
+                }
+                _ => Vec::new(),
+            };
+            assert!(others.iter().all(|other| ours.get(other).is_some()), "{name}: {others:?} are options of ours");
         }
     }
 
     #[test]
     fn every_kind_of_answer() {
-        let line = "train r.toml --optim adamw_torch_fused --tf32 True --max_steps 3 --ddp-timeout=1800 --label_names a b \
+        let line = "train r.toml --bits 4 --optim adamw_torch_fused --tf32 True --max_steps 3 --ddp-timeout=1800 --label_names a b \
             --do_train --label_smoothing_factor 0.0 --no_remove_unused_columns --bf16 --vision_tower clip --accelerator_config {} x.toml";
         let Translated { words: left, notes } = translated(line).expect("accepted");
-        let expected = "train r.toml --max_steps 3 --collective_timeout_seconds=1800 --remove_unused_columns=false --bf16 \
+        let expected = "train r.toml --load_in_4bit --max_steps 3 --collective_timeout_seconds=1800 --remove_unused_columns=false --bf16 \
             --vision_tower clip x.toml";
         assert_eq!(left, words(expected));
         let told: Vec<&str> = notes.iter().filter_map(|note| note.split_whitespace().next()).collect();
@@ -351,7 +382,10 @@ mod tests {
             ("--no_cuda", "--device"),
             ("--save_safetensors 0", "safetensors"),
             ("--local_rank=1", "mpirun"),
-            ("--bits 4", "quantized"),
+            ("--bits 2", "8 or 4 bits"),
+            ("--quant_type fp4", "NF4"),
+            ("--bnb_4bit_quant_type fp4", "NF4"),
+            ("--llm_int8_skip_modules lm_head", "nothing else"),
             ("--metric_for_best_model accuracy", "evaluation loss"),
             ("--data_seed 7", "--seed"),
         ] {

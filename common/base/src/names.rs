@@ -149,6 +149,22 @@ pub fn is_stored_buffer(name: &str) -> bool {
     name.ends_with("embeddings.position_ids") || name.ends_with("rotary_emb.inv_freq")
 }
 
+/// What bitsandbytes adds to the name of a weight in NF4 for the tensors beside its codes.
+pub mod nf4 {
+    /// A JSON text in bytes: dtype, shape, sizes of blocks.
+    pub const STATE: &str = ".quant_state.bitsandbytes__nf4";
+    /// Largest magnitudes of the blocks, or codes of them.
+    pub const ABSMAX: &str = ".absmax";
+    /// What the codes stand for.
+    pub const QUANT_MAP: &str = ".quant_map";
+    /// With double quantization: largest magnitudes of the blocks of magnitudes.
+    pub const NESTED_ABSMAX: &str = ".nested_absmax";
+    /// With double quantization: what the magnitudes' codes stand for.
+    pub const NESTED_QUANT_MAP: &str = ".nested_quant_map";
+    /// All of them.
+    pub const PARTS: [&str; 5] = [ABSMAX, QUANT_MAP, NESTED_ABSMAX, NESTED_QUANT_MAP, STATE];
+}
+
 /// Ends of the names of a layer's two LoRA matrices.
 const LORA_ENDS: [&str; 2] = [".lora_A.weight", ".lora_B.weight"];
 /// End of the name of DoRA's magnitudes.

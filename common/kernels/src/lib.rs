@@ -9,17 +9,21 @@ pub mod cpu;
 pub mod cuda;
 pub mod device;
 pub mod dropout;
+mod frozen;
 pub mod int8;
 pub mod kv_cache;
 mod linear_input;
 pub mod memory;
+pub mod nf4;
 mod operations;
+pub mod quantized;
 pub mod reference;
 
 pub use activation::Activation;
 pub use dropout::Dropout;
 pub use linear_input::LinearInput;
 pub use operations::*;
+pub use quantized::{LinearWeight, Quantization, QuantizedWeight};
 
 use burn::tensor::{Device, Tensor, TensorData};
 

@@ -5,7 +5,7 @@
 //! comes last.
 
 use crate::kv_cache::LayerCache;
-use crate::{Dropout, LinearInput, Mask, Rope, cpu, reference};
+use crate::{Dropout, LinearInput, LinearWeight, Mask, Rope, cpu, reference};
 use burn::tensor::Tensor;
 
 /// How an argument is shown to a kernel, which may decline it: tensors by reference, everything else as it is.
@@ -33,6 +33,7 @@ shown! {
     [const D: usize] Tensor<D> => 'a &'a mut Tensor<D>, self self;
     [const D: usize] Option<Tensor<D>> => 'a Option<&'a Tensor<D>>, self self.as_ref();
     [] LinearInput => 'a &'a LinearInput, self self;
+    [] LinearWeight => 'a &'a LinearWeight, self self;
     ['x, T: ?Sized] &'x T => 'a &'x T, self self;
     ['x, T: ?Sized] Option<&'x T> => 'a Option<&'x T>, self *self;
     [] Mask => 'a Mask, self *self;
@@ -72,14 +73,18 @@ macro_rules! kernel {
 }
 
 operations! {
-    /// `y = x Wᵀ + b`. x `[T, in]`, weight `[out, in]`, bias `[out]` → `[T, out]`.
-    fn linear(x: impl Into<LinearInput> as LinearInput, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2>
+    /// `y = x Wᵀ + b`. x `[T, in]`, weight `[out, in]`, bias `[out]` → `[T, out]`. A weight in few bits has no gradient.
+    fn linear(
+        x: impl Into<LinearInput> as LinearInput,
+        weight: impl Into<LinearWeight> as LinearWeight,
+        bias: Option<Tensor<1>>,
+    ) -> Tensor<2>
         = [cpu::linear];
 
     /// `linear` + `scale · (mask ∘ x) Aᵀ Bᵀ`. a `[r, in]`, b `[out, r]`; the mask is that of `dropout`.
     fn lora_linear(
         x: impl Into<LinearInput> as LinearInput,
-        weight: Tensor<2>,
+        weight: impl Into<LinearWeight> as LinearWeight,
         bias: Option<Tensor<1>>,
         a: Tensor<2>,
         b: Tensor<2>,
@@ -92,7 +97,7 @@ operations! {
     /// lengths of the rows of `W + scale · BA` by their [`row_norms`]; the rest as in [`lora_linear`].
     fn dora_linear(
         x: impl Into<LinearInput> as LinearInput,
-        weight: Tensor<2>,
+        weight: impl Into<LinearWeight> as LinearWeight,
         bias: Option<Tensor<1>>,
         a: Tensor<2>,
         b: Tensor<2>,
@@ -103,7 +108,12 @@ operations! {
         = [cpu::dora];
 
     /// Lengths of the rows of `W + scale · BA`, f32 without gradient. weight `[out, in]`, a `[r, in]`, b `[out, r]` → `[out]`.
-    fn row_norms(weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<1>
+    fn row_norms(
+        weight: impl Into<LinearWeight> as LinearWeight,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f32,
+    ) -> Tensor<1>
         = [cpu::dora];
 
     /// `x + y`, as residual connections add. Both `[T, D]`.

@@ -1,17 +1,21 @@
 //! The definitions: compositions of burn operations that run, and differentiate, on every backend.
 
 use crate::kv_cache::LayerCache;
-use crate::{Dropout, Mask, Rope};
+use crate::{Dropout, LinearWeight, Mask, Rope, frozen};
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData, activation};
 
 /// Rows of a weight that are converted at a time when its dtype differs from the activations'.
 const CONVERTED_ROWS: usize = 1024;
 
 /// See [`crate::linear`].
-pub fn linear(x: impl Into<Tensor<2>>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+pub fn linear(x: impl Into<Tensor<2>>, weight: impl Into<LinearWeight>, bias: Option<Tensor<1>>) -> Tensor<2> {
     let x = x.into();
     let dtype = x.dtype();
-    let y = if weight.dtype() == dtype { x.matmul(weight.transpose()) } else { linear_converting(x, weight) };
+    let y = match weight.into() {
+        LinearWeight::Float(weight) if weight.dtype() == dtype => x.matmul(weight.transpose()),
+        LinearWeight::Float(weight) => linear_converting(x, weight),
+        LinearWeight::Quantized(weight) => frozen::product(x, &weight),
+    };
     match bias {
         Some(bias) => y + narrowed(bias, dtype).unsqueeze(),
         None => y,
@@ -39,7 +43,7 @@ pub fn add(x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
 /// See [`crate::lora_linear`].
 pub fn lora_linear(
     x: impl Into<Tensor<2>>,
-    weight: Tensor<2>,
+    weight: impl Into<LinearWeight>,
     bias: Option<Tensor<1>>,
     a: Tensor<2>,
     b: Tensor<2>,
@@ -59,7 +63,7 @@ pub fn lora_linear(
 #[allow(clippy::too_many_arguments)]
 pub fn dora_linear(
     x: impl Into<Tensor<2>>,
-    weight: Tensor<2>,
+    weight: impl Into<LinearWeight>,
     bias: Option<Tensor<1>>,
     a: Tensor<2>,
     b: Tensor<2>,
@@ -67,7 +71,7 @@ pub fn dora_linear(
     gain: Tensor<1>,
     dropout: Option<&Dropout>,
 ) -> Tensor<2> {
-    let x = x.into();
+    let (x, weight) = (x.into(), weight.into());
     let ([_, width], dtype) = (x.dims(), x.dtype());
     let branch = |x: Tensor<2>| linear(linear(x, a.clone(), None), b.clone(), None) * scale;
     // In f32: near 1, where bf16 has three digits.
@@ -85,19 +89,15 @@ pub fn dora_linear(
 }
 
 /// See [`crate::row_norms`].
-pub fn row_norms(weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<1> {
-    let [out, _] = weight.dims();
-    row_norms_of(out, |start, rows| weight.clone().narrow(0, start, rows).detach(), a, b, scale)
-}
-
-/// As [`row_norms`] of a weight that is given in slices of rows: `slice(start, rows)` `[rows, in]`.
-pub fn row_norms_of(
-    out: usize,
-    slice: impl Fn(usize, usize) -> Tensor<2>,
-    a: Tensor<2>,
-    b: Tensor<2>,
-    scale: f32,
-) -> Tensor<1> {
+pub fn row_norms(weight: impl Into<LinearWeight>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<1> {
+    let ([out, _], weight, has_graph) = (b.dims(), weight.into(), b.device().is_autodiff());
+    let slice = |start: usize, rows: usize| match &weight {
+        LinearWeight::Float(weight) => weight.clone().narrow(0, start, rows).detach(),
+        LinearWeight::Quantized(weight) => {
+            let rows = weight.dequantized(start..start + rows);
+            if has_graph { Tensor::from_inner(rows) } else { rows }
+        }
+    };
     let (a, b) = (a.detach().cast(DType::F32), b.detach().cast(DType::F32));
     let parts = (0..out)
         .step_by(CONVERTED_ROWS)

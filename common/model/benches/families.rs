@@ -122,6 +122,7 @@ fn config(vision: VisionConfig, text: TextConfig, strategy: FeatureSelect) -> Ll
         pad_token_id: None,
         vision_feature_layers: vec![-1],
         vision_feature_layer_is_scalar: true,
+        quantization: None,
         vision_feature_select_strategy: strategy,
         projector_hidden_act: Activation::Gelu,
         multimodal_projector_bias: true,

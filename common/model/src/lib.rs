@@ -35,6 +35,7 @@ pub mod lora;
 pub mod multi_modal_projector;
 pub mod named;
 pub mod nn;
+pub mod quantized;
 pub mod sampling;
 pub mod text;
 pub mod vision;

@@ -138,7 +138,7 @@ pub fn attach_unset(model: &mut Llava, config: &LoraConfig, seed: u64, device: &
         untied_head(&mut model.language_model);
     }
     let set = |slots: LoraSlots<'_>, seed: u64| {
-        let [outputs, inputs] = slots.weight.dims();
+        let [outputs, inputs] = slots.dims();
         *slots.a = Some(LoraMatrix::random(config.r, inputs, seed, device));
         *slots.b = Some(LoraMatrix::zeros(outputs, config.r, device));
         let zeros = || Param::from_tensor(Tensor::zeros([outputs], (device, DType::F32)));
@@ -175,9 +175,9 @@ pub fn untied_head(language_model: &mut LanguageModel) -> &mut Embedding {
 }
 
 /// Adds `scale · B A` to every weight with LoRA, gives its rows the lengths of DoRA's magnitudes, and removes both. Sums are in f32,
-/// the weight keeps its format. Weights in 8-bit integers keep their matrices beside them.
+/// the weight keeps its format. Weights in few bits keep their matrices beside them.
 pub fn merge(mut model: Llava) -> Llava {
-    slots(&mut model).filter(|slots| slots.int8.is_none()).for_each(merge_weight);
+    slots(&mut model).filter(|slots| slots.quantized.is_none()).for_each(merge_weight);
     model
 }
 
@@ -205,7 +205,7 @@ pub fn targets<'a>(model: &'a mut Llava, config: &LoraConfig) -> Vec<&'a mut Lin
 }
 
 /// Every layer that can carry LoRA but the head, with its published path.
-fn linears(model: &mut Llava) -> Vec<(String, &mut Linear)> {
+pub(crate) fn linears(model: &mut Llava) -> Vec<(String, &mut Linear)> {
     let Llava { vision_tower, multi_modal_projector, language_model } = model;
     linears_of(vision_tower, multi_modal_projector, &mut language_model.model)
 }

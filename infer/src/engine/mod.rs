@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor};
 use chat::ChatProcessor;
 use images::image_processor::ImageProcessor;
-use kernels::MAX_INDEPENDENT_TOKENS;
 use kernels::device::DeviceKind;
+use kernels::{MAX_INDEPENDENT_TOKENS, Quantization};
 use model::Llava;
 use model::batch::PackedBatch;
 use model::config::LlavaConfig;
@@ -51,10 +51,15 @@ impl Engine {
         let weights = args.weights();
         let load_as = if weights == Weights::F32 { LoadAs::F32 } else { LoadAs::Stored };
         let mut engine = Self::load(&args.model, args.adapter.as_deref(), load_as, args.device)?;
-        if weights == Weights::Int8 {
+        if let Weights::Int8 | Weights::Nf4 = weights {
             // An adapter's matrices become part of the weights before these are rounded.
             let mut model = model::lora::merge(engine.model);
-            model.language_model.quantize_int8();
+            if weights == Weights::Int8 {
+                model.language_model.quantize_layers(Quantization::Int8);
+                model.language_model.quantize_head(Quantization::Int8);
+            } else {
+                model.language_model.quantize_layers(Quantization::Nf4 { double_quant: true });
+            }
             engine.model = model;
         }
         engine.model.language_model.move_into_huge_pages();

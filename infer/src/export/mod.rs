@@ -39,6 +39,8 @@ pub fn run(args: &ExportArgs) -> Result<String> {
     mmproj::require_supported(&config)?;
     language_model::require_supported(&config.text)?;
     let (_, mut model) = load_model(&dir, LoadAs::Stored, &device::cpu())?;
+    // Weights in few bits are written as the values that they stand for.
+    model::quantized::dequantize(&mut model, |_| true);
     if let Some(dir) = &args.adapter {
         adapter::load_adapter(&mut model, dir, &device::cpu())?;
         model = lora::merge(model);

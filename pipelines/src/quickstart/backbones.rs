@@ -63,6 +63,7 @@ fn config(vocabulary: Vocabulary) -> LlavaConfig {
         pad_token_id: Some(vocabulary.pad),
         vision_feature_layers: vec![-2],
         vision_feature_layer_is_scalar: true,
+        quantization: None,
         vision_feature_select_strategy: FeatureSelect::Default,
         projector_hidden_act: Activation::Gelu,
         multimodal_projector_bias: true,

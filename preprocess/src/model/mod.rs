@@ -129,6 +129,7 @@ fn llava_config(
         image_token_index: processors.image_token_id(),
         pad_token_id: processors.pad_token_id(),
         vision_feature_layer_is_scalar: args.vision_feature_layer.len() == 1,
+        quantization: None,
         vision_feature_layers: args.vision_feature_layer.clone(),
         vision_feature_select_strategy: strategy,
         projector_hidden_act: Activation::Gelu,

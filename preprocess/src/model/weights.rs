@@ -76,7 +76,7 @@ fn copied<'a>(tensor: ExpectedTensor, weights: &'a Weights<'a>, dtype: WeightDty
         weights.release(&source);
         Ok(bytes)
     });
-    TensorSource { name, dtype, shape, bytes }
+    TensorSource { name, dtype: dtype.into(), shape, bytes }
 }
 
 /// Share of the old rows' covariance that new rows are drawn with.

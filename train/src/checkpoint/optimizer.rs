@@ -146,7 +146,7 @@ fn source<'a>(
     len: usize,
     bytes: impl FnOnce() -> Result<Vec<u8>, base::Error> + 'a,
 ) -> TensorSource<'a> {
-    TensorSource { name: name.to_string(), dtype: WeightDtype::F32, shape: vec![len], bytes: Box::new(bytes) }
+    TensorSource { name: name.to_string(), dtype: WeightDtype::F32.into(), shape: vec![len], bytes: Box::new(bytes) }
 }
 
 /// The files of all ranks that wrote a checkpoint, indexed by what they hold.

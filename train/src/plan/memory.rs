@@ -3,12 +3,14 @@
 
 use super::data::MeanRow;
 use super::parameters::tensors;
-use crate::config::{Accumulate, Config, TrainType};
+use crate::config::{Accumulate, Config};
 use crate::layout::MAX_BUCKET_VALUES;
 use crate::trainable::Choice;
 use base::names::{self, Block};
+use kernels::Quantization;
 use model::config::{LlavaConfig, TextConfig, VisionConfig};
 use model::lora::LoraConfig;
+use model::quantized::is_rounded;
 use std::collections::BTreeMap;
 use store::checkpoint::ExpectedTensor;
 
@@ -51,6 +53,8 @@ pub struct Setting<'a> {
     pub world_size: usize,
     /// Parameters and activations are bf16.
     pub in_bf16: bool,
+    /// The format of the frozen base, where it is in few bits.
+    pub base: Option<Quantization>,
 }
 
 /// What a run trains on.
@@ -84,8 +88,8 @@ impl Memory {
 
     /// Memory of a rank.
     pub fn estimate(setting: Setting, rows: Rows) -> Self {
-        let Setting { config, model, lora, world_size, in_bf16 } = setting;
-        let blocks = Blocks::of(config.train_type, model, lora);
+        let Setting { config, model, lora, world_size, in_bf16, .. } = setting;
+        let blocks = Blocks::of(setting);
         let shape = StepShape::new(config, rows, model);
         let step = Step { config, model, lora, world_size, blocks: &blocks, shape: &shape };
         let Moment { activations, exchange, gradients } = step.busiest();
@@ -97,7 +101,7 @@ impl Memory {
         };
         let of_model = if in_bf16 { BF16 } else { F32 };
         Self {
-            weights: of_model * blocks.all,
+            weights: of_model * blocks.all + blocks.rounded,
             masters: if in_bf16 { F32 * step.owned() } else { 0.0 },
             gradients: F32 * gradients,
             moments: 2.0 * F32 * (step.owned() - step.never_updated(rows)),
@@ -111,12 +115,16 @@ impl Memory {
 
 /// Values of the model's blocks.
 pub(super) struct Blocks {
+    /// Values of all of them that are held as floats.
     all: f64,
+    /// Bytes of those that are held in few bits.
+    rounded: f64,
     trained: BTreeMap<Block, usize>,
 }
 
 impl Blocks {
-    fn of(train_type: TrainType, model: &LlavaConfig, lora: Option<&LoraConfig>) -> Self {
+    fn of(Setting { config, model, lora, base, .. }: Setting) -> Self {
+        let train_type = config.train_type;
         let tensors = tensors(model, lora);
         let mut trained = BTreeMap::new();
         let choice = Choice::new(train_type, lora);
@@ -125,7 +133,13 @@ impl Blocks {
                 *trained.entry(block).or_insert(0) += tensor.len();
             }
         }
-        Self { all: tensors.iter().map(ExpectedTensor::len).sum::<usize>() as f64, trained }
+        let bytes = |tensor: &ExpectedTensor| {
+            let &[rows, width] = tensor.shape.as_slice() else { return None };
+            base.filter(|_| is_rounded(&tensor.name)).map(|format| format.bytes_of([rows, width]))
+        };
+        let all = tensors.iter().filter(|tensor| bytes(tensor).is_none()).map(ExpectedTensor::len).sum::<usize>();
+        let rounded = tensors.iter().filter_map(bytes).sum::<usize>();
+        Self { all: all as f64, rounded: rounded as f64, trained }
     }
 
     fn len(&self, block: Block) -> f64 {

@@ -13,15 +13,18 @@ pub use data::{Data, MeanRow};
 pub use disk::Disk;
 pub use machine::Machine;
 pub use memory::{Memory, Rows, Setting};
+pub use model::lora;
 pub use parameters::{PartCount, parameters};
 pub use text::size;
 
+use crate::base_format;
 use crate::config::Config;
 use crate::order::BatchPlan;
 use crate::setup;
 use ::model::config::LlavaConfig;
 use ::model::lora::LoraConfig;
 use anyhow::Result;
+use kernels::Quantization;
 use model::RecipeTables;
 use std::path::{Path, PathBuf};
 
@@ -51,6 +54,8 @@ pub struct Plan {
     pub model: LlavaConfig,
     /// LoRA, with `use_lora`.
     pub lora: Option<LoraConfig>,
+    /// The format of the frozen base, where it is in few bits.
+    pub base: Option<Quantization>,
     /// Where the model's description comes from.
     pub model_source: String,
     /// The rows.
@@ -87,6 +92,7 @@ impl Plan {
             Some(stage) => stage.lora.clone(),
             None => model::lora(config, &model)?,
         };
+        let base = base_format::of_run(config, &model, lora.as_ref())?;
         let data = Data::describe(config, args, recipe, &model)?;
         let batches = BatchPlan {
             rows: data.rows,
@@ -99,13 +105,13 @@ impl Plan {
         let max_steps = batches.max_steps(config.max_steps, config.num_train_epochs);
         let in_bf16 = setup::wants_bf16(config)?;
         let memory = Memory::estimate(
-            Setting { config, model: &model, lora: lora.as_ref(), world_size: config.nproc, in_bf16 },
+            Setting { config, model: &model, lora: lora.as_ref(), world_size: config.nproc, in_bf16, base },
             Rows { count: data.rows, mean: data.row },
         );
         let disk = Disk::estimate(config, &model, &parts, &data, max_steps, batches.steps_per_epoch());
         let machine = Machine::look(&config.output_dir);
         let config = config.clone();
-        Ok(Self { config, model, lora, model_source, data, batches, max_steps, parts, memory, disk, machine })
+        Ok(Self { config, model, lora, base, model_source, data, batches, max_steps, parts, memory, disk, machine })
     }
 
     /// Values of the whole model, LoRA matrices not counted.

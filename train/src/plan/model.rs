@@ -85,6 +85,7 @@ fn assembled(vision_tower: &Path, language_model: &Path, options: &Table) -> Res
         image_token_index: 0,
         pad_token_id: None,
         vision_feature_layer_is_scalar: vision_feature_layers.len() == 1,
+        quantization: None,
         vision_feature_layers,
         vision_feature_select_strategy: if full { FeatureSelect::Full } else { FeatureSelect::Default },
         projector_hidden_act: Activation::Gelu,

@@ -21,6 +21,9 @@ impl Plan {
         let Self { config, model_source, .. } = self;
         writeln!(f, "model: {model_source}")?;
         writeln!(f, "train_type {}", train_type(config.train_type))?;
+        if let Some(base) = self.base {
+            writeln!(f, "base in {base}: the matrices of the language model's layers")?;
+        }
         writeln!(f, "\n{:<28}{:>15}{:>15}", "parameters", "all", "trained")?;
         for part in &self.parts {
             writeln!(f, "  {:<26}{:>15}{:>15}", part.part.title(), count(part.values), count(part.trained))?;
@@ -168,7 +171,7 @@ impl Plan {
         if held > per_rank {
             return format!(
                 "weights, gradients and moments alone are {} a rank: spread the ranks over machines with more memory, or train \
-                 less (use_lora, projector)",
+                 less (use_lora, projector), on a base in few bits (--load_in_4bit)",
                 size(held)
             );
         }

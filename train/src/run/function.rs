@@ -13,6 +13,10 @@ use store::fingerprint;
 const OPTIONS: [&str; 4] = ["train_type", "seed", "shuffle", "loss_normalization"];
 /// Options that define it when LoRA matrices are made by the run.
 const LORA_OPTIONS: [&str; 4] = ["lora_r", "lora_alpha", "lora_target_modules", "lora_vision"];
+/// Options that define it when they are true.
+const QUANTIZATION_OPTIONS: [&str; 2] = ["load_in_8bit", "load_in_4bit"];
+/// An option that defines it with `load_in_4bit`.
+const DOUBLE_QUANT: &str = "bnb_4bit_use_double_quant";
 const LORA_DROPOUT: &str = "lora_dropout";
 const MODEL: &str = "model_name_or_path";
 const DATA: &str = "data_path";
@@ -65,6 +69,14 @@ impl Function {
                 LORA_OPTIONS.iter().for_each(|name| add(name));
                 function.add_later_lora_options(config);
             }
+        }
+        // Only where they are set, so that a run of an older version can go on.
+        QUANTIZATION_OPTIONS
+            .iter()
+            .filter(|name| settings.get(**name) == Some(&Value::Bool(true)))
+            .for_each(|name| add(name));
+        if config.load_in_4bit {
+            add(DOUBLE_QUANT);
         }
         function.add_fingerprint(DATA, &config.data_path, data_fingerprint.to_string());
         for (name, path) in [(MODEL, Some(&config.model_name_or_path)), (ADAPTER, config.init_adapter.as_ref())] {
@@ -205,6 +217,9 @@ mod tests {
             ),
             (&["--lora_r", "9", "--train_type", "none"], &["train_type"]),
             (&["--lora_r", "4", "--shuffle", "false"], &["shuffle"]),
+            (&["--lora_r", "4", "--bnb_4bit_use_double_quant", "false"], &[]),
+            (&["--lora_r", "4", "--load_in_8bit"], &["load_in_8bit"]),
+            (&["--lora_r", "4", "--load_in_4bit"], &["bnb_4bit_use_double_quant", "load_in_4bit"]),
             (
                 &["--lora_r", "4", "--loss_normalization", "micro_batch_mean"],
                 &["loss_normalization", "per_device_train_batch_size"],

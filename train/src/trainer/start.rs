@@ -1,6 +1,7 @@
 //! From settings to a running trainer.
 
 use super::{Finished, Trainer};
+use crate::base_format;
 use crate::batch::{self, Steps};
 use crate::checkpoint;
 use crate::collective::Collective;
@@ -31,6 +32,7 @@ use burn::tensor::Device;
 use kernels::device::computes_in_bf16;
 use model::config::LlavaConfig;
 use model::lora::LoraConfig;
+use model::quantized;
 use shards::{ShardSet, Split};
 use std::path::Path;
 use std::sync::Arc;
@@ -50,7 +52,9 @@ pub fn run(
     let shards = Arc::new(setup::shards(config, Split::Train)?);
     setup::agree(config, &shards.fingerprint(), &mut communicator)?;
     if rank == 0 {
-        setup::check_lengths(config, &LlavaConfig::read(&config.model_name_or_path)?, &shards)?;
+        let model = LlavaConfig::read(&config.model_name_or_path)?;
+        base_format::of_run(config, &model, plan::lora(config, &model)?.as_ref())?;
+        setup::check_lengths(config, &model, &shards)?;
     }
     let _lock = if rank == 0 { Some(take_folder(config)?) } else { None };
     let (beginning, found) = resume::begin_together(config, &shards.fingerprint(), &mut communicator)?;
@@ -210,7 +214,8 @@ fn loader(
 fn describe_memory(config: &Config, trainee: &Trainee, world_size: usize, shards: &ShardSet) -> Result<()> {
     let rows = Rows { count: shards.len(), mean: MeanRow::sampled(shards, &trainee.config)? };
     let in_bf16 = computes_in_bf16(&trainee.model.device());
-    let setting = Setting { config, model: &trainee.config, lora: trainee.lora.as_ref(), world_size, in_bf16 };
+    let base = config.quantization().or(trainee.config.quantization);
+    let setting = Setting { config, model: &trainee.config, lora: trainee.lora.as_ref(), world_size, in_bf16, base };
     let memory = Memory::estimate(setting, rows);
     let parts = memory.parts().into_iter().filter(|(_, bytes)| *bytes > 0.0);
     let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", plan::size(bytes))).collect();
@@ -246,6 +251,9 @@ fn describe(trainee: &Trainee, layout: &Layout, plan: &BatchPlan, state: &Traine
     );
     if computes_in_bf16(&trainee.model.device()) {
         tracing::info!("computing in bf16; master weights, moments and accumulated gradients in f32");
+    }
+    if let Some(format) = quantized::weights(&trainee.model).first().map(|(_, weight)| weight.format()) {
+        tracing::info!("the matrices of the language model's layers are frozen in {format}");
     }
     if let Some(lora) = &trainee.lora {
         let on = match &lora.modules {

@@ -2,14 +2,14 @@
 
 use super::again::Kept;
 use super::gemm::{Packed, Start, gemm};
-use super::linear::{forward, lora_linear_kept, low_rank, masked, matrix, product, product_values, weight_operand};
+use super::linear::{forward, lora_linear_kept, low_rank, masked, matrix, product, product_values};
 use super::matrix::{Matrix, MatrixMut};
 use super::operand::{self, bytes_of, floats, incoming, record};
 use super::output::{filled_chunks, write};
 use super::rows::column_sums;
 use super::scratch::{Aligned, give, take, unused};
-use super::weights::Weight;
-use crate::{Dropout, LinearInput};
+use super::weights::{Weight, WeightOperand};
+use crate::{Dropout, LinearInput, LinearWeight};
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
@@ -27,11 +27,16 @@ thread_local! {
 }
 
 /// See [`crate::row_norms`].
-pub fn row_norms(weight: &Tensor<2>, a: &Tensor<2>, b: &Tensor<2>, scale: f32) -> Option<Tensor<1>> {
-    let (weight, a, b) = (operand::any_operand(weight)?, operand::operand(a)?, operand::operand(b)?);
-    let norms = norms(&Weight::new(&weight.values)?, matrix(&a.values), matrix(&b.values), scale);
+pub fn row_norms(
+    weight: impl Into<LinearWeight>,
+    a: &Tensor<2>,
+    b: &Tensor<2>,
+    scale: f32,
+) -> Option<Tensor<1>> {
+    let ((weight, _), a, b) = (WeightOperand::new(&weight.into())?, operand::operand(a)?, operand::operand(b)?);
+    let norms = norms(&weight.view()?, matrix(&a.values), matrix(&b.values), scale);
     let out = norms.len();
-    Some(weight.node.constant(operand::tensor(norms, [out])))
+    Some(a.node.constant(operand::tensor(norms, [out])))
 }
 
 /// Some rows of `W + scale · BA` at a time, which no longer are in memory afterwards.
@@ -57,7 +62,7 @@ fn norms(weight: &Weight, a: Matrix, b: Matrix, scale: f32) -> Vec<f32> {
 #[allow(clippy::too_many_arguments)]
 pub fn dora_linear(
     x: impl Into<LinearInput>,
-    weight: &Tensor<2>,
+    weight: impl Into<LinearWeight>,
     bias: Option<&Tensor<1>>,
     a: &Tensor<2>,
     b: &Tensor<2>,
@@ -66,16 +71,15 @@ pub fn dora_linear(
     dropout: Option<&Dropout>,
 ) -> Option<Tensor<2>> {
     let LinearInput { values, again } = x.into();
-    let (x, weight) = (operand::operand(&values)?, weight_operand(weight)?);
+    let (x, (weight, weight_node)) = (operand::operand(&values)?, WeightOperand::new(&weight.into())?);
     let (a, b, gain) = (operand::operand(a)?, operand::operand(b)?, operand::operand(gain)?);
     let bias = match bias {
         Some(bias) => Some(operand::operand(bias)?),
         None => None,
     };
     let input = Dropped::new(matrix(&x.values), dropout);
-    let ([tokens, _], [out, _], [rank, _]) =
-        (operand::dims(&x.values), operand::dims(&weight.values), operand::dims(&a.values));
-    let weights = Weight::new(&weight.values)?;
+    let weights = weight.view()?;
+    let ([tokens, _], (out, _), [rank, _]) = (operand::dims(&x.values), weights.sizes(), operand::dims(&a.values));
     let low = low_rank(input.kept(), matrix(&a.values), scale, None);
     // x̃ (W + scale · BA)ᵀ
     let mut turned = weights.forward(input.kept(), None);
@@ -83,15 +87,15 @@ pub fn dora_linear(
     gemm(Matrix::new(&low, tokens, rank), matrix(&b.values).transposed(), of_output, Start::Keep);
     let gains = floats(&gain.values);
     let rest = match input.rest() {
-        Some(rest) => Some(forward(&operand::tensor(rest, operand::dims(&x.values)), &weight.values, bias.as_ref())?),
+        Some(rest) => Some(forward(&operand::tensor(rest, operand::dims(&x.values)), &weight, bias.as_ref())?.0),
         None => None,
     };
     let bias_values = bias.as_ref().map(|bias| floats(&bias.values));
     let output = combined(&turned, gains, rest.as_deref(), bias_values);
-    let weight_tracked = weight.node.tracked();
+    let weight_tracked = weight_node.tracked();
     let state = || Saved {
         x: Kept::new(&x.values, again.as_ref()),
-        weight: weight.values,
+        weight,
         weight_tracked,
         a: a.values,
         b: b.values,
@@ -103,8 +107,8 @@ pub fn dora_linear(
     };
     let output = operand::tensor(output, [tokens, out]);
     Some(match bias {
-        Some(bias) => record(DoraLinear, [x.node, weight.node, a.node, b.node, gain.node, bias.node], state, output),
-        None => record(DoraLinear, [x.node, weight.node, a.node, b.node, gain.node], state, output),
+        Some(bias) => record(DoraLinear, [x.node, weight_node, a.node, b.node, gain.node, bias.node], state, output),
+        None => record(DoraLinear, [x.node, weight_node, a.node, b.node, gain.node], state, output),
     })
 }
 
@@ -161,7 +165,7 @@ fn together(a: &[f32], b: &[f32], of: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f3
 #[derive(Clone, Debug)]
 struct Saved {
     x: Kept,
-    weight: FlexTensor,
+    weight: WeightOperand,
     weight_tracked: bool,
     a: FlexTensor,
     b: FlexTensor,
@@ -233,7 +237,7 @@ impl Saved {
     fn input_gradient(&self, d: Matrix, of_turned: Matrix, of_low: Matrix) -> FlexTensor {
         let a = matrix(&self.a);
         let mut through = product_values(of_low, a);
-        let Some(weight) = Weight::new(&self.weight) else {
+        let Some(weight) = self.weight.view() else {
             return operand::tensor(through, [d.rows, a.columns]);
         };
         let output = match &self.dropout {

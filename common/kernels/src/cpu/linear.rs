@@ -8,14 +8,14 @@ use super::operand::{self, Operand, bytes_of, floats, incoming, record};
 use super::output::{filled, filled_chunks};
 use super::rows::column_sums;
 use super::scratch::{Aligned, give, take, unused};
-use super::weights::Weight;
-use crate::{Dropout, LinearInput};
+use super::weights::WeightOperand;
+use crate::{Dropout, LinearInput, LinearWeight};
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::flex::FlexTensor;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use rayon::prelude::*;
 use std::cell::Cell;
 
@@ -23,24 +23,28 @@ use std::cell::Cell;
 const ROWS: usize = 64;
 
 /// See [`crate::linear`].
-pub fn linear(x: impl Into<LinearInput>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
+pub fn linear(
+    x: impl Into<LinearInput>,
+    weight: impl Into<LinearWeight>,
+    bias: Option<&Tensor<1>>,
+) -> Option<Tensor<2>> {
     let LinearInput { values, again } = x.into();
     let x = operand::operand(&values)?;
-    let weight = weight_operand(weight)?;
+    let (weight, weight_node) = WeightOperand::new(&weight.into())?;
     let bias = match bias {
         Some(bias) => Some(operand::operand(bias)?),
         None => None,
     };
     let [tokens, _] = operand::dims(&x.values);
-    let [out, _] = operand::dims(&weight.values);
-    let output = operand::tensor(forward(&x.values, &weight.values, bias.as_ref())?, [tokens, out]);
+    let (output, out) = forward(&x.values, &weight, bias.as_ref())?;
+    let output = operand::tensor(output, [tokens, out]);
     let state = Saved {
-        x: weight.node.tracked().then(|| Kept::new(&x.values, again.as_ref())),
-        weight: x.node.tracked().then(|| weight.values.clone()),
+        x: weight_node.tracked().then(|| Kept::new(&x.values, again.as_ref())),
+        weight: x.node.tracked().then_some(weight),
     };
     Some(match bias {
-        Some(bias) => record(Linear, [x.node, weight.node, bias.node], || state, output),
-        None => record(Linear, [x.node, weight.node], || state, output),
+        Some(bias) => record(Linear, [x.node, weight_node, bias.node], || state, output),
+        None => record(Linear, [x.node, weight_node], || state, output),
     })
 }
 
@@ -50,17 +54,10 @@ pub fn linear_kept([tokens, inputs]: [usize; 2], trained: bool, recomputed: bool
     if trained && !recomputed { bytes_of(tokens * inputs) } else { 0 }
 }
 
-/// A weight in any dtype that can be frozen; a trained one is f32.
-pub(super) fn weight_operand(weight: &Tensor<2>) -> Option<Operand> {
-    let weight = operand::any_operand(weight)?;
-    let supported = Weight::new(&weight.values).is_some();
-    let trained = weight.node.tracked() && weight.values.dtype() != DType::F32;
-    (supported && !trained).then_some(weight)
-}
-
-/// `x Wᵀ + b` as values.
-pub(super) fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&Operand>) -> Option<Vec<f32>> {
-    Some(Weight::new(weight)?.forward(matrix(x), bias.map(|bias| floats(&bias.values))))
+/// `x Wᵀ + b` as values, and their number for a token.
+pub(super) fn forward(x: &FlexTensor, weight: &WeightOperand, bias: Option<&Operand>) -> Option<(Vec<f32>, usize)> {
+    let weight = weight.view()?;
+    Some((weight.forward(matrix(x), bias.map(|bias| floats(&bias.values))), weight.sizes().0))
 }
 
 pub(super) fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
@@ -81,7 +78,7 @@ pub(super) fn product_values(a: Matrix, b: Matrix) -> Vec<f32> {
 #[derive(Clone, Debug)]
 struct Saved {
     x: Option<Kept>,
-    weight: Option<FlexTensor>,
+    weight: Option<WeightOperand>,
 }
 
 #[derive(Debug)]
@@ -100,7 +97,7 @@ impl<const N: usize> Backward<Flex, N> for Linear {
         if let (Some(parent), Some(x)) = (weight_parent, x) {
             gradients.register::<Flex>(parent.id, product(d.transposed(), matrix(&x.values())));
         }
-        if let (Some(parent), Some(weight)) = (x_parent, weight.as_ref().and_then(Weight::new)) {
+        if let (Some(parent), Some(weight)) = (x_parent, weight.as_ref().and_then(WeightOperand::view)) {
             let (_, inputs) = weight.sizes();
             gradients.register::<Flex>(parent.id, operand::tensor(weight.backward(d), [d.rows, inputs]));
         }
@@ -114,7 +111,7 @@ impl<const N: usize> Backward<Flex, N> for Linear {
 #[allow(clippy::too_many_arguments)]
 pub fn lora_linear(
     x: impl Into<LinearInput>,
-    weight: &Tensor<2>,
+    weight: impl Into<LinearWeight>,
     bias: Option<&Tensor<1>>,
     a: &Tensor<2>,
     b: &Tensor<2>,
@@ -122,22 +119,22 @@ pub fn lora_linear(
     dropout: Option<&Dropout>,
 ) -> Option<Tensor<2>> {
     let LinearInput { values, again } = x.into();
-    let (x, weight) = (operand::operand(&values)?, weight_operand(weight)?);
+    let x = operand::operand(&values)?;
+    let (weight, weight_node) = WeightOperand::new(&weight.into())?;
     let (a, b) = (operand::operand(a)?, operand::operand(b)?);
     let bias = match bias {
         Some(bias) => Some(operand::operand(bias)?),
         None => None,
     };
-    let mut output = forward(&x.values, &weight.values, bias.as_ref())?;
-    let [tokens, _] = operand::dims(&x.values);
-    let ([out, _], [rank, _]) = (operand::dims(&weight.values), operand::dims(&a.values));
+    let (mut output, out) = forward(&x.values, &weight, bias.as_ref())?;
+    let ([tokens, _], [rank, _]) = (operand::dims(&x.values), operand::dims(&a.values));
     let low = low_rank(matrix(&x.values), matrix(&a.values), scale, dropout);
     let low_matrix = Matrix::new(&low, tokens, rank);
     gemm(low_matrix, matrix(&b.values).transposed(), MatrixMut::new(&mut output, tokens, out), Start::Keep);
-    let weight_tracked = weight.node.tracked();
+    let weight_tracked = weight_node.tracked();
     let state = || LoraSaved {
         x: Kept::new(&x.values, again.as_ref()),
-        weight: weight.values,
+        weight,
         weight_tracked,
         a: a.values,
         b: b.values,
@@ -147,8 +144,8 @@ pub fn lora_linear(
     };
     let output = operand::tensor(output, [tokens, out]);
     Some(match bias {
-        Some(bias) => record(LoraLinear, [x.node, weight.node, a.node, b.node, bias.node], state, output),
-        None => record(LoraLinear, [x.node, weight.node, a.node, b.node], state, output),
+        Some(bias) => record(LoraLinear, [x.node, weight_node, a.node, b.node, bias.node], state, output),
+        None => record(LoraLinear, [x.node, weight_node, a.node, b.node], state, output),
     })
 }
 
@@ -201,7 +198,7 @@ thread_local! {
 #[derive(Clone, Debug)]
 struct LoraSaved {
     x: Kept,
-    weight: FlexTensor,
+    weight: WeightOperand,
     weight_tracked: bool,
     a: FlexTensor,
     b: FlexTensor,
@@ -268,7 +265,7 @@ impl LoraSaved {
                 })
             }
         };
-        if let Some(weight) = Weight::new(&self.weight) {
+        if let Some(weight) = self.weight.view() {
             weight.add_backward(d, &mut output);
         }
         operand::tensor(output, [d.rows, a.columns])

@@ -6,7 +6,7 @@ use burn::backend::autodiff::ops::{Backward, NodeGuard, OpsKind};
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::{Bytes, DType, Shape, Tensor};
+use burn::tensor::{Bytes, DType, Int, Shape, Tensor};
 
 type Differentiable = Autodiff<Flex>;
 
@@ -28,6 +28,11 @@ impl Node {
     /// Whether a gradient will be wanted for this tensor.
     pub fn tracked(&self) -> bool {
         self.tracked
+    }
+
+    /// Of what is no part of any graph.
+    pub fn untracked() -> Self {
+        Self { guard: None, tracked: false }
     }
 
     /// An output on the same device that has no gradient.
@@ -64,6 +69,13 @@ fn contiguous(tensor: FlexTensor) -> FlexTensor {
 pub fn move_into_huge_pages<const D: usize>(weight: &Tensor<D>) {
     if let Some(operand) = any_operand(weight) {
         crate::memory::move_into_huge_pages(operand.values.bytes());
+    }
+}
+
+/// The same for the codes of a rounded weight.
+pub fn move_codes_into_huge_pages<const D: usize>(codes: &Tensor<D, Int>) {
+    if let Ok(codes) = codes.clone().try_into_primitive::<Flex>() {
+        crate::memory::move_into_huge_pages(codes.bytes());
     }
 }
 

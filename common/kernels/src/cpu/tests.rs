@@ -3,7 +3,7 @@
 use super::gemm::{Packed, Start, gemm};
 use super::matrix::{Matrix, MatrixMut};
 use crate::kv_cache::KvCache;
-use crate::{Dropout, LinearInput, Mask, Rope, reference};
+use crate::{Dropout, LinearInput, LinearWeight, Mask, Quantization, QuantizedWeight, Rope, reference};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -428,6 +428,38 @@ fn frozen_half_precision_weights() {
             let plain = |x: &[Tensor<2>]| reference::linear(x[0].clone(), rounded.clone(), None);
             let name = format!("linear with {dtype:?} weight");
             check(&name, &[[tokens, inputs]], 2e-6, &|x| super::linear::linear(&x[0], &half, None), &plain);
+        }
+    }
+}
+
+/// Products with rounded weights and their gradients are those of the f32 weight that the codes stand for.
+#[test]
+fn frozen_weights_in_few_bits() {
+    let formats =
+        [Quantization::Int8, Quantization::Nf4 { double_quant: false }, Quantization::Nf4 { double_quant: true }];
+    for (tokens, inputs, out) in [(1, 37, 50), (6, 64, 5), (12, 128, 33), (40, 2112, 1000), (9, 33, 70)] {
+        for format in formats {
+            let weight =
+                Tensor::<2>::from_data(TensorData::new(values(3, out * inputs), [out, inputs]), &Device::flex());
+            let quantized = QuantizedWeight::quantize(weight, format);
+            let rounded = Tensor::from_inner(quantized.dequantized(0..out));
+            let weight = || LinearWeight::from(quantized.clone());
+            let (row_of, name) = (row, format!("linear of {format}"));
+            let plain = |x: &[Tensor<2>]| reference::linear(x[0].clone(), rounded.clone(), Some(row_of(&x[1])));
+            let shapes = [[tokens, inputs], [1, out]];
+            let kernel = |x: &[Tensor<2>]| super::linear::linear(&x[0], weight(), Some(&row_of(&x[1])));
+            check(&name, &shapes, 4e-6, &kernel, &plain);
+            let generic = |x: &[Tensor<2>]| Some(reference::linear(x[0].clone(), weight(), Some(row_of(&x[1]))));
+            check(&format!("{name} by operations"), &shapes, 4e-6, &generic, &plain);
+            let lora = |x: &[Tensor<2>], weight: LinearWeight| {
+                reference::lora_linear(x[0].clone(), weight, None, x[1].clone(), x[2].clone(), 0.25, None)
+            };
+            let shapes = [[tokens, inputs], [4, inputs], [out, 4]];
+            let kernel = |x: &[Tensor<2>]| super::linear::lora_linear(&x[0], weight(), None, &x[1], &x[2], 0.25, None);
+            check(&format!("lora_{name}"), &shapes, 4e-6, &kernel, &|x| lora(x, rounded.clone().into()));
+            check(&format!("lora_{name} by operations"), &shapes, 4e-6, &|x| Some(lora(x, weight())), &|x| {
+                lora(x, rounded.clone().into())
+            });
         }
     }
 }

@@ -5,10 +5,13 @@
 use super::dot_products::avx2;
 use super::dot_products::dots;
 use super::gemm::{Start, gemm, gemm_into};
+use super::int8::{self, Int8Operand, Int8Rows};
 use super::matrix::{Matrix, MatrixMut};
-use super::operand::{dims, floats};
+use super::nf4::{Nf4Operand, Nf4Rows};
+use super::operand::{self, Node, dims, floats};
 use super::output::{Place, fill_rows, filled, filled_chunks, write};
 use super::simd::multiversion;
+use crate::quantized::{LinearWeight, QuantizedWeight};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::DType;
 use half::{bf16, f16};
@@ -80,6 +83,45 @@ impl Element for f16 {
     }
 }
 
+/// A weight on the CPU backend, which a backward step can keep.
+#[derive(Clone, Debug)]
+pub enum WeightOperand {
+    /// In a float dtype.
+    Float(FlexTensor),
+    /// In 8-bit integers.
+    Int8(Int8Operand),
+    /// In NF4.
+    Nf4(Box<Nf4Operand>),
+}
+
+impl WeightOperand {
+    /// A weight and its place in the graph. It may be in any dtype if it is frozen; a trained one is f32. `None` on another
+    /// backend.
+    pub fn new(weight: &LinearWeight) -> Option<(Self, Node)> {
+        let weight = match weight {
+            LinearWeight::Float(weight) => {
+                let weight = operand::any_operand(weight)?;
+                let supported = Weight::new(&weight.values).is_some();
+                let trained = weight.node.tracked() && weight.values.dtype() != DType::F32;
+                return (supported && !trained).then_some((Self::Float(weight.values), weight.node));
+            }
+            LinearWeight::Quantized(QuantizedWeight::Int8(weight)) => Self::Int8(Int8Operand::new(weight)?),
+            LinearWeight::Quantized(QuantizedWeight::Nf4(weight)) => Self::Nf4(Box::new(Nf4Operand::new(weight)?)),
+        };
+        weight.view()?;
+        Some((weight, Node::untracked()))
+    }
+
+    /// What products are computed with.
+    pub fn view(&self) -> Option<Weight<'_>> {
+        match self {
+            Self::Float(values) => Weight::new(values),
+            Self::Int8(weight) => weight.rows().map(Weight::Int8),
+            Self::Nf4(weight) => weight.rows().map(Weight::Nf4),
+        }
+    }
+}
+
 /// A weight `[out, in]`.
 #[derive(Clone, Copy)]
 pub enum Weight<'a> {
@@ -89,6 +131,10 @@ pub enum Weight<'a> {
     Bf16(&'a [bf16], usize, usize),
     /// To be widened: values, rows, columns.
     F16(&'a [f16], usize, usize),
+    /// To be widened.
+    Int8(Int8Rows<'a>),
+    /// To be widened.
+    Nf4(Nf4Rows<'a>),
 }
 
 impl<'a> Weight<'a> {
@@ -108,18 +154,21 @@ impl<'a> Weight<'a> {
         match *self {
             Self::F32(matrix) => (matrix.rows, matrix.columns),
             Self::Bf16(_, rows, columns) | Self::F16(_, rows, columns) => (rows, columns),
+            Self::Int8(rows) => rows.sizes(),
+            Self::Nf4(rows) => rows.sizes(),
         }
     }
 
     /// `x Wᵀ + bias`. x `[T, in]` → `[T, out]`.
     pub fn forward(&self, x: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
         let (out, _) = self.sizes();
-        if x.rows <= FEW_ROWS {
-            return match *self {
-                Self::F32(matrix) => few(x, matrix.values(), out, bias),
-                Self::Bf16(values, ..) => few(x, values, out, bias),
-                Self::F16(values, ..) => few(x, values, out, bias),
-            };
+        match *self {
+            Self::F32(matrix) if x.rows <= FEW_ROWS => return few_of(x, matrix.values(), out, bias),
+            Self::Bf16(values, ..) if x.rows <= FEW_ROWS => return few_of(x, values, out, bias),
+            Self::F16(values, ..) if x.rows <= FEW_ROWS => return few_of(x, values, out, bias),
+            Self::Int8(rows) if x.rows <= int8::MAX_DIRECT_TOKENS => return rows.few(x, bias),
+            Self::Nf4(rows) if x.rows <= FEW_ROWS => return rows.few(x, bias),
+            _ => {}
         }
         filled(x.rows * out, |output| {
             let mut output = MatrixMut::new(output, x.rows, out);
@@ -166,6 +215,8 @@ impl<'a> Weight<'a> {
             Self::F32(matrix) => add(sums, &matrix.values()[range]),
             Self::Bf16(values, ..) => add(sums, &values[range]),
             Self::F16(values, ..) => add(sums, &values[range]),
+            Self::Int8(rows) => add(sums, &rows.widened(first..first + sums.len() / columns.max(1))),
+            Self::Nf4(rows) => add(sums, &rows.widened(first..first + sums.len() / columns.max(1))),
         }
     }
 
@@ -199,6 +250,8 @@ impl<'a> Weight<'a> {
             Self::F32(matrix) => return use_rows(matrix.block(rows, 0..columns)),
             Self::Bf16(values, ..) => widened(&values[range]),
             Self::F16(values, ..) => widened(&values[range]),
+            Self::Int8(weight) => weight.widened(rows.clone()),
+            Self::Nf4(weight) => weight.widened(rows.clone()),
         };
         use_rows(Matrix::new(&widened, rows.len(), columns))
     }
@@ -215,13 +268,25 @@ multiversion! {
     }
 }
 
-/// `x Wᵀ` for few rows of x: dot products along the weight's rows. Batch-invariant: a row of x gives the same bits whatever the other rows are.
-fn few<E: Element>(x: Matrix, weight: &[E], out: usize, bias: Option<&[f32]>) -> Vec<f32> {
-    let (tokens, width) = (x.rows, x.columns);
+/// [`few`] with a weight whose rows follow each other.
+fn few_of<E: Element>(x: Matrix, weight: &[E], out: usize, bias: Option<&[f32]>) -> Vec<f32> {
+    few(x, out, bias, |row| &weight[row * x.columns..][..x.columns])
+}
+
+/// `x Wᵀ` for few rows of x: dot products along the weight's rows, which `row_of` gives. Batch-invariant: a row of x gives the
+/// same bits whatever the other rows are.
+pub fn few<E: Element, R: AsRef<[E]>>(
+    x: Matrix,
+    out: usize,
+    bias: Option<&[f32]>,
+    row_of: impl Fn(usize) -> R + Sync,
+) -> Vec<f32> {
+    let tokens = x.rows;
     let mut by_channel = vec![0.0; tokens * out];
     by_channel.par_chunks_mut((TASK_ROWS * tokens).max(1)).enumerate().for_each(|(task, part)| {
         for (row, part) in part.chunks_mut(tokens).enumerate() {
-            let weight = &weight[(task * TASK_ROWS + row) * width..][..width];
+            let weight = row_of(task * TASK_ROWS + row);
+            let weight = weight.as_ref();
             for (group, part) in part.chunks_mut(TOGETHER).enumerate() {
                 let inputs: [&[f32]; TOGETHER] = std::array::from_fn(|i| x.row((group * TOGETHER + i).min(tokens - 1)));
                 match part.len() {

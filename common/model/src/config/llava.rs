@@ -3,6 +3,7 @@
 //! # Source
 //! transformers 4.37 to 5.24, `configuration_llava.py`.
 
+use super::quantization;
 use super::reader::{At, Fields, dtype};
 use super::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig};
 use base::fields::Row;
@@ -31,6 +32,7 @@ const FIELDS: &[Row] = &[
     // Copies of the language model's.
     ("vocab_size", Harmless),
     ("hidden_size", Harmless),
+    ("quantization_config", Read),
     ("ignore_index", Only(&["-100"], "labels of tokens without supervision are -100")),
 ];
 
@@ -65,6 +67,7 @@ impl LlavaConfig {
             projector_hidden_act: fields.activation("projector_hidden_act", Activation::Gelu)?,
             multimodal_projector_bias: fields.get("multimodal_projector_bias")?.unwrap_or(true),
             dtype: dtype(&[&fields, &text])?,
+            quantization: quantization::read(&fields)?,
         };
         config.validate(&fields.at)?;
         Ok(config)
@@ -96,7 +99,7 @@ impl LlavaConfig {
 
     fn to_json(&self) -> Value {
         let layers = &self.vision_feature_layers;
-        json!({
+        let mut config = json!({
             "architectures": ["LlavaForConditionalGeneration"],
             "image_seq_length": self.image_seq_length(),
             "image_token_index": self.image_token_index,
@@ -113,7 +116,11 @@ impl LlavaConfig {
                 _ => json!(layers),
             },
             "vision_feature_select_strategy": self.vision_feature_select_strategy.name(),
-        })
+        });
+        if let Some(quantization) = self.quantization {
+            config["quantization_config"] = quantization::to_json(quantization);
+        }
+        config
     }
 }
 

@@ -3,11 +3,12 @@
 
 mod directory;
 mod llava;
+mod quantization;
 pub(crate) mod reader;
 
 pub use crate::text::{RopeScaling, TextConfig, TextFamily};
 pub use crate::vision::{VisionConfig, VisionFamily};
-pub use kernels::Activation;
+pub use kernels::{Activation, Quantization};
 
 /// Which patch features of the selected layers the projector gets (`vision_feature_select_strategy`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,8 @@ pub struct LlavaConfig {
     pub multimodal_projector_bias: bool,
     /// Format of the weights in the files.
     pub dtype: WeightDtype,
+    /// Format of the matrices that the files hold in few bits.
+    pub quantization: Option<Quantization>,
 }
 
 impl LlavaConfig {

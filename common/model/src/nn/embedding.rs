@@ -2,10 +2,10 @@
 
 #![allow(non_snake_case)] // `lora_A` and `lora_B` are the published names.
 
-use super::linear::{LoraMatrix, LoraSlots, row_norms};
+use super::linear::{LoraMatrix, LoraSlots, held, row_norms};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use kernels::int8::{Int8Weight, linear_int8};
+use kernels::{Quantization, QuantizedWeight};
 
 /// A table of rows (`….weight`).
 #[derive(Module, Debug)]
@@ -24,9 +24,9 @@ pub struct Embedding {
     /// The lengths that the magnitudes stand in the place of, where weights do not change ([`Self::keep_row_norms`]).
     #[module(skip)]
     row_norms: Option<Tensor<1>>,
-    /// The table in 8-bit integers, which then stands for `weight` (inference only).
+    /// The table in few bits, which then stands for `weight` and is frozen.
     #[module(skip)]
-    pub int8: Option<Int8Weight>,
+    pub quantized: Option<QuantizedWeight>,
 }
 
 impl Embedding {
@@ -39,7 +39,7 @@ impl Embedding {
             lora_magnitude_vector: None,
             lora_scale: 0.0,
             row_norms: None,
-            int8: None,
+            quantized: None,
         }
     }
 
@@ -47,8 +47,8 @@ impl Embedding {
     pub fn rows(&self, ids: &[u32]) -> Tensor<2> {
         let weight = self.weight.val();
         let dtype = weight.device().settings().float_dtype;
-        match &self.int8 {
-            Some(int8) => int8.rows(ids),
+        match &self.quantized {
+            Some(quantized) => quantized.rows(ids).cast(dtype),
             None => kernels::embedding(weight, ids).cast(dtype),
         }
     }
@@ -59,17 +59,14 @@ impl Embedding {
             let low = kernels::linear(x.clone(), a.weight.val(), None);
             kernels::linear(low, b.weight.val(), None) * self.lora_scale
         });
-        let logits = match &self.int8 {
-            Some(int8) => linear_int8(x, int8, None),
-            None => kernels::linear(x, self.weight.val(), None),
-        };
+        let logits = kernels::linear(x, held(&self.weight, self.quantized.as_ref()), None);
         let logits = match branch {
             Some(branch) => logits + branch,
             None => logits,
         };
         let current = || {
             let (a, b) = self.lora_A.as_ref().zip(self.lora_B.as_ref())?;
-            Some(row_norms(&self.weight, self.int8.as_ref(), (a, b), self.lora_scale))
+            Some(row_norms(&self.weight, self.quantized.as_ref(), (a, b), self.lora_scale))
         };
         let norms = || self.row_norms.clone().or_else(current);
         match self.lora_magnitude_vector.as_ref().and_then(|magnitude| Some(magnitude.val() / norms()?)) {
@@ -85,20 +82,20 @@ impl Embedding {
 
     /// Its LoRA.
     pub fn lora_mut(&mut self) -> LoraSlots<'_> {
-        let Self { weight, lora_A, lora_B, lora_magnitude_vector, lora_scale, int8, .. } = self;
-        let int8 = int8.as_ref();
-        LoraSlots { weight, a: lora_A, b: lora_B, magnitude: lora_magnitude_vector, scale: lora_scale, int8 }
+        let Self { weight, lora_A, lora_B, lora_magnitude_vector, lora_scale, quantized, .. } = self;
+        let quantized = quantized.as_ref();
+        LoraSlots { weight, a: lora_A, b: lora_B, magnitude: lora_magnitude_vector, scale: lora_scale, quantized }
     }
 
     /// The products are not those with `weight` alone.
     pub fn is_composed(&self) -> bool {
-        self.int8.is_some() || self.lora_A.is_some()
+        self.quantized.is_some() || self.lora_A.is_some()
     }
 
-    /// Keeps the table in 8-bit integers from here on; the float table is freed.
-    pub fn quantize_int8(&mut self) {
-        if self.int8.is_none() {
-            self.int8 = Some(Int8Weight::quantize(self.weight.val()));
+    /// Keeps the table in few bits from here on; the float table is freed.
+    pub fn quantize(&mut self, format: Quantization) {
+        if self.quantized.is_none() {
+            self.quantized = Some(QuantizedWeight::quantize(self.weight.val(), format));
             self.weight = Param::from_tensor(Tensor::empty([0, 0], &self.weight.val().device()));
         }
     }

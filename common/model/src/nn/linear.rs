@@ -5,8 +5,7 @@
 use crate::dropout::SiteDropout;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use kernels::LinearInput;
-use kernels::int8::{Int8Weight, linear_int8};
+use kernels::{LinearInput, LinearWeight, Quantization, QuantizedWeight};
 
 /// `y = x Wᵀ + b (+ scale · (dropout(x) Aᵀ) Bᵀ)`; with magnitudes (DoRA), each row of `W + scale · BA` is scaled to its own.
 #[derive(Module, Debug)]
@@ -27,9 +26,9 @@ pub struct Linear {
     /// The lengths that the magnitudes stand in the place of, where weights do not change ([`Self::keep_row_norms`]).
     #[module(skip)]
     row_norms: Option<Tensor<1>>,
-    /// The weight in 8-bit integers, which then stands for `weight` (inference only).
+    /// The weight in few bits, which then stands for `weight` and is frozen.
     #[module(skip)]
-    pub int8: Option<Int8Weight>,
+    pub quantized: Option<QuantizedWeight>,
 }
 
 /// One LoRA matrix (a module of its own so that its path ends with `.weight`).
@@ -50,7 +49,7 @@ impl Linear {
             lora_magnitude_vector: None,
             lora_scale: 0.0,
             row_norms: None,
-            int8: None,
+            quantized: None,
         }
     }
 
@@ -62,16 +61,11 @@ impl Linear {
         if let Some((gain, (a, b))) = self.gain().zip(lora.clone()) {
             return self.forward_dora(x, (gain, a, b), dropout);
         }
-        match (&self.int8, lora) {
-            (None, None) => kernels::linear(x, self.weight.val(), bias),
-            (None, Some((a, b))) => {
+        match lora {
+            None => kernels::linear(x, self.weight(), bias),
+            Some((a, b)) => {
                 let dropout = dropout.map(|dropout| dropout.of_values());
-                kernels::lora_linear(x, self.weight.val(), bias, a, b, self.lora_scale, dropout.as_ref())
-            }
-            (Some(int8), None) => linear_int8(x.values, int8, bias),
-            (Some(int8), Some((a, b))) => {
-                let branch = kernels::linear(kernels::linear(x.clone(), a, None), b, None) * self.lora_scale;
-                linear_int8(x.values, int8, bias) + branch
+                kernels::lora_linear(x, self.weight(), bias, a, b, self.lora_scale, dropout.as_ref())
             }
         }
     }
@@ -84,17 +78,13 @@ impl Linear {
         dropout: Option<SiteDropout>,
     ) -> Tensor<2> {
         let bias = self.bias.as_ref().map(Param::val);
-        let Some(int8) = &self.int8 else {
-            let dropout = dropout.map(|dropout| dropout.of_values());
-            let weight = self.weight.val();
-            return kernels::dora_linear(x, weight, bias, a, b, self.lora_scale, gain, dropout.as_ref());
-        };
-        let branch = kernels::linear(kernels::linear(x.clone(), a, None), b, None) * self.lora_scale;
-        let y = (linear_int8(x.values, int8, None) + branch) * gain.unsqueeze();
-        match bias {
-            Some(bias) => y + bias.unsqueeze(),
-            None => y,
-        }
+        let dropout = dropout.map(|dropout| dropout.of_values());
+        kernels::dora_linear(x, self.weight(), bias, a, b, self.lora_scale, gain, dropout.as_ref())
+    }
+
+    /// What products are computed with.
+    fn weight(&self) -> LinearWeight {
+        held(&self.weight, self.quantized.as_ref())
     }
 
     /// What DoRA multiplies the outputs by: magnitudes by lengths. The lengths have no gradient.
@@ -105,7 +95,7 @@ impl Linear {
         let magnitude = self.lora_magnitude_vector.as_ref()?.val();
         let current = || {
             let (a, b) = self.lora_A.as_ref().zip(self.lora_B.as_ref())?;
-            Some(row_norms(&self.weight, self.int8.as_ref(), (a, b), self.lora_scale))
+            Some(row_norms(&self.weight, self.quantized.as_ref(), (a, b), self.lora_scale))
         };
         Some(magnitude / self.row_norms.clone().or_else(current)?)
     }
@@ -117,16 +107,26 @@ impl Linear {
 
     /// Its LoRA.
     pub fn lora_mut(&mut self) -> LoraSlots<'_> {
-        let Self { weight, lora_A, lora_B, lora_magnitude_vector, lora_scale, int8, .. } = self;
-        let int8 = int8.as_ref();
-        LoraSlots { weight, a: lora_A, b: lora_B, magnitude: lora_magnitude_vector, scale: lora_scale, int8 }
+        let Self { weight, lora_A, lora_B, lora_magnitude_vector, lora_scale, quantized, .. } = self;
+        let quantized = quantized.as_ref();
+        LoraSlots { weight, a: lora_A, b: lora_B, magnitude: lora_magnitude_vector, scale: lora_scale, quantized }
     }
 
-    /// Keeps the weight in 8-bit integers from here on; the float weight is freed.
-    pub fn quantize_int8(&mut self) {
-        if self.int8.is_none() {
-            self.int8 = Some(Int8Weight::quantize(self.weight.val()));
+    /// Keeps the weight in few bits from here on; the float weight is freed.
+    pub fn quantize(&mut self, format: Quantization) {
+        if self.quantized.is_none() {
+            self.quantized = Some(QuantizedWeight::quantize(self.weight.val(), format));
             self.weight = Param::from_tensor(Tensor::empty([0, 0], &self.weight.val().device()));
+        }
+    }
+
+    /// The weight in f32 again: the values that its codes stand for.
+    pub fn dequantize(&mut self) {
+        if let Some(quantized) = self.quantized.take() {
+            let [rows, _] = quantized.dims();
+            let (device, weight) = (self.weight.val().device(), quantized.dequantized(0..rows));
+            let weight = if device.is_autodiff() { Tensor::from_inner(weight) } else { weight };
+            self.weight = Param::from_tensor(weight);
         }
     }
 }
@@ -143,29 +143,34 @@ pub struct LoraSlots<'a> {
     pub magnitude: &'a mut Option<Param<Tensor<1>>>,
     /// Factor of the LoRA branch.
     pub scale: &'a mut f32,
-    /// The weight in 8-bit integers, which then stands for `weight`.
-    pub int8: Option<&'a Int8Weight>,
+    /// The weight in few bits, which then stands for `weight`.
+    pub quantized: Option<&'a QuantizedWeight>,
 }
 
 impl LoraSlots<'_> {
+    /// out, in.
+    pub fn dims(&self) -> [usize; 2] {
+        self.quantized.map_or_else(|| self.weight.dims(), QuantizedWeight::dims)
+    }
+
     /// The lengths of the rows of `W + scale · BA`, f32 `[out]`; `None` without magnitudes.
     pub fn row_norms(&self) -> Option<Tensor<1>> {
         let (a, b) = self.a.as_ref().zip(self.b.as_ref())?;
-        self.magnitude.as_ref().map(|_| row_norms(self.weight, self.int8, (a, b), *self.scale))
+        self.magnitude.as_ref().map(|_| row_norms(self.weight, self.quantized, (a, b), *self.scale))
     }
+}
+
+/// A weight as it is held: what stands for it, if something does.
+pub(super) fn held(weight: &Param<Tensor<2>>, quantized: Option<&QuantizedWeight>) -> LinearWeight {
+    quantized.cloned().map_or_else(|| weight.val().into(), LinearWeight::from)
 }
 
 /// The lengths of the rows of `W + scale · BA`, f32 `[out]`, of a weight as it is held.
 pub(super) fn row_norms(
     weight: &Param<Tensor<2>>,
-    int8: Option<&Int8Weight>,
+    quantized: Option<&QuantizedWeight>,
     (a, b): (&LoraMatrix, &LoraMatrix),
     scale: f32,
 ) -> Tensor<1> {
-    let (a, b) = (a.weight.val(), b.weight.val());
-    let [out, _] = b.dims();
-    match int8 {
-        Some(int8) => kernels::reference::row_norms_of(out, |start, rows| int8.dequantized(start, rows), a, b, scale),
-        None => kernels::row_norms(weight.val(), a, b, scale),
-    }
+    kernels::row_norms(held(weight, quantized), a.weight.val(), b.weight.val(), scale)
 }

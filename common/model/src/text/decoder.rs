@@ -7,9 +7,8 @@ use crate::nn::init::Initializer;
 use crate::nn::{Embedding, Linear, RmsNorm};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
-use kernels::int8::Int8Weight;
 use kernels::kv_cache::KvCache;
-use kernels::{LinearInput, Mask};
+use kernels::{LinearInput, Mask, Quantization, QuantizedWeight};
 
 /// `language_model.…`
 #[derive(Module, Debug)]
@@ -115,19 +114,23 @@ impl LanguageModel {
         self.head().weight.val()
     }
 
-    /// Keeps the matrices of the layers and of the head in 8-bit integers, one scale an output channel: inference only,
-    /// for a quarter of f32's memory traffic. LoRA matrices stay as they are; merge them first for speed.
-    pub fn quantize_int8(&mut self) {
-        self.model.layers.iter_mut().flat_map(TextLayer::linears_mut).for_each(Linear::quantize_int8);
-        self.lm_head.as_mut().unwrap_or(&mut self.model.embed_tokens).quantize_int8();
+    /// Keeps the matrices of the layers in few bits, for a fraction of the memory traffic. LoRA matrices stay as they are;
+    /// merge them first for speed.
+    pub fn quantize_layers(&mut self, format: Quantization) {
+        self.model.layers.iter_mut().flat_map(TextLayer::linears_mut).for_each(|linear| linear.quantize(format));
+    }
+
+    /// Keeps the head in few bits, and with it the embedding where the two are tied: inference only.
+    pub fn quantize_head(&mut self, format: Quantization) {
+        self.lm_head.as_mut().unwrap_or(&mut self.model.embed_tokens).quantize(format);
     }
 
     /// Moves the weights into huge pages where system and backend can: decoding reads all of them for every token.
     pub fn move_into_huge_pages(&mut self) {
         self.visit(&mut HugePages);
-        let of_layers = self.model.layers.iter_mut().flat_map(TextLayer::linears_mut).filter_map(|l| l.int8.as_ref());
-        of_layers.for_each(Int8Weight::move_into_huge_pages);
-        self.head().int8.iter().for_each(Int8Weight::move_into_huge_pages);
+        let linears = self.model.layers.iter_mut().flat_map(TextLayer::linears_mut);
+        linears.filter_map(|linear| linear.quantized.as_ref()).for_each(QuantizedWeight::move_into_huge_pages);
+        self.head().quantized.iter().for_each(QuantizedWeight::move_into_huge_pages);
     }
 }
 

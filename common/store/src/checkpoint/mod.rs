@@ -1,5 +1,6 @@
 //! Model directories: memory-mapped safetensors (or a pickled file) in, safetensors (in parts when large) out.
 
+mod nf4;
 mod pickled;
 mod read;
 mod resolve;
@@ -9,16 +10,20 @@ pub use model::expected::{ExpectedTensor, expected_projector, expected_tensors, 
 pub use read::{TensorFiles, TensorView};
 pub use resolve::Weights;
 pub use write::{
-    TensorSource, from_f32, model_tensors, module_tensors, renamed_tensors, save_model, write_file, write_tensors,
+    TensorDtype, TensorSource, from_f32, model_tensors, module_tensors, renamed_tensors, save_model, write_file,
+    write_tensors,
 };
 
 use base::{Error, Result, names, pulse};
 use burn::module::Param;
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
+use kernels::{Quantization, QuantizedWeight};
 use model::Llava;
 use model::config::{LlavaConfig, TextConfig, WeightDtype};
 use model::named::{NamedMapper, map_named};
+use model::quantized;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Parts that transformers makes by default, bytes.
@@ -41,6 +46,20 @@ pub enum LoadAs {
 /// # Errors
 /// Unreadable files, and the first tensor that does not fit the config.
 pub fn load_model(dir: &Path, load_as: LoadAs, device: &Device) -> Result<(LlavaConfig, Llava)> {
+    load_rounded(dir, load_as, None, device)
+}
+
+/// As [`load_model`]; the matrices of the language model's layers ([`quantized::is_rounded`]) are rounded as they are read, so that
+/// no float copy of the model exists. Matrices that are stored in few bits stay as they are.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_rounded(
+    dir: &Path,
+    load_as: LoadAs,
+    format: Option<Quantization>,
+    device: &Device,
+) -> Result<(LlavaConfig, Llava)> {
     let config = LlavaConfig::read(dir)?;
     let files = TensorFiles::open(dir)?;
     let expected = expected_tensors(&config);
@@ -50,7 +69,12 @@ pub fn load_model(dir: &Path, load_as: LoadAs, device: &Device) -> Result<(Llava
         LoadAs::F32 => Some(WeightDtype::F32),
         LoadAs::Stored => is_mixed(&weights, &expected).then_some(config.dtype),
     };
-    let model = map_named(Llava::zeros(&config, device), &mut Loader { weights: &weights, dtype, device });
+    let mut loader = Loader { weights: &weights, dtype, format, device, rounded: BTreeMap::new(), error: None };
+    let mut model = map_named(Llava::zeros(&config, device), &mut loader);
+    if let Some(error) = loader.error {
+        return Err(error);
+    }
+    quantized::place(&mut model, loader.rounded);
     Ok((config, model))
 }
 
@@ -71,11 +95,36 @@ struct Loader<'a> {
     weights: &'a Weights<'a>,
     /// `None` keeps each tensor's own.
     dtype: Option<WeightDtype>,
+    /// Of the matrices that are rounded.
+    format: Option<Quantization>,
     device: &'a Device,
+    rounded: BTreeMap<String, QuantizedWeight>,
+    error: Option<Error>,
+}
+
+impl Loader<'_> {
+    /// A weight in few bits, as it is stored or as it is to be held.
+    fn rounded(&self, name: &str) -> Option<Result<QuantizedWeight>> {
+        if let Some(weight) = self.weights.nf4(name, self.device) {
+            return Some(weight.map(QuantizedWeight::from));
+        }
+        let (format, view) = (self.format.filter(|_| quantized::is_rounded(name))?, self.weights.get(name)?);
+        let weight = view.to_tensor(view.dtype, &self.device.clone().without_autodiff());
+        Some(Ok(QuantizedWeight::quantize(weight, format)))
+    }
 }
 
 impl NamedMapper for Loader<'_> {
     fn map<const D: usize>(&mut self, name: String, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if let Some(weight) = self.rounded(&name) {
+            match weight {
+                Ok(weight) => drop(self.rounded.insert(name.clone(), weight)),
+                Err(error) => self.error = Some(error),
+            }
+            self.weights.release(&name);
+            pulse::mark();
+            return Param::from_tensor(Tensor::empty([0; D], self.device));
+        }
         // `resolve` has checked that every parameter of the model is there.
         let Some(view) = self.weights.get(&name) else { return param };
         let tensor = view.to_tensor(self.dtype.unwrap_or(view.dtype), self.device);

@@ -38,7 +38,7 @@ pub fn rewrite(path: &Path) -> Result<Rewritten> {
         let dtype = weight_dtype(tensor.dtype(), path, &name)?;
         let shape = tensor.shape().to_vec();
         let bytes = Box::new(move || tensor.read().map_err(|error| damaged(&error)));
-        Ok(TensorSource { name, dtype, shape, bytes })
+        Ok(TensorSource { name, dtype: dtype.into(), shape, bytes })
     };
     let sources = tensors.into_iter().map(source).collect::<Result<Vec<_>>>()?;
     let folder = TempDir::new().map_err(Error::io(&std::env::temp_dir()))?;

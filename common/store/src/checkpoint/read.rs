@@ -1,5 +1,6 @@
 //! Memory-mapped weights: single `*.safetensors`, parts with an index, or a pickled file rewritten as one.
 
+use super::nf4::Nf4State;
 use super::pickled;
 use base::{Error, Result, files, json, names};
 use half::{bf16, f16};
@@ -44,6 +45,9 @@ impl TensorView<'_> {
 pub struct TensorFiles {
     files: Vec<MappedFile>,
     entries: BTreeMap<String, Entry>,
+    /// Weights in NF4 by their names, and the tensors that they consist of, which are no others' business.
+    nf4: BTreeMap<String, Nf4State>,
+    parts: BTreeMap<String, Entry>,
     /// The temporary file that is mapped, if there is one.
     rewritten: Option<pickled::Rewritten>,
 }
@@ -55,7 +59,7 @@ struct MappedFile {
 
 struct Entry {
     file: usize,
-    dtype: WeightDtype,
+    dtype: Dtype,
     shape: Vec<usize>,
     range: Range<usize>,
 }
@@ -82,11 +86,7 @@ impl TensorFiles {
         let parts: BTreeSet<&String> = index.weight_map.values().collect();
         let parts = parts.into_iter().map(|part| files::in_folder(dir, part, index_path.display()));
         let files = Self::open_files(&parts.collect::<Result<Vec<_>>>()?)?;
-        match index
-            .weight_map
-            .iter()
-            .find(|(name, _)| !files.entries.contains_key(*name) && !names::is_stored_buffer(name))
-        {
+        match index.weight_map.iter().find(|(name, _)| !files.has(name) && !names::is_stored_buffer(name)) {
             None => Ok(files),
             Some((name, part)) => Err(Error::invalid(
                 dir.join(part).display(),
@@ -123,11 +123,58 @@ impl TensorFiles {
     }
 
     fn open_files(paths: &[PathBuf]) -> Result<Self> {
-        let mut opened = Self { files: Vec::with_capacity(paths.len()), entries: BTreeMap::new(), rewritten: None };
+        let mut opened = Self {
+            files: Vec::with_capacity(paths.len()),
+            entries: BTreeMap::new(),
+            nf4: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            rewritten: None,
+        };
         for path in paths {
             opened.add(path)?;
         }
+        opened.take_nf4()?;
+        for (name, entry) in &opened.entries {
+            weight_dtype(entry.dtype, &opened.files[entry.file].path, name)?;
+        }
         Ok(opened)
+    }
+
+    /// Takes the weights in NF4 out of the other tensors. Their parts may lie in several files.
+    fn take_nf4(&mut self) -> Result<()> {
+        let weights = self.entries.keys().filter_map(|name| name.strip_suffix(names::nf4::STATE).map(str::to_string));
+        for weight in weights.collect::<Vec<_>>() {
+            let parts = names::nf4::PARTS.map(|part| format!("{weight}{part}"));
+            for name in parts.into_iter().chain([weight.clone()]) {
+                if let Some(entry) = self.entries.remove(&name) {
+                    self.parts.insert(name, entry);
+                }
+            }
+            let state = Nf4State::read(self, &weight)?;
+            self.nf4.insert(weight, state);
+        }
+        Ok(())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name) || self.parts.contains_key(name)
+    }
+
+    /// A weight in NF4 by the name that stands in the files.
+    pub(super) fn nf4(&self, name: &str) -> Option<&Nf4State> {
+        self.nf4.get(name)
+    }
+
+    /// The bytes of a tensor that a weight in NF4 consists of.
+    pub(super) fn part(&self, name: &str) -> Option<&[u8]> {
+        let Entry { file, range, .. } = self.parts.get(name)?;
+        Some(&self.files[*file].map[range.clone()])
+    }
+
+    /// The shape of a tensor, in NF4 or not, by the name that stands in the files.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        let of_nf4 = self.nf4.get(name).map(|state| &state.shape[..]);
+        of_nf4.or_else(|| self.entries.get(name).map(|entry| &entry.shape[..]))
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
@@ -151,7 +198,7 @@ impl TensorFiles {
             let (start, end) = info.data_offsets;
             let entry = Entry {
                 file: self.files.len(),
-                dtype: weight_dtype(info.dtype, path, &name)?,
+                dtype: info.dtype,
                 shape: info.shape.clone(),
                 range: data_start + start..data_start + end,
             };
@@ -166,23 +213,26 @@ impl TensorFiles {
 
     /// Names as they stand in the files.
     pub fn names(&self) -> Vec<&str> {
-        self.entries.keys().map(String::as_str).collect()
+        self.entries.keys().chain(self.nf4.keys()).map(String::as_str).collect()
     }
 
-    /// A tensor by the name that stands in the files.
+    /// A tensor by the name that stands in the files; `None` in NF4.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let Entry { file, dtype, shape, range } = self.entries.get(name)?;
-        Some(TensorView { dtype: *dtype, shape, bytes: &self.files[*file].map[range.clone()] })
+        let MappedFile { path, map } = &self.files[*file];
+        Some(TensorView { dtype: weight_dtype(*dtype, path, name).ok()?, shape, bytes: &map[range.clone()] })
     }
 
     /// The file that holds a tensor.
     pub fn path_of(&self, name: &str) -> Option<&Path> {
-        self.entries.get(name).map(|entry| self.files[entry.file].path.as_path())
+        let entry = self.entries.get(name).or_else(|| self.parts.get(name));
+        entry.map(|entry| self.files[entry.file].path.as_path())
     }
 
     /// Gives back the memory of a tensor's pages after it has been copied; reading it again is allowed and reads the file.
     pub fn release(&self, name: &str) {
-        let Some(Entry { file, range, .. }) = self.entries.get(name) else { return };
+        let entry = self.entries.get(name).or_else(|| self.parts.get(name));
+        let Some(Entry { file, range, .. }) = entry else { return };
         // SAFETY: the map is read-only and backed by a file, so dropped pages come back with the same bytes.
         let advised = unsafe {
             self.files[*file].map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
@@ -215,7 +265,7 @@ fn weight_dtype(dtype: Dtype, path: &Path, name: &str) -> Result<WeightDtype> {
             format!("{}: tensor {name}", path.display()),
             format!("{other:?}"),
             "F32, BF16 or F16",
-            "convert the weights; quantized ones are not read",
+            "convert the weights; of quantized ones, bitsandbytes' NF4 is read",
         )),
     }
 }

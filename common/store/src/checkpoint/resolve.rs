@@ -2,6 +2,8 @@
 
 use super::read::{TensorFiles, TensorView};
 use base::{Error, Result, names};
+use burn::tensor::Device;
+use kernels::nf4::Nf4Weight;
 use model::expected::ExpectedTensor;
 use std::collections::BTreeMap;
 
@@ -38,15 +40,10 @@ impl<'a> Weights<'a> {
             }
         }
         for tensor in tensors {
-            match stored_names.get(&tensor.name).and_then(|stored| Some((stored, files.get(stored)?))) {
+            match stored_names.get(&tensor.name).and_then(|stored| Some((stored, files.shape(stored)?))) {
                 None => problems.push(missing(files, tensor)),
-                Some((stored, view)) if view.shape != tensor.shape => {
-                    problems.push(problem(
-                        files,
-                        stored,
-                        format!("shape {:?}", view.shape),
-                        format!("{:?}", tensor.shape),
-                    ));
+                Some((stored, shape)) if shape != tensor.shape => {
+                    problems.push(problem(files, stored, format!("shape {shape:?}"), format!("{:?}", tensor.shape)));
                 }
                 Some(_) => {}
             }
@@ -57,7 +54,16 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// A tensor by its published name.
+    /// A weight in NF4 by its published name, on a device; `None` for other tensors.
+    ///
+    /// # Errors
+    /// Parts that do not fit each other.
+    pub fn nf4(&self, name: &str, device: &Device) -> Option<Result<Nf4Weight>> {
+        let stored = self.stored_names.get(name)?;
+        Some(self.files.nf4(stored)?.weight(self.files, stored, device))
+    }
+
+    /// A tensor by its published name; `None` in NF4.
     pub fn get(&self, name: &str) -> Option<TensorView<'a>> {
         self.files.get(self.stored_names.get(name)?)
     }

@@ -1,23 +1,60 @@
 //! Safetensors out: one file, or parts with an index; streamed, so that no second copy of the weights is ever held.
 
+use super::nf4;
 use base::files::AtomicFile;
 use base::{Error, Result, json, names};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 use half::{bf16, f16};
+use kernels::QuantizedWeight;
 use model::Llava;
 use model::config::{LlavaConfig, WeightDtype};
 use model::named::{NamedVisitor, visit_named_below};
+use model::quantized;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
+
+/// Dtype of a tensor in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorDtype {
+    /// Weights.
+    Float(WeightDtype),
+    /// Codes.
+    U8,
+}
+
+impl TensorDtype {
+    fn size(self) -> usize {
+        match self {
+            Self::Float(dtype) => dtype.size(),
+            Self::U8 => 1,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Float(WeightDtype::F32) => "F32",
+            Self::Float(WeightDtype::Bf16) => "BF16",
+            Self::Float(WeightDtype::F16) => "F16",
+            Self::U8 => "U8",
+        }
+    }
+}
+
+impl From<WeightDtype> for TensorDtype {
+    fn from(dtype: WeightDtype) -> Self {
+        Self::Float(dtype)
+    }
+}
 
 /// One tensor to write: its place in the file is planned before its bytes are asked for.
 pub struct TensorSource<'a> {
     /// Name in the file.
     pub name: String,
     /// Format in the file.
-    pub dtype: WeightDtype,
+    pub dtype: TensorDtype,
     /// Shape in the file.
     pub shape: Vec<usize>,
     /// Gives the little-endian bytes, when their turn has come.
@@ -32,19 +69,33 @@ impl TensorSource<'_> {
 
 /// Writes `config.json` and the weights (published names) into an existing folder; parts of at most `max_part_bytes`.
 ///
-/// Weights are written in the config's format; output weights of their own are written, and the config says so, also where
+/// Weights are written in the config's format, those in NF4 as bitsandbytes does it; output weights of their own are written, and the config says so, also where
 /// `config` has them tied (an adapter may have separated the two).
 ///
 /// # Errors
-/// A model with LoRA matrices (they have no place in a full checkpoint), and what the operating system refuses.
+/// A model with LoRA matrices (they have no place in a full checkpoint) or in 8-bit integers, and what the operating system
+/// refuses.
 pub fn save_model(model: &Llava, config: &LlavaConfig, dir: &Path, max_part_bytes: usize) -> Result<()> {
-    let tensors = model_tensors(model, config.dtype);
+    let mut tensors = model_tensors(model, config.dtype);
+    let rounded: BTreeMap<String, QuantizedWeight> = quantized::weights(model).into_iter().collect();
+    tensors.retain(|tensor| !rounded.contains_key(&tensor.name));
+    let format = rounded.values().next().map(QuantizedWeight::format);
+    for (name, weight) in rounded {
+        match weight {
+            QuantizedWeight::Nf4(weight) => tensors.extend(nf4::sources(&name, &weight, config.dtype)?),
+            QuantizedWeight::Int8(_) => {
+                let place = format!("{}: tensor {name}", dir.display());
+                return Err(Error::invalid(place, "8-bit integers", "a dtype that files have", "round to nf4 instead"));
+            }
+        }
+    }
     if let Some(lora) = tensors.iter().find(|tensor| names::is_lora(&tensor.name)) {
         let found = format!("LoRA matrices ({})", lora.name);
         return Err(Error::invalid(dir.display(), found, "merged weights", "merge first, or save the adapter"));
     }
     let mut config = config.clone();
     config.text.tie_word_embeddings = model.language_model.lm_head.is_none();
+    config.quantization = format;
     config.write(dir)?;
     write_tensors(tensors, dir, max_part_bytes)
 }
@@ -83,7 +134,7 @@ impl<F: Fn(String) -> I, I: IntoIterator<Item = String>> NamedVisitor for Collec
             let (tensor, dtype) = (param.val(), self.dtype);
             let shape = tensor.dims().to_vec();
             let bytes = Box::new(move || tensor_bytes(tensor, dtype));
-            self.tensors.push(TensorSource { name, dtype, shape, bytes });
+            self.tensors.push(TensorSource { name, dtype: dtype.into(), shape, bytes });
         }
     }
 }
@@ -167,11 +218,7 @@ pub fn write_file(tensors: Vec<TensorSource<'_>>, path: &Path) -> Result<()> {
     header.insert("__metadata__".into(), serde_json::json!({ "format": "pt" }));
     let mut offset = 0;
     for tensor in &tensors {
-        let dtype = match tensor.dtype {
-            WeightDtype::F32 => "F32",
-            WeightDtype::Bf16 => "BF16",
-            WeightDtype::F16 => "F16",
-        };
+        let dtype = tensor.dtype.name();
         let end = offset + tensor.len();
         let entry = serde_json::json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [offset, end] });
         header.insert(tensor.name.clone(), entry);
