@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from bitsandbytes import functional
+from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
 from bitsandbytes.nn import Linear4bit
 from safetensors.torch import save_file
 from transformers import (BitsAndBytesConfig, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config)
@@ -17,6 +18,19 @@ HERE = Path(__file__).parent
 SKIPPED = ["lm_head", "multi_modal_projector", "vision_tower", "model.multi_modal_projector", "model.vision_tower"]
 
 
+def values_of(codes, state):
+    """The values that codes stand for, by bitsandbytes' definition for all devices. Its AVX-512 kernel for CPUs (0.50.2) takes
+    wrong magnitudes where rows are not whole blocks, so it is only held against the definition where they are."""
+    absmax = state.absmax
+    if state.nested:
+        absmax = functional.dequantize_blockwise(absmax, state.state2) + state.offset
+    flat = codes.reshape(-1)
+    values = _dequantize_4bit_compute.__wrapped__(flat, absmax, state.code, state.blocksize, state.shape, state.dtype)
+    if state.shape[-1] % state.blocksize == 0:
+        assert torch.equal(values, functional.dequantize_4bit(codes, state)), state.shape
+    return values
+
+
 def matrices():
     """Matrices, their codes with and without double quantization, and the values that bitsandbytes gives back."""
     torch.manual_seed(1)
@@ -24,7 +38,7 @@ def matrices():
     outlier[2, 5] = -40.0
     sources = {
         "normal": torch.randn(131, 130) * 0.02, "odd": torch.randn(3, 33), "zeros": torch.zeros(2, 64),
-        "outlier": outlier, "single": torch.full((1, 1), -0.7), "half": (torch.randn(20, 96) * 0.1).bfloat16(),
+        "outlier": outlier, "whole": torch.randn(20, 128), "single": torch.full((1, 1), -0.7), "half": (torch.randn(20, 96) * 0.1).bfloat16(),
     }
     tensors = {}
     for name, source in sources.items():
@@ -34,9 +48,7 @@ def matrices():
             weight = f"{name}.{'nested' if nested else 'plain'}.weight"
             tensors[weight] = codes
             tensors |= {f"{weight}.{key}": value.clone() for key, value in state.as_dict(packed=True).items()}
-            values = functional.dequantize_4bit(codes, state)
-            assert values.dtype == source.dtype
-            tensors[f"{weight[:-7]}.values"] = values.float()
+            tensors[f"{weight[:-7]}.values"] = values_of(codes, state).float()
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, HERE / "matrices.safetensors")
 
 
@@ -68,7 +80,7 @@ def llava():
     count = 0
     for name, module in rounded.named_modules():
         if isinstance(module, Linear4bit):
-            plain[name].weight.data = functional.dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+            plain[name].weight.data = values_of(module.weight.data, module.weight.quant_state).float()
             count += 1
     assert count == 14, count
     input_ids = torch.tensor([[1, 60, 60, 60, 60, 5, 9, 33, 12, 50, 7, 21, 3, 4, 8, 2]])
