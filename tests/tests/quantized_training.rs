@@ -180,11 +180,13 @@ fn a_matrix_of_the_base_that_is_trained_whole_is_refused_by_name() {
             lora: BTreeSet::from(["language_model.model.layers.0.self_attn.q_proj".to_string()]),
             trained: BTreeSet::from([trained.to_string()]),
             kept: BTreeSet::new(),
+            unties_head: false,
             untrainable: None,
             fields: Vec::new(),
         };
-        let lora = LoraConfig { modules: Some(modules), ..config.lora() };
-        base_format::of_run(&config, &tests::tiny::config(), Some(&lora)).map_err(|error| error.to_string())
+        let model = tests::tiny::config();
+        let lora = LoraConfig { modules: Some(modules), ..config.lora(&model).expect("settings of LoRA") };
+        base_format::of_run(&config, &model, Some(&lora)).map_err(|error| error.to_string())
     };
     let nf4 = Some(Quantization::Nf4 { double_quant: true });
     assert_eq!(of(matrix, &[]), Ok(None));

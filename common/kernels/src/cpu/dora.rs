@@ -27,12 +27,7 @@ thread_local! {
 }
 
 /// See [`crate::row_norms`].
-pub fn row_norms(
-    weight: impl Into<LinearWeight>,
-    a: &Tensor<2>,
-    b: &Tensor<2>,
-    scale: f32,
-) -> Option<Tensor<1>> {
+pub fn row_norms(weight: impl Into<LinearWeight>, a: &Tensor<2>, b: &Tensor<2>, scale: f32) -> Option<Tensor<1>> {
     let ((weight, _), a, b) = (WeightOperand::new(&weight.into())?, operand::operand(a)?, operand::operand(b)?);
     let norms = norms(&weight.view()?, matrix(&a.values), matrix(&b.values), scale);
     let out = norms.len();
