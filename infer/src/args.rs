@@ -4,6 +4,7 @@ use crate::serve::args::ServeArgs;
 use base::{Error, Result};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use cli::options::Kind;
+use cli::pages::Pages;
 use cli::values::{at_least_1, share};
 use kernels::device::DeviceKind;
 use metrics::Metric;
@@ -41,6 +42,9 @@ pub enum Command {
     /// Print the options of a subcommand as JSON, for programs that run this one.
     #[command(hide = true)]
     Options(OptionsArgs),
+    /// Completions and man pages.
+    #[command(flatten)]
+    Pages(Pages),
 }
 
 /// Options of `infer options`.

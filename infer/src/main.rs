@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use base::output;
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use infer::args::{CAPTION_KINDS, Cli, Command, EVAL_KINDS};
 use infer::{caption, eval, export, generate, merge, quantize, score, serve};
 use std::process::ExitCode;
@@ -11,7 +11,8 @@ fn main() -> ExitCode {
     // SAFETY: no other thread runs yet.
     unsafe { kernels::cuda::prepare() };
     cli::log::start();
-    let cli = Cli::parse_from(cli::args::with_dashes(std::env::args_os()));
+    let cpu = format!("{} kernels, {}", kernels::cpu::isa(), images::image_processor::decoder_build());
+    let cli: Cli = cli::args::parse(std::env::args_os(), cli::long_version!(["cuda", "ndarray"], cpu));
     match run(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => cli::exit::failed(&error),
@@ -28,6 +29,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Quantize(args) => print(&quantize::run(args)?),
         Command::Export(args) => print(&export::run(args)?),
         Command::Options(args) => print(&options(&args.subcommand)?),
+        Command::Pages(pages) => print(&pages.run(Cli::command())?),
         Command::Serve(args) => serve::run(args, |address| print(&format!("listening on http://{address}"))),
     }
 }

@@ -1,5 +1,6 @@
 //! Recipes and the runner: stages are the programs `preprocess`, `train` and `infer`, run one after the other over files.
 
+pub mod doctor;
 pub mod fingerprint;
 pub mod programs;
 pub mod quickstart;

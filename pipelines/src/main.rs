@@ -1,10 +1,11 @@
-//! `pipelines`: runs recipes end to end, and the quickstart.
+//! `pipelines`: runs recipes end to end and the quickstart, compares runs, examines the machine.
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use cli::pages::Pages;
 use pipelines::programs::{Cargo, Programs};
 use pipelines::signals::{Signals, Stopped};
-use pipelines::{quickstart, report, run};
+use pipelines::{doctor, quickstart, report, run};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -28,11 +29,17 @@ enum Command {
     Run(run::Args),
     /// Compare runs: one self-contained HTML page from their metrics.jsonl.
     Report(report::Args),
+    /// Examine the machine: processor, memory, disk, GPU, MPI, Hugging Face cache, port; say what will work, and the next step for
+    /// what will not.
+    Doctor(doctor::Args),
+    #[command(flatten)]
+    Pages(Pages),
 }
 
 fn main() -> ExitCode {
     cli::log::start();
-    let cli = Cli::parse_from(cli::args::with_dashes(std::env::args_os()));
+    let cpu = format!("{} kernels", kernels::cpu::isa());
+    let cli: Cli = cli::args::parse(std::env::args_os(), cli::long_version!([], cpu));
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<Stopped>() {
@@ -50,6 +57,8 @@ fn execute(command: Command) -> Result<()> {
         Command::Quickstart(args) => quickstart::run(&args, &programs()?, &Signals::listen()?)?,
         Command::Run(args) => run::run(&args, &programs()?, &Signals::listen()?)?,
         Command::Report(args) => report::run(&args)?,
+        Command::Doctor(args) => doctor::run(&args, &programs()?)?,
+        Command::Pages(pages) => pages.run(Cli::command())?,
     };
     Ok(base::output::print(&mut std::io::stdout(), result)?)
 }
@@ -64,5 +73,6 @@ fn programs() -> Result<Programs> {
         executable: PathBuf::from(cargo),
         manifest: PathBuf::from(manifest).join("Cargo.toml"),
     });
-    Programs::beside(&executable, cargo.as_ref())
+    let called = std::env::args_os().next().map_or_else(|| executable.clone(), PathBuf::from);
+    Programs::beside(&executable, &called, cargo.as_ref())
 }

@@ -32,17 +32,24 @@ pub fn run(args: &Args, programs: &Programs, signals: &Signals) -> Result<String
     if args.dry_run {
         return Ok(stages.iter().map(Stage::command_line).collect::<Vec<_>>().join("\n"));
     }
-    run_stages(&stages, programs, signals, args.force)
+    run_stages(&stages, 0, programs, signals, args.force)
 }
 
-/// Runs stages in their order; returns one line for each.
+/// Runs stages in their order, after `done` others; returns one line for each.
 ///
 /// # Errors
 /// The first stage that fails; [`Stopped`].
-pub fn run_stages(stages: &[Stage], programs: &Programs, signals: &Signals, force: bool) -> Result<String> {
+pub fn run_stages(
+    stages: &[Stage],
+    done: usize,
+    programs: &Programs,
+    signals: &Signals,
+    force: bool,
+) -> Result<String> {
     ensure!(!stages.is_empty(), "no stages");
     let mut lines = Vec::with_capacity(stages.len());
-    for stage in stages {
+    for (index, stage) in stages.iter().enumerate() {
+        tracing::info!("== stage {} of {}: {}", done + index + 1, done + stages.len(), stage.name);
         if let Some(signal) = signals.received() {
             let message =
                 format!("stopped as requested before stage {}; start the same command again to continue", stage.name);

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use base::output::print;
 use clap::{CommandFactory, Parser, Subcommand};
+use cli::pages::Pages;
 use preprocess::{inspect, model, shards, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -33,11 +34,14 @@ enum Command {
         /// `model`, `shards`, …
         subcommand: String,
     },
+    #[command(flatten)]
+    Pages(Pages),
 }
 
 fn main() -> ExitCode {
     cli::log::start();
-    let cli = Cli::parse_from(cli::args::with_dashes(std::env::args_os()));
+    let cpu = format!("{} kernels, {}", kernels::cpu::isa(), images::image_processor::decoder_build());
+    let cli: Cli = cli::args::parse(std::env::args_os(), cli::long_version!([], cpu));
     let done = run(cli.command).and_then(|report| Ok(print(&mut std::io::stdout(), report)?));
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,6 +57,7 @@ fn run(command: Command) -> Result<String> {
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args, shows_colors()),
         Command::Options { subcommand } => options(&subcommand),
+        Command::Pages(pages) => Ok(pages.run(Cli::command())?),
     }
 }
 

@@ -13,7 +13,7 @@ pub fn table() -> String {
             rows.extend(
                 driver.gpus.iter().enumerate().map(|(index, of)| (DeviceKind::Cuda(index).to_string(), gpu(of))),
             );
-            rows.push(("driver".into(), format!("CUDA {}.{}", driver.version / 1000, driver.version % 1000 / 10)));
+            rows.push(("driver".into(), format!("CUDA {}", cuda::version(driver.version))));
         }
         Err(found) => rows.push(("driver".into(), format!("{found}: no NVIDIA GPU can be used"))),
     }

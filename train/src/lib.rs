@@ -26,6 +26,7 @@ pub mod parameters;
 pub mod partitions;
 pub mod parts;
 pub mod plan;
+pub mod probe;
 pub mod progress;
 pub mod recipe;
 pub mod resume;

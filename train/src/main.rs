@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use base::output::print;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use cli::pages::Pages;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,11 +14,11 @@ use train::collective::{guard, launch};
 use train::config::Config;
 use train::devices;
 use train::plan::{self, PlanArgs};
-use train::recipe;
 use train::setup;
 use train::signals::{STOPPED, StopRequest, resume_command};
 use train::trainer::{self, Finished};
 use train::trainer_options;
+use train::{probe, recipe};
 
 /// Train a LLaVA on shards that `preprocess shards` made, under ZeRO-2.
 #[derive(Parser)]
@@ -47,6 +48,14 @@ enum Command {
     /// Print the options as JSON, for programs that run this one.
     #[command(hide = true)]
     Options,
+    /// Print what is found on the machine as JSON, for `pipelines doctor`.
+    #[command(hide = true)]
+    Probe {
+        /// Folder for a run.
+        folder: PathBuf,
+    },
+    #[command(flatten)]
+    Pages(Pages),
 }
 
 #[derive(Args)]
@@ -117,12 +126,12 @@ fn main() -> ExitCode {
         };
         match cli.command {
             Some(Command::Plan(plan)) => show_plan(&plan, &matches, tell_notes),
-            Some(Command::Options) => {
-                let options = train::config::options().to_json().map_err(anyhow::Error::from)?;
-                print(&mut std::io::stdout(), options).map_err(anyhow::Error::from)?;
-                Ok(Done::Said(None))
+            Some(Command::Options) => told(&train::config::options().to_json().map_err(anyhow::Error::from)?),
+            Some(Command::Probe { folder }) => {
+                told(&serde_json::to_string(&probe::look(&folder)).map_err(anyhow::Error::from)?)
             }
             Some(Command::Devices) => Ok(Done::Said(Some(devices::table()))),
+            Some(Command::Pages(pages)) => told(&pages.run(command()).map_err(anyhow::Error::from)?),
             None => train(cli.settings, &matches, args, tell_notes),
         }
     });
@@ -154,8 +163,12 @@ fn show_plan(cli: &PlanCli, matches: &ArgMatches, tell_notes: impl FnOnce()) -> 
     tell_notes();
     let matches = matches.subcommand_matches("plan").context("the matches of plan")?;
     let stages = recipe::merge_stages(config, matches, recipe.as_deref()).map_err(Failure::usage)?;
-    let report = plan::run(&stages, plan, recipe.as_deref())?;
-    print(&mut std::io::stdout(), report).map_err(anyhow::Error::from)?;
+    told(&plan::run(&stages, plan, recipe.as_deref())?)
+}
+
+/// Prints what a command is for: where it cannot be printed, the command has failed.
+fn told(text: &str) -> Result<Done, Failure> {
+    print(&mut std::io::stdout(), text).map_err(anyhow::Error::from)?;
     Ok(Done::Said(None))
 }
 
@@ -182,7 +195,8 @@ const PLAN_OPTIONS: &[&str] = &["vision_tower", "language_model"];
 /// The parser: the last of two equal options counts.
 fn command() -> clap::Command {
     let lenient = |command: clap::Command| command.args_override_self(true);
-    let command = lenient(Cli::command());
+    let cpu = format!("{} kernels, {}", kernels::cpu::isa(), images::image_processor::decoder_build());
+    let command = lenient(Cli::command().long_version(cli::long_version!(["cuda", "ndarray"], cpu)));
     let end = command.get_after_help().map(|end| format!("\n{end}\n")).unwrap_or_default();
     command.after_long_help(trainer_options::help() + &end).mut_subcommand("plan", lenient)
 }

@@ -1,6 +1,14 @@
 //! Command lines written for the Hugging Face `Trainer` work unchanged: `--under_score` equals `--under-score`.
 
+use clap::Parser;
 use std::ffi::{OsStr, OsString};
+
+/// Parses the command line of a program whose `--version` prints `long_version`. Ends the program where clap does: wrong
+/// usage, `--help`, `--version`.
+pub fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>, long_version: &'static str) -> C {
+    let matches = C::command().long_version(long_version).get_matches_from(with_dashes(args));
+    C::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
 
 /// Turns the underscores of every long option's name into dashes, and `--name -1e-4` into `--name=-1e-4`, because clap takes
 /// some negative numbers for options. Other values stay as they are, and so does everything behind `--`, which is no option.

@@ -1,5 +1,5 @@
 //! What the command lines of the programs have in common: spellings of options, their values, exit codes, options as data
-//! (`PROGRAM options`), tables of recipes, progress, log lines.
+//! (`PROGRAM options`), completions, man pages and `--version`, tables of recipes, progress, log lines.
 
 #![deny(missing_docs)]
 
@@ -7,9 +7,14 @@ pub mod args;
 pub mod exit;
 pub mod log;
 pub mod options;
+pub mod pages;
+pub mod probe;
 pub mod progress;
 pub mod recipe;
 pub mod units;
 pub mod values;
+pub mod version;
+
+include!(concat!(env!("OUT_DIR"), "/commit.rs"));
 
 pub use progress::Progress;

@@ -75,11 +75,26 @@ pub fn resolve(name: &Path, wanted: Wanted) -> Result<PathBuf> {
         );
         Error::invalid(id, why, expected, remedy)
     };
-    if std::env::var_os("HF_HUB_OFFLINE").is_some_and(|value| value != "0") {
+    if is_offline() {
         return Err(found("no complete copy in the cache, and HF_HUB_OFFLINE forbids to download one".into()));
     }
     download(id, wanted).map_err(|why| found(format!("no complete copy in the cache, and no download: {why}")))?;
     snapshot(&cache, id, wanted)
+}
+
+/// The folder of the local cache.
+pub fn cache_folder() -> PathBuf {
+    Cache::from_env().path().clone()
+}
+
+/// The server that is asked, unless `HF_HUB_OFFLINE` forbids it.
+pub fn server() -> Option<String> {
+    let given = std::env::var("HF_ENDPOINT").ok();
+    (!is_offline()).then(|| given.unwrap_or_else(|| "https://huggingface.co".to_string()))
+}
+
+fn is_offline() -> bool {
+    std::env::var_os("HF_HUB_OFFLINE").is_some_and(|value| value != "0")
 }
 
 /// Whether a name stands for a repository: there is no such file or folder, and it looks like `owner/name`.

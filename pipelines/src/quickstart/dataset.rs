@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use base::{Error, json};
 use chat::IMAGE_TOKEN;
 use chat::dataset::chat_file;
+use cli::Progress;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -72,6 +73,7 @@ fn write_folder(scenes: &[Scene], rng: &mut StdRng, folder: &Path) -> Result<()>
     let images = folder.join("images");
     std::fs::create_dir_all(&images).map_err(Error::io(&images))?;
     let mut rows = Vec::with_capacity(scenes.len());
+    let mut progress = Progress::new("pictures", 0, scenes.len() as u64);
     for (index, scene) in scenes.iter().enumerate() {
         let id = format!("{index:06}");
         let image = format!("{id}.png");
@@ -81,7 +83,9 @@ fn write_folder(scenes: &[Scene], rng: &mut StdRng, folder: &Path) -> Result<()>
         let value = format!("{IMAGE_TOKEN}\n{question}");
         let conversations = [Turn { from: "human", value }, Turn { from: "gpt", value: scene.caption() }];
         rows.push(Row { id, image, conversations });
+        progress.advance(1);
     }
+    progress.finish();
     Ok(json::write(&chat_file(folder), &rows)?)
 }
 

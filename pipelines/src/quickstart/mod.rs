@@ -75,6 +75,9 @@ struct Made {
     folders: BTreeMap<String, String>,
 }
 
+/// Stages before those of the recipe: the data.
+const MADE_BEFORE: usize = 1;
+
 /// Folders that [`make`] fills.
 const MADE: [&str; 4] = ["training", "held_out", "clip", "qwen2"];
 
@@ -85,25 +88,48 @@ const MADE: [&str; 4] = ["training", "held_out", "clip", "qwen2"];
 pub fn run(args: &Args, programs: &Programs, signals: &Signals) -> Result<String> {
     let started = Instant::now();
     std::fs::create_dir_all(&args.output).map_err(Error::io(&args.output))?;
+    let text = recipe(args)?;
+    let recipe = Recipe::parse(&text, "recipes/quickstart.toml")?;
+    tracing::info!("== stage 1 of {}: data", MADE_BEFORE + recipe.stages(programs)?.len());
     make(args, programs)?;
-    let recipe = recipe(args)?;
-    let mut stages = Recipe::parse(&recipe, "recipes/quickstart.toml")?.stages(programs)?;
+    // Only now: a folder that is not there yet could be the name of a repository.
+    let mut stages = recipe.stages(programs)?;
     stages.iter_mut().for_each(|stage| stage.disposable = true);
     let recipe_file = args.output.join("quickstart.toml");
-    files::write_atomically(&recipe_file, recipe.as_bytes())?;
-    let timing = run_stages(&stages, programs, signals, args.force)?;
+    files::write_atomically(&recipe_file, text.as_bytes())?;
+    let timing = run_stages(&stages, MADE_BEFORE, programs, signals, args.force)?;
     let verdict = Verdict::read(&args.output.join("captions.jsonl"), &args.output.join("held_out"))?;
-    let text = format!(
-        "{timing}\n\n{verdict}\n\nin {:.0} s; the same again, stage by stage: pipelines run {}",
-        started.elapsed().as_secs_f64(),
-        recipe_file.display()
-    );
+    let text = format!("{timing}\n\n{verdict}\n\nin {:.0} s", started.elapsed().as_secs_f64());
     let required = args.required();
     ensure!(
         verdict.share() >= required,
         "{text}\nexpected a share of at least {required}; train longer (--epochs, --pictures)"
     );
-    Ok(text)
+    Ok(format!("{text}\n\n{}", next_steps(&args.output, programs)))
+}
+
+/// What to look at next: command lines to be pasted into a shell.
+fn next_steps(output: &Path, programs: &Programs) -> String {
+    let at = |path: &str| shell_words::quote(&output.join(path).display().to_string()).into_owned();
+    let [preprocess, infer, pipelines] =
+        ["preprocess", "infer", env!("CARGO_PKG_NAME")].map(|name| programs.shown(name));
+    let (shards, llava, run, picture) = (at("shards"), at("llava"), at("run"), at("held_out/images/000000.png"));
+    let steps = [
+        (
+            "a row of the shards: its picture and tokens",
+            format!("{preprocess} inspect {shards} --row 0 --model {llava}"),
+        ),
+        (
+            "another caption",
+            format!("{infer} generate --model {run} --image {picture} --prompt \"{}\"", dataset::QUESTIONS[0]),
+        ),
+        ("a web page to ask the model, and an API", format!("{infer} serve --model {run}")),
+        ("the curves of the training", format!("{pipelines} report {run} --html {}", at("report.html"))),
+        ("the recipe that ran, stage by stage", format!("{pipelines} run {}", at("quickstart.toml"))),
+        ("what else this machine can do", format!("{pipelines} doctor")),
+    ];
+    let lines = steps.map(|(what, command)| format!("  # {what}\n  {command}"));
+    format!("what to look at next\n{}\n  # your own pictures: docs/data.md", lines.join("\n"))
 }
 
 /// Makes dataset, tokenizer and random models, unless they are there already.

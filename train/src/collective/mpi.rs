@@ -384,6 +384,15 @@ impl Collective for MpiRank {
     }
 }
 
+/// Version and file of the MPI library that ranks would use. Starts no MPI.
+///
+/// # Errors
+/// No library can be loaded.
+pub fn describe() -> Result<String> {
+    let mpi = Mpi::load()?;
+    Ok(format!("{} ({})", mpi.version(), mpi.file))
+}
+
 /// Ends MPI after the last exchange; nothing, if it was never started.
 ///
 /// # Errors

@@ -20,6 +20,16 @@ use base::{Error, Result};
 pub const WHEELS: &str =
     "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl nvidia-cublas";
 
+/// The oldest CUDA that the driver has to run: the one whose interface is compiled in (`CUDARC_CUDA_VERSION`).
+pub const LEAST_DRIVER: i32 = 13_000;
+/// What helps with an older one.
+pub const UPDATE_DRIVER: &str = "update the NVIDIA driver: 580 or later, which runs CUDA 13.0";
+
+/// A version as the driver numbers it: 12040 is `12.4`.
+pub fn version(number: i32) -> String {
+    format!("{}.{}", number / 1000, number % 1000 / 10)
+}
+
 /// Finds NVRTC and the headers and makes them known to cubecl: opens NVRTC, so that it is found by name afterwards, and sets
 /// `CUDA_PATH` where the headers are elsewhere. Does nothing in a build without CUDA.
 ///
@@ -42,11 +52,14 @@ pub unsafe fn prepare() {
 /// [`Error::Invalid`] with what was found, where it was looked for and what to install.
 pub fn require(index: usize) -> Result<()> {
     let place = format!("device cuda:{index}");
-    let gpus = driver()
-        .map_err(|found| {
-            Error::invalid(&place, found, "a working NVIDIA driver", "install it, or compute on the CPU: --device cpu")
-        })?
-        .gpus;
+    let Driver { version: runs, gpus } = driver().map_err(|found| {
+        Error::invalid(&place, found, "a working NVIDIA driver", "install it, or compute on the CPU: --device cpu")
+    })?;
+    if runs < LEAST_DRIVER {
+        let (found, expected) = (format!("a driver of CUDA {}", version(runs)), version(LEAST_DRIVER));
+        let remedy = format!("{UPDATE_DRIVER}; or compute on the CPU: --device cpu");
+        return Err(Error::invalid(place, found, format!("one of CUDA {expected} or later"), remedy));
+    }
     if index >= gpus.len() {
         let found = match gpus.len() {
             1 => "1 GPU".to_owned(),
