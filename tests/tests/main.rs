@@ -21,6 +21,7 @@ mod examples;
 mod export;
 mod families;
 mod faults;
+mod first_errors;
 mod forward;
 mod fuzz_seeds;
 mod generate;

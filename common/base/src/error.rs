@@ -1,6 +1,7 @@
 //! The library's error type: every message says where, what was found, what was expected and what to do.
 
 use std::fmt::{Display, Formatter};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Result of everything fallible in `common`.
@@ -60,9 +61,27 @@ impl Display for Mismatch {
 impl Display for Error {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Io { path, source } => write!(f, "{}: {source}", path.display()),
+            Self::Io { path, source } => {
+                write!(f, "{}: {source}", path.display())?;
+                next_step(source.kind()).map_or(Ok(()), |next| write!(f, "; {next}"))
+            }
             Self::Invalid(mismatch) | Self::Usage(mismatch) => mismatch.fmt(f),
         }
+    }
+}
+
+/// What helps where the system refuses.
+fn next_step(refusal: ErrorKind) -> Option<&'static str> {
+    match refusal {
+        ErrorKind::NotFound => Some("check the path"),
+        ErrorKind::PermissionDenied => Some("change its permissions, or choose another place"),
+        ErrorKind::ReadOnlyFilesystem => Some("choose a place on another file system"),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            Some("free space there, or choose a place on another disk")
+        }
+        ErrorKind::NotADirectory => Some("a file stands where a folder has to be: choose another place"),
+        ErrorKind::IsADirectory => Some("give a file, not a folder"),
+        _ => None,
     }
 }
 

@@ -24,7 +24,7 @@ impl TextTokenizer {
     /// Files that give a token different ids, and a model with dropout.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join(names::TOKENIZER_FILE);
-        refuse_sentencepiece_alone(dir)?;
+        require_tokenizer(dir)?;
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         let mut tokenizer = load(&bytes, &path)?;
         let from_config = added_tokens::add(&mut tokenizer, &TokenizerConfig::from_dir(dir)?, dir)?;
@@ -95,21 +95,33 @@ impl TextTokenizer {
     }
 }
 
-/// Vicuna and Llama 2 were published with SentencePiece's file alone.
-fn refuse_sentencepiece_alone(dir: &Path) -> Result<()> {
+/// A folder without the file is a wrong path, an adapter, an incomplete download, or has SentencePiece's file alone, as Vicuna and
+/// Llama 2 were published.
+fn require_tokenizer(dir: &Path) -> Result<()> {
     let has = |name: &str| dir.join(name).exists();
-    if has(names::TOKENIZER_FILE) || !has(names::SENTENCEPIECE_FILE) {
+    if has(names::TOKENIZER_FILE) {
         return Ok(());
     }
-    let dir = dir.display();
-    Err(Error::invalid(
-        &dir,
-        format!("{} and no {}", names::SENTENCEPIECE_FILE, names::TOKENIZER_FILE),
-        format!("{}, the fast tokenizer's file", names::TOKENIZER_FILE),
-        format!(
-            "convert it: python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{dir}').save_pretrained('{dir}')\""
-        ),
-    ))
+    let (place, file) = (dir.display(), names::TOKENIZER_FILE);
+    let wrong = |found: String, expected: String, remedy: String| Err(Error::invalid(&place, found, expected, remedy));
+    if !dir.is_dir() {
+        let remedy = "check the path, or download a model: hf download OWNER/NAME --local-dir DIR";
+        return wrong("no such folder".into(), "a model directory".into(), remedy.into());
+    }
+    if has(names::ADAPTER_CONFIG_FILE) {
+        let remedy = "give its base as --model and this folder as --adapter, or infer merge joins them";
+        return wrong("an adapter".into(), format!("a model directory with {file}"), remedy.into());
+    }
+    if has(names::SENTENCEPIECE_FILE) {
+        let remedy = format!(
+            "convert it: python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{place}').save_pretrained('{place}')\""
+        );
+        let found = format!("{} and no {file}", names::SENTENCEPIECE_FILE);
+        return wrong(found, format!("{file}, the fast tokenizer's file"), remedy);
+    }
+    let remedy = "copy the tokenizer's files (tokenizer.json, tokenizer_config.json, chat_template.jinja) from the model that it comes \
+                  from: hf download OWNER/NAME --local-dir DIR";
+    wrong(format!("no {file}"), "a model directory with its tokenizer".into(), remedy.into())
 }
 
 fn load(bytes: &[u8], path: &Path) -> Result<Tokenizer> {

@@ -3,7 +3,7 @@
 use crate::args::ModelArgs;
 use clap::{ArgAction, Args, value_parser};
 use cli::values::at_least_1;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 /// Where to listen, who may ask, and how much.
@@ -13,7 +13,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Address to listen on. Addresses other than 127.0.0.1 and ::1 are reachable from the network: give an --api-key.
-    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP", value_parser = host)]
     pub host: IpAddr,
     /// Port; 0 takes a free one and prints it.
     #[arg(long, default_value_t = 8000)]
@@ -36,6 +36,16 @@ pub struct ServeArgs {
     /// Connections.
     #[command(flatten)]
     pub connections: ConnectionArgs,
+}
+
+/// An address to listen on.
+fn host(text: &str) -> Result<IpAddr, String> {
+    if text == "localhost" {
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    text.parse().map_err(|_| {
+        "expected an address: 127.0.0.1 or localhost for this machine alone, 0.0.0.0 for all networks".into()
+    })
 }
 
 /// What web pages of others may do.

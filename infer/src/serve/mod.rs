@@ -44,6 +44,7 @@ use metrics::Metrics;
 use queue::Queue;
 use serde_json::json;
 use server::StopSignals;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -205,8 +206,20 @@ fn model_name(args: &ServeArgs) -> String {
     args.served_model_name.clone().or(folder).unwrap_or_else(|| "llava".to_string())
 }
 
+fn not_listening(address: SocketAddr, error: &std::io::Error) -> Error {
+    let remedy = match error.kind() {
+        ErrorKind::AddrInUse => {
+            "give another --port (0 takes a free one and prints it), or end the program that has it (ss -ltnp)"
+        }
+        ErrorKind::PermissionDenied => "give a --port from 1024 on",
+        ErrorKind::AddrNotAvailable => "give --host an address of this machine: 127.0.0.1, or 0.0.0.0 for all",
+        _ => "give another --port or --host",
+    };
+    Error::invalid(format!("listening on {address}"), error, "a free port of this machine", remedy)
+}
+
 async fn listen(app: &Arc<App>, address: SocketAddr, listening: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
-    let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
+    let listener = tokio::net::TcpListener::bind(address).await.map_err(|error| not_listening(address, &error))?;
     let signals = StopSignals::new()?;
     listening(listener.local_addr()?)?;
     server::serve(app, listener, router(app.clone()), signals).await;

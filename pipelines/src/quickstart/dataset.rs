@@ -1,11 +1,12 @@
 //! The dataset of shapes, in the layout of LLaVA-CC3M-Pretrain-595K: `chat.json` beside `images/`.
 
 use super::shapes::Scene;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use base::{Error, json};
 use chat::IMAGE_TOKEN;
 use chat::dataset::chat_file;
 use cli::Progress;
+use image::ImageError;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -78,7 +79,7 @@ fn write_folder(scenes: &[Scene], rng: &mut StdRng, folder: &Path) -> Result<()>
         let id = format!("{index:06}");
         let image = format!("{id}.png");
         let path = images.join(&image);
-        scene.picture(rng).save(&path).with_context(|| format!("{}: not written", path.display()))?;
+        scene.picture(rng).save(&path).map_err(|error| not_written(&path, error))?;
         let question = QUESTIONS.choose(rng).copied().unwrap_or(QUESTIONS[0]);
         let value = format!("{IMAGE_TOKEN}\n{question}");
         let conversations = [Turn { from: "human", value }, Turn { from: "gpt", value: scene.caption() }];
@@ -87,6 +88,13 @@ fn write_folder(scenes: &[Scene], rng: &mut StdRng, folder: &Path) -> Result<()>
     }
     progress.finish();
     Ok(json::write(&chat_file(folder), &rows)?)
+}
+
+fn not_written(path: &Path, error: ImageError) -> anyhow::Error {
+    match error {
+        ImageError::IoError(error) => Error::io(path)(error).into(),
+        error => anyhow::Error::from(error).context(format!("{}: not written", path.display())),
+    }
 }
 
 /// Every text that the tokenizer has to know: all captions, questions and the system prompt.
