@@ -1,5 +1,6 @@
 //! The preprocessing stage: work that is done once, before training.
 
+#[cfg(feature = "inspect")]
 pub mod inspect;
 pub mod model;
 pub mod shards;

@@ -4,8 +4,9 @@ use anyhow::Result;
 use base::output::print;
 use clap::{CommandFactory, Parser, Subcommand};
 use cli::pages::Pages;
-use preprocess::{inspect, model, shards, verify};
-use std::io::IsTerminal;
+#[cfg(feature = "inspect")]
+use preprocess::inspect;
+use preprocess::{model, shards, verify};
 use std::process::ExitCode;
 
 /// Assemble a LLaVA from CLIP and Qwen2, and turn a CC3M-595K-style dataset into tokenized, pixel-normalized Parquet shards.
@@ -27,6 +28,7 @@ enum Command {
     /// Re-read every row of finished shards.
     Verify(verify::Args),
     /// Show the content of shards.
+    #[cfg(feature = "inspect")]
     Inspect(inspect::Args),
     /// Print the options of a subcommand as JSON, for programs that run this one.
     #[command(hide = true)]
@@ -41,7 +43,7 @@ enum Command {
 fn main() -> ExitCode {
     cli::log::start();
     let cpu = format!("{} kernels, {}", kernels::cpu::isa(), images::image_processor::decoder_build());
-    let cli: Cli = cli::args::parse(std::env::args_os(), cli::long_version!([], cpu));
+    let cli: Cli = cli::args::parse(std::env::args_os(), cli::long_version!(["inspect"], cpu));
     let done = run(cli.command).and_then(|report| Ok(print(&mut std::io::stdout(), report)?));
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -55,6 +57,7 @@ fn run(command: Command) -> Result<String> {
         Command::Shards(args) => shards::run(&args),
         Command::Index(args) => shards::index::run(&args),
         Command::Verify(args) => verify::run(&args),
+        #[cfg(feature = "inspect")]
         Command::Inspect(args) => inspect::run(&args, shows_colors()),
         Command::Options { subcommand } => options(&subcommand),
         Command::Pages(pages) => Ok(pages.run(Cli::command())?),
@@ -72,6 +75,7 @@ fn options(subcommand: &str) -> Result<String> {
 }
 
 /// stdout is a terminal whose user did not turn colours off.
+#[cfg(feature = "inspect")]
 fn shows_colors() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+    std::io::IsTerminal::is_terminal(&std::io::stdout()) && std::env::var_os("NO_COLOR").is_none()
 }

@@ -42,6 +42,7 @@ mod nf4;
 mod options;
 mod original_command_lines;
 mod output;
+mod packaging;
 mod pages;
 mod peft_adapters;
 mod peft_training;

@@ -1,0 +1,5 @@
+"""`python -m llava_rs PROGRAM …`"""
+
+from llava_rs import prefixed
+
+prefixed()
