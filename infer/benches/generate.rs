@@ -6,6 +6,7 @@
 //! first one that warms up. Prints one JSON line.
 
 use anyhow::{Context, Result};
+use chat::dataset::{Questions, Source, read_all};
 use clap::Parser;
 use infer::args::{ModelArgs, Weights};
 use infer::engine::{Engine, Request, Sequence, single_question};
@@ -109,9 +110,10 @@ fn request(prompt: PackedBatch, max_new_tokens: usize) -> Request {
 }
 
 fn prompts(engine: &Engine, args: &Args) -> Result<Vec<PackedBatch>> {
-    let records = chat::dataset::read_all(&args.data)?;
+    let source = Source::find(&args.data, None)?;
+    let records = read_all(&source, &Questions::default())?;
     let rows: Vec<_> =
-        records.into_iter().map(|record| Ok(record.map_err(|(_, error)| error)?)).collect::<Result<_>>()?;
+        records.into_iter().map(|(record, _)| Ok(record.map_err(|(_, error)| error)?)).collect::<Result<_>>()?;
     let count = args.batch * (args.rows + 1);
     rows.iter()
         .cycle()

@@ -247,7 +247,7 @@ pub struct CaptionSource {
     /// Folder of pictures, in the order of their names.
     #[arg(long, value_name = "DIR")]
     pub images: Option<PathBuf>,
-    /// Dataset with chat.json and images, read as `preprocess shards` reads it; a row that cannot be used gets a line with its error.
+    /// Dataset, read as `preprocess shards` reads it (but for Parquet); a row that cannot be used gets a line with its error.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Shards written by `preprocess shards`.

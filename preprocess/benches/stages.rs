@@ -5,6 +5,7 @@
 use anyhow::Context;
 use base::files;
 use chat::ChatProcessor;
+use chat::dataset::{Questions, Source, read_all};
 use images::image_processor::{ImageProcessor, decode};
 use shards::{PixelFormat, RowGroupEncoder, Sample, SampleImage, ShardMetadata};
 use std::collections::BTreeMap;
@@ -16,9 +17,11 @@ fn main() -> anyhow::Result<()> {
     let repeat: usize = rest.first().map_or(Ok(5), |repeat| repeat.parse())?;
     let (chat, processor) = (ChatProcessor::from_dir(model.as_ref())?, ImageProcessor::from_dir(model.as_ref())?);
     let metadata = ShardMetadata::new(&chat, &processor, PixelFormat::Predicted);
-    let records = chat::dataset::read_all(data.as_ref())?;
-    let rows: Vec<_> =
-        records.into_iter().map(|record| Ok(record.map_err(|(_, error)| error)?)).collect::<anyhow::Result<_>>()?;
+    let records = read_all(&Source::find(data.as_ref(), None)?, &Questions::default())?;
+    let rows: Vec<_> = records
+        .into_iter()
+        .map(|(record, _)| Ok(record.map_err(|(_, error)| error)?))
+        .collect::<anyhow::Result<_>>()?;
     let mut stages = BTreeMap::new();
     let mut samples = Vec::new();
     for _ in 0..repeat {

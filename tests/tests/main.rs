@@ -32,6 +32,7 @@ mod hub;
 mod image_zip;
 mod inspect;
 mod interop;
+mod layouts;
 mod list_contents;
 mod load_dataset;
 mod merge;

@@ -192,7 +192,7 @@ fn a_changed_input_or_model_is_refused_by_name() {
     refused(None, "images[2] was \"images.zip (");
     let again = [question("<image>"), answered("A dog.")];
     dataset.write(&json!([{"id": "new", "image": "absent.jpg", "conversations": again}]));
-    refused(None, "chat_json.sha256 was");
+    refused(None, "records.sha256 was");
 }
 
 #[test]

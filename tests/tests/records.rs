@@ -355,10 +355,12 @@ fn an_id_is_a_label_and_rows_are_never_lost_over_it() {
 }
 
 #[test]
-fn utf_16_and_json_lines_are_refused_with_the_remedy() {
+fn utf_16_and_an_object_are_refused_with_the_remedy() {
     let (model, dataset) = (byte_model::make(), dataset(&json!([])));
     let utf_16: Vec<u8> = "\u{feff}[{\"id\": 1}]".encode_utf16().flat_map(u16::to_le_bytes).collect();
-    for (bytes, remedy) in [(utf_16.as_slice(), "iconv -f UTF-16"), (b"{\"id\": 1}\n{\"id\": 2}\n", "jq -s .")] {
+    for (bytes, remedy) in
+        [(utf_16.as_slice(), "iconv -f UTF-16"), (b"{\"id\": 1}", "expected chat.json or another JSON list of rows")]
+    {
         std::fs::write(dataset.data().join("chat.json"), bytes).expect("written");
         let output = tempfile::tempdir().expect("a temporary folder");
         let run = dataset.run_for(model.path(), output.path(), &[]);

@@ -1,5 +1,6 @@
 //! Error types, atomic files, JSON, output helpers, Hugging Face's names. Depends on no other crate of the project.
 
+mod attachment;
 mod counted;
 pub mod error;
 pub mod exact;
@@ -13,6 +14,7 @@ pub mod output;
 pub mod pulse;
 mod row;
 
+pub use attachment::{Attachment, Content};
 pub use counted::counted;
 pub use error::{Error, Mismatch, Result};
 pub use mix::{mix, splitmix};

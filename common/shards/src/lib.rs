@@ -1,4 +1,4 @@
-//! Parquet shards: the one place that opens Parquet. One row is one sample; single rows are read at random.
+//! Parquet shards: the one place that opens Parquet, that of datasets included ([`TABLES`]). One row is one sample; single rows are read at random.
 //!
 //! A folder of shards holds `index.json` ([`ShardIndex`]) and the files it names. pyarrow, polars and duckdb open the
 //! files; in Python a row becomes transformers' `pixel_values`, bit for bit, with
@@ -30,6 +30,7 @@ mod metadata;
 mod pixels;
 mod reader;
 mod schema;
+mod tables;
 mod texts;
 mod writer;
 
@@ -41,6 +42,7 @@ pub use lengths::RowLength;
 pub use metadata::{CodeTable, FORMAT_VERSION, ShardMetadata};
 pub use pixels::{PixelFormat, predict};
 pub use reader::ShardSet;
+pub use tables::TABLES;
 pub use texts::{ImageText, RowText, Texts};
 pub use writer::ShardWriter;
 

@@ -5,28 +5,32 @@ use crate::answers::settings;
 use crate::args::CaptionArgs;
 use anyhow::Result;
 use base::files;
-use chat::dataset::chat_file;
+use chat::dataset::Source;
 use serde_json::json;
 use shards::INDEX_FILE;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-fn index_file(shards: &Path) -> PathBuf {
-    shards.join(INDEX_FILE)
+fn index_sha256(shards: &Path) -> base::Result<String> {
+    files::sha256_of_file(&shards.join(INDEX_FILE))
+}
+
+fn rows_sha256(data: &Path) -> base::Result<String> {
+    Source::find(data, None)?.sha256()
 }
 
 /// All settings that change a caption. Models and data are compared by content, not by path.
 pub(super) fn settings(args: &CaptionArgs) -> Result<Vec<Compared>> {
     let mut settings = settings::of_model(&args.model)?;
-    for (name, source, index) in [
+    for (name, source, sha256) in [
         ("images", &args.source.images, None),
-        ("data", &args.source.data, Some(chat_file as fn(&Path) -> PathBuf)),
-        ("shards", &args.source.shards, Some(index_file)),
+        ("data", &args.source.data, Some(rows_sha256 as fn(&Path) -> base::Result<String>)),
+        ("shards", &args.source.shards, Some(index_sha256)),
     ] {
-        settings.push(match (source, index) {
+        settings.push(match (source, sha256) {
             (None, _) => Compared::value(name, json!(null)),
             // Pictures may be added after the captioned ones: lines are compared by name.
             (Some(folder), None) => Compared::value(name, json!(folder)),
-            (Some(folder), Some(index)) => Compared::contents(name, folder, files::sha256_of_file(&index(folder))?),
+            (Some(folder), Some(sha256)) => Compared::contents(name, folder, sha256(folder)?),
         });
     }
     if let Some(references) = args.references_file() {

@@ -1,11 +1,11 @@
-//! Where pictures come from: a folder, a dataset with chat.json, shards.
+//! Where pictures come from: a folder, a dataset, shards.
 
 use super::line::Line;
 use crate::args::CaptionArgs;
 use crate::engine::Processors;
 use anyhow::{Context, Result, bail, ensure};
-use base::{Error, IGNORE_INDEX};
-use chat::dataset::{self, ReadRecord};
+use base::{Attachment, Error, IGNORE_INDEX};
+use chat::dataset::{self, Questions, ReadRecord};
 use images::image_files::ImageSources;
 use model::batch::PackedBatch;
 use shards::{Row, ShardSet};
@@ -31,8 +31,8 @@ pub(super) struct Item {
 pub(super) enum Source {
     /// Files, all with the same question.
     Folder { files: Vec<PathBuf>, question: String, system: String },
-    /// Rows of chat.json, pictures in folders or in images.zip.
-    Dataset { files: ImageSources, records: Vec<ReadRecord>, system: String },
+    /// Rows of a dataset, pictures in folders, in images.zip or in tar files.
+    Dataset { files: ImageSources, records: Vec<(ReadRecord, Vec<Attachment>)>, system: String },
     /// Rows of shards.
     Shards(ShardSet),
 }
@@ -41,7 +41,7 @@ impl Source {
     /// Opens what the command line names.
     ///
     /// # Errors
-    /// A missing folder, a malformed chat.json (with line and column), shards of another model.
+    /// A missing folder, a malformed dataset (with line and column), shards of another model.
     pub fn open(args: &CaptionArgs, processors: &Processors) -> Result<Self> {
         let system = processors.chat.quote(&args.system_prompt);
         match (&args.source.images, &args.source.data, &args.source.shards) {
@@ -51,7 +51,10 @@ impl Source {
                 system,
             }),
             (None, Some(dir), None) => {
-                Ok(Self::Dataset { files: ImageSources::find(dir)?, records: dataset::read_all(dir)?, system })
+                let source = dataset::Source::find(dir, None)?;
+                let files = ImageSources::find_with(source.folder(), source.pictures())?;
+                let questions = Questions::new(vec![processors.typed_question(&args.prompt)], 0);
+                Ok(Self::Dataset { files, records: dataset::read_all(&source, &questions)?, system })
             }
             (None, None, Some(dir)) => {
                 let shards = ShardSet::open(dir, args.split.into())?;
@@ -136,7 +139,7 @@ fn file_item(path: &Path, question: &str, system: &str, processors: &Processors)
 fn record_item(
     files: &ImageSources,
     number: usize,
-    record: &ReadRecord,
+    (record, attachments): &(ReadRecord, Vec<Attachment>),
     system: &str,
     processors: &Processors,
 ) -> Item {
@@ -150,7 +153,7 @@ fn record_item(
     };
     let asked = record.first_question();
     let prompt = asked.context("no question (a turn of human or user)").and_then(|(question, images, _)| {
-        let read = |name: &String| processors.process_image(name, &files.read(name)?);
+        let read = |name: &String| processors.process_image(name, &files.read_with(attachments, name)?);
         let system = record.system.as_deref().unwrap_or(system);
         processors.ask(&images.iter().map(read).collect::<Result<Vec<_>>>()?, question, system)
     });

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use base::Error;
-use chat::dataset;
+use chat::dataset::{self, Questions, Source};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::fmt::{Display, Formatter};
@@ -48,7 +48,8 @@ impl Verdict {
             let said = line.caption.or(line.error.map(|cause| format!("({cause})")));
             found.insert(line.index, said.unwrap_or_default());
         }
-        let pairs = dataset::read_all(folder)?.into_iter().enumerate().map(|(number, record)| {
+        let records = dataset::read_all(&Source::find(folder, None)?, &Questions::default())?;
+        let pairs = records.into_iter().enumerate().map(|(number, (record, _))| {
             let record =
                 record.map_err(|(_, error)| error).with_context(|| format!("{}: row {number}", folder.display()))?;
             let caption = found.remove(&number);

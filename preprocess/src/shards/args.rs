@@ -1,21 +1,26 @@
 //! Command line of `preprocess shards`.
 
 use chat::SYSTEM_PROMPT;
+use chat::dataset::Questions;
 use cli::options::Kind;
 use cli::values::{at_least_1, share, share_below_1};
 use shards::PixelFormat;
 use std::path::PathBuf;
 
-/// Turns chat.json and its images into shards that train reads.
+/// Turns a dataset into shards that train reads.
 ///
-/// The images are looked for in DATA/images, DATA/images_dl, DATA itself and DATA/images.zip, in that order. Killed at
-/// any point and run again, it continues; the finished output has the same bytes.
+/// The first line of output names the layout that is found in DATA: chat.json; another JSON list or JSON Lines with
+/// conversations, messages or captions; a CSV file or JSON Lines with the columns image and caption; metadata.jsonl or
+/// metadata.csv (Hugging Face's imagefolder); COCO captions; Parquet with a column of pictures; WebDataset tars; a .txt beside
+/// each picture. Picture files are looked for in DATA/images, DATA/images_dl, DATA itself and DATA/images.zip, in that order.
+/// Killed at any point and run again, it continues; the finished output has the same bytes.
 ///
-/// chat.json is a JSON list of rows. Of a row are read: id (text or number, a label: several rows may have the same one),
-/// image or images (a file name or a list of them), system or system_prompt, conversations or messages (turns of from or
-/// role: human, user, gpt, assistant, system; and value or content: one text, `<image>` where an image stands). A row with
-/// another key that would change it (videos, tools, a second image, …) is rejected by that name; notes such as source,
-/// width or metadata are ignored; other keys are ignored and named in a warning. NaN is read as null.
+/// Of a row are read: id (text or number, a label: several rows may have the same one; without one the row's number), image
+/// or images (a file name or a list of them), system or system_prompt, conversations or messages (turns of from or role:
+/// human, user, gpt, assistant, system; and value or content: one text, `<image>` where an image stands), else caption or
+/// text (the answer to --prompt). A row with another key that would change it (videos, tools, a second image, …) is
+/// rejected by that name; notes such as source, width or metadata are ignored; other keys are ignored and named in a
+/// warning. NaN is read as null.
 ///
 /// The output folder also gets a dataset card (README.md), with which datasets.load_dataset(OUTPUT) opens its splits.
 #[derive(clap::Args, Debug)]
@@ -23,13 +28,13 @@ pub struct Args {
     /// LLaVA model directory (its tokenizer, chat template and image processor are used)
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// Folder with chat.json and the images, in the layout of LLaVA-CC3M-Pretrain-595K
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the dataset, or its file (a JSON list, JSON Lines, CSV, COCO captions, Parquet, tar)
+    #[arg(long, value_name = "PATH")]
     pub data: PathBuf,
     /// Folder for the shards; created, or continued if it holds an unfinished run of the same input and options
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
-    /// Rows of chat.json that one shard covers
+    /// Rows of the dataset that one shard covers
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = at_least_1)]
     pub rows_per_shard: usize,
     /// Most rows in a row group; one worker makes a whole row group
@@ -45,6 +50,13 @@ pub struct Args {
     /// System prompt of rows that have none of their own; "" for none, which chat templates that refuse system messages need
     #[arg(long, value_name = "TEXT", default_value = SYSTEM_PROMPT)]
     pub system_prompt: String,
+    /// Question of rows that have a caption only; given several times, each row draws one by its number and --seed
+    /// [default: Describe the picture.]
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    /// Seed of the draw among several --prompt
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
     /// Longest row in tokens, every image counted as the model's features; longer rows are rejected, never cut
     /// [default: the language model's max_position_embeddings]
     #[arg(long, value_name = "N")]
@@ -52,7 +64,7 @@ pub struct Args {
     /// Share of the rows held out for validation, chosen by a hash of the id (rows with the same id stay together)
     #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = share_below_1)]
     pub validation_fraction: f64,
-    /// Only the first N rows of chat.json
+    /// Only the first N rows of the dataset
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
     /// Make only part I of N (1 ≤ I ≤ N) of the shards; when all parts are done, `preprocess index OUTPUT` joins them
@@ -73,6 +85,11 @@ pub const MAX_REJECTED: f64 = 0.1;
 pub const KINDS: [(&str, Kind); 3] = [("model", Kind::Model), ("data", Kind::Path), ("output", Kind::Output)];
 
 impl Args {
+    /// The questions of rows that have a caption only.
+    pub fn questions(&self) -> Questions {
+        Questions::new(self.prompt.clone(), self.seed)
+    }
+
     /// `--workers` or the machine's cores.
     pub fn workers(&self) -> usize {
         self.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))

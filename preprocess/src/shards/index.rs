@@ -116,9 +116,12 @@ fn summary(output: &Path, index: &ShardIndex, max_rejected: f64) -> Result<Strin
     if share > max_rejected {
         bail!(
             "{text}\n{:.1} % of the rows are rejected, --max-rejected {max_rejected} allows {:.1} %; all files are written. \
-             See {REJECTED_FILE}, then repair the dataset, or accept the loss: the same command with --max-rejected 1",
+             See {REJECTED_FILE}, then repair the dataset, remove the folder (rm -r {}) and run the same command; or accept the \
+             loss: the same command with --max-rejected {}",
             100.0 * share,
-            100.0 * max_rejected
+            100.0 * max_rejected,
+            output.display(),
+            (share * 100.0).ceil() / 100.0
         );
     }
     Ok(text)

@@ -93,7 +93,7 @@ impl From<RecordError> for Refusal {
 /// A line of rejected.jsonl.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejected {
-    /// Index in chat.json, from 0.
+    /// Index in the dataset, from 0.
     pub row: usize,
     /// `id`, if it could be read.
     pub id: Option<String>,
@@ -115,7 +115,7 @@ impl std::fmt::Display for Rejected {
 /// What became of the rows that a shard covers. Written after the shard's files: it says that they are whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardLedger {
-    /// Rows of chat.json that it covers.
+    /// Rows of the dataset that it covers.
     pub rows_in: usize,
     /// Its files, one a split that has rows.
     pub files: Vec<ShardFile>,

@@ -1,4 +1,4 @@
-//! `preprocess shards`: chat.json + images → shards. Reads top to bottom in [`run`].
+//! `preprocess shards`: rows and images → shards. Reads top to bottom in [`run`].
 
 mod args;
 mod census;
@@ -16,31 +16,32 @@ pub use tokenizer::TOKENIZER_DIR;
 
 use anyhow::{Context, Result, bail, ensure};
 use base::Error;
-use chat::dataset::chat_file;
+use chat::dataset::Source;
 use cli::{Progress, units};
 use images::image_files::ImageSources;
 use ledger::ShardLedger;
 use pipeline::Job;
 use plan::{Input, ModelFacts, Plan};
 use sample::RowProcessor;
-use shards::{PixelFormat, ShardMetadata};
+use shards::{PixelFormat, ShardMetadata, TABLES};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use store::processors::Processors;
 
 /// Runs the command; the text is its result for stdout.
 pub fn run(args: &Args) -> Result<String> {
+    let source = Source::find(&args.data, Some(&TABLES))?;
+    tracing::info!("{}: {}", args.data.display(), source.describe());
     let model = Processors::read(&args.model)?;
     model.require_rows_for_all_ids(&args.model)?;
     model.chat.check_system(&args.system_prompt).context("--system-prompt")?;
-    let images = ImageSources::find(&args.data)?;
-    let chat_json = chat_file(&args.data);
-    let input = Input::scan(&chat_json, &images, args.limit.unwrap_or(usize::MAX), args.workers())?;
+    let images = ImageSources::find_with(source.folder(), source.pictures())?;
+    let input = Input::scan(&source, &images, args.limit.unwrap_or(usize::MAX), args.workers())?;
     for warning in &input.warnings {
-        tracing::warn!("{}: {warning}", chat_json.display());
+        tracing::warn!("{}: {warning}", args.data.display());
     }
     let plan = Plan::new(args, input, images.describe(), facts(&model, args.pixels));
-    ensure!(plan.rows() > 0, "{}: no rows, expected a list of conversations", chat_json.display());
+    ensure!(plan.rows() > 0, "{}: no rows, expected conversations or captions", args.data.display());
     plan.record(&args.output)?;
     tokenizer::copy(&args.model, &args.output)?;
     let lock = PartLock::take(&args.output, args.part)?;
@@ -56,15 +57,16 @@ pub fn run(args: &Args) -> Result<String> {
         );
     }
     let mut progress = Progress::new("rows", 0, rows as u64);
-    let processor = RowProcessor { chat: &model.chat, image_processor: &model.images, images: &images, plan: &plan };
-    let job = Job {
-        processor,
-        chat_json: &chat_json,
-        output: &args.output,
-        wanted,
-        workers: args.workers(),
-        strict: args.strict,
+    let questions = args.questions();
+    let processor = RowProcessor {
+        chat: &model.chat,
+        image_processor: &model.images,
+        images: &images,
+        questions: &questions,
+        plan: &plan,
     };
+    let job =
+        Job { processor, source: &source, output: &args.output, wanted, workers: args.workers(), strict: args.strict };
     if rows > 0 {
         job.run(&mut progress)?;
         progress.finish();

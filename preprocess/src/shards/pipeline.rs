@@ -8,12 +8,10 @@ use super::ledger::{Cause, Refusal, Rejected};
 use super::sample::RowProcessor;
 use super::writers::{Made, Place, Places, Writers};
 use anyhow::{Result, anyhow, bail};
-use base::Error;
-use chat::dataset::{RowNames, SourceRow, for_each_row};
+use chat::dataset::{Pass, RowNames, Source, SourceRow};
 use cli::Progress;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use shards::{RowGroupEncoder, Split};
-use std::fs::File;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -25,8 +23,8 @@ const AHEAD: usize = 2;
 pub struct Job<'a> {
     /// Rows become samples here.
     pub processor: RowProcessor<'a>,
-    /// chat.json.
-    pub chat_json: &'a Path,
+    /// The dataset.
+    pub source: &'a Source,
     /// Where shards go.
     pub output: &'a Path,
     /// Per shard: to be made by this run.
@@ -78,8 +76,7 @@ impl Job<'_> {
     fn read(&self, places: &Places, to_workers: &Sender<Task>, in_order: &Sender<Pending>) -> Result<()> {
         let plan = self.processor.plan;
         let mut rows = Vec::new();
-        let file = File::open(self.chat_json).map_err(Error::io(self.chat_json))?;
-        for_each_row(self.chat_json, file, |row| {
+        self.source.for_each_row(Pass::Whole, |row| {
             let shard = row.number / plan.rows_per_shard;
             let last = row.number + 1 >= plan.rows();
             if self.wanted.get(shard) == Some(&true) {

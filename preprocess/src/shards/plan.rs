@@ -3,15 +3,14 @@
 use super::args::Args;
 use super::census::{self, ImageFiles};
 use anyhow::{Result, bail};
-use base::files::{self, HashingReader};
+use base::files;
 use base::{Error, Result as CommonResult, exact};
-use chat::dataset::{Survey, for_each_row};
+use chat::dataset::{Identity, Pass, Source, Survey};
 use images::image_files::ImageSources;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shards::ShardMetadata;
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -26,8 +25,12 @@ const PRINTED_VALUE: usize = 170;
 pub struct Plan {
     /// Program version.
     pub program: String,
-    /// chat.json.
-    pub chat_json: ChatJson,
+    /// The dataset's rows.
+    pub records: Records,
+    /// Questions of rows that have a caption only.
+    pub prompts: Vec<String>,
+    /// `--seed`.
+    pub seed: u64,
     /// Where images are taken from, in order.
     pub images: Vec<String>,
     /// The files in folders that rows name.
@@ -56,12 +59,14 @@ pub struct Plan {
     pub limit: Option<usize>,
 }
 
-/// Identity of chat.json.
+/// Identity of the dataset's rows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChatJson {
-    /// SHA-256 of the file.
+pub struct Records {
+    /// The layout.
+    pub layout: String,
+    /// SHA-256 over the rows.
     pub sha256: String,
-    /// Size, bytes.
+    /// Size of their JSON text, bytes.
     pub bytes: u64,
     /// Rows.
     pub rows: usize,
@@ -69,8 +74,8 @@ pub struct ChatJson {
 
 /// Identity of the input.
 pub struct Input {
-    /// chat.json.
-    pub chat_json: ChatJson,
+    /// The rows.
+    pub records: Records,
     /// The files in folders that its rows name.
     pub image_files: ImageFiles,
     /// Peculiarities of the rows that its owner should know of, a line each.
@@ -78,24 +83,25 @@ pub struct Input {
 }
 
 impl Input {
-    /// Reads chat.json once, whole: a mistake in its last line is found before hours of work. Meanwhile `threads` threads
-    /// look up the image files that its first `limit` rows name.
-    pub fn scan(path: &Path, images: &ImageSources, limit: usize, threads: usize) -> CommonResult<Self> {
-        let mut reader = HashingReader::new(File::open(path).map_err(Error::io(path))?);
+    /// Reads all rows once: a mistake in the last one is found before hours of work. Meanwhile `threads` threads look up the
+    /// image files that the first `limit` rows name.
+    pub fn scan(source: &Source, images: &ImageSources, limit: usize, threads: usize) -> CommonResult<Self> {
         let mut rows = 0;
-        let mut survey = Survey::default();
+        let (mut survey, mut identity) = (Survey::default(), Identity::default());
         let (image_files, read) = census::take(images, threads, |census| {
-            for_each_row(path, &mut reader, |row| {
+            source.for_each_row(Pass::Texts, |row| {
                 if row.number < limit {
                     survey.add(&row).into_iter().for_each(|name| census.name(name));
                 }
+                identity.add(&row);
                 rows += 1;
                 ControlFlow::Continue(())
             })
         });
         read?;
-        let (sha256, bytes) = reader.finish();
-        Ok(Self { chat_json: ChatJson { sha256, bytes, rows }, image_files, warnings: survey.warnings() })
+        let (sha256, bytes) = source.identify(identity)?;
+        let records = Records { layout: source.describe(), sha256, bytes, rows };
+        Ok(Self { records, image_files, warnings: survey.warnings() })
     }
 }
 
@@ -104,7 +110,9 @@ impl Plan {
     pub fn new(args: &Args, input: Input, images: Vec<String>, model: ModelFacts) -> Self {
         Self {
             program: concat!("preprocess ", env!("CARGO_PKG_VERSION")).to_owned(),
-            chat_json: input.chat_json,
+            records: input.records,
+            prompts: args.questions().texts().to_vec(),
+            seed: args.seed,
             images,
             image_files: input.image_files,
             eos_token_ids: model.eos_token_ids,
@@ -120,9 +128,9 @@ impl Plan {
         }
     }
 
-    /// Rows of chat.json that are taken.
+    /// Rows of the dataset that are taken.
     pub fn rows(&self) -> usize {
-        self.limit.map_or(self.chat_json.rows, |limit| limit.min(self.chat_json.rows))
+        self.limit.map_or(self.records.rows, |limit| limit.min(self.records.rows))
     }
 
     /// Shards that cover them.
@@ -130,7 +138,7 @@ impl Plan {
         self.rows().div_ceil(self.rows_per_shard)
     }
 
-    /// Rows of chat.json that a shard covers.
+    /// Rows of the dataset that a shard covers.
     pub fn rows_of_shard(&self, shard: usize) -> usize {
         self.rows().saturating_sub(shard * self.rows_per_shard).min(self.rows_per_shard)
     }
@@ -186,9 +194,10 @@ impl Plan {
             return Ok(());
         }
         bail!(
-            "{}: belongs to another run: {}; run with the same input, model and options, or choose another --output",
+            "{}: belongs to another run: {}; {}",
             output.join(PLAN_FILE).display(),
-            differences.join("; ")
+            differences.join("; "),
+            remedy(output, &differences)
         )
     }
 }
@@ -213,6 +222,25 @@ fn foreign_name(output: &Path) -> Result<Option<OsString>> {
     let mut names = entries.filter_map(Result::ok).map(|entry| entry.file_name());
     // Hidden names are what a killed run may have left before its plan was there.
     Ok(names.find(|name| !name.to_string_lossy().starts_with('.')))
+}
+
+/// What to do about a folder of other shards.
+fn remedy(output: &Path, differences: &[String]) -> String {
+    let output = output.display();
+    let is_about = |names: &[&str]| differences.iter().all(|line| names.iter().any(|name| line.starts_with(name)));
+    if is_about(&["chat_date"]) {
+        return "set SOURCE_DATE_EPOCH (seconds since 1970) to a time of that day, and run the same command".to_owned();
+    }
+    if is_about(&["records.", "images", "image_files."]) {
+        return format!(
+            "the dataset has changed since: to make its shards anew remove the folder (rm -r {output}) and run the same command, \
+             or choose another --output"
+        );
+    }
+    format!(
+        "run with the same input, model and options; or remove the folder (rm -r {output}) and run the same command, or choose \
+         another --output"
+    )
 }
 
 fn collect_differences(path: &str, recorded: &Value, now: &Value, differences: &mut Vec<String>) {

@@ -1,10 +1,10 @@
-//! One row of chat.json → one sample of the shards, or the cause why not. Text first: it is cheap.
+//! One row of a dataset → one sample of the shards, or the cause why not. Text first: it is cheap.
 
 use super::ledger::{Cause, Refusal};
 use super::plan::Plan;
-use base::IGNORE_INDEX;
 use base::files;
-use chat::dataset::{Conversation, Record, SourceRow};
+use base::{Attachment, IGNORE_INDEX};
+use chat::dataset::{Conversation, Questions, Record, SourceRow};
 use chat::{ChatProcessor, TokenizedSample};
 use images::image_files::{ImageFileError, ImageSources};
 use images::image_processor::{ImageError, ImageProcessor};
@@ -18,6 +18,8 @@ pub struct RowProcessor<'a> {
     pub image_processor: &'a ImageProcessor,
     /// The dataset's images.
     pub images: &'a ImageSources,
+    /// Questions of rows that have a caption only.
+    pub questions: &'a Questions,
     /// The run's options.
     pub plan: &'a Plan,
 }
@@ -25,11 +27,12 @@ pub struct RowProcessor<'a> {
 impl RowProcessor<'_> {
     /// Makes the sample of a row.
     pub fn process(&self, row: &SourceRow) -> Result<Sample, Refusal> {
-        let record = Record::read(row)?;
+        let record = Record::read(row, self.questions)?;
         let id = record.id.clone();
         let conversation = record.conversation()?;
         let tokens = self.tokenize(&conversation)?;
-        let images = conversation.images.iter().map(|name| self.image(name)).collect::<Result<_, _>>()?;
+        let images =
+            conversation.images.iter().map(|name| self.image(name, &row.attachments)).collect::<Result<_, _>>()?;
         Ok(Sample { id, tokens, images })
     }
 
@@ -55,8 +58,8 @@ impl RowProcessor<'_> {
         Ok(tokens)
     }
 
-    fn image(&self, name: &str) -> Result<SampleImage, Refusal> {
-        let bytes = self.images.read(name).map_err(|error| {
+    fn image(&self, name: &str, attachments: &[Attachment]) -> Result<SampleImage, Refusal> {
+        let bytes = self.images.read_with(attachments, name).map_err(|error| {
             let cause = match error {
                 ImageFileError::Missing(_) => Cause::MissingImage,
                 ImageFileError::Unreadable(_) => Cause::UnreadableImage,

@@ -42,7 +42,7 @@ impl Drop for Place {
 
 /// What became of the rows of one row group.
 pub struct Made {
-    /// Rows of chat.json.
+    /// Rows of the dataset.
     pub rows_in: usize,
     /// In the order of [`Split::ALL`].
     pub row_groups: [Option<EncodedRowGroup>; 2],
@@ -149,7 +149,7 @@ fn write_shard(shard: usize, row_groups: &Receiver<Made>, plan: &Plan, output: &
     let (found, expected) = (open.ledger.rows_in, plan.rows_of_shard(shard));
     if found != expected {
         bail!(
-            "shard {shard} ended after {found} rows, expected {expected}; if chat.json changed during the run, start again in an empty folder"
+            "shard {shard} ended after {found} rows, expected {expected}; if the dataset changed during the run, start again in an empty folder"
         );
     }
     open.publish(output, shard)
@@ -196,7 +196,7 @@ pub(super) mod tests {
     use super::*;
     use crate::shards::census::ImageFiles;
     use crate::shards::ledger::LEDGER_DIR;
-    use crate::shards::plan::ChatJson;
+    use crate::shards::plan::Records;
     use shards::{CodeTable, FORMAT_VERSION, PixelFormat, ShardMetadata};
     use std::time::Duration;
 
@@ -264,7 +264,9 @@ pub(super) mod tests {
         };
         Plan {
             program: String::new(),
-            chat_json: ChatJson { sha256: String::new(), bytes: 0, rows: 3 },
+            records: Records { layout: String::new(), sha256: String::new(), bytes: 0, rows: 3 },
+            prompts: vec![],
+            seed: 0,
             images: vec![],
             image_files: ImageFiles::default(),
             eos_token_ids: vec![],

@@ -1,7 +1,7 @@
 //! chat.json: the list, and each row of it.
 #![no_main]
 
-use chat::dataset::{Record, RowNames, Survey, for_each_row};
+use chat::dataset::{Questions, Record, RowNames, Survey, for_each_row};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -13,7 +13,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         rows += 1;
         let _ = RowNames::of(&row);
         let names = survey.add(&row);
-        if let Ok(record) = Record::read(&row) {
+        if let Ok(record) = Record::read(&row, &Questions::default()) {
             assert_eq!(record.images, names);
             assert!(!record.id.is_empty() && !record.turns.is_empty());
             let _ = record.first_question();

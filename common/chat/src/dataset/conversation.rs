@@ -119,7 +119,7 @@ fn data_url(text: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::record::tests::{read, row};
+    use crate::dataset::record::tests::read;
 
     fn fault(json: &str) -> Fault {
         read(json).and_then(Record::conversation).expect_err(json).fault
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn the_first_question_has_the_images_of_its_markers() {
         let asked = |json: &str| {
-            let record = Record::read(&row(json)).expect(json);
+            let record = read(json).expect(json);
             let (question, images, answer) = record.first_question().expect("a question");
             (question.to_owned(), images.join(" "), answer.map(str::to_owned))
         };
@@ -228,7 +228,7 @@ mod tests {
         let found = asked(&turns(&[TEXT_QUESTION, ANSWER, QUESTION, ANSWER], IMAGE));
         assert_eq!(found, ("Why?".into(), String::new(), Some("A cat.".into())));
         assert_eq!(asked(&turns(&[QUESTION], IMAGE)).2, None);
-        let record = Record::read(&row(&turns(&[SYSTEM], ""))).expect("a record");
+        let record = read(&turns(&[SYSTEM], "")).expect("a record");
         assert!(record.first_question().is_none());
     }
 }

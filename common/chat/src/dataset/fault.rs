@@ -17,30 +17,21 @@ pub enum Fault {
     ImageMarkers,
 }
 
-/// A place in chat.json.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// From 1.
-    pub line: u64,
-    /// From 1.
-    pub column: u64,
-}
-
 /// Why one record cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordError {
     /// Which kind.
     pub fault: Fault,
-    /// Where its JSON is at fault; `None` for a fault of the row as a whole.
-    pub place: Option<Place>,
+    /// Where its JSON is at fault (`chat.json line 2, column 12`); `None` for a fault of the row as a whole.
+    pub place: Option<String>,
     /// What exactly.
     pub detail: String,
 }
 
 impl std::fmt::Display for RecordError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if let Some(Place { line, column }) = self.place {
-            write!(f, "chat.json line {line}, column {column}: ")?;
+        if let Some(place) = &self.place {
+            write!(f, "{place}: ")?;
         }
         f.write_str(&self.detail)
     }

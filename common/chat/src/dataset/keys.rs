@@ -9,6 +9,27 @@ pub(super) const ID: &[&str] = &["id"];
 pub(super) const IMAGES: &[&str] = &["image", "images"];
 pub(super) const SYSTEM: &[&str] = &["system", "system_prompt"];
 
+/// Keys of a file's name in rows that have a caption and none of [`IMAGES`]: the first one counts.
+const IMAGE_FILES: [&[&str]; 7] = [
+    &["file_name", "file_names"],
+    &["image_path", "image_paths"],
+    &["image_file"],
+    &["image_name"],
+    &["filename"],
+    &["filepath"],
+    &["img"],
+];
+
+/// The key that names the pictures of a row.
+pub(super) fn image_key(object: &Object<'_>) -> Option<&'static [&'static str]> {
+    let is_there =
+        |spellings: &[&str]| object.iter().any(|(name, value)| spellings.contains(&name) && kind(value) != Kind::Null);
+    if is_there(IMAGES) || !layouts::is_captioned(object) {
+        return Some(IMAGES);
+    }
+    IMAGE_FILES.into_iter().find(|spellings| is_there(spellings))
+}
+
 /// Notes about a row that published datasets have and training does not depend on.
 const HARMLESS: [&str; 46] = [
     "answer_id",
@@ -143,7 +164,7 @@ pub(super) enum Meaning {
 
 /// The keys of a record that are not read.
 pub(super) fn others<'o, 'a>(object: &'o Object<'a>) -> impl Iterator<Item = (&'o str, &'a RawValue)> {
-    let read: Vec<_> = [ID, IMAGES, SYSTEM].into_iter().chain(layouts::keys(object)).collect();
+    let read: Vec<_> = [ID, IMAGES, SYSTEM].into_iter().chain(layouts::keys(object)).chain(image_key(object)).collect();
     object.iter().filter(move |(key, _)| !read.iter().any(|spellings| spellings.contains(key)))
 }
 

@@ -1,6 +1,6 @@
 //! A JSON object as its keys and the texts of their values: nothing is parsed before it is needed.
 
-use super::{Fault, Place, RecordError, SourceRow};
+use super::{Fault, RecordError, RowPlace, SourceRow};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -104,6 +104,9 @@ pub(super) struct RowParser<'a>(pub(super) &'a SourceRow);
 impl<'a> RowParser<'a> {
     /// The row itself.
     pub(super) fn object(self) -> Result<Object<'a>, RecordError> {
+        if let Some(fault) = &self.0.fault {
+            return Err(self.fault(fault));
+        }
         self.parse(&self.0.json)
     }
 
@@ -140,13 +143,18 @@ impl<'a> RowParser<'a> {
         // `value` is a part of the row's text.
         let start = (value.get().as_ptr() as usize).saturating_sub(row.as_ptr() as usize);
         let before = &row.as_bytes()[..(start + offset).min(row.len())];
-        let newlines = before.iter().filter(|&&byte| byte == b'\n').count() as u64;
-        let column = match before.iter().rposition(|&byte| byte == b'\n') {
-            Some(newline) => (before.len() - newline) as u64,
-            None => self.0.column + before.len() as u64,
+        let place = match &self.0.place {
+            RowPlace::Named(place) => place.clone(),
+            RowPlace::Text { file, line, column } => {
+                let newlines = before.iter().filter(|&&byte| byte == b'\n').count() as u64;
+                let column = match before.iter().rposition(|&byte| byte == b'\n') {
+                    Some(newline) => (before.len() - newline) as u64,
+                    None => column + before.len() as u64,
+                };
+                format!("{file} line {}, column {column}", line + newlines)
+            }
         };
-        let line = self.0.line + newlines;
-        RecordError { place: Some(Place { line, column }), ..RecordError::new(Fault::BadRow, what) }
+        RecordError { place: Some(place), ..RecordError::new(Fault::BadRow, what) }
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::{Error, Read, Result};
 use std::rc::Rc;
 
 /// Longest row, bytes: beyond it the file is not a list of conversations.
-const MAX_ROW_BYTES: u64 = 64 << 20;
+pub(super) const MAX_ROW_BYTES: u64 = 64 << 20;
 const BUFFER_BYTES: usize = 1 << 18;
 const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 /// First bytes of files that are often given in place of a JSON file, with their kind and the remedy.

@@ -1,7 +1,7 @@
 //! One row's JSON → a record.
 
 use super::object::{Kind, Object, RowParser, kind};
-use super::{RecordError, SourceRow, keys, layouts};
+use super::{Questions, RecordError, SourceRow, keys, layouts};
 use crate::{Message, Role};
 use serde_json::value::RawValue;
 
@@ -46,11 +46,11 @@ impl RowNames {
 }
 
 impl Record {
-    /// Reads a row.
+    /// Reads a row; `questions` are for one that has a caption only.
     ///
     /// # Errors
     /// Wrong types, with line and column; a key that changes the row and is not read; no turns.
-    pub fn read(row: &SourceRow) -> Result<Self, RecordError> {
+    pub fn read(row: &SourceRow, questions: &Questions) -> Result<Self, RecordError> {
         let parser = RowParser(row);
         let object = parser.object()?;
         let id = match entry(parser, &object, keys::ID)? {
@@ -63,7 +63,7 @@ impl Record {
             Some((key, value)) => Some(parser.text(key, value, "text")?).filter(|text| !text.is_empty()),
             None => None,
         };
-        let turns = layouts::turns(parser, &object)?;
+        let turns = layouts::turns(parser, &object, &questions.ask(row.number, images.len()))?;
         let first = Some(&turns[0]).filter(|turn| turn.role == Role::System).map(|turn| &turn.content);
         if system.as_ref().is_some_and(|text| first.is_some_and(|turn| turn != text)) {
             return Err(parser.fault("two system prompts, a key and a turn; expected one of them"));
@@ -102,9 +102,10 @@ pub(super) fn label(parser: RowParser<'_>, value: &RawValue) -> Result<Option<St
     }
 }
 
-/// The file names in `image` or `images`.
+/// The file names in `image` or `images`, or in the key of a captioned row that names its file.
 pub(super) fn images_of<'a>(parser: RowParser<'a>, object: &Object<'a>) -> Result<Vec<String>, RecordError> {
-    let Some((key, value)) = entry(parser, object, keys::IMAGES)? else { return Ok(Vec::new()) };
+    let Some(spellings) = keys::image_key(object) else { return Ok(Vec::new()) };
+    let Some((key, value)) = entry(parser, object, spellings)? else { return Ok(Vec::new()) };
     let names = match kind(value) {
         Kind::List => {
             let values: Vec<&RawValue> = parser.parse(value)?;
@@ -142,7 +143,7 @@ pub(super) mod tests {
     }
 
     pub(in crate::dataset) fn read(json: &str) -> Result<Record, RecordError> {
-        Record::read(&row(json))
+        Record::read(&row(json), &Questions::default())
     }
 
     const TURNS: &str = r#""conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]"#;
@@ -232,12 +233,39 @@ pub(super) mod tests {
                 "turn 0, key \"name\"",
             ),
             (format!("{{\"video\": \"a.mp4\", {TURNS}}}"), Fault::UnreadKey, "key \"video\""),
+            (r#"{"caption": "A cat."}"#.to_owned(), Fault::BadRow, "caption: no image beside it"),
+            (r#"{"file_name": "a.jpg", "text": ["A", "B"]}"#.to_owned(), Fault::BadRow, "text: found a list"),
+            (r#"{"file_name": "a.jpg", "text": "A", "label": "cat"}"#.to_owned(), Fault::UnreadKey, "key \"label\""),
             (r#"{"a": "Q", "b": "A"}"#.to_owned(), Fault::NoTurns, "among the row's keys (a, b)"),
         ] {
             let error = read(&json).expect_err(&json);
             assert_eq!(error.fault, fault, "{json}: {error}");
             assert!(error.to_string().contains(what), "{json}: {error}");
         }
+    }
+
+    #[test]
+    fn a_caption_is_the_answer_to_the_question_that_its_row_draws() {
+        let questions = Questions::new(vec!["What?".into(), "Look <image> here".into()], 7);
+        let ask = |json: &str| {
+            let record = Record::read(&row(json), &questions).expect(json);
+            let turns: Vec<_> = record.turns.iter().map(|turn| (turn.role, turn.content.clone())).collect();
+            (record.images.join(" "), turns)
+        };
+        for (json, images, caption) in [
+            (r#"{"image": "a.jpg", "caption": "A cat."}"#, "a.jpg", "A cat."),
+            (r#"{"file_name": "a.jpg", "text": "A cat.", "width": 3}"#, "a.jpg", "A cat."),
+            (r#"{"image_path": "x/a.jpg", "caption": "A cat.", "text": "unread"}"#, "x/a.jpg", "A cat."),
+            (r#"{"file_names": ["a.jpg"], "image": null, "caption": "A cat."}"#, "a.jpg", "A cat."),
+        ] {
+            let (found, turns) = ask(json);
+            assert_eq!(found, images, "{json}");
+            assert_eq!((turns.len(), turns[0].0, turns[1].0), (2, Role::User, Role::Assistant));
+            assert_eq!((turns[0].1.matches("<image>").count(), turns[1].1.as_str()), (1, caption), "{json}");
+        }
+        // Beside turns a caption is a note, and a file's name does not take the place of `image`.
+        let record = read(&format!(r#"{{"image": "a.jpg", "caption": "x", "file_name": "b.jpg", {TURNS}}}"#));
+        assert_eq!(record.expect("turns").images, ["a.jpg"]);
     }
 
     #[test]

@@ -1,26 +1,50 @@
-//! chat.json as a stream of rows: memory holds one row, whatever the file's size.
+//! A JSON list as a stream of rows: memory holds one row, whatever the file's size.
 
 use super::python_json::{Position, PythonJson};
-use base::{Error, Result};
+use base::{Attachment, Error, Result};
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
-/// A row's JSON text and where it stands.
+/// A row as JSON text, whatever file it is from, and where it stands.
 #[derive(Debug)]
 pub struct SourceRow {
-    /// Index in the list, from 0.
+    /// Index in the dataset, from 0.
     pub number: usize,
-    /// Line of its first character, from 1.
-    pub line: u64,
-    /// Column of its first character, from 1.
-    pub column: u64,
+    /// Where it stands.
+    pub place: RowPlace,
     /// `NaN`, `Infinity` and `-Infinity` in it, null in `json`.
     pub constants: usize,
     /// Its text.
     pub json: Box<RawValue>,
+    /// Pictures that come with it; those that it names and that are not here are files.
+    pub attachments: Vec<Attachment>,
+    /// Why it cannot be read although the file can.
+    pub fault: Option<String>,
+}
+
+/// Where a row stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowPlace {
+    /// Its text is a part of a JSON file.
+    Text {
+        /// Name of the file.
+        file: Arc<str>,
+        /// Line of its first character, from 1.
+        line: u64,
+        /// Column of its first character, from 1.
+        column: u64,
+    },
+    /// Its text was made of something else: `captions.csv line 7`.
+    Named(String),
+}
+
+/// A file's name without its folder, for places of rows.
+pub(super) fn file_name(path: &Path) -> Arc<str> {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into()
 }
 
 /// Hands every row to `take` until the end or its `Break`.
@@ -32,7 +56,7 @@ pub fn for_each_row(path: &Path, reader: impl Read, take: impl FnMut(SourceRow) 
     let reader = PythonJson::new(reader, position.clone());
     let mut json = serde_json::Deserializer::from_reader(reader);
     let mut stopped = false;
-    let rows = Rows { position: position.clone(), take, stopped: &mut stopped };
+    let rows = Rows { position: position.clone(), file: file_name(path), take, stopped: &mut stopped };
     let result = rows.deserialize(&mut json);
     if stopped {
         return Ok(());
@@ -44,7 +68,7 @@ pub fn for_each_row(path: &Path, reader: impl Read, take: impl FnMut(SourceRow) 
         let (line, column) = (error.line(), error.column());
         let place = format!("{}: line {line}, column {}", path.display(), position.column(line, column));
         let remedy = match position.is_object() {
-            true => "put the rows into a list; JSON Lines become one with jq -s .",
+            true => "put the rows into a list, or one on each line",
             false => "repair the file and run again",
         };
         Error::invalid(place, base::json::reason(&error), "a JSON list of conversations", remedy)
@@ -53,6 +77,7 @@ pub fn for_each_row(path: &Path, reader: impl Read, take: impl FnMut(SourceRow) 
 
 struct Rows<'a, F> {
     position: Position,
+    file: Arc<str>,
     take: F,
     stopped: &'a mut bool,
 }
@@ -76,7 +101,9 @@ impl<'de, F: FnMut(SourceRow) -> ControlFlow<()>> Visitor<'de> for Rows<'_, F> {
         let mut number = 0;
         while let Some(json) = rows.next_element::<Box<RawValue>>()? {
             let ((line, column), constants) = self.position.end_row();
-            if (self.take)(SourceRow { number, line, column, constants, json }).is_break() {
+            let place = RowPlace::Text { file: self.file.clone(), line, column };
+            let row = SourceRow { number, place, constants, json, attachments: Vec::new(), fault: None };
+            if (self.take)(row).is_break() {
                 *self.stopped = true;
                 return Err(serde::de::Error::custom("stopped"));
             }
@@ -102,19 +129,23 @@ mod tests {
     #[test]
     fn rows_come_with_their_places() {
         let rows = rows("[ {\"id\": 1},\n  {\"id\":\n 2} ,{\"id\": 3}]\n").expect("a list");
-        let places: Vec<_> = rows.iter().map(|row| (row.number, row.line, row.column)).collect();
+        let position = |row: &SourceRow| match row.place {
+            RowPlace::Text { line, column, .. } => (line, column),
+            RowPlace::Named(_) => (0, 0),
+        };
+        let places: Vec<_> = rows.iter().map(|row| (row.number, position(row).0, position(row).1)).collect();
         assert_eq!(places, [(0, 1, 3), (1, 2, 3), (2, 3, 6)]);
         assert_eq!(rows[1].json.get(), "{\"id\":\n 2}");
         assert!(self::rows("[]").expect("empty").is_empty());
         let rows = self::rows("\u{feff}[{\"a\": NaN, \"b\": -Infinity}, NaN,\n {}]").expect("Python's JSON");
-        let found: Vec<_> = rows.iter().map(|row| (row.json.get(), row.column, row.constants)).collect();
+        let found: Vec<_> = rows.iter().map(|row| (row.json.get(), position(row).1, row.constants)).collect();
         assert_eq!(found, [("{\"a\": null, \"b\": null}", 2, 2), ("null", 30, 1), ("{}", 2, 0)]);
     }
 
     #[test]
-    fn json_lines_are_refused_with_the_remedy() {
-        let error = rows("{\"id\": 1}\n{\"id\": 2}\n").expect_err("refused").to_string();
-        assert!(error.contains("jq -s ."), "{error}");
+    fn an_object_is_refused_with_the_remedy() {
+        let error = rows("{\"id\": 1}").expect_err("refused").to_string();
+        assert!(error.contains("put the rows into a list, or one on each line"), "{error}");
     }
 
     #[test]

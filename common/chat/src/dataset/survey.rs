@@ -2,6 +2,7 @@
 
 use super::SourceRow;
 use super::keys::{self, Meaning};
+use super::layouts;
 use super::object::RowParser;
 use super::record::{entry, images_of, label};
 use base::{counted, files};
@@ -31,7 +32,8 @@ impl Survey {
         let Ok(object) = parser.object() else { return Vec::new() };
         match entry(parser, &object, keys::ID).map(|entry| entry.map(|(_, value)| label(parser, value))) {
             Ok(Some(Ok(Some(id)))) => self.repeated_ids += usize::from(!self.ids.insert(hash(&id))),
-            Ok(None | Some(Ok(None))) => self.without_id += 1,
+            // Lists of captions have no ids as a rule.
+            Ok(None | Some(Ok(None))) => self.without_id += usize::from(!layouts::is_captioned(&object)),
             // Such a row is refused when its turn comes.
             Ok(Some(Err(_))) | Err(_) => {}
         }

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 
 pub(super) struct Folder {
     /// Name in the data folder.
-    pub(super) name: &'static str,
+    pub(super) name: String,
     path: PathBuf,
 }
 
 impl Folder {
-    pub(super) fn new(name: &'static str, path: PathBuf) -> Self {
-        Self { name, path }
+    pub(super) fn new(name: &str, path: PathBuf) -> Self {
+        Self { name: name.to_owned(), path }
     }
 
     pub(super) fn exists(&self) -> bool {

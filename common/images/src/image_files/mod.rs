@@ -3,8 +3,9 @@
 mod folder;
 mod zip;
 
-use base::{Error, Result};
+use base::{Attachment, Content, Error, Result};
 use folder::Folder;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path};
 use zip::ZipFile;
 
@@ -42,12 +43,22 @@ impl ImageSources {
     /// # Errors
     /// `data` is no folder; a damaged zip file.
     pub fn find(data: &Path) -> Result<Self> {
+        Self::find_with(data, None)
+    }
+
+    /// The same, and a folder in `data` that the dataset's layout names.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn find_with(data: &Path, folder: Option<&str>) -> Result<Self> {
         if !data.is_dir() {
-            let expected = "a folder with chat.json and images";
-            return Err(Error::invalid(data.display(), "no folder", expected, "give the dataset's folder"));
+            let expected = "the folder of a dataset";
+            return Err(Error::invalid(data.display(), "no such folder", expected, "give the dataset's folder"));
         }
-        let folders = ["images", "images_dl", ""]
+        let folders = ["images", "images_dl"]
             .into_iter()
+            .chain(folder)
+            .chain([""])
             .map(|name| Folder::new(name, data.join(name)))
             .filter(Folder::exists)
             .collect();
@@ -62,7 +73,7 @@ impl ImageSources {
     }
 
     fn folder_names(&self) -> impl Iterator<Item = String> {
-        self.folders.iter().map(|folder| match folder.name {
+        self.folders.iter().map(|folder| match folder.name.as_str() {
             "" => "the data folder".to_owned(),
             name => format!("{name}/"),
         })
@@ -77,6 +88,17 @@ impl ImageSources {
     /// Whether there is a file of this name; nothing is read.
     pub fn has(&self, name: &str) -> bool {
         self.file_size(name).is_some() || is_inside(name) && self.zip.as_ref().is_some_and(|zip| zip.has(name))
+    }
+
+    /// Bytes of an image that comes with its row, or else of a file.
+    ///
+    /// # Errors
+    /// See [`ImageFileError`].
+    pub fn read_with(&self, attachments: &[Attachment], name: &str) -> Result<Vec<u8>, ImageFileError> {
+        match attachments.iter().find(|attachment| attachment.name == name) {
+            Some(attachment) => read_attached(attachment),
+            None => self.read(name),
+        }
     }
 
     /// Bytes of an image file.
@@ -97,6 +119,22 @@ impl ImageSources {
         }
         let places: Vec<String> = self.folder_names().chain(self.zip.iter().map(ZipFile::contents)).collect();
         Err(ImageFileError::Missing(format!("{name} is in none of {}", places.join(", "))))
+    }
+}
+
+fn read_attached(attachment: &Attachment) -> Result<Vec<u8>, ImageFileError> {
+    let Attachment { name, content } = attachment;
+    if content.bytes() > MAX_IMAGE_BYTES {
+        return Err(too_many_bytes(name, content.bytes()));
+    }
+    match content {
+        Content::Bytes(bytes) => Ok(bytes.clone()),
+        Content::Range { file, offset, bytes } => {
+            let mut read = vec![0; *bytes as usize];
+            let unreadable = |error| ImageFileError::Unreadable(format!("{name}: {error}"));
+            file.read_exact_at(&mut read, *offset).map_err(unreadable)?;
+            Ok(read)
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! How records give their turns: a layout is a file, and a row of [`LAYOUTS`].
 
+mod caption;
 mod turns;
 
 use super::object::{Kind, Object, RowParser, kind};
@@ -8,7 +9,8 @@ use super::{Fault, RecordError};
 use crate::Message;
 use serde_json::value::RawValue;
 
-const LAYOUTS: &[Layout] = &[turns::LAYOUT];
+/// The first one whose key a record has counts: beside turns, a caption is a note.
+const LAYOUTS: &[Layout] = &[turns::LAYOUT, caption::CAPTION, caption::TEXT];
 
 /// A key and its value.
 type Entry<'a> = (&'static str, &'a RawValue);
@@ -16,40 +18,63 @@ type Entry<'a> = (&'static str, &'a RawValue);
 /// Spellings of a key.
 type Spellings = &'static [&'static str];
 
+/// The question of a record that has none of its own.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// Its text, with a marker for each image.
+    pub(super) question: String,
+    /// Images of the record.
+    pub(super) images: usize,
+}
+
 /// A way to give turns.
 struct Layout {
     /// The key that a record of this layout has.
     key: Spellings,
-    /// Further keys that are read of such a record.
-    more_keys: &'static [Spellings],
+    /// Its name by the spelling of the key, for people.
+    name: fn(&str) -> &'static str,
     /// The turns of a record that has the key, with this value.
-    read: for<'a> fn(RowParser<'a>, &Object<'a>, Entry<'a>) -> Result<Vec<Message>, RecordError>,
+    read: for<'a> fn(RowParser<'a>, Entry<'a>, &Asked) -> Result<Vec<Message>, RecordError>,
 }
 
 /// The turns of a record, at least one.
-pub(super) fn turns<'a>(parser: RowParser<'a>, object: &Object<'a>) -> Result<Vec<Message>, RecordError> {
-    let mut found: Option<(&str, Vec<Message>)> = None;
+pub(super) fn turns<'a>(
+    parser: RowParser<'a>,
+    object: &Object<'a>,
+    asked: &Asked,
+) -> Result<Vec<Message>, RecordError> {
     for layout in LAYOUTS {
         let Some((key, value)) = entry(parser, object, layout.key)? else { continue };
-        if let Some((other, _)) = found {
-            return Err(parser.fault(&format!("both `{other}` and `{key}`, expected one of them")));
-        }
-        found = Some((key, (layout.read)(parser, object, (key, value))?));
+        let turns = (layout.read)(parser, (key, value), asked)?;
+        return match turns.is_empty() {
+            true => Err(RecordError::new(Fault::NoTurns, format!("{key} is empty"))),
+            false => Ok(turns),
+        };
     }
-    let detail = match found {
-        Some((_, turns)) if !turns.is_empty() => return Ok(turns),
-        Some((key, _)) => format!("{key} is empty"),
-        None => {
-            let keys: Vec<_> = LAYOUTS.iter().flat_map(|layout| layout.key).copied().collect();
-            format!("no {} among the row's keys ({})", keys.join(" or "), object.names())
-        }
-    };
+    let detail = format!("no {} among the row's keys ({})", known_keys(), object.names());
     Err(RecordError::new(Fault::NoTurns, detail))
 }
 
+/// `conversations or messages or …`
+pub(super) fn known_keys() -> String {
+    LAYOUTS.iter().flat_map(|layout| layout.key).copied().collect::<Vec<_>>().join(" or ")
+}
+
+/// The layout's name of a record with these keys, for people; `None` if no layout has one of them.
+pub(super) fn name_of<'k>(keys: impl Iterator<Item = &'k str> + Clone) -> Option<&'static str> {
+    LAYOUTS.iter().find_map(|layout| keys.clone().find(|key| layout.key.contains(key)).map(layout.name))
+}
+
 /// Keys that are read of a record for its turns.
-pub(super) fn keys(object: &Object<'_>) -> impl Iterator<Item = Spellings> {
-    let is_there = |key: Spellings| object.iter().any(|(name, value)| key.contains(&name) && kind(value) != Kind::Null);
-    let layouts = LAYOUTS.iter().filter(move |layout| is_there(layout.key));
-    layouts.flat_map(|layout| std::iter::once(layout.key).chain(layout.more_keys.iter().copied()))
+pub(super) fn keys(object: &Object<'_>) -> Option<Spellings> {
+    LAYOUTS.iter().map(|layout| layout.key).find(|key| is_there(object, key))
+}
+
+/// Whether a record has a caption only.
+pub(super) fn is_captioned(object: &Object<'_>) -> bool {
+    keys(object).is_some_and(|key| key != turns::LAYOUT.key)
+}
+
+fn is_there(object: &Object<'_>, key: Spellings) -> bool {
+    object.iter().any(|(name, value)| key.contains(&name) && kind(value) != Kind::Null)
 }

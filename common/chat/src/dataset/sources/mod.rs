@@ -1,0 +1,231 @@
+//! Where the rows of a dataset are: a kind of file is a file here, and a row of [`KINDS`].
+
+mod coco;
+mod csv_table;
+mod folder;
+mod groups;
+mod json_lines;
+mod json_list;
+mod parquet;
+mod sniff;
+mod text_files;
+mod webdataset;
+
+pub use folder::chat_file;
+pub use parquet::{TableRow, Tables};
+
+use super::rows::SourceRow;
+use base::{Error, Result};
+use folder::Listing;
+use serde_json::value::RawValue;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+/// Text files beside pictures come last: they are looked for where nothing else is found.
+const KINDS: [&Kind; 7] = [
+    &json_list::KIND,
+    &json_lines::KIND,
+    &csv_table::KIND,
+    &coco::KIND,
+    &parquet::KIND,
+    &webdataset::KIND,
+    &text_files::KIND,
+];
+
+/// The smallest dataset of one's own.
+pub const EXAMPLE: &str =
+    "the smallest dataset is a file captions.csv beside the pictures:\nimage,caption\ncat.jpg,A cat on a sofa.";
+
+/// Receives the rows of a dataset in their order, until the end or its `Break`.
+pub type Take<'t> = &'t mut dyn FnMut(SourceRow) -> ControlFlow<()>;
+
+/// What a pass over the rows is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// Texts and names; pictures that are cells of a table are not read.
+    Texts,
+    /// Everything.
+    Whole,
+}
+
+/// A kind of file.
+struct Kind {
+    form: Form,
+    /// Datasets of this kind in a folder, and what is nearly one.
+    find: fn(&Listing, &mut Findings) -> Result<()>,
+    /// Hands on all rows.
+    rows: fn(&Source, Pass, Take<'_>) -> Result<()>,
+}
+
+/// Kinds that are treated in a way of their own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Its rows are in one pass over files.
+    Files,
+    /// Its pictures are left out of the pass over texts.
+    Tables,
+    /// It is looked for where nothing else is found.
+    TextFiles,
+}
+
+/// What a folder holds.
+#[derive(Default)]
+struct Findings {
+    datasets: Vec<Found>,
+    /// Files that look like a dataset and are none, with the reason.
+    others: Vec<String>,
+}
+
+/// A dataset in a folder.
+struct Found {
+    kind: &'static Kind,
+    /// For people: `captions`.
+    layout: String,
+    /// In the order of their rows, relative to the folder.
+    files: Vec<PathBuf>,
+    /// A folder of pictures beside those that every dataset may have.
+    pictures: Option<String>,
+}
+
+/// A dataset that is found and described; its rows are read as often as they are asked for.
+pub struct Source {
+    folder: PathBuf,
+    kind: &'static Kind,
+    layout: String,
+    files: Vec<PathBuf>,
+    pictures: Option<String>,
+    tables: Option<&'static Tables>,
+}
+
+impl Source {
+    /// Finds the dataset that a folder holds, or that a file is. `tables` reads Parquet, where the program can.
+    ///
+    /// # Errors
+    /// No such folder; no dataset in it, or several: with what was found and the smallest example.
+    pub fn find(data: &Path, tables: Option<&'static Tables>) -> Result<Self> {
+        let listing = Listing::of(data, tables)?;
+        let mut found = Findings::default();
+        for kind in KINDS {
+            // What is named chat.json is meant, whatever else is there.
+            if !found.datasets.is_empty() && (listing.is_chat_json() || kind.form == Form::TextFiles) {
+                break;
+            }
+            (kind.find)(&listing, &mut found)?;
+        }
+        match found.datasets.len() {
+            1 => {
+                let Found { kind, layout, files, pictures } = found.datasets.remove(0);
+                Ok(Self { folder: listing.folder, kind, layout, files, pictures, tables })
+            }
+            0 => Err(listing.nothing(data, &found.others)),
+            _ => Err(listing.several(data, &found.datasets)),
+        }
+    }
+
+    /// The dataset of a folder that is not the one that was asked for; without a look at text files, which may be many.
+    fn find_here(folder: &Path, tables: Option<&'static Tables>) -> Option<Self> {
+        let listing = Listing::of(folder, tables).ok()?;
+        let mut found = Findings::default();
+        for kind in KINDS.into_iter().filter(|kind| kind.form != Form::TextFiles) {
+            (kind.find)(&listing, &mut found).ok()?;
+        }
+        let Found { kind, layout, files, pictures } = found.datasets.into_iter().next()?;
+        Some(Self { folder: listing.folder, kind, layout, files, pictures, tables })
+    }
+
+    /// The folder that the names of pictures start from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A folder in it with pictures, beside those that every dataset may have.
+    pub fn pictures(&self) -> Option<&str> {
+        self.pictures.as_deref()
+    }
+
+    /// What it is, for people: `LLaVA conversations (chat.json)`.
+    pub fn describe(&self) -> String {
+        let name = |path: &PathBuf| path.display().to_string();
+        match self.files.as_slice() {
+            [one] => format!("{} ({})", self.layout, name(one)),
+            [first, .., last] => {
+                format!("{} ({} files, {} … {})", self.layout, self.files.len(), name(first), name(last))
+            }
+            [] => self.layout.clone(),
+        }
+    }
+
+    /// Hands every row to `take`, numbered from 0, until the end or its `Break`.
+    ///
+    /// # Errors
+    /// Files that are damaged or not as their layout has to be; a row's own faults are in the row.
+    pub fn for_each_row(&self, pass: Pass, mut take: impl FnMut(SourceRow) -> ControlFlow<()>) -> Result<()> {
+        let mut number = 0;
+        (self.kind.rows)(self, pass, &mut |row| {
+            number += 1;
+            take(SourceRow { number: number - 1, ..row })
+        })
+    }
+
+    /// SHA-256 over the rows' texts, and over the sizes of pictures that come with them.
+    ///
+    /// # Errors
+    /// As [`Self::for_each_row`].
+    pub fn sha256(&self) -> Result<String> {
+        let mut identity = Identity::default();
+        self.for_each_row(Pass::Texts, |row| {
+            identity.add(&row);
+            ControlFlow::Continue(())
+        })?;
+        Ok(self.identify(identity)?.0)
+    }
+
+    /// The identity of rows that were handed on, with what they leave out of a table's pictures; and their texts' size, bytes.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn identify(&self, identity: Identity) -> Result<(String, u64)> {
+        let mut hashes = vec![identity.hash()];
+        if let Some(tables) = self.tables.filter(|_| self.kind.form == Form::Tables) {
+            for file in &self.files {
+                hashes.push((tables.identity)(&self.folder.join(file))?);
+            }
+        }
+        Ok((base::files::sha256_hex(hashes.join("\n").as_bytes()), identity.bytes))
+    }
+
+    fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.files.iter().map(|file| self.folder.join(file))
+    }
+}
+
+/// SHA-256 over rows, taken while they are read.
+#[derive(Default)]
+pub struct Identity {
+    /// Of the rows so far.
+    chain: [u8; 32],
+    /// Their texts, bytes.
+    bytes: u64,
+}
+
+impl Identity {
+    /// One more row.
+    pub fn add(&mut self, row: &SourceRow) {
+        let text = row.json.get();
+        self.bytes += text.len() as u64;
+        let sizes: Vec<u64> = row.attachments.iter().map(|attachment| attachment.content.bytes()).collect();
+        let fault = row.fault.as_deref().unwrap_or_default();
+        let row = base::files::sha256(format!("{}\0{text}\0{sizes:?}\0{fault}", text.len()).as_bytes());
+        self.chain = base::files::sha256(&[self.chain, row].concat());
+    }
+
+    fn hash(&self) -> String {
+        self.chain.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// JSON text of a value that was made here.
+fn raw(value: &impl serde::Serialize, place: &str) -> Result<Box<RawValue>> {
+    serde_json::value::to_raw_value(value)
+        .map_err(|error| Error::invalid(place, error, "a row", "report this as a bug"))
+}
