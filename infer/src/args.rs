@@ -10,6 +10,8 @@ use kernels::device::DeviceKind;
 use metrics::Metric;
 use model::sampling::{OutOfRange, SamplingConfig};
 use std::path::PathBuf;
+use store::adapter;
+use store::hub::{self, Wanted};
 
 /// Generate, caption, score, merge and serve with the checkpoints of a run.
 #[derive(Parser, Debug)]
@@ -78,7 +80,7 @@ pub const EVAL_KINDS: [(&str, Kind); 6] = [
 /// Which model, with which adapter, held how.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// Model directory (LLaVA, as transformers reads it).
+    /// Model directory (LLaVA, as transformers reads it); or an adapter's, which is put on the model that it names.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// PEFT adapter directory to put on the model.
@@ -118,6 +120,19 @@ pub enum Quantization {
 }
 
 impl ModelArgs {
+    /// The model's directory, and the adapter on it: an adapter that is given as the model stands on its own base.
+    ///
+    /// # Errors
+    /// A directory or repository that cannot be found.
+    pub fn placed(&self) -> Result<(PathBuf, Option<PathBuf>)> {
+        if self.adapter.is_none()
+            && let Some(base) = adapter::base_of(&self.model)?
+        {
+            return Ok((hub::resolve(&base, Wanted::Llava)?, Some(self.model.clone())));
+        }
+        Ok((hub::resolve(&self.model, Wanted::Llava)?, self.adapter.clone()))
+    }
+
     /// How to hold the weights, whichever option says so.
     pub fn weights(&self) -> Weights {
         match self.quantize {

@@ -22,7 +22,7 @@ use toml::{Table, Value};
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// Its purpose, one line.
-    pub purpose: String,
+    pub purpose: Option<String>,
     /// Options of `preprocess model`; left out when the model directory is there already.
     pub model: Option<Table>,
     /// Where the dataset is and where its shards go; left out when the shards are there already.

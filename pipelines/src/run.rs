@@ -5,6 +5,7 @@ use crate::recipe::Recipe;
 use crate::signals::{Signals, Stopped};
 use crate::stage::{Outcome, Stage};
 use anyhow::{Result, ensure};
+use cli::exit::WrongUsage;
 use std::path::PathBuf;
 
 /// Options of `pipelines run`.
@@ -26,9 +27,11 @@ pub struct Args {
 /// # Errors
 /// A recipe that cannot be used, or the first stage that fails; [`Stopped`].
 pub fn run(args: &Args, programs: &Programs, signals: &Signals) -> Result<String> {
-    let recipe = Recipe::read(&args.recipe)?;
-    let stages = recipe.stages(programs)?;
-    tracing::info!("{}: {}", args.recipe.display(), recipe.purpose);
+    let recipe = Recipe::read(&args.recipe).map_err(WrongUsage::of)?;
+    let stages = recipe.stages(programs).map_err(WrongUsage::of)?;
+    if let Some(purpose) = &recipe.purpose {
+        tracing::info!("{}: {purpose}", args.recipe.display());
+    }
     if args.dry_run {
         return Ok(stages.iter().map(Stage::command_line).collect::<Vec<_>>().join("\n"));
     }

@@ -133,7 +133,7 @@ fn folders_that_fit_no_layout_are_described() {
         println!("{}", run.stderr.trim());
     };
     let example = "image,caption\ncat.jpg,A cat on a sofa.";
-    refused(&folder.path().join("none"), &["found no such folder", "correct the path"]);
+    refused(&folder.path().join("none"), &["found no such folder", "give the dataset's folder"]);
     write("empty/.hidden", "");
     refused(&folder.path().join("empty"), &["found nothing", example]);
     write("near/list.csv", "path,label\na.jpg,cat\n");

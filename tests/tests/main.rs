@@ -39,6 +39,7 @@ mod merge;
 mod mixed_precision;
 mod mixed_rows;
 mod mpi;
+mod next_steps;
 mod nf4;
 mod options;
 mod original_command_lines;

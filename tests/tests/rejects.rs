@@ -127,6 +127,7 @@ fn no_reason_is_printed_twice() {
         let reason = "No such file or directory";
         let printed = text.lines().map(|line| line.matches(reason).count()).max().unwrap_or_default();
         assert!(printed <= 1, "{name} {args:?}: {text}");
+        assert!(!text.contains("os error") || text.contains("; check the path"), "{name} {args:?}: {text}");
         println!("{name} {}: {}", args[0], text.lines().last().unwrap_or_default());
     }
 }

@@ -216,6 +216,10 @@ pub struct Config {
     /// With it, epochs end at the same rows and the schedule goes on by the fraction done.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub allow_global_batch_change: bool,
+    /// Start although the plan says that memory, disk or validation rows do not suffice.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
+    #[serde(default)]
+    pub force: bool,
     /// PEFT adapter directory to go on from (`use_lora`); its rank, targets and modules to save are taken from it.
     #[arg(long)]
     pub init_adapter: Option<PathBuf>,

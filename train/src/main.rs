@@ -66,7 +66,8 @@ struct PlanCli {
     plan: PlanArgs,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 trained to the end, 1 failed, 2 wrong options, values or recipe, 75 stopped by SIGINT or SIGTERM and saved \
+const EXIT_CODES: &str = "Exit codes: 0 trained to the end, 1 failed, 2 wrong options, values or recipe, 3 the job does not fit this machine \
+                          (also of train plan; --force starts it), 75 stopped by SIGINT or SIGTERM and saved \
                           in a checkpoint (EX_TEMPFAIL: the printed command, with --resume_from_checkpoint true, resumes). A second signal \
                           ends the program at once, without a checkpoint: 130 or 143.";
 
@@ -74,6 +75,8 @@ const EXIT_CODES: &str = "Exit codes: 0 trained to the end, 1 failed, 2 wrong op
 enum Failure {
     /// The options, before any work.
     Usage(anyhow::Error),
+    /// The machine has too little of something.
+    DoesNotFit(anyhow::Error),
     /// The work.
     Work(anyhow::Error),
 }
@@ -96,6 +99,8 @@ enum Done {
     Said(Option<String>),
     /// It was asked to stop, has saved, and says how to go on.
     Stopped(String),
+    /// It has said what does not fit.
+    DoesNotFit,
     /// It waited for the rank that is its child.
     StoodGuard(ExitCode),
 }
@@ -137,6 +142,7 @@ fn main() -> ExitCode {
     });
     match outcome {
         Ok(Done::StoodGuard(code)) => code,
+        Ok(Done::DoesNotFit) => ExitCode::from(cli::exit::DOES_NOT_FIT),
         Ok(Done::Said(report)) => {
             // What was made is in files: stdout that takes no line does not make the run a failure.
             if let Some(Err(error)) = report.map(|report| print(&mut std::io::stdout(), report)) {
@@ -151,8 +157,12 @@ fn main() -> ExitCode {
             ExitCode::from(STOPPED)
         }
         Err(Failure::Usage(error)) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", cli::exit::message(&error));
             ExitCode::from(cli::exit::USAGE)
+        }
+        Err(Failure::DoesNotFit(error)) => {
+            tracing::error!("{error}");
+            ExitCode::from(cli::exit::DOES_NOT_FIT)
         }
         Err(Failure::Work(error)) => cli::exit::failed(&error),
     }
@@ -163,7 +173,9 @@ fn show_plan(cli: &PlanCli, matches: &ArgMatches, tell_notes: impl FnOnce()) -> 
     tell_notes();
     let matches = matches.subcommand_matches("plan").context("the matches of plan")?;
     let stages = recipe::merge_stages(config, matches, recipe.as_deref()).map_err(Failure::usage)?;
-    told(&plan::run(&stages, plan, recipe.as_deref())?)
+    let (report, fits) = plan::run(&stages, plan, recipe.as_deref())?;
+    let said = told(&report)?;
+    Ok(if fits { said } else { Done::DoesNotFit })
 }
 
 /// Prints what a command is for: where it cannot be printed, the command has failed.
@@ -186,7 +198,27 @@ fn train(
     let mut config = recipe::resolve(config, matches, recipe.as_deref()).map_err(Failure::usage)?;
     config.model_name_or_path = hub::resolve(&config.model_name_or_path, Wanted::Llava).map_err(anyhow::Error::from)?;
     setup::require_named_cpu(&config).map_err(Failure::usage)?;
+    require_fit(&config)?;
     Ok(run(&config, args)?)
+}
+
+/// Before anything is loaded: one process of a machine compares what the run needs with what is there.
+fn require_fit(config: &Config) -> Result<(), Failure> {
+    if launch::local_rank(0) != 0 {
+        return Ok(());
+    }
+    let misfits: Vec<String> = plan::misfits(config).iter().map(ToString::to_string).collect();
+    match (misfits.is_empty(), config.force) {
+        (true, _) => Ok(()),
+        (false, true) => {
+            misfits.iter().for_each(|misfit| tracing::warn!("--force: {misfit}"));
+            Ok(())
+        }
+        (false, false) => Err(Failure::DoesNotFit(anyhow::anyhow!(
+            "the job does not fit this machine (train plan shows all of it; --force true starts it all the same):\n{}",
+            misfits.join("\n")
+        ))),
+    }
 }
 
 /// Options of `train plan` that have the names of other programs' options.
@@ -225,6 +257,9 @@ fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
     let command = Cli::command();
     let plan = command.find_subcommand("plan").filter(|_| is_plan).into_iter().flat_map(clap::Command::get_arguments);
     let known = command.get_arguments().chain(plan).filter_map(clap::Arg::get_long_and_visible_aliases).flatten();
+    let trainers: Vec<String> =
+        trainer_options::TRAINER_OPTIONS.iter().map(|(name, _)| name.replace('_', "-")).collect();
+    let known = known.chain(trainers.iter().map(String::as_str));
     let name = unknown.trim_start_matches('-').split('=').next().unwrap_or_default();
     let suggestion = match base::nearest(name, known) {
         Some(nearest) => format!("did you mean --{}? (train --help lists all)", nearest.replace('-', "_")),

@@ -36,11 +36,13 @@ pub struct Beginning {
     pub clears: bool,
     /// What the user has to know.
     pub said: Vec<String>,
+    /// Checkpoints that are not whole.
+    pub passed_over: Vec<String>,
 }
 
 impl Beginning {
     fn anew(record: RunRecord, clears: bool, said: impl IntoIterator<Item = String>) -> Self {
-        Self { record, found: None, clears, said: said.into_iter().collect() }
+        Self { record, found: None, clears, said: said.into_iter().collect(), passed_over: Vec::new() }
     }
 
     /// From the settings and the content of `output_dir`.
@@ -97,16 +99,16 @@ fn go_on(config: &Config, remains: Remains, function: &Function, new: RunRecord)
     require_same(&record, function, dir)?;
     let (own, foreign) = checkpoints_of(&record, &remains.checkpoints);
     let (found, skipped) = newest_valid(&own);
-    let mut said: Vec<String> = warnings(&skipped);
-    said.extend(others(foreign.len()));
+    let passed_over = warnings(&skipped);
+    let mut said: Vec<String> = others(foreign.len()).into_iter().collect();
     if let Some((found, _)) = found {
-        return Ok(Beginning { record, found: Some(found), clears: false, said });
+        return Ok(Beginning { record, found: Some(found), clears: false, said, passed_over });
     }
     if let Some(path) = &record.continues_from {
         let (found, manifest) =
             validate(&dir.join(path)).with_context(|| format!("the run resumes from {}", path.display()))?;
         if manifest.is_of(&record) {
-            return Ok(Beginning { record, found: Some(found), clears: false, said });
+            return Ok(Beginning { record, found: Some(found), clears: false, said, passed_over });
         }
         bail!(
             "{}: the run resumes from another checkpoint of this name; start a new run in another --output_dir",
@@ -137,8 +139,8 @@ fn adopt(checkpoints: &[PathBuf], function: &Function, output_dir: &Path) -> Res
     let record = record_of(&found.dir)?;
     require_same(&record, function, output_dir)?;
     let (_, foreign) = checkpoints_of(&record, checkpoints);
-    let said = warnings(&skipped).into_iter().chain(others(foreign.len())).collect();
-    Ok(Beginning { record, found: Some(found), clears: false, said })
+    let (said, passed_over) = (others(foreign.len()).into_iter().collect(), warnings(&skipped));
+    Ok(Beginning { record, found: Some(found), clears: false, said, passed_over })
 }
 
 /// `resume_from_checkpoint DIR`.
@@ -157,7 +159,9 @@ fn go_on_from(config: &Config, remains: &Remains, function: &Function, dir: &Pat
         let own = checkpoint::list_own(output_dir, record);
         own.into_iter().rfind(|dir| checkpoint::step_of(dir).is_some_and(|other| other > step))
     };
-    let go_on = |record, clears, said: Vec<String>| Ok(Beginning { record, found: Some(found), clears, said });
+    let go_on = |record, clears, said: Vec<String>| {
+        Ok(Beginning { record, found: Some(found), clears, said, passed_over: Vec::new() })
+    };
     match &remains.record {
         Some(record) if manifest.is_of(record) => match later(record) {
             None => go_on(record.clone(), false, Vec::new()),
@@ -212,7 +216,7 @@ fn record_of(checkpoint: &Path) -> Result<RunRecord> {
 }
 
 fn warnings(skipped: &[Error]) -> Vec<String> {
-    skipped.iter().map(|reason| format!("warning: checkpoint passed over: {reason}")).collect()
+    skipped.iter().map(|reason| format!("checkpoint passed over: {reason}")).collect()
 }
 
 fn none_valid(skipped: &[Error]) -> anyhow::Error {

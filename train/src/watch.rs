@@ -189,7 +189,7 @@ impl<'a> Watch<'a> {
         match written {
             Ok(()) if self.unwritten.remove(&what) => self.say(&format!("{what} can be written again")),
             Err(error) if self.unwritten.insert(what) => {
-                self.say(&format!("warning: {what} cannot be written: {error:#}; training continues"));
+                self.warn(&format!("{what} cannot be written: {error:#}; training continues"));
             }
             _ => {}
         }
@@ -250,6 +250,13 @@ impl<'a> Watch<'a> {
         match &self.trainability {
             Some(trainability) => trainability.check_frozen(&trainee.model),
             None => Ok(()),
+        }
+    }
+
+    /// A warning, on rank 0.
+    pub fn warn(&self, line: &str) {
+        if self.progress.is_some() {
+            tracing::warn!("{line}");
         }
     }
 

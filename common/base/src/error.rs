@@ -63,29 +63,33 @@ impl Display for Error {
         match self {
             Self::Io { path, source } => {
                 write!(f, "{}: {source}", path.display())?;
-                next_step(source.kind()).map_or(Ok(()), |next| write!(f, "; {next}"))
+                next_step(source).map_or(Ok(()), |step| write!(f, "; {step}"))
             }
             Self::Invalid(mismatch) | Self::Usage(mismatch) => mismatch.fmt(f),
         }
     }
 }
 
-/// What helps where the system refuses.
-fn next_step(refusal: ErrorKind) -> Option<&'static str> {
-    match refusal {
-        ErrorKind::NotFound => Some("check the path"),
-        ErrorKind::PermissionDenied => Some("change its permissions, or choose another place"),
-        ErrorKind::ReadOnlyFilesystem => Some("choose a place on another file system"),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            Some("free space there, or choose a place on another disk")
-        }
-        ErrorKind::NotADirectory => Some("a file stands where a folder has to be: choose another place"),
-        ErrorKind::IsADirectory => Some("give a file, not a folder"),
-        _ => None,
-    }
-}
-
 impl std::error::Error for Error {}
+
+/// What to do about an error of the operating system; `None` for one that a program has made, whose text says it.
+pub fn next_step(error: &std::io::Error) -> Option<&'static str> {
+    error.raw_os_error()?;
+    Some(match error.kind() {
+        ErrorKind::NotFound => "check the path",
+        ErrorKind::NotADirectory => "a part of the path is a file: check the path",
+        ErrorKind::IsADirectory => "this is a folder: give a file",
+        ErrorKind::PermissionDenied => "check the owner and the permissions (ls -l)",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "free space there (df -h), then run the same command again; or choose a place on another disk"
+        }
+        ErrorKind::ReadOnlyFilesystem => "choose a folder on another file system",
+        ErrorKind::AddrInUse => "another program uses it: choose another",
+        ErrorKind::OutOfMemory => "free memory (free -h), then run the same command again",
+        ErrorKind::BrokenPipe => "the program that reads the output has ended",
+        _ => "check the disk and its file system, then run the same command again",
+    })
+}
 
 impl Error {
     /// Wraps an I/O error with its path.
@@ -110,5 +114,17 @@ impl Error {
             mismatch.place = place(&mismatch.place);
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_system_comes_with_a_next_step_and_others_have_their_own() {
+        let error = std::fs::read("no/such/file").map_err(Error::io("no/such/file")).expect_err("refused").to_string();
+        assert!(error.starts_with("no/such/file: ") && error.ends_with("; check the path"), "{error}");
+        assert_eq!(Error::io("a")(std::io::Error::other("what to do")).to_string(), "a: what to do");
     }
 }

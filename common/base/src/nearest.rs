@@ -3,20 +3,25 @@
 /// The candidate with the smallest edit distance, unless so much is different that nobody would mean it.
 pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, candidate) = candidates.map(|candidate| (edit_distance(name, candidate), candidate)).min()?;
-    (distance <= (name.len() / 3).max(2)).then_some(candidate)
+    (distance <= (name.chars().count() / 3).max(1)).then_some(candidate)
 }
 
-/// Letters to insert, delete or replace.
+/// Letters to insert, delete, replace, or to exchange with their neighbours.
 fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut before: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, a_char) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, &b_char) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(a_char != b_char);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+    for i in 0..a.len() {
+        let mut next = vec![i + 1];
+        for j in 0..b.len() {
+            let replaced = row[j] + usize::from(a[i] != b[j]);
+            let mut least = replaced.min(row[j + 1] + 1).min(next[j] + 1);
+            if i > 0 && j > 0 && (a[i], a[i - 1]) == (b[j - 1], b[j]) {
+                least = least.min(before[j - 1] + 1);
+            }
+            next.push(least);
         }
+        before = std::mem::replace(&mut row, next);
     }
     row[b.len()]
 }
@@ -29,6 +34,8 @@ mod tests {
     fn only_likely_names_are_suggested() {
         assert_eq!(nearest("learning_rat", ["seed", "learning_rate", "lora_r"].into_iter()), Some("learning_rate"));
         assert_eq!(nearest("widht", ["note", "width"].into_iter()), Some("width"));
+        assert_eq!(nearest("sede", ["seed", "steps"].into_iter()), Some("seed"));
+        assert_eq!(nearest("bits", ["bf16", "seed"].into_iter()), None);
         assert_eq!(nearest("galore_rank", ["seed", "nproc", "bf16"].into_iter()), None);
         assert_eq!(nearest("x", [].into_iter()), None);
     }

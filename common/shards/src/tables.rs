@@ -5,7 +5,7 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field};
 use arrow::json::writer::{LineDelimited, WriterBuilder};
 use base::{Attachment, Content, Error, Result};
-use chat::dataset::{TableRow, Tables};
+use chat::dataset::{TableRow, Tables, TakeRow};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use std::fs::File;
@@ -54,7 +54,7 @@ fn damaged(path: &Path, error: impl std::fmt::Display) -> Error {
     Error::invalid(path.display(), error, "a Parquet file", "download it again, or make it again")
 }
 
-fn rows(path: &Path, with_pictures: bool, take: &mut dyn FnMut(TableRow) -> ControlFlow<()>) -> Result<()> {
+fn rows(path: &Path, with_pictures: bool, take: TakeRow<'_>) -> Result<()> {
     let builder = open(path)?;
     let schema = builder.schema().clone();
     let pictures: Vec<&Field> =

@@ -51,15 +51,24 @@ impl Wanted {
     }
 }
 
-/// The directory that a name stands for: itself if there is such a directory (or it is no repository's name), else the
-/// repository's snapshot in the local cache, downloaded first if it is not there whole.
+/// Folders that people keep models in: a name that begins so is a path, not a repository's.
+const FOLDERS: [&str; 10] =
+    ["models", "model", "runs", "run", "checkpoints", "output", "outputs", "weights", "data", "quickstart"];
+/// Owners of published models by the beginnings of their names, for commands in messages.
+const OWNERS: [(&str, &str); 5] =
+    [("clip-", "openai"), ("siglip", "google"), ("Qwen", "Qwen"), ("Llama-", "meta-llama"), ("vicuna", "lmsys")];
+
+/// The directory that a name stands for: itself if there is such a directory, else the repository's snapshot in the local cache,
+/// downloaded first if it is not there whole.
 ///
 /// # Errors
-/// A repository that is not in the cache and cannot be downloaded, or that lacks files: with the files that are needed.
+/// A folder that is not there, or that has an adapter in place of a model; a repository that is not in the cache and cannot be
+/// downloaded, or that lacks files: with the files that are needed.
 pub fn resolve(name: &Path, wanted: Wanted) -> Result<PathBuf> {
     let id = match repository(name) {
         Some(id) if is_repository(name) => id,
-        _ => return Ok(name.to_path_buf()),
+        _ if name.as_os_str().is_empty() => return Ok(name.to_path_buf()),
+        _ => return require_folder(name, wanted).map(|()| name.to_path_buf()),
     };
     let cache = Cache::from_env();
     let missing = missing(&cache, id, wanted);
@@ -97,9 +106,60 @@ fn is_offline() -> bool {
     std::env::var_os("HF_HUB_OFFLINE").is_some_and(|value| value != "0")
 }
 
-/// Whether a name stands for a repository: there is no such file or folder, and it looks like `owner/name`.
+/// Whether a name stands for a repository: there is no such file or folder, it looks like `owner/name`, and there is no folder
+/// `owner` either.
 pub fn is_repository(name: &Path) -> bool {
-    !name.exists() && repository(name).is_some()
+    let is_path =
+        |id: &str| id.split_once('/').is_some_and(|(owner, _)| FOLDERS.contains(&owner) || Path::new(owner).is_dir());
+    !name.exists() && repository(name).is_some_and(|id| !is_path(id))
+}
+
+/// Refuses a folder that is not there, and one with an adapter where a model is wanted.
+///
+/// # Errors
+/// With the command that makes or downloads it.
+pub fn require_folder(dir: &Path, wanted: Wanted) -> Result<()> {
+    if !dir.exists() {
+        return Err(Error::invalid(dir.display(), "no such folder", wanted.name(), wanted.command(dir)));
+    }
+    let has = |file: &str| dir.join(file).exists();
+    if has(names::ADAPTER_CONFIG_FILE) && !has(names::CONFIG_FILE) {
+        let base = crate::adapter::base_of(dir)?.unwrap_or_else(|| PathBuf::from("MODEL"));
+        let (base, dir) = (base.display(), dir.display());
+        let remedy = format!(
+            "give its model, {base}, and the adapter beside it: infer --model {base} --adapter {dir}, train \
+             --model_name_or_path {base} --init_adapter {dir}; or merge the two (infer merge)"
+        );
+        return Err(Error::invalid(dir, "an adapter", "a whole model", remedy));
+    }
+    Ok(())
+}
+
+impl Wanted {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Config => "a model directory (its config.json is enough)",
+            Self::VisionTower => "the directory of a vision tower",
+            Self::LanguageModel => "the directory of a language model",
+            Self::Llava => "a LLaVA directory",
+        }
+    }
+
+    /// The command that makes the folder.
+    fn command(self, dir: &Path) -> String {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let owner = OWNERS.iter().find(|(begin, _)| name.starts_with(begin)).map_or("OWNER", |(_, owner)| owner);
+        let dir = dir.display();
+        match self {
+            Self::Llava => format!(
+                "check the path; or make it: preprocess model --vision-tower DIR --language-model DIR --output {dir} \
+                 (docs/real-job.md, step 2); or download one: hf download OWNER/NAME --local-dir {dir}"
+            ),
+            _ => format!(
+                "check the path; or download it: hf download {owner}/{name} --local-dir {dir} (docs/real-job.md, step 1)"
+            ),
+        }
+    }
 }
 
 /// `owner/name`, if a path looks like that and like nothing else.
@@ -219,6 +279,25 @@ mod tests {
     fn a_directory_is_itself() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         assert_eq!(resolve(folder.path(), Wanted::Llava).expect("a directory"), folder.path());
-        assert_eq!(resolve(Path::new("no/such/place"), Wanted::Llava).expect("no name"), Path::new("no/such/place"));
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_no_repository() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for (path, wanted, command) in [
+            ("no/such/place", Wanted::Llava, "preprocess model --vision-tower"),
+            ("models/llava", Wanted::Llava, "--output models/llava"),
+            ("models/Qwen1.5-4B-Chat", Wanted::LanguageModel, "hf download Qwen/Qwen1.5-4B-Chat --local-dir models/"),
+            ("models/clip-vit-x", Wanted::VisionTower, "hf download openai/clip-vit-x --local-dir models/clip-vit-x"),
+        ] {
+            let error = resolve(Path::new(path), wanted).expect_err(path).to_string();
+            assert!(error.starts_with(&format!("{path}: found no such folder")) && error.contains(command), "{error}");
+        }
+        let adapter = folder.path().join("adapter");
+        std::fs::create_dir(&adapter).expect("created");
+        let config = r#"{"base_model_name_or_path": "models/base"}"#;
+        std::fs::write(adapter.join(names::ADAPTER_CONFIG_FILE), config).expect("written");
+        let error = resolve(&adapter, Wanted::Llava).expect_err("an adapter").to_string();
+        assert!(error.contains("found an adapter") && error.contains("--model models/base --adapter"), "{error}");
     }
 }

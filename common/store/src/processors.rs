@@ -1,5 +1,6 @@
 //! The processors of a model directory, and whether they fit its config.json: sizes, features of an image, token ids.
 
+use crate::hub::{self, Wanted};
 use base::{Error, Result, json, names};
 use chat::{ChatProcessor, IMAGE_TOKEN};
 use images::image_processor::ImageProcessor;
@@ -33,6 +34,7 @@ impl Processors {
     /// An unreadable file; processors that do not fit the model: the first number that differs, with both values and the files
     /// that they are from.
     pub fn read(dir: &Path) -> Result<Self> {
+        hub::require_folder(dir, Wanted::Llava)?;
         let (chat, images) = (ChatProcessor::from_dir(dir)?, ImageProcessor::from_dir(dir)?);
         let config = LlavaConfig::read(dir)?;
         check(dir, &config, &chat, &images)?;

@@ -6,17 +6,16 @@ use anyhow::Result;
 use base::{Error, files, names};
 use serde_json::json;
 use std::path::Path;
-use store::hub::{self, Wanted};
 
 /// Model and adapter, compared by content, not by path.
 ///
 /// # Errors
 /// A file that cannot be read.
 pub fn of_model(model: &ModelArgs) -> Result<Vec<Compared>> {
-    let dir = hub::resolve(&model.model, Wanted::Llava)?;
+    let (dir, adapter) = model.placed()?;
     Ok(vec![
         Compared::contents("model", &model.model, model_sha256(&dir)?),
-        match &model.adapter {
+        match &adapter {
             Some(adapter) => Compared::contents("adapter", adapter, model_sha256(adapter)?),
             None => Compared::value("adapter", json!(null)),
         },

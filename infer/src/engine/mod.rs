@@ -50,7 +50,13 @@ impl Engine {
     pub fn from_args(args: &ModelArgs) -> Result<Self> {
         let weights = args.weights();
         let load_as = if weights == Weights::F32 { LoadAs::F32 } else { LoadAs::Stored };
-        let mut engine = Self::load(&args.model, args.adapter.as_deref(), load_as, args.device)?;
+        let (model, adapter) = args.placed()?;
+        if args.adapter.is_none()
+            && let Some(adapter) = &adapter
+        {
+            tracing::info!("{} is an adapter: on its model, {}", adapter.display(), model.display());
+        }
+        let mut engine = Self::load(&model, adapter.as_deref(), load_as, args.device)?;
         if let Weights::Int8 | Weights::Nf4 = weights {
             // An adapter's matrices become part of the weights before these are rounded.
             let mut model = model::lora::merge(engine.model);

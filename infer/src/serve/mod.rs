@@ -86,6 +86,9 @@ struct App {
 /// An unusable model; an address that cannot be listened on; limits of zero, or that contradict each other.
 pub fn run(args: &ServeArgs, listening: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
     let settings = Settings::from_args(args)?;
+    let address = SocketAddr::new(args.host, args.port);
+    // Before minutes of loading; the listener itself comes when there is something to answer with.
+    std::net::TcpListener::bind(address).map_err(|error| not_listening(address, &error))?;
     let engine = Engine::from_args(&args.model)?;
     engine.tell_unused_settings();
     let app = Arc::new(settings.app(args, engine.processors.clone())?);
@@ -102,7 +105,7 @@ pub fn run(args: &ServeArgs, listening: impl FnOnce(SocketAddr) -> Result<()>) -
         ended.is_ok()
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(listen(&app, SocketAddr::new(args.host, args.port), listening))?;
+    runtime.block_on(listen(&app, address, listening))?;
     app.jobs.close();
     // Connections that outlive the stop are closed, which ends their answers in the model thread.
     runtime.shutdown_timeout(Duration::from_secs(1));

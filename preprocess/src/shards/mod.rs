@@ -30,9 +30,9 @@ use store::processors::Processors;
 
 /// Runs the command; the text is its result for stdout.
 pub fn run(args: &Args) -> Result<String> {
+    let model = Processors::read(&args.model)?;
     let source = Source::find(&args.data, Some(&TABLES))?;
     tracing::info!("{}: {}", args.data.display(), source.describe());
-    let model = Processors::read(&args.model)?;
     model.require_rows_for_all_ids(&args.model)?;
     model.chat.check_system(&args.system_prompt).context("--system-prompt")?;
     let images = ImageSources::find_with(source.folder(), source.pictures())?;

@@ -77,6 +77,14 @@ fn local_processes(variable: impl Fn(&str) -> Option<String>) -> usize {
     LOCAL_SIZE_VARIABLES.iter().find_map(|name| leading_digits(variable(name)?.trim().to_string())).unwrap_or(1)
 }
 
+/// Ranks of a run with `nproc` threads, or of the launcher's processes; and how many of them are on this machine.
+pub fn ranks(nproc: usize) -> (usize, usize) {
+    match launched_processes() {
+        0 | 1 => (nproc, nproc),
+        launched => (launched, local_processes(|name| std::env::var(name).ok()).min(launched)),
+    }
+}
+
 /// Gives each process of a machine its share of the cores. `RAYON_NUM_THREADS` and a launcher that binds processes to cores
 /// have decided already.
 fn share_cores() -> Result<()> {

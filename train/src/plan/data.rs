@@ -18,7 +18,7 @@ const CC3M_SUPERVISED_TOKENS: usize = 15;
 /// Rows of shards that are looked at.
 const SAMPLED_ROWS: usize = 32;
 /// Bytes of a row beside its pixels, compressed.
-const TEXT_BYTES: u64 = 400;
+pub(super) const TEXT_BYTES: u64 = 400;
 
 /// What there is to train on.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +35,8 @@ pub struct Data {
     pub pixels: PixelFormat,
     /// The shards are there.
     pub is_there: bool,
+    /// Rows of the validation split, where the shards are there.
+    pub validation_rows: Option<usize>,
 }
 
 /// A row, on average.
@@ -96,6 +98,7 @@ impl Data {
             shard_bytes: rows as u64 * (pixels.expected_bytes(model.vision.image_size) + TEXT_BYTES),
             pixels,
             is_there: false,
+            validation_rows: None,
         })
     }
 
@@ -113,6 +116,7 @@ impl Data {
             shard_bytes: index.shards.iter().map(|shard| shard.bytes).sum(),
             pixels: index.metadata.pixels,
             is_there: true,
+            validation_rows: Some(index.counts.validation),
         })
     }
 }

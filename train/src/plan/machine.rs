@@ -35,6 +35,17 @@ impl Machine {
     }
 }
 
+/// Sizes of all files of a folder, bytes.
+pub(super) fn bytes_of(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.metadata() {
+        Ok(about) if about.is_dir() => bytes_of(&entry.path()),
+        Ok(about) => about.len(),
+        Err(_) => 0,
+    });
+    sizes.sum()
+}
+
 fn meminfo(text: &str, key: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
     Some(rest.split_whitespace().next()?.parse::<u64>().ok()? * 1024)

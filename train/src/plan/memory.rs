@@ -78,7 +78,7 @@ impl Memory {
             ("weights", self.weights),
             ("master weights", self.masters),
             ("gradients", self.gradients),
-            ("AdamW's moments, its part", self.moments),
+            ("AdamW's moments, its share", self.moments),
             ("activations", self.activations),
             ("gradients in exchange", self.exchange),
             ("rows read ahead", self.loader),
@@ -237,7 +237,10 @@ impl Step<'_> {
             }
             finished += blocks.len(block);
         }
-        best
+        // Until the update, a rank by itself holds the gradients of all blocks, and nothing else of the step.
+        let gradients = if held_always > 0.0 { held_always } else { finished };
+        let end = Moment { activations: 0.0, exchange: 0.0, gradients };
+        if end.bytes() > best.bytes() { end } else { best }
     }
 
     /// Values of gradients and of each moment that this rank owns.

@@ -3,14 +3,17 @@
 mod activations;
 mod data;
 mod disk;
+mod fit;
 mod machine;
 mod memory;
 mod model;
 mod parameters;
+mod speed;
 mod text;
 
 pub use data::{Data, MeanRow};
 pub use disk::Disk;
+pub use fit::Misfit;
 pub use machine::Machine;
 pub use memory::{Memory, Rows, Setting};
 pub use model::lora;
@@ -18,6 +21,7 @@ pub use parameters::{PartCount, parameters};
 pub use text::size;
 
 use crate::base_format;
+use crate::collective::launch;
 use crate::config::Config;
 use crate::order::BatchPlan;
 use crate::setup;
@@ -72,6 +76,12 @@ pub struct Plan {
     pub disk: Disk,
     /// What this machine has.
     pub machine: Machine,
+    /// Bytes of checkpoints that a resumed run has already: its own take their place.
+    pub of_run: u64,
+    /// Ranks on this machine.
+    pub ranks_here: usize,
+    /// Floating-point operations a second of this machine, where they were measured.
+    pub speed: Option<f64>,
 }
 
 impl Plan {
@@ -94,24 +104,40 @@ impl Plan {
         };
         let base = base_format::of_run(config, &model, lora.as_ref())?;
         let data = Data::describe(config, args, recipe, &model)?;
+        let (world_size, ranks_here) = launch::ranks(config.nproc);
         let batches = BatchPlan {
             rows: data.rows,
             micro_batch_size: config.per_device_train_batch_size,
             accumulation: config.gradient_accumulation_steps,
-            world_size: config.nproc,
+            world_size,
             end: None,
         };
         let parts = parameters(&model, config.train_type, lora.as_ref());
         let max_steps = batches.max_steps(config.max_steps, config.num_train_epochs);
         let in_bf16 = setup::wants_bf16(config)?;
         let memory = Memory::estimate(
-            Setting { config, model: &model, lora: lora.as_ref(), world_size: config.nproc, in_bf16, base },
+            Setting { config, model: &model, lora: lora.as_ref(), world_size, in_bf16, base },
             Rows { count: data.rows, mean: data.row },
         );
         let disk = Disk::estimate(config, &model, &parts, &data, max_steps, batches.steps_per_epoch());
         let machine = Machine::look(&config.output_dir);
-        let config = config.clone();
-        Ok(Self { config, model, lora, base, model_source, data, batches, max_steps, parts, memory, disk, machine })
+        Ok(Self {
+            config: config.clone(),
+            model,
+            lora,
+            base,
+            model_source,
+            data,
+            batches,
+            max_steps,
+            parts,
+            memory,
+            disk,
+            machine,
+            of_run: config.resume_from_checkpoint.as_ref().map_or(0, |_| machine::bytes_of(&config.output_dir)),
+            ranks_here,
+            speed: None,
+        })
     }
 
     /// Values of the whole model, LoRA matrices not counted.
@@ -125,19 +151,29 @@ impl Plan {
     }
 }
 
-/// The plan of every stage as text, for stdout.
+/// What this machine lacks for a run that is about to start; nothing where that is not known.
+pub fn misfits(config: &Config) -> Vec<Misfit> {
+    // Settings and files that contradict each other are errors of the run itself, which says more about them.
+    let plan = Plan::new(config, &PlanArgs::default(), &RecipeTables::default(), &[]);
+    plan.map_or_else(|_| Vec::new(), |plan| plan.misfits())
+}
+
+/// The plan of every stage as text, for stdout, and whether all of them fit this machine.
 ///
 /// # Errors
 /// As [`Plan::new`].
-pub fn run(stages: &[Config], args: &PlanArgs, recipe: Option<&Path>) -> Result<String> {
+pub fn run(stages: &[Config], args: &PlanArgs, recipe: Option<&Path>) -> Result<(String, bool)> {
     let recipe = RecipeTables::read(recipe)?;
     let mut plans: Vec<Plan> = Vec::new();
     for config in stages {
         plans.push(Plan::new(config, args, &recipe, &plans)?);
     }
+    let speed = speed::measure();
+    plans.iter_mut().filter(|plan| !plan.is_on_gpu()).for_each(|plan| plan.speed = Some(speed));
+    let fits = plans.iter().all(|plan| plan.misfits().is_empty());
     let texts = plans.iter().enumerate().map(|(index, plan)| match stages.len() {
         1 => plan.to_string(),
         count => format!("stage {} of {count}: {}\n\n{plan}", index + 1, plan.config.output_dir.display()),
     });
-    Ok(texts.collect::<Vec<_>>().join("\n\n"))
+    Ok((texts.collect::<Vec<_>>().join("\n\n"), fits))
 }

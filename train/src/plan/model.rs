@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::setup;
 use anyhow::{Context, Result, bail};
 use base::{Error, names};
+use chat::{IMAGE_TOKEN, TextTokenizer};
 use model::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
 use model::lora::LoraConfig;
 use std::path::{Path, PathBuf};
@@ -45,15 +46,17 @@ pub fn describe(config: &Config, args: &PlanArgs, recipe: &RecipeTables) -> Resu
     let vision_tower = args.vision_tower.clone().or_else(|| of_recipe("vision_tower"));
     let language_model = args.language_model.clone().or_else(|| of_recipe("language_model"));
     let (Some(vision_tower), Some(language_model)) = (vision_tower, language_model) else {
-        let found = hub::resolve(dir, Wanted::Config)?;
-        if !dir.as_os_str().is_empty() && found != *dir {
-            return Ok((LlavaConfig::read(&found)?, dir.display().to_string()));
+        if hub::is_repository(dir) {
+            return Ok((LlavaConfig::read(&hub::resolve(dir, Wanted::Config)?)?, dir.display().to_string()));
         }
+        let found = match (dir.as_os_str().is_empty(), dir.exists()) {
+            (true, _) => "found no model".to_string(),
+            (false, true) => format!("{}: found no {}", dir.display(), names::CONFIG_FILE),
+            (false, false) => format!("{}: found no such folder", dir.display()),
+        };
         bail!(
-            "{}: no {}; give --model_name_or_path an assembled model, or --vision-tower and --language-model the folders of \
-             the two (their {} is enough)",
-            if dir.as_os_str().is_empty() { "model".into() } else { dir.display().to_string() },
-            names::CONFIG_FILE,
+            "{found}, expected a LLaVA directory; give --model_name_or_path an assembled model, or --vision-tower and \
+             --language-model the folders of the two (their {} is enough)",
             names::CONFIG_FILE
         );
     };
@@ -66,7 +69,13 @@ pub fn describe(config: &Config, args: &PlanArgs, recipe: &RecipeTables) -> Resu
 /// What `preprocess model` will make of the two.
 fn assembled(vision_tower: &Path, language_model: &Path, options: &Table) -> Result<LlavaConfig> {
     let (vision, _) = VisionConfig::read(vision_tower)?;
-    let (text, text_dtype) = TextConfig::read(language_model)?;
+    let (mut text, text_dtype) = TextConfig::read(language_model)?;
+    // A vocabulary without a spare row grows by the one of `<image>`, as in `preprocess model`.
+    if language_model.join(names::TOKENIZER_FILE).exists() {
+        let tokenizer = TextTokenizer::from_dir(language_model)?;
+        let id = tokenizer.token_id(IMAGE_TOKEN).unwrap_or_else(|| tokenizer.next_free_id());
+        text.vocab_size = text.vocab_size.max(id as usize + 1);
+    }
     let vision_feature_layers = match options.get("vision_feature_layer") {
         None => vec![-2],
         Some(Value::Integer(layer)) => vec![*layer],

@@ -1,8 +1,10 @@
 //! The plan as text.
 
-use super::Plan;
 use super::disk::Disk;
+use super::{Misfit, Plan};
 use crate::config::TrainType;
+use crate::setup;
+use base::counted;
 use clap::ValueEnum;
 use std::fmt;
 
@@ -20,6 +22,7 @@ impl Plan {
     fn parameters(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { config, model_source, .. } = self;
         writeln!(f, "model: {model_source}")?;
+        writeln!(f, "device: {}", self.device())?;
         writeln!(f, "train_type {}", train_type(config.train_type))?;
         if let Some(base) = self.base {
             writeln!(f, "base in {base}: the matrices of the language model's layers")?;
@@ -58,8 +61,10 @@ impl Plan {
         writeln!(f, "  rows                {} ({})", count(data.rows), data.source)?;
         writeln!(
             f,
-            "  a step              {global} rows = {} ranks × {} rows × {} micro-steps",
-            batches.world_size, batches.micro_batch_size, batches.accumulation
+            "  a step              {global} rows = {} × {} × {}",
+            counted(batches.world_size, "rank"),
+            counted(batches.micro_batch_size, "row"),
+            counted(batches.accumulation, "micro-step")
         )?;
         write!(f, "  an epoch            {} steps", count(per_epoch as usize))?;
         match data.rows % global {
@@ -86,7 +91,11 @@ impl Plan {
 
     fn memory_of_a_rank(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let memory = &self.memory;
-        writeln!(f, "\nmemory of each of {} ranks", self.config.nproc)?;
+        let ranks = self.batches.world_size;
+        match ranks {
+            1 => writeln!(f, "\nmemory")?,
+            _ => writeln!(f, "\nmemory of each of {ranks} ranks")?,
+        }
         for (what, bytes) in memory.parts().into_iter().filter(|(_, bytes)| *bytes > 0.0) {
             writeln!(f, "  {what:<28}{:>12}", size(bytes))?;
         }
@@ -107,8 +116,10 @@ impl Plan {
         )?;
         writeln!(
             f,
-            "  the run's folder    {} with {checkpoints} checkpoint(s) at the same time",
-            size(disk.run() as f64)
+            "  the run's folder    {} with {} at the same time{}",
+            size(disk.run() as f64),
+            counted(*checkpoints as usize, "checkpoint"),
+            if *checkpoints > 3 { " (--save_total_limit keeps fewer)" } else { "" }
         )?;
         writeln!(f, "  shards              {} as {} pixels, {there}", size(*shards as f64), self.data.pixels.name())?;
         if *vision_features > 0 {
@@ -121,63 +132,88 @@ impl Plan {
         Ok(())
     }
 
+    /// Where it computes, and in what.
+    fn device(&self) -> String {
+        let Self { config, .. } = self;
+        let in_bf16 = setup::wants_bf16(config).unwrap_or(false);
+        let dtype = if in_bf16 { "bf16" } else { "f32" };
+        let note = match (config.bf16 && !in_bf16, self.is_on_gpu()) {
+            (true, _) => " (bf16 has no effect there: the CPU is no faster at it)",
+            (_, true) => ", rank r on GPU r",
+            _ => "",
+        };
+        format!("{}, computes in {dtype}{note}", config.device)
+    }
+
     fn verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (needed, ranks) = (self.memory.total() * self.config.nproc as f64, self.config.nproc);
+        let (needed, ranks) = (size(self.memory_here()), self.ranks_here);
         writeln!(f, "\nthis machine ({} cores)", self.machine.cores)?;
+        let misfits = self.misfits();
+        let about = |what: &str| misfits.iter().find(|misfit| misfit.what == what);
+        let fits = |what: &str| if about(what).is_some() { "DOES NOT FIT" } else { "fits" };
+        let who = if ranks == 1 { "the run needs".to_string() } else { format!("all {ranks} ranks need") };
         match self.machine.available_memory {
-            None => writeln!(f, "  memory              not known here; all {ranks} ranks need {}", size(needed))?,
+            _ if self.is_on_gpu() => writeln!(
+                f,
+                "  memory              each GPU needs {} (not compared with this machine's memory)",
+                size(self.memory.total())
+            )?,
+            None => writeln!(f, "  memory              not known here; {who} {needed}")?,
             Some(available) => {
-                let fits = if needed <= available as f64 { "fits" } else { "DOES NOT FIT" };
-                writeln!(
-                    f,
-                    "  memory              {fits}: all {ranks} ranks need {}, {} are available",
-                    size(needed),
-                    size(available as f64)
-                )?;
-                if needed > available as f64 {
-                    writeln!(f, "                      {}", self.remedy(available as f64))?;
-                }
+                let fits = fits("memory");
+                writeln!(f, "  memory              {fits}: {who} {needed}, {} are available", size(available as f64))?;
             }
         }
+        helps(f, about("memory"))?;
         let shards = if self.data.is_there { 0 } else { self.disk.shards };
         let features = self.disk.vision_features;
-        let disk = (self.disk.run() + shards + features) as f64;
+        let disk = size(self.disk_here() as f64);
         match self.machine.free_disk {
-            None => writeln!(f, "  disk                not known here; {} are needed", size(disk)),
+            None => writeln!(f, "  disk                not known here; {disk} are needed")?,
             Some(free) => {
-                let fits = if disk <= free as f64 { "fits" } else { "DOES NOT FIT" };
                 let what = match (shards, features) {
                     (0, 0) => "the run needs",
                     (0, _) => "the run and the vision features need",
                     (_, 0) => "the run and the shards need",
                     _ => "the run, the shards and the vision features need",
                 };
-                let place = self.machine.disk_of.display();
-                writeln!(
-                    f,
-                    "  disk                {fits}: {what} {}, {} are free at {place}",
-                    size(disk),
-                    size(free as f64)
-                )
+                let (fits, free, place) = (fits("disk"), size(free as f64), self.machine.disk_of.display());
+                writeln!(f, "  disk                {fits}: {what} {disk}, {free} are free at {place}")?;
             }
         }
-    }
-
-    /// What would help most.
-    fn remedy(&self, available: f64) -> String {
-        let memory = &self.memory;
-        let per_rank = available / self.config.nproc as f64;
-        let held = memory.weights + memory.gradients + memory.moments;
-        if held > per_rank {
-            return format!(
-                "weights, gradients and moments alone are {} a rank: spread the ranks over machines with more memory, or train \
-                 less (use_lora, projector), on a base in few bits (--load_in_4bit)",
-                size(held)
-            );
+        helps(f, about("disk"))?;
+        if let Some(misfit) = about("validation rows") {
+            writeln!(f, "  validation rows     NONE: {}", misfit.found)?;
+            helps(f, Some(misfit))?;
         }
-        "--gradient_checkpointing true or a smaller --per_device_train_batch_size (with more \
-         --gradient_accumulation_steps) takes less"
-            .to_string()
+        match self.seconds() {
+            None => write!(f, "  time                not known here"),
+            Some((step, epoch)) => write!(
+                f,
+                "  time                about {} a step, {} an epoch (products at the {:.0} GFLOP/s measured here; reading, saving \
+                 and exchange come on top)",
+                duration(step),
+                duration(epoch),
+                self.speed.unwrap_or_default() / 1e9
+            ),
+        }
+    }
+}
+
+/// What would fit, a line each.
+fn helps(f: &mut fmt::Formatter<'_>, misfit: Option<&Misfit>) -> fmt::Result {
+    let remedies = misfit.into_iter().flat_map(|misfit| &misfit.remedies);
+    remedies.into_iter().try_for_each(|remedy| writeln!(f, "                      helps: {remedy}"))
+}
+
+/// Seconds for people: `3.2 h`.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        _ if seconds < 1.0 => format!("{:.0} ms", seconds * 1e3),
+        _ if seconds < 120.0 => format!("{seconds:.1} s"),
+        _ if seconds < 7200.0 => format!("{:.1} min", seconds / 60.0),
+        _ if seconds < 172_800.0 => format!("{:.1} h", seconds / 3600.0),
+        _ => format!("{:.1} days", seconds / 86_400.0),
     }
 }
 
@@ -215,5 +251,7 @@ mod tests {
     fn numbers_are_for_people() {
         assert_eq!((count(0), count(999), count(4_263_056_896)), ("0".into(), "999".into(), "4,263,056,896".into()));
         assert_eq!((size(999.0), size(68_200_000_000.0)), ("999 B".into(), "68.2 GB".into()));
+        let durations = [0.25, 3.0, 300.0, 9000.0, 259_200.0].map(duration);
+        assert_eq!(durations, ["250 ms", "3.0 s", "5.0 min", "2.5 h", "3.0 days"]);
     }
 }

@@ -25,7 +25,7 @@ const ADAPTER: &str = "init_adapter";
 const MICRO_BATCH: &str = "per_device_train_batch_size";
 
 /// Options that say where something is, or how a run is begun: not worth a line when they differ.
-const INCIDENTAL: [&str; 9] = [
+const INCIDENTAL: [&str; 10] = [
     MODEL,
     DATA,
     ADAPTER,
@@ -33,6 +33,7 @@ const INCIDENTAL: [&str; 9] = [
     "resume_from_checkpoint",
     "overwrite_output_dir",
     "allow_global_batch_change",
+    "force",
     "nproc",
     "gradient_accumulation_steps",
 ];

@@ -112,13 +112,11 @@ fn best(config: &Config, record: &RunRecord, state: &TrainerState, watch: &Watch
     let found = checkpoint::best(&config.output_dir, record, state.losses());
     let found = found.and_then(|(dir, loss)| Some((checkpoint::step_of(&dir)?, dir, loss)));
     let Some((step, dir, loss)) = found else {
-        watch.say(
-            "warning: load_best_model_at_end: no checkpoint with a finite evaluation loss: the last model is put out",
-        );
+        watch.warn("load_best_model_at_end: no checkpoint with a finite evaluation loss: the last model is put out");
         return None;
     };
     if let Some((metric, best_step)) = lowest.filter(|(metric, _)| *metric < loss) {
-        watch.say(&format!("warning: the lowest evaluation loss, {metric:.4} at step {best_step}, has no checkpoint"));
+        watch.warn(&format!("the lowest evaluation loss, {metric:.4} at step {best_step}, has no checkpoint"));
     }
     watch.say(&format!("the model with the lowest evaluation loss ({loss:.4}) is that of {}", dir.display()));
     Some((dir, step))

@@ -155,7 +155,8 @@ fn begin(
     kept_batch: Option<String>,
     state: &mut TrainerState,
 ) -> Result<RunRecord> {
-    let Beginning { record, clears, said, .. } = beginning;
+    let Beginning { record, clears, said, passed_over, .. } = beginning;
+    passed_over.iter().for_each(|line| tracing::warn!("{line}"));
     said.iter().for_each(|line| tracing::info!("{line}"));
     if let Some(Found { dir, state }) = found {
         tracing::info!("resuming from {} at step {} ({})", dir.display(), state.global_step, record.title());

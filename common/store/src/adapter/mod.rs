@@ -10,7 +10,7 @@ mod weights;
 
 use crate::checkpoint::{expected_tensors, renamed_tensors, write_file};
 use base::names::{EMBED_TOKENS, LM_HEAD};
-use base::{Error, Result, names};
+use base::{Error, Result, json, names};
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use model::Llava;
@@ -19,7 +19,8 @@ use model::lora::{self, LoraConfig};
 use model::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use modules::{Head, ModelTensors, Resolved};
 pub use options::{ALL_LINEAR, AdapterOptions};
-use std::path::Path;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
 use weights::AdapterWeights;
 
 /// Reads what an adapter for a model holds: `dir/adapter_config.json` and the names of the weights beside it.
@@ -30,6 +31,22 @@ pub fn read_config(dir: &Path, model: &LlavaConfig) -> Result<LoraConfig> {
     let (file, weights) = (config::read(dir)?, AdapterWeights::open(dir)?);
     let tensors = ModelTensors::new(expected_tensors(model).into_iter().map(|tensor| tensor.name));
     Ok(modules::resolve(&file, &weights, &tensors)?.lora)
+}
+
+/// The model that an adapter's folder names; `None` for a folder of anything else, or with a whole model beside the adapter.
+///
+/// # Errors
+/// An `adapter_config.json` that is no JSON object.
+pub fn base_of(dir: &Path) -> Result<Option<PathBuf>> {
+    #[derive(Deserialize)]
+    struct Base {
+        base_model_name_or_path: Option<PathBuf>,
+    }
+    if dir.join(names::CONFIG_FILE).exists() {
+        return Ok(None);
+    }
+    let file: Option<Base> = json::read_if_there(&dir.join(names::ADAPTER_CONFIG_FILE))?;
+    Ok(file.and_then(|file| file.base_model_name_or_path).filter(|base| !base.as_os_str().is_empty()))
 }
 
 /// Attaches the adapter's LoRA matrices (`lora_A`, `lora_B`) to the model's layers and replaces what else it holds (the

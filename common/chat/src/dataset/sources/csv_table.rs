@@ -18,7 +18,7 @@ const DELIMITERS: [u8; 4] = [b',', b'\t', b';', b'|'];
 
 fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
     for file in listing.with_ending(&["csv", "tsv"]) {
-        let Ok(columns) = open(&listing.path(file)).and_then(|(_, columns)| Ok(columns)) else {
+        let Ok(columns) = open(&listing.path(file)).map(|(_, columns)| columns) else {
             found.others.push(format!("{} (not UTF-8, or without a first line)", file.display()));
             continue;
         };

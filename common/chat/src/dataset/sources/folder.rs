@@ -50,7 +50,12 @@ impl Listing {
         }
         if !data.exists() {
             let expected = "a folder with a dataset";
-            return Err(Error::invalid(data.display(), "no such folder", expected, "correct the path"));
+            return Err(Error::invalid(
+                data.display(),
+                "no such folder",
+                expected,
+                "check the path, and give the dataset's folder",
+            ));
         }
         let (files, folders) = entries(data)?;
         listing.files.extend(files.into_iter().map(PathBuf::from));

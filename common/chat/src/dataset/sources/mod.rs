@@ -12,7 +12,7 @@ mod text_files;
 mod webdataset;
 
 pub use folder::chat_file;
-pub use parquet::{TableRow, Tables};
+pub use parquet::{TableRow, Tables, TakeRow};
 
 use super::rows::SourceRow;
 use base::{Error, Result};

@@ -21,12 +21,15 @@ pub struct TableRow {
     pub attachments: Vec<Attachment>,
 }
 
+/// Receives the rows of a table until the end or its `Break`.
+pub type TakeRow<'t> = &'t mut dyn FnMut(TableRow) -> ControlFlow<()>;
+
 /// Reads Parquet.
 pub struct Tables {
     /// Names of a file's columns.
     pub columns: fn(&Path) -> Result<Vec<String>>,
     /// Hands on a file's rows; pictures only if asked for.
-    pub rows: fn(&Path, bool, &mut dyn FnMut(TableRow) -> ControlFlow<()>) -> Result<()>,
+    pub rows: fn(&Path, bool, TakeRow<'_>) -> Result<()>,
     /// What changes when a file's pictures change.
     pub identity: fn(&Path) -> Result<String>,
 }
