@@ -142,7 +142,8 @@ impl Plan {
             (_, true) => ", rank r on GPU r",
             _ => "",
         };
-        format!("{}, computes in {dtype}{note}", config.device)
+        let device = config.device_kind().map_or_else(|_| config.device.clone(), |kind| kind.to_string());
+        format!("{device}, computes in {dtype}{note}")
     }
 
     fn verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

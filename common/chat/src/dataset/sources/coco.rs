@@ -19,18 +19,12 @@ use std::path::Path;
 pub(super) const KIND: Kind = Kind { form: Form::Files, find, rows };
 const IMAGES: &str = "images";
 const ANNOTATIONS: &str = "annotations";
-/// What the names of files begin with: other annotation files of a folder are of other tasks.
-const CAPTIONS: &str = "captions";
 /// What a reader stops with when it has all that it wants; not shown.
 const STOPPED: &str = "stopped";
 
 fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
     for file in listing.with_ending(&["json"]) {
         let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let in_folder = file.parent().is_some_and(|parent| !parent.as_os_str().is_empty());
-        if in_folder && !listing.is_file && !stem.starts_with(CAPTIONS) {
-            continue;
-        }
         let Json::Object(keys) = sniff(&listing.path(file)) else { continue };
         if ![IMAGES, ANNOTATIONS].iter().all(|key| keys.iter().any(|found| found == key)) {
             found.others.push(format!("{} (an object with the keys {})", file.display(), keys.join(", ")));

@@ -9,6 +9,8 @@ pub(super) const PICTURES: [&str; 8] = ["jpg", "jpeg", "png", "gif", "webp", "bm
 const CHAT_FILE: &str = "chat.json";
 /// Folders that published datasets keep their tables and lists in.
 const SUBFOLDERS: [&str; 2] = ["annotations", "data"];
+/// What the names of COCO's files of captions begin with.
+const CAPTIONS: &str = "captions";
 /// Names of other files that a message lists.
 const NAMED: usize = 5;
 
@@ -60,7 +62,10 @@ impl Listing {
         let (files, folders) = entries(data)?;
         listing.files.extend(files.into_iter().map(PathBuf::from));
         for name in SUBFOLDERS.into_iter().filter(|name| folders.iter().any(|folder| folder == name)) {
-            listing.files.extend(entries(&data.join(name))?.0.into_iter().map(|file| Path::new(name).join(file)));
+            let (files, _) = entries(&data.join(name))?;
+            // COCO's other annotations are of other tasks, and large.
+            let is_read = |file: &String| name != SUBFOLDERS[0] || file.starts_with(CAPTIONS);
+            listing.files.extend(files.into_iter().filter(is_read).map(|file| Path::new(name).join(file)));
         }
         listing.folders = folders;
         Ok(listing)
