@@ -84,7 +84,7 @@ fn first_errors_say_the_next_step() {
         ("train", vec!["none.toml"], 2, &["none.toml: ", "; check the path"]),
         ("train", vec!["--lerning_rate", "1"], 2, &["did you mean --learning_rate?"]),
         ("train", vec!["--gradient_chekpointing_kwargs", "{}"], 2, &["did you mean --gradient_checkpointing_kwargs?"]),
-        ("train", vec!["--per_device_batch_size", "4"], 2, &["did you mean --per_device_train_batch_size?"]),
+        ("train", vec!["--per_device_train_batchsize", "4"], 2, &["did you mean --per_device_train_batch_size?"]),
         ("train", vec!["--rope_scaling", "2"], 2, &["unknown option --rope_scaling: train --help lists all options"]),
     ];
     for (name, words, code, parts) in cases {
