@@ -105,7 +105,15 @@ fn unfinished(output: &Path, plan: &Plan, part: Part) -> Result<Vec<bool>> {
 
 fn announce(plan: &Plan, args: &Args, rows: usize) {
     let side = plan.metadata.crop_size;
-    let expected = |format: PixelFormat| units::bytes(format.expected_bytes(side) * plan.rows() as u64);
+    let files = &plan.image_files;
+    let expected = |format: PixelFormat| {
+        // Files are stored as they are; those in an archive or a table have no sizes here.
+        let of_row = match files.found as u64 {
+            found if format.stores_source() && found > 0 => files.bytes / found,
+            _ => format.expected_bytes(side),
+        };
+        units::bytes(of_row * plan.rows() as u64)
+    };
     let others = PixelFormat::ALL.iter().copied().filter(|&format| format != args.pixels);
     let others: Vec<String> = others.map(|format| format!("{format} {}", expected(format))).collect();
     tracing::info!(
