@@ -138,7 +138,7 @@ fn names_are_downloaded_once_and_then_taken_from_the_cache() {
 
     // A configuration is enough for a plan.
     let mut plan = Command::new(program("train"));
-    plan.arg("plan").args(["--vision-tower", "tiny-org/clip", "--language-model", "tiny-org/text-0.1"]);
+    plan.arg("plan").args(["--vision-tower", "tiny-org/clip", "--language-model", "tiny-org/text-0.1", "--rows", "10"]);
     succeed(plan.current_dir(folder.path()).env("HF_HOME", folder.path()).env("HF_HUB_OFFLINE", "1"));
 }
 

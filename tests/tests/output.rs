@@ -28,7 +28,7 @@ fn commands(folder: &Path) -> Vec<Command> {
 
     let mut plan = Command::new(program("train"));
     plan.arg("plan").arg("--vision-tower").arg(clip.parent().expect("a folder"));
-    plan.arg("--language-model").arg(text.parent().expect("a folder"));
+    plan.arg("--language-model").arg(text.parent().expect("a folder")).args(["--rows", "10"]);
     let mut verify = Command::new(program("preprocess"));
     verify.arg("verify").arg(shards());
     let mut score = Command::new(program("infer"));
