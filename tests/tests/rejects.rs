@@ -44,9 +44,12 @@ fn more_rejected_rows_than_allowed_are_a_failure_that_loses_nothing() {
         assert_eq!(lines, missing);
         if code == 1 && missing == 3 {
             // The most frequent cause first.
-            for part in
-                ["3 rejected (missing_image 2, no_turns 1)", "30.0 % of the rows", "--max-rejected 0.3", "rejected.jsonl"]
-            {
+            for part in [
+                "3 rejected (missing_image 2, no_turns 1)",
+                "30.0 % of the rows",
+                "--max-rejected 0.3",
+                "rejected.jsonl",
+            ] {
                 assert!(run.stderr.contains(part), "{part:?} is missing in {}", run.stderr);
             }
             let accepted =
