@@ -26,6 +26,8 @@ const QUERIES: usize = 64;
 const LANES: usize = 16;
 /// With at most so many new queries, keys are read where they lie.
 const FEW_QUERIES: usize = 4;
+/// Of these, so many at a time.
+const KEYS: usize = 4;
 
 /// See [`crate::attention`].
 pub fn attention(
@@ -290,8 +292,13 @@ impl<'a> Context<'a> {
         let scores = &mut memory[..rows * width];
         match &self.packed {
             None => scores.chunks_exact_mut(width).enumerate().for_each(|(row, scores)| {
-                let query = q.row(row);
-                (0..most).for_each(|key| [scores[key]] = dots([query], self.k.row(key)));
+                // The query takes the place of a weight: several keys meet it at a time.
+                let (query, (groups, rest)) = (q.row(row), scores[..most].as_chunks_mut::<KEYS>());
+                let first_of_rest = groups.len() * KEYS;
+                for (group, scores) in groups.iter_mut().enumerate() {
+                    *scores = dots(std::array::from_fn(|key| self.k.row(group * KEYS + key)), query);
+                }
+                rest.iter_mut().zip(first_of_rest..).for_each(|(score, key)| [*score] = dots([self.k.row(key)], query));
             }),
             Some([keys, _]) => {
                 let columns = width.min(keys.padded_columns());

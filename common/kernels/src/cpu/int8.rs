@@ -1,5 +1,7 @@
 //! Products with weights in 8-bit integers. Few tokens multiply the integers where they lie; for more, rows are widened.
 
+#[cfg(target_arch = "x86_64")]
+use super::int8_dots;
 use super::matrix::Matrix;
 use super::operand::{self, floats};
 use super::output::{fill_rows, filled, filled_chunks, write};
@@ -101,6 +103,12 @@ struct Product<'a> {
 impl Product<'_> {
     /// Output channels from `first` on, `part` `[channels, tokens]`.
     fn run(&self, first: usize, scales: &[f32], tokens: usize, part: &mut [f32]) {
+        // Of several tokens, the products take as long with either width.
+        #[cfg(target_arch = "x86_64")]
+        if int8_dots::available() {
+            // SAFETY: a machine with AVX-512 has AVX2 and FMA.
+            return self.run_with(first, scales, tokens, part, |x, w| unsafe { dot_avx2(x, w) }, int8_dots::dots);
+        }
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: the CPU has what the functions were compiled for.
@@ -205,6 +213,24 @@ mod tests {
         let other = |index: usize| transposed[index % out * tokens + index / out];
         let difference = found.iter().enumerate().map(|(index, a)| (a - other(index)).abs()).fold(0f32, f32::max);
         assert!(difference <= 1e-5 * (width as f32).sqrt(), "{difference:e}");
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn wider_vectors_give_the_same_bits() {
+        if !int8_dots::available() {
+            println!("not run: no AVX-512");
+            return;
+        }
+        for len in [1, 15, 16, 33, 577] {
+            let inputs: [Vec<f32>; 4] = std::array::from_fn(|_| values(random([1, len])));
+            let codes: Vec<i8> = (0..len).map(|index| (index * 37 % 255) as i8).collect();
+            let inputs: [&[f32]; 4] = std::array::from_fn(|token| inputs[token].as_slice());
+            // SAFETY: a machine with AVX-512 has AVX2 and FMA.
+            let expected = unsafe { dot_avx2(inputs, &codes) };
+            assert_eq!(int8_dots::dots(inputs, &codes), expected, "{len} values");
+            assert_eq!(int8_dots::dots([inputs[3]], &codes), [expected[3]], "{len} values, alone");
+        }
     }
 
     #[test]

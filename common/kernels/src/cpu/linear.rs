@@ -32,7 +32,7 @@ pub fn linear(
     let x = operand::operand(&values)?;
     let (weight, weight_node) = WeightOperand::new(&weight.into())?;
     let bias = match bias {
-        Some(bias) => Some(operand::operand(bias)?),
+        Some(bias) => Some(operand::vector(bias)?),
         None => None,
     };
     let [tokens, _] = operand::dims(&x.values);
@@ -123,7 +123,7 @@ pub fn lora_linear(
     let (weight, weight_node) = WeightOperand::new(&weight.into())?;
     let (a, b) = (operand::operand(a)?, operand::operand(b)?);
     let bias = match bias {
-        Some(bias) => Some(operand::operand(bias)?),
+        Some(bias) => Some(operand::vector(bias)?),
         None => None,
     };
     let (mut output, out) = forward(&x.values, &weight, bias.as_ref())?;

@@ -15,6 +15,8 @@ mod dot_products;
 mod dropout;
 pub mod gemm;
 mod int8;
+#[cfg(target_arch = "x86_64")]
+mod int8_dots;
 pub mod linear;
 pub mod matrix;
 mod microkernel;

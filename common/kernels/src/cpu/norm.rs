@@ -19,7 +19,7 @@ const ROWS: usize = 32;
 
 /// See [`crate::rms_norm`].
 pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> Option<LinearInput> {
-    let (x, weight) = (operand::operand(x)?, operand::operand(weight)?);
+    let (x, weight) = (operand::operand(x)?, operand::vector(weight)?);
     let shape = operand::dims(&x.values);
     let mut inverse = vec![0.0; shape[0]];
     let output = by_rows(&x.values, &mut inverse, |x, inverse, output| {
@@ -41,7 +41,7 @@ pub fn rms_norm_kept([tokens, width]: [usize; 2]) -> usize {
 
 /// See [`crate::layer_norm`].
 pub fn layer_norm(x: &Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Option<LinearInput> {
-    let (x, weight, bias) = (operand::operand(x)?, operand::operand(weight)?, operand::operand(bias)?);
+    let (x, weight, bias) = (operand::operand(x)?, operand::vector(weight)?, operand::vector(bias)?);
     let shape = operand::dims(&x.values);
     let mut statistics = vec![(0.0, 0.0); shape[0]];
     let output = by_rows(&x.values, &mut statistics, |x, statistics, output| {

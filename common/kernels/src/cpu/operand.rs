@@ -7,6 +7,7 @@ use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Bytes, DType, Int, Shape, Tensor};
+use half::{bf16, f16};
 
 type Differentiable = Autodiff<Flex>;
 
@@ -47,6 +48,19 @@ impl Node {
 /// The tensor as f32 operand; `None` on another backend or in another dtype.
 pub fn operand<const D: usize>(tensor: &Tensor<D>) -> Option<Operand> {
     if tensor.dtype() == DType::F32 { any_operand(tensor) } else { None }
+}
+
+/// A weight or bias vector as f32 operand: in half precision it is widened if it is frozen. `None` on another backend.
+pub fn vector(tensor: &Tensor<1>) -> Option<Operand> {
+    let Operand { values, node } = any_operand(tensor)?;
+    let widened = match values.dtype() {
+        DType::F32 => return Some(Operand { values, node }),
+        _ if node.tracked() => return None,
+        DType::BF16 => values.as_slice::<bf16>()?.iter().map(|value| value.to_f32()).collect(),
+        DType::F16 => values.as_slice::<f16>()?.iter().map(|value| value.to_f32()).collect(),
+        _ => return None,
+    };
+    Some(Operand { values: self::tensor::<1>(widened, tensor.dims()), node })
 }
 
 /// The tensor as operand in whatever dtype; `None` on another backend.

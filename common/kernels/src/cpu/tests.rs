@@ -465,6 +465,43 @@ fn frozen_weights_in_few_bits() {
 }
 
 #[test]
+fn frozen_half_precision_vectors() {
+    let (tokens, width, out) = (5, 48, 32);
+    for dtype in [DType::BF16, DType::F16] {
+        let device = Device::flex().autodiff();
+        let tensor = |seed, len: usize| Tensor::<1>::from_data(TensorData::new(values(seed, len), [len]), &device);
+        let halves = |seed, len| {
+            let half = tensor(seed, len).cast(dtype);
+            (half.clone(), half.cast(DType::F32))
+        };
+        let (weight, (bias, wide_bias)) = (tensor(3, out * width).reshape([out, width]), halves(4, out));
+        let ((scale, wide_scale), (shift, wide_shift)) = (halves(5, width), halves(6, width));
+        let shape = &[[tokens, width]];
+        check(
+            &format!("linear with {dtype:?} bias"),
+            shape,
+            2e-6,
+            &|x| super::linear::linear(&x[0], &weight, Some(&bias)),
+            &|x| reference::linear(x[0].clone(), weight.clone(), Some(wide_bias.clone())),
+        );
+        check(
+            &format!("rms_norm with {dtype:?} weight"),
+            shape,
+            4e-6,
+            &|x| values_of(super::norm::rms_norm(&x[0], &scale, 1e-6)),
+            &|x| reference::rms_norm(x[0].clone(), wide_scale.clone(), 1e-6),
+        );
+        check(
+            &format!("layer_norm with {dtype:?} weight"),
+            shape,
+            4e-6,
+            &|x| values_of(super::norm::layer_norm(&x[0], &scale, &shift, 1e-5)),
+            &|x| reference::layer_norm(x[0].clone(), wide_scale.clone(), wide_shift.clone(), 1e-5),
+        );
+    }
+}
+
+#[test]
 fn without_autodiff() {
     let device = Device::flex();
     let x = Tensor::<2>::from_data(TensorData::new(values(1, 12), [3, 4]), &device);
