@@ -305,6 +305,21 @@ fn ranks_and_resuming_change_nothing() {
     }
 }
 
+/// On the plain operations of a GPU, in bf16: magnitudes are f32, so that they begin as the lengths of the rows.
+#[test]
+fn dora_in_bf16_follows_f32() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let split = Split { ranks: 2, micro_batch: 2, accumulation: 1 };
+    let [f32, bf16] = ["cpu", "cpu-bf16"].map(|device| {
+        let output = folder.path().join(device);
+        let options =
+            ["--use_dora", "--lora_target_modules", "all-linear", "--lora_dropout", "0.1", "--device", device];
+        succeed(&mut train(TINY, &output, split, &options));
+        metrics(&output)
+    });
+    compare("DoRA in bf16", "loss", &bf16, &f32, 2e-3);
+}
+
 fn trained(lora: &model::lora::LoraConfig) -> usize {
     lora.modules.as_ref().map_or(0, |modules| modules.trained.len())
 }
