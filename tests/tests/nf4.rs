@@ -145,7 +145,8 @@ fn what_transformers_saved_is_written_again() {
 #[test]
 fn files_that_do_not_fit_are_refused_by_name() {
     let weight = "language_model.model.layers.1.mlp.up_proj.weight";
-    let refused = |change: &dyn Fn(&mut BTreeMap<String, Vec<u8>>, &mut Value)| {
+    type Change<'a> = &'a dyn Fn(&mut BTreeMap<String, Vec<u8>>, &mut Value);
+    let refused = |change: Change<'_>| {
         let folder = tempfile::tempdir().expect("a folder");
         let mut config = tests::runs::json_file(&recorded("llava/config.json"));
         let mut tensors = raw(&recorded("llava/model.safetensors"));

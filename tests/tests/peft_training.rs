@@ -236,7 +236,7 @@ fn a_dora_layer_with_dropout_is_peft_s() {
     let source = |(name, shape, values): &(&str, Vec<usize>, Vec<f32>)| {
         let bytes = from_f32(values, WeightDtype::F32);
         let (name, shape) = (name.to_string(), shape.clone());
-        TensorSource { name, dtype: WeightDtype::F32, shape, bytes: Box::new(move || Ok(bytes)) }
+        TensorSource { name, dtype: WeightDtype::F32.into(), shape, bytes: Box::new(move || Ok(bytes)) }
     };
     write_file(given.iter().map(source).collect(), &values_file).expect("written");
     if !peft(&["layer", text(&values_file), text(&of_peft)]) {

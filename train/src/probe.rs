@@ -13,13 +13,14 @@ pub fn look(folder: &Path) -> Probe {
         let found = driver.gpus.into_iter().map(|gpu| (gpu.name, gpu.memory));
         Gpus { cuda_version: driver.version, found: found.collect() }
     });
-    let missing = Toolkit::find().parts().into_iter().find(|part| part.required && part.found.is_none());
+    let toolkit = Toolkit::find();
+    let missing = toolkit.parts().into_iter().find(|part| part.required && part.found.is_none());
     let Machine { available_memory, total_memory, free_disk, disk_of, .. } = Machine::look(folder);
     let mpi = mpi::describe().map_err(|error| error.to_string());
     Probe {
         cuda: cfg!(feature = "cuda"),
         gpus,
-        missing_toolkit: missing.map(|part| part.missing()),
+        missing_toolkit: missing.map(|part| format!("no {} in {}", part.missing.join(" or "), toolkit.looked())),
         mpi,
         available_memory,
         total_memory,

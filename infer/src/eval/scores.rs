@@ -38,6 +38,9 @@ pub(super) struct Group {
     pub scores: Figures,
 }
 
+/// Answers, each with what was expected.
+type Answered<'a> = Vec<(&'a str, &'a Expected)>;
+
 impl Scores {
     /// Scores of the answers, `lines`, to the questions in their order.
     pub fn of(metric: Metric, questions: &[Question], lines: &[Line]) -> Self {
@@ -46,14 +49,14 @@ impl Scores {
             answered.map(|(line, question)| (line.text.as_str(), question)).collect();
         let answers: Vec<(&str, &Expected)> =
             answered.iter().map(|(answer, question)| (*answer, &question.expected)).collect();
-        let mut members: BTreeMap<&'static str, BTreeMap<String, Vec<(&str, &Expected)>>> = BTreeMap::new();
+        let mut members: BTreeMap<&'static str, BTreeMap<String, Answered<'_>>> = BTreeMap::new();
         for (answer, question) in &answered {
             for (kind, name) in &question.groups {
                 let of_group = members.entry(kind).or_default().entry(name.clone()).or_default();
                 of_group.push((*answer, &question.expected));
             }
         }
-        let group = |(name, answers): (String, Vec<(&str, &Expected)>)| {
+        let group = |(name, answers): (String, Answered<'_>)| {
             (name, Group { questions: answers.len(), scores: Figures(metric.figures(&answers)) })
         };
         Self {

@@ -68,7 +68,6 @@ impl Function {
             // An adapter to go on from has its own rank and targets.
             if config.init_adapter.is_none() {
                 LORA_OPTIONS.iter().for_each(|name| add(name));
-                function.add_later_lora_options(config);
             }
         }
         // Only where they are set, so that a run of an older version can go on.
@@ -78,6 +77,9 @@ impl Function {
             .for_each(|name| add(name));
         if config.load_in_4bit {
             add(DOUBLE_QUANT);
+        }
+        if config.train_type.uses_lora() && config.init_adapter.is_none() {
+            function.add_later_lora_options(config);
         }
         function.add_fingerprint(DATA, &config.data_path, data_fingerprint.to_string());
         for (name, path) in [(MODEL, Some(&config.model_name_or_path)), (ADAPTER, config.init_adapter.as_ref())] {
