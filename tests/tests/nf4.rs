@@ -145,8 +145,8 @@ fn what_transformers_saved_is_written_again() {
 #[test]
 fn files_that_do_not_fit_are_refused_by_name() {
     let weight = "language_model.model.layers.1.mlp.up_proj.weight";
-    type Change<'a> = &'a dyn Fn(&mut BTreeMap<String, Vec<u8>>, &mut Value);
-    let refused = |change: Change<'_>| {
+    type Change<'a> = Box<dyn Fn(&mut BTreeMap<String, Vec<u8>>, &mut Value) + 'a>;
+    let refused = |change: &Change<'_>| {
         let folder = tempfile::tempdir().expect("a folder");
         let mut config = tests::runs::json_file(&recorded("llava/config.json"));
         let mut tensors = raw(&recorded("llava/model.safetensors"));
@@ -183,7 +183,6 @@ fn files_that_do_not_fit_are_refused_by_name() {
             config["quantization_config"][field] = value.clone()
         }
     };
-    type Change<'a> = Box<dyn Fn(&mut BTreeMap<String, Vec<u8>>, &mut Value) + 'a>;
     let cases: Vec<(Change<'_>, Vec<&str>)> = vec![
         (Box::new(with_state("\"nf4\"", "\"fp4\"")), vec![&state_of, "fp4"]),
         (Box::new(with_state("\"blocksize\": 64", "\"blocksize\": 63")), vec![&state_of, "blocksize 63"]),
@@ -205,7 +204,7 @@ fn files_that_do_not_fit_are_refused_by_name() {
         (Box::new(with_config("group_size", json!(128))), vec!["unknown field group_size"]),
     ];
     for (change, words) in cases {
-        let error = refused(&*change);
+        let error = refused(&change);
         assert!(words.iter().all(|word| error.contains(word)), "{words:?}: {error}");
     }
 }
