@@ -155,7 +155,7 @@ impl Plan {
 pub fn misfits(config: &Config) -> Vec<Misfit> {
     // Settings and files that contradict each other are errors of the run itself, which says more about them.
     let plan = Plan::new(config, &PlanArgs::default(), &RecipeTables::default(), &[]);
-    plan.map_or_else(|_| Vec::new(), |plan| plan.misfits())
+    plan.ok().filter(|plan| plan.data.is_there).map(|plan| plan.misfits()).unwrap_or_default()
 }
 
 /// The plan of every stage as text, for stdout, and whether all of them fit this machine.
