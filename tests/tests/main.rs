@@ -33,6 +33,7 @@ mod image_zip;
 mod inspect;
 mod interop;
 mod layouts;
+mod learning_rates;
 mod list_contents;
 mod load_dataset;
 mod merge;

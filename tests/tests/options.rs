@@ -138,7 +138,16 @@ fn command_lines_of_other_projects() {
         ),
         ("LLaVA pretrain.sh", format!("--deepspeed {zero2} --tune_mm_mlp_adapter True {llava} wandb"), Err("--train_type projector")),
         ("LLaVA finetune.sh", format!("--deepspeed {zero3} {llava} none"), Err("stage 3 shards them")),
-        ("LLaVA finetune_lora.sh", format!("--lora_enable True --lora_r 128 --lora_alpha 256 --mm_projector_lr 2e-5 {llava} none"), Err("one learning rate")),
+        (
+            "LLaVA finetune_lora.sh",
+            format!("--lora_enable True --lora_r 128 --lora_alpha 256 --mm_projector_lr 2e-5 --learning_rate 2e-4 {llava} none"),
+            Ok(json!({"lora_r": 128, "learning_rate": 2e-4, "mm_projector_lr": 2e-5, "vision_tower_lr": null})),
+        ),
+        (
+            "LLaVA-NeXT finetune_ov.sh, the rates",
+            format!("--train_type none --mm_vision_tower_lr 2e-6 --learning_rate 1e-5 {llava} none"),
+            Ok(json!({"learning_rate": 1e-5, "mm_projector_lr": null, "vision_tower_lr": 2e-6})),
+        ),
         ("LLaVA's default report", format!("{llava} wandb"), Err("no report to wandb")),
         ("LLaVA finetune.sh, grouping", format!("--group_by_modality_length True {llava} none"), Err("packed without padding")),
         (

@@ -9,6 +9,7 @@ pub use choices::{
 use crate::base_format;
 use crate::domains;
 use crate::interval::Interval;
+use crate::learning_rates::{self, LearningRates};
 use crate::schedule::{DeepspeedSchedule, SchedulerKwargs};
 use crate::trainer_options::TRAINER_OPTIONS;
 use base::names::PROJECTOR;
@@ -85,6 +86,15 @@ pub struct Config {
     /// Highest learning rate, at least 0.
     #[arg(long, default_value_t = 5e-5)]
     pub learning_rate: f64,
+    /// Highest learning rate of the projector, at least 0; it follows the schedule as `learning_rate` does, which it has unless
+    /// this is given.
+    #[arg(long)]
+    #[serde(default)]
+    pub mm_projector_lr: Option<f64>,
+    /// The same for the vision tower, where it is trained.
+    #[arg(long)]
+    #[serde(default)]
+    pub vision_tower_lr: Option<f64>,
     /// Decoupled weight decay of everything but biases and norm weights.
     #[arg(long, default_value_t = 0.0)]
     pub weight_decay: f64,
@@ -366,6 +376,15 @@ impl Config {
             }
             _ => {}
         }
+        if let Some((option, rate)) =
+            LearningRates::of(self).of_parts().next().filter(|_| self.deepspeed_scheduler.is_some())
+        {
+            let found = format!("{rate}, and a scheduler in the DeepSpeed file, which sets one rate for all parts");
+            let expected = "one of the two";
+            let remedy = "remove scheduler from the file and give --lr_scheduler_type (linear is WarmupDecayLR, \
+                          constant_with_warmup is WarmupLR)";
+            return Err(Error::invalid(option, found, expected, remedy));
+        }
         self.lr_scheduler_kwargs.check(self.lr_scheduler_type, self.learning_rate)
     }
 
@@ -404,6 +423,9 @@ impl Config {
         };
         if self.cache_vision_features != CacheVisionFeatures::No && trains_vision {
             return Err(Self::no_cache_of_a_trained_tower());
+        }
+        if let Some(rate) = self.vision_tower_lr.filter(|_| !trains_vision && self.init_adapter.is_none()) {
+            return Err(learning_rates::untrained("vision_tower_lr", rate));
         }
         let needs_eval = self.load_best_model_at_end || self.early_stopping_patience > 0;
         if needs_eval && self.eval_strategy == Strategy::No {

@@ -39,8 +39,10 @@ const fn above_0() -> Domain {
     Domain { low: 0.0, has_low: false, high: LARGEST, has_high: true }
 }
 
-const DOMAINS: [(&str, Domain); 27] = [
+const DOMAINS: [(&str, Domain); 29] = [
     ("learning_rate", at_least(0.0)),
+    ("mm_projector_lr", at_least(0.0)),
+    ("vision_tower_lr", at_least(0.0)),
     ("weight_decay", at_least(0.0)),
     // At 1 the bias correction divides by 0.
     ("adam_beta1", from_0_to_below_1()),
@@ -71,6 +73,9 @@ const DOMAINS: [(&str, Domain); 27] = [
     ("collective_timeout_seconds", between(1.0, LONGEST_SECONDS)),
 ];
 
+/// Options that need not have a value. (A given one that is no number is refused where it is read.)
+const OPTIONAL: [&str; 2] = ["mm_projector_lr", "vision_tower_lr"];
+
 /// Refuses the first option whose value is outside its domain.
 ///
 /// # Errors
@@ -78,6 +83,9 @@ const DOMAINS: [(&str, Domain); 27] = [
 pub fn check(config: &Config) -> Result<()> {
     let settings = serde_json::to_value(config).unwrap_or_default();
     for (name, domain) in DOMAINS {
+        if OPTIONAL.contains(&name) && settings.get(name).is_none_or(Value::is_null) {
+            continue;
+        }
         // JSON has no NaN and no infinity: they are null there.
         let value = settings.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
         if !domain.holds(value) {

@@ -139,6 +139,11 @@ impl Layout {
         self.keys.binary_search(&block).ok()
     }
 
+    /// The block of the model that one of `blocks` is.
+    pub fn block_of_model(&self, block: usize) -> Block {
+        self.keys[block]
+    }
+
     /// How many of `blocks` the forward pass has used once it has computed `block`.
     pub fn blocks_through(&self, block: Block) -> usize {
         self.keys.partition_point(|key| *key <= block)

@@ -17,6 +17,7 @@ pub mod exchange;
 pub mod gradient;
 pub mod interval;
 pub mod layout;
+pub mod learning_rates;
 pub mod loader;
 pub mod log_file;
 pub mod metrics;

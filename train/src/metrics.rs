@@ -24,6 +24,12 @@ pub struct StepMetrics {
     /// Learning rate that the last step used.
     #[serde(with = "exact")]
     pub learning_rate: f64,
+    /// The same of the projector, where it has a rate of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "exact::option")]
+    pub mm_projector_lr: Option<f64>,
+    /// The same of the vision tower.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "exact::option")]
+    pub vision_tower_lr: Option<f64>,
     /// Supervised tokens, all ranks.
     pub supervised_tokens: u64,
     /// Tokens (image features included, all ranks) per second.

@@ -46,6 +46,15 @@ impl Part {
         })
     }
 
+    /// The option with this part's own learning rate, where there is one.
+    pub fn learning_rate_option(self) -> Option<&'static str> {
+        match self {
+            Self::VisionTower | Self::VisionTowerLora => Some("vision_tower_lr"),
+            Self::Projector => Some("mm_projector_lr"),
+            Self::TokenEmbeddings | Self::LanguageModel | Self::LanguageModelLora | Self::Head => None,
+        }
+    }
+
     /// For people.
     pub fn title(self) -> &'static str {
         match self {

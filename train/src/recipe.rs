@@ -289,6 +289,10 @@ mod tests {
             (&["--lora_dropout", "-0.1"], "at least 0 and below 1"),
             (&["--learning_rate", "inf"], "a finite number"),
             (&["--learning_rate", "-1e-4"], "at least 0"),
+            (&["--mm_projector_lr", "-1e-5"], "mm_projector_lr: found -0.00001, expected a number at least 0"),
+            (&["--vision_tower_lr", "nan", "--train_type", "none"], "vision_tower_lr: found NaN"),
+            (&["--vision_tower_lr", "1e-5"], "a part that is not trained"),
+            (&["--vision_tower_lr", "1e-5", "--train_type", "freeze_vision"], "leave --vision_tower_lr out"),
             (&["--adam_epsilon", "0"], "at least"),
             (&["--adam_epsilon", "1e-60"], "at least"),
             (&["--weight_decay", "-0.1"], "at least 0"),
@@ -344,9 +348,11 @@ mod tests {
             (r#""optimizer": {"type": "AdamW", "params": {"eps": 0}}"#, "ds.json: optimizer.params.eps: found 0"),
             (r#""optimizer": {"type": "AdamW", "params": {"lr": -1}}"#, "ds.json: optimizer.params.lr: found -1"),
             (r#""gradient_clipping": -1"#, "ds.json: gradient_clipping: found -1"),
+            (r#""scheduler": {"type": "WarmupDecayLR", "params": {}}"#, "one rate for all parts"),
         ] {
             write(&format!(r#"{{"zero_optimization": {{"stage": 2}}, {json}}}"#));
-            let args = [&PATHS[..], &["--deepspeed", ds.to_str().expect("UTF-8")]].concat();
+            let args =
+                [&PATHS[..], &["--mm_projector_lr", "2e-5", "--deepspeed", ds.to_str().expect("UTF-8")]].concat();
             let error = parse(&args, None).expect_err(json).to_string();
             assert!(error.contains(named), "{json}: {error}");
         }

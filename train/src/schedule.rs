@@ -7,6 +7,7 @@ pub use deepspeed::{DeepspeedKind, DeepspeedSchedule, WarmupType};
 pub use kwargs::{Curve, SchedulerKwargs};
 
 use crate::config::{Config, ScheduleType};
+use crate::learning_rates::LearningRates;
 use base::{Error, Result, exact};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
@@ -41,7 +42,7 @@ impl ScheduleBase {
 pub struct Schedule {
     kind: ScheduleType,
     deepspeed: Option<DeepspeedSchedule>,
-    learning_rate: f64,
+    rates: LearningRates,
     warmup_steps: u64,
     max_steps: u64,
     num_cycles: usize,
@@ -68,7 +69,7 @@ impl Schedule {
         Ok(Self {
             kind: config.lr_scheduler_type,
             deepspeed: config.deepspeed_scheduler.clone(),
-            learning_rate: config.learning_rate,
+            rates: LearningRates::of(config),
             warmup_steps: config.resolved_warmup_steps(max_steps),
             max_steps,
             num_cycles: config.lr_num_cycles,
@@ -89,10 +90,20 @@ impl Schedule {
     /// # Source
     /// transformers `optimization.py`; the order of operations is kept, so that the values are equal to the last bit.
     pub fn learning_rate(&self, finished_steps: u64) -> f64 {
+        self.learning_rates(finished_steps).learning_rate
+    }
+
+    /// The rates of all parts of that update: each is its highest one times the same factor.
+    pub fn learning_rates(&self, finished_steps: u64) -> LearningRates {
         let position = self.base.map_or(finished_steps as f64, |base| base.position(finished_steps));
         match &self.deepspeed {
-            Some(schedule) => schedule.learning_rate(self.learning_rate, self.warmup_steps, self.max_steps, position),
-            None => self.learning_rate * self.factor(position),
+            Some(schedule) => {
+                self.rates.map(|highest| schedule.learning_rate(highest, self.warmup_steps, self.max_steps, position))
+            }
+            None => {
+                let factor = self.factor(position);
+                self.rates.map(|highest| highest * factor)
+            }
         }
     }
 
@@ -130,7 +141,7 @@ impl Schedule {
     }
 
     fn above_minimum(&self, factor: f64) -> f64 {
-        let of_rate = self.kwargs.min_lr.map(|min_lr| min_lr / self.learning_rate);
+        let of_rate = self.kwargs.min_lr.map(|min_lr| min_lr / self.rates.learning_rate);
         let minimum = of_rate.or(self.kwargs.min_lr_rate).unwrap_or(0.0);
         (factor * (1.0 - minimum) + minimum).max(0.0)
     }
@@ -173,11 +184,12 @@ impl Schedule {
     }
 
     fn polynomial(&self, step: f64, warmup: f64, max: f64) -> f64 {
+        let highest = self.rates.learning_rate;
         if step > max {
-            return self.lr_end / self.learning_rate;
+            return self.lr_end / highest;
         }
         let remaining = 1.0 - (step - warmup) / (max - warmup);
-        ((self.learning_rate - self.lr_end) * remaining.powf(self.power) + self.lr_end) / self.learning_rate
+        ((highest - self.lr_end) * remaining.powf(self.power) + self.lr_end) / highest
     }
 }
 

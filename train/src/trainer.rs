@@ -164,9 +164,9 @@ impl Trainer<'_> {
             LossNormalization::MicroBatchMean => (sums.mean_loss / sums.micro_batches, sums.micro_batches),
         };
         let grad_norm = sums.squared_norm.sqrt() / denominator;
-        let learning_rate = self.schedule.learning_rate(self.state.global_step);
+        let learning_rates = self.schedule.learning_rates(self.state.global_step);
         let traffic = self.optimizer.communicator().take_traffic();
-        let report = StepReport { loss, grad_norm, learning_rate, sums, traffic };
+        let report = StepReport { loss, grad_norm, learning_rates, sums, traffic };
         if !loss.is_finite() || !grad_norm.is_finite() {
             self.optimizer.discard_gradient();
             self.skip(loss, grad_norm, ids)?;
@@ -176,14 +176,14 @@ impl Trainer<'_> {
         let max_grad_norm = self.config.max_grad_norm;
         let clip = if max_grad_norm > 0.0 { (max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
         let adamw = AdamW {
-            learning_rate,
+            learning_rate: learning_rates.learning_rate,
             beta1: self.config.adam_beta1,
             beta2: self.config.adam_beta2,
             epsilon: self.config.adam_epsilon,
             step: self.state.global_step + 1,
             gradient_scale: (clip / denominator) as f32,
         };
-        self.optimizer.begin_update(&mut self.trainee.model, adamw);
+        self.optimizer.begin_update(&mut self.trainee.model, adamw, learning_rates);
         Ok(report)
     }
 
@@ -217,7 +217,7 @@ impl Trainer<'_> {
             epoch: self.state.epoch,
             loss: report.loss,
             grad_norm: report.grad_norm,
-            learning_rate: report.learning_rate,
+            learning_rate: report.learning_rates.learning_rate,
             tokens: report.sums.tokens,
         }
     }

@@ -168,7 +168,7 @@ pub const TRAINER_OPTIONS: &[(&str, Answer)] = &[
     ("tune_mm_mlp_adapter", Only(FALSE, "--train_type projector trains the projector alone")),
     ("freeze_backbone", Only(FALSE, "--train_type projector trains the projector alone")),
     ("freeze_mm_mlp_adapter", Only(FALSE, "every train_type trains the projector")),
-    ("mm_projector_lr", Only(NOTHING, "all trained tensors have one learning rate")),
+    ("mm_vision_tower_lr", SameAs("vision_tower_lr")),
     ("lora_bias", Only(&["none"], "LoRA trains no biases")),
     ("lora_weight_path", Only(NOTHING, "--init_adapter starts from an adapter")),
     ("pretrain_mm_mlp_adapter", Only(NOTHING, "--model_name_or_path takes the model that the first stage wrote, projector included")),

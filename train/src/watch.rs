@@ -110,7 +110,7 @@ impl<'a> Watch<'a> {
     pub fn log(&mut self, state: &mut TrainerState, metrics: StepMetrics) {
         self.append(&metrics);
         if let Some(events) = &mut self.events {
-            let values = [
+            let mut values = vec![
                 ("train/loss", metrics.loss),
                 ("train/grad_norm", metrics.grad_norm),
                 ("train/learning_rate", metrics.learning_rate),
@@ -120,6 +120,11 @@ impl<'a> Watch<'a> {
                 ("train/data_wait_seconds", metrics.data_wait_seconds),
                 ("train/peak_rss_mb", metrics.peak_rss_mb),
             ];
+            let of_parts = [
+                ("train/mm_projector_lr", metrics.mm_projector_lr),
+                ("train/vision_tower_lr", metrics.vision_tower_lr),
+            ];
+            values.extend(of_parts.into_iter().filter_map(|(name, rate)| Some((name, rate?))));
             let written = events.scalars(metrics.step, &values);
             self.tolerate(Output::Events, written);
         }

@@ -12,6 +12,7 @@ use crate::config::Accumulate;
 use crate::exchange::Exchanges;
 use crate::gradient::{self, BlockGradient, TouchedRows};
 use crate::layout::{Layout, ParamSlot};
+use crate::learning_rates::LearningRates;
 use crate::on_device::{self, DevicePartitions, Sums};
 use crate::parameters;
 use crate::partitions::Partitions;
@@ -76,7 +77,8 @@ struct MicroStep {
 
 /// An update that blocks still have before them.
 struct Update {
-    adamw: AdamW,
+    /// Of each block.
+    adamw: Vec<AdamW>,
     /// First block that has not begun.
     next: usize,
 }
@@ -231,8 +233,11 @@ impl Optimizer {
         }
     }
 
-    /// Begins an update; a block has its new values after `wait_for_params`. A rank by itself updates at once.
-    pub fn begin_update(&mut self, model: &mut Llava, adamw: AdamW) {
+    /// Begins an update, each block at the rate of its part; a block has its new values after `wait_for_params`. A rank by
+    /// itself updates at once.
+    pub fn begin_update(&mut self, model: &mut Llava, adamw: AdamW, rates: LearningRates) {
+        let of_block = |block| AdamW { learning_rate: rates.of_block(self.layout.block_of_model(block)), ..adamw };
+        let adamw: Vec<AdamW> = (0..self.layout.blocks.len()).map(of_block).collect();
         if self.layout.world_size > 1 {
             self.update = Some(Update { adamw, next: 0 });
             return;
@@ -243,20 +248,20 @@ impl Optimizer {
                 let param = layout.blocks[block].index_of(slot);
                 let gradient = on_device.sums.take(block, param);
                 let state = &mut on_device.partitions.0[block][param];
-                state.update(|| values, gradient, &adamw, self.weight_decay_of(slot))
+                state.update(|| values, gradient, &adamw[block], self.weight_decay_of(slot))
             });
             self.on_device = Some(on_device);
             return;
         }
         match self.partitions.masters.take() {
             None => parameters::edit(model, &layout, None, |block, slot, values| {
-                self.update_whole_param(adamw, block, slot, values);
+                self.update_whole_param(adamw[block], block, slot, values);
             }),
             Some(mut masters) => {
                 for (block, masters) in masters.iter_mut().enumerate() {
                     let masters = Arc::make_mut(masters);
                     for slot in &layout.blocks[block].params {
-                        self.update_whole_param(adamw, block, slot, &mut masters[slot.offset..][..slot.len]);
+                        self.update_whole_param(adamw[block], block, slot, &mut masters[slot.offset..][..slot.len]);
                     }
                     parameters::set(model, &layout, block, masters);
                 }
@@ -298,7 +303,7 @@ impl Optimizer {
     fn begin_gathers(&mut self, update: &mut Update, model: &mut Llava) -> Result<()> {
         while update.next < self.layout.blocks.len() && self.exchanges.has_room_to_gather(update.next) {
             let block = update.next;
-            let own = self.update_own(update.adamw, model, block);
+            let own = self.update_own(update.adamw[block], model, block);
             self.gradient[block].fill(0.0);
             self.exchanges.gather(block, own)?;
             update.next += 1;

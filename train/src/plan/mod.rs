@@ -23,6 +23,7 @@ pub use text::size;
 use crate::base_format;
 use crate::collective::launch;
 use crate::config::Config;
+use crate::learning_rates::LearningRates;
 use crate::order::BatchPlan;
 use crate::setup;
 use ::model::config::LlavaConfig;
@@ -102,6 +103,7 @@ impl Plan {
             Some(stage) => stage.lora.clone(),
             None => model::lora(config, &model)?,
         };
+        LearningRates::of(config).require_trained(config, &model, lora.as_ref())?;
         let base = base_format::of_run(config, &model, lora.as_ref())?;
         let data = Data::describe(config, args, recipe, &model)?;
         let (world_size, ranks_here) = launch::ranks(config.nproc);

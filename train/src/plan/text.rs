@@ -3,6 +3,7 @@
 use super::disk::Disk;
 use super::{Misfit, Plan};
 use crate::config::TrainType;
+use crate::learning_rates::LearningRates;
 use crate::setup;
 use base::counted;
 use clap::ValueEnum;
@@ -79,6 +80,7 @@ impl Plan {
         }
         let epochs = *max_steps as f64 / per_epoch as f64;
         writeln!(f, "  the run             {} steps, {epochs:.2} epochs", count(*max_steps as usize))?;
+        writeln!(f, "  learning rate       {}", LearningRates::of(config))?;
         writeln!(f, "  warm-up             {} steps", count(config.resolved_warmup_steps(*max_steps) as usize))?;
         writeln!(
             f,

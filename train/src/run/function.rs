@@ -145,6 +145,9 @@ fn is_about_lora(option: &str) -> bool {
 /// Settings that JSON cannot hold.
 pub fn changed_settings(before: &Map<String, Value>, config: &Config, function: &Function) -> Result<Vec<String>> {
     let now = as_map(config)?;
+    // A checkpoint of an older version has the defaults of the options that it did not know.
+    let completed = serde_json::from_value::<Config>(Value::Object(before.clone())).ok();
+    let before = completed.as_ref().map_or_else(|| Ok(before.clone()), as_map)?;
     let counts = |name: &str| !INCIDENTAL.contains(&name) && !function.values.contains_key(name);
     let changed = now.iter().filter_map(|(name, value)| {
         let old = before.get(name)?;

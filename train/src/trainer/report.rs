@@ -2,6 +2,7 @@
 
 use super::sums::StepSums;
 use crate::collective::background::Traffic;
+use crate::learning_rates::LearningRates;
 use crate::metrics::StepMetrics;
 use crate::state::TrainerState;
 use kernels::memory::peak_rss_mb;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 pub(super) struct StepReport {
     pub(super) loss: f64,
     pub(super) grad_norm: f64,
-    pub(super) learning_rate: f64,
+    pub(super) learning_rates: LearningRates,
     pub(super) sums: StepSums,
     pub(super) traffic: Traffic,
 }
@@ -52,7 +53,9 @@ impl Log {
             epoch: state.epoch,
             loss: finite.iter().sum::<f64>() / finite.len().max(1) as f64,
             grad_norm: last.map_or(0.0, |report| report.grad_norm),
-            learning_rate: last.map_or(0.0, |report| report.learning_rate),
+            learning_rate: last.map_or(0.0, |report| report.learning_rates.learning_rate),
+            mm_projector_lr: last.and_then(|report| report.learning_rates.mm_projector_lr),
+            vision_tower_lr: last.and_then(|report| report.learning_rates.vision_tower_lr),
             supervised_tokens: sum(|report| report.sums.supervised_tokens) as u64,
             tokens_per_second: sum(|report| report.sums.tokens) / seconds,
             samples_per_second: sum(|report| report.sums.samples) / seconds,

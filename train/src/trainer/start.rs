@@ -8,6 +8,7 @@ use crate::collective::Collective;
 use crate::collective::background::Communicator;
 use crate::config::Config;
 use crate::layout::Layout;
+use crate::learning_rates::LearningRates;
 use crate::loader::{Loader, Source};
 use crate::order::BatchPlan;
 use crate::parameters;
@@ -53,8 +54,10 @@ pub fn run(
     setup::agree(config, &shards.fingerprint(), &mut communicator)?;
     if rank == 0 {
         let model = LlavaConfig::read(&config.model_name_or_path)?;
-        base_format::of_run(config, &model, plan::lora(config, &model)?.as_ref())?;
+        let lora = plan::lora(config, &model)?;
+        base_format::of_run(config, &model, lora.as_ref())?;
         setup::check_lengths(config, &model, &shards)?;
+        LearningRates::of(config).require_trained(config, &model, lora.as_ref())?;
     }
     let _lock = if rank == 0 { Some(take_folder(config)?) } else { None };
     let (beginning, found) = resume::begin_together(config, &shards.fingerprint(), &mut communicator)?;
@@ -93,6 +96,10 @@ pub fn run(
     };
     if rank == 0 {
         describe(&trainee, &layout, &plan, &state, config.init_adapter.as_deref());
+        let rates = LearningRates::of(config);
+        if rates.of_parts().next().is_some() {
+            tracing::info!("learning rates: {rates}");
+        }
     }
     let start = || Watch::start(config, &trainee, &state, rank, world_size);
     let watch = communicator.attend("frozen weights", &Pulse::default(), start)??;
