@@ -7,11 +7,12 @@
 use crate::fingerprint::Part;
 use crate::programs::Programs;
 use crate::stage::{Anew, Stage};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use base::Error;
 use cli::options::{self, Kind};
 use cli::recipe::{self, OneOrMore};
 use cli::values::boolean;
+use cli::weighted::WeightedFolders;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use store::hub;
@@ -25,9 +26,10 @@ pub struct Recipe {
     pub purpose: Option<String>,
     /// Options of `preprocess model`; left out when the model directory is there already.
     pub model: Option<Table>,
-    /// Where the dataset is and where its shards go; left out when the shards are there already.
-    pub data: Option<Data>,
-    /// Further options of `preprocess shards`.
+    /// Where the dataset is and where its shards go, or several of them (`[[data]]`), each a stage of its own; left out when
+    /// the shards are there already. The tables are [`Data`].
+    pub data: Option<OneOrMore>,
+    /// Further options of `preprocess shards`, for every dataset.
     #[serde(default)]
     pub preprocess: Table,
     /// Options of `train`: one table, or an array of tables (`[[train]]`) that run one after the other.
@@ -36,7 +38,7 @@ pub struct Recipe {
     pub infer: Option<Table>,
 }
 
-/// The dataset.
+/// A dataset.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
@@ -127,18 +129,29 @@ impl Recipe {
         if let Some(model) = &self.model {
             stages.push(stage("model", "[model]", &MODEL, model, programs, &stages)?);
         }
-        if let Some(data) = &self.data {
-            stages.push(stage("shards", "[preprocess]", &SHARDS, &self.shard_options(data)?, programs, &stages)?);
-        } else {
-            ensure!(self.preprocess.is_empty(), "[preprocess] without [data]: expected [data] with dir and shards");
+        let datasets = self.data.as_ref().map(OneOrMore::tables).unwrap_or_default();
+        ensure!(
+            !datasets.is_empty() || self.preprocess.is_empty(),
+            "[preprocess] without [data]: expected [data] with dir and shards"
+        );
+        for (index, table) in datasets.iter().enumerate() {
+            let (name, place) = numbered("shards", "data", index, datasets.len());
+            let data: Data = table.clone().try_into().map_err(|error: toml::de::Error| {
+                let remedy = "correct the recipe";
+                Error::invalid(&place, error.message(), "dir, shards and, where it is another, model", remedy)
+            })?;
+            let shards = stage(&name, "[preprocess]", &SHARDS, &self.shard_options(&data)?, programs, &stages)?;
+            ensure!(
+                stages.iter().all(|stage: &Stage| stage.output != shards.output),
+                "{place} shards: {} is the output of another stage; give each dataset a folder of its own",
+                data.shards
+            );
+            stages.push(shards);
         }
         let tables = self.train.as_ref().map(OneOrMore::tables).unwrap_or_default();
         for (index, train) in tables.iter().enumerate() {
-            let (name, table) = match tables.len() {
-                1 => ("train".to_string(), "[train]"),
-                count => (format!("train {} of {count}", index + 1), "[[train]]"),
-            };
-            stages.push(stage(&name, table, &TRAIN, train, programs, &stages)?);
+            let (name, place) = numbered("train", "train", index, tables.len());
+            stages.push(stage(&name, &place, &TRAIN, train, programs, &stages)?);
         }
         if let Some(infer) = &self.infer {
             stages.push(stage("infer", "[infer]", &CAPTION, infer, programs, &stages)?);
@@ -157,6 +170,14 @@ impl Recipe {
             options.insert(key.to_string(), Value::String(value.to_string()));
         }
         Ok(options)
+    }
+}
+
+/// The name of a stage and of its table, of which there may be several.
+fn numbered(stage: &str, table: &str, index: usize, count: usize) -> (String, String) {
+    match count {
+        1 => (stage.to_string(), format!("[{table}]")),
+        count => (format!("{stage} {} of {count}", index + 1), format!("[[{table}]]")),
     }
 }
 
@@ -185,7 +206,11 @@ fn stage(
             None if runner.goes_on == Some(option.name.as_str()) => goes_on = None,
             _ => {}
         }
-        args.extend(recipe::words(option, key, value, &format!("{table} {key}"))?);
+        let words = recipe::words(option, key, value, &format!("{table} {key}"))?;
+        if let (Some(Kind::WeightedShards), Some(text)) = (option.kind, words.last()) {
+            inputs.extend(shard_inputs(text).map_err(|error| anyhow!("{table} {key}: {error}"))?);
+        }
+        args.extend(words);
         match (option.kind, value.as_str()) {
             (Some(Kind::Output), Some(path)) => output = Some(PathBuf::from(path)),
             (Some(kind), Some(text)) => inputs.extend(input(kind, text, earlier)),
@@ -226,8 +251,14 @@ fn input(kind: Kind, text: &str, earlier: &[Stage]) -> Option<(PathBuf, Part)> {
         Kind::Shards => Some((path.join(SHARD_INDEX), Part::Whole)),
         Kind::Path => Some((path, Part::Whole)),
         Kind::FileOrText => options::names_a_file(text).then_some((path, Part::Whole)),
-        Kind::Output | Kind::Words => None,
+        Kind::Output | Kind::Words | Kind::WeightedShards => None,
     }
+}
+
+/// What shows whether the folders of shards that an option names have changed.
+fn shard_inputs(text: &str) -> Result<Vec<(PathBuf, Part)>, String> {
+    let folders: WeightedFolders = text.parse()?;
+    Ok(folders.folders().iter().map(|folder| (folder.dir.join(SHARD_INDEX), Part::Whole)).collect())
 }
 
 /// `true` or `false`, as the programs read it.
@@ -254,6 +285,10 @@ mod tests {
     fn what_an_option_names_is_an_input_where_it_is_a_file() {
         let inputs = |kind, text| input(kind, text, &[]);
         assert_eq!(inputs(Kind::Shards, "s"), Some((PathBuf::from("s").join(SHARD_INDEX), Part::Whole)));
+        let index = |dir: &str| (PathBuf::from(dir).join(SHARD_INDEX), Part::Whole);
+        assert_eq!(shard_inputs("a:1,b:0.3"), Ok(vec![index("a"), index("b")]));
+        assert_eq!(shard_inputs("{\"a\": 2}"), Ok(vec![index("a")]));
+        assert!(shard_inputs("a:0").is_err());
         assert_eq!(inputs(Kind::Model, "runs/a"), Some(("runs/a".into(), Part::Model)));
         assert_eq!(inputs(Kind::FileOrText, "ds.json"), Some(("ds.json".into(), Part::Whole)));
         for text in ["None", "", "{\"zero_optimization\": {\"stage\": 2}}"] {

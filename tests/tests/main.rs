@@ -39,6 +39,7 @@ mod load_dataset;
 mod merge;
 mod mixed_precision;
 mod mixed_rows;
+mod mixtures;
 mod mpi;
 mod next_steps;
 mod nf4;

@@ -119,6 +119,29 @@ fn ended(mut child: Child) -> (Option<i32>, String) {
     (status.code(), text)
 }
 
+#[test]
+fn every_recipe_of_the_repository_is_understood() {
+    let folder = tests::project_file("../pipelines/recipes");
+    let files = std::fs::read_dir(folder).expect("recipes").map(|entry| entry.expect("a file").path());
+    // The quickstart's is a template.
+    let files: Vec<PathBuf> = files.filter(|file| !file.ends_with("quickstart.toml")).collect();
+    assert!(files.len() > 5, "{files:?}");
+    let elsewhere = tempfile::tempdir().expect("a temporary folder");
+    let lines = |file: &Path| {
+        let output = succeed(pipelines(elsewhere.path()).arg("run").arg(file).arg("--dry-run"));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    for file in &files {
+        let text = lines(file);
+        assert!(text.lines().count() > 2 && text.contains("\ntrain --"), "{}: {text}", file.display());
+    }
+    let lora = files.iter().find(|file| file.ends_with("llava-v1.5-7b-lora.toml")).expect("LLaVA's LoRA recipe");
+    let text = lines(lora);
+    let lines: Vec<&str> = text.lines().map(|line| line.split(" --").next().unwrap_or_default()).collect();
+    assert_eq!(lines, ["preprocess model", "preprocess shards", "preprocess shards", "train", "train"]);
+    assert!(text.contains("--learning_rate 0.0002 ") && text.contains("--mm_projector_lr 0.00002 "), "{text}");
+}
+
 const SHORT: &str = "max_steps = 4\nsave_steps = 2\n";
 const FAST: &str = "learning_rate = 0.02\n";
 const SLOW: &str = "learning_rate = 0.001\n";

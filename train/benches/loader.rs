@@ -7,11 +7,12 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use model::config::LlavaConfig;
-use shards::{ShardSet, Split};
+use shards::Split;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use train::loader::{Loader, Source};
+use train::mixture::Mixture;
 use train::order::{BatchPlan, Cursor};
 
 #[derive(Parser)]
@@ -38,10 +39,16 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let shards = Arc::new(ShardSet::open(&args.shards, Split::Train)?);
+    let folder = args.shards.display().to_string();
+    let shards = Arc::new(Mixture::open(&folder.parse().map_err(anyhow::Error::msg)?, Split::Train)?);
     let config = Arc::new(LlavaConfig::read(&args.model)?);
-    let plan =
-        BatchPlan { rows: shards.len(), micro_batch_size: args.batch, accumulation: 1, world_size: 1, end: None };
+    let plan = BatchPlan {
+        rows: shards.rows_per_epoch(),
+        micro_batch_size: args.batch,
+        accumulation: 1,
+        world_size: 1,
+        end: None,
+    };
     let source = Source { shards, config, plan, shuffle: true, seed: 1, rank: 0, max_length: usize::MAX };
     let mut loader = Loader::start(source, Cursor::default(), args.workers, 2)?;
     read(&mut loader, args.rows.min(plan.rows))?;

@@ -54,20 +54,28 @@ pub trait BlockHooks {
     fn after_backward(&mut self, block: usize, gradient: BlockGradient) -> Result<()>;
 }
 
-/// Forward and backward: the sum of the cross entropy over the supervised tokens (not scaled), `[1]` in f32, on the device.
+/// Cross entropy of a micro-batch's supervised tokens, not scaled.
+pub struct BatchLoss {
+    /// Its sum: `[1]` in f32, on the device.
+    pub sum: Tensor<1>,
+    /// That of each token, in order: `[S]`.
+    pub tokens: Tensor<1>,
+}
+
+/// Forward and backward.
 ///
 /// # Errors
 /// What the hooks say, and a backend that cannot give its values.
-pub fn forward_backward(pass: &mut Pass<'_>, batch: &PackedBatch, hooks: &mut impl BlockHooks) -> Result<Tensor<1>> {
+pub fn forward_backward(pass: &mut Pass<'_>, batch: &PackedBatch, hooks: &mut impl BlockHooks) -> Result<BatchLoss> {
     let (positions, targets) = batch.supervised();
     let mut context = BatchContext::new(pass.config, batch, &pass.model.device()).for_positions(&positions);
     context.text.dropout = pass.dropout.clone();
     context.vision.dropout = pass.dropout.as_ref().map(|dropout| per_image(dropout, batch, pass.config));
     let mut tape = Tape::new(pass, hooks);
-    let loss = walk::loss_sum(&mut tape, batch, (&positions, &targets), &context)?;
-    let loss_sum = loss.clone().inner().cast(DType::F32);
-    tape.backward(loss, batch, &context)?;
-    Ok(loss_sum)
+    let losses = walk::losses(&mut tape, batch, (&positions, &targets), &context)?;
+    let sum = losses.sum.clone().inner().cast(DType::F32);
+    tape.backward(losses.sum, batch, &context)?;
+    Ok(BatchLoss { sum, tokens: losses.rows })
 }
 
 /// A block that the backward pass comes back to.

@@ -1,5 +1,6 @@
 //! Sample captions of an evaluation: greedy captions of the first validation rows.
 
+use crate::mixture::Mixture;
 use anyhow::Result;
 use base::IGNORE_INDEX;
 use base::pulse;
@@ -8,7 +9,7 @@ use model::Llava;
 use model::batch::PackedBatch;
 use model::config::LlavaConfig;
 use serde::Serialize;
-use shards::{Row, ShardSet};
+use shards::Row;
 
 /// Longest caption, tokens.
 const MAX_NEW_TOKENS: usize = 64;
@@ -39,7 +40,7 @@ impl Samples {
     ///
     /// # Errors
     /// A row that cannot be read.
-    pub fn read(shards: &ShardSet, count: usize, chat: ChatProcessor, config: &LlavaConfig) -> Result<Self> {
+    pub fn read(shards: &Mixture, count: usize, chat: ChatProcessor, config: &LlavaConfig) -> Result<Self> {
         let (mut prompts, mut references) = (Vec::new(), Vec::new());
         for index in 0..count.min(shards.len()) {
             let row = shards.read_row(index)?;

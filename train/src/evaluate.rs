@@ -5,6 +5,7 @@ use crate::collective::background::Communicator;
 use crate::config::Config;
 use crate::loader::{Loader, Source};
 use crate::metrics::EvalMetrics;
+use crate::mixture::Mixture;
 use crate::order::{BatchPlan, Cursor};
 use crate::setup::{self, Trainee};
 use anyhow::{Result, anyhow, bail};
@@ -14,13 +15,13 @@ use chat::ChatProcessor;
 use model::Llava;
 use model::batch::PackedBatch;
 use model::lora;
-use shards::{ShardSet, Split};
+use shards::Split;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// One rank's part of every evaluation.
 pub struct Evaluation {
-    shards: Arc<ShardSet>,
+    shards: Arc<Mixture>,
     plan: BatchPlan,
     rank: usize,
     workers: usize,
@@ -48,7 +49,7 @@ impl Evaluation {
             bail!(
                 "{}: no validation rows for --eval_strategy; run preprocess shards with --validation-fraction, or leave \
                  --eval_strategy out",
-                config.data_path.display()
+                config.data_path
             );
         }
         if rank == 0 {

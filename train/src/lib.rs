@@ -21,6 +21,7 @@ pub mod learning_rates;
 pub mod loader;
 pub mod log_file;
 pub mod metrics;
+pub mod mixture;
 pub mod on_device;
 pub mod order;
 pub mod parameters;

@@ -1,12 +1,12 @@
 //! Prefetching loader threads: micro-batches in an order that does not depend on how many threads there are.
 
-use crate::order::{BatchPlan, Cursor, EpochOrder, GlobalBatch};
+use crate::mixture::Mixture;
+use crate::order::{BatchPlan, Cursor, GlobalBatch, MixedOrder};
 use anyhow::{Result, anyhow, bail};
 use base::mix;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use model::batch::PackedBatch;
 use model::config::LlavaConfig;
-use shards::ShardSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone)]
 pub struct Source {
     /// The rows.
-    pub shards: Arc<ShardSet>,
+    pub shards: Arc<Mixture>,
     /// The model's configuration (image features per image, longest position).
     pub config: Arc<LlavaConfig>,
     /// How rows become micro-batches.
@@ -37,6 +37,8 @@ pub struct MicroBatch {
     pub row_keys: Vec<u64>,
     /// The rows' numbers in the data.
     pub rows: Vec<usize>,
+    /// The source of each row.
+    pub sources: Vec<usize>,
 }
 
 /// Where a micro-batch stands in the run.
@@ -57,13 +59,14 @@ impl Source {
 
     fn load(&self, ticket: &Ticket) -> Result<MicroBatch> {
         let Ticket { batch: GlobalBatch { epoch, .. }, micro_step } = ticket;
-        let order = EpochOrder::new(self.plan.rows, self.shuffle, self.seed, *epoch);
+        let order = MixedOrder::new(self.shards.rows(), self.shuffle, self.seed, *epoch);
         let positions = self.plan.micro_batch(&ticket.batch, *micro_step, self.rank);
         let row_keys: Vec<u64> = positions.clone().map(|position| mix(mix(*epoch) ^ position as u64)).collect();
         if row_keys.is_empty() {
-            return Ok(MicroBatch { batch: None, row_keys, rows: Vec::new() });
+            return Ok(MicroBatch { batch: None, row_keys, rows: Vec::new(), sources: Vec::new() });
         }
-        let numbers: Vec<usize> = positions.map(|position| order.row(position)).collect();
+        let places: Vec<(usize, usize)> = positions.map(|position| order.row(position)).collect();
+        let numbers: Vec<usize> = places.iter().map(|&place| self.shards.number(place)).collect();
         let batch = self.read(&numbers)?;
         if let Some(row) = batch.seq_lens.iter().position(|&len| len > self.max_length) {
             bail!(
@@ -74,12 +77,13 @@ impl Source {
                 self.max_length
             );
         }
-        Ok(MicroBatch { batch: Some(batch), row_keys, rows: numbers })
+        let sources = places.into_iter().map(|(source, _)| source).collect();
+        Ok(MicroBatch { batch: Some(batch), row_keys, rows: numbers, sources })
     }
 
     /// Rows, decoded to where they are in the batch.
     fn read(&self, rows: &[usize]) -> Result<PackedBatch> {
-        let side = self.shards.metadata().crop_size;
+        let side = self.shards.metadata().map_or(0, |metadata| metadata.crop_size);
         let mut batch =
             PackedBatch { pixel_values: Vec::with_capacity(rows.len() * 3 * side * side), ..Default::default() };
         for &row in rows {

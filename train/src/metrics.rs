@@ -5,6 +5,7 @@ use anyhow::Result;
 use base::exact;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// One line. Rates and times are those of the steps since the line before, loss and waiting too.
@@ -64,6 +65,21 @@ pub struct StepMetrics {
     pub checkpoint_stall_seconds: f64,
     /// Steps skipped so far because a loss or gradient was not finite.
     pub skipped_steps: u64,
+    /// By source of the data, where there are several.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<String, SourceMetrics>,
+}
+
+/// What the steps since the line before have of one source.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceMetrics {
+    /// Sum of the loss ÷ supervised tokens.
+    #[serde(with = "exact")]
+    pub loss: f64,
+    /// Supervised tokens, all ranks.
+    pub supervised_tokens: u64,
+    /// Rows, all ranks.
+    pub samples: u64,
 }
 
 /// What an evaluation found, as a line of its own. Named as transformers names it.

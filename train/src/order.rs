@@ -1,5 +1,9 @@
 //! The rows of each step: a pure function of (seed, epoch, position), the same for any number of ranks and workers.
 
+mod mixed;
+
+pub use mixed::{MixedOrder, SourceRows};
+
 use base::mix;
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +73,7 @@ pub struct GlobalBatch {
 /// How rows become global batches, micro-batches and steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchPlan {
-    /// Rows of the data.
+    /// Rows of an epoch.
     pub rows: usize,
     /// Rows of a micro-batch, per rank.
     pub micro_batch_size: usize,

@@ -50,7 +50,7 @@ impl Part {
     pub fn learning_rate_option(self) -> Option<&'static str> {
         match self {
             Self::VisionTower | Self::VisionTowerLora => Some("vision_tower_lr"),
-            Self::Projector => Some("mm_projector_lr"),
+            Self::Projector | Self::ProjectorLora => Some("mm_projector_lr"),
             Self::TokenEmbeddings | Self::LanguageModel | Self::LanguageModelLora | Self::Head => None,
         }
     }

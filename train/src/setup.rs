@@ -4,6 +4,7 @@ use crate::base_format;
 use crate::collective::background::Communicator;
 use crate::config::{AUTO, CacheVisionFeatures, Config};
 use crate::layout::Layout;
+use crate::mixture::Mixture;
 use crate::plan;
 use crate::trainable::{self, Choice};
 use crate::vision_cache::{CachedAs, CachedRows, VisionFeatureCache};
@@ -11,12 +12,13 @@ use anyhow::{Context, Result, bail};
 use base::names::Block;
 use base::{Error, files};
 use burn::tensor::Device;
+use cli::weighted::WeightedFolder;
 use kernels::device::DeviceKind;
 use model::Llava;
 use model::config::LlavaConfig;
 use model::lora::{self, LoraConfig};
 use model::quantized;
-use shards::{ShardSet, Split};
+use shards::Split;
 use std::path::Path;
 use store::adapter;
 use store::checkpoint::{ExpectedTensor, LoadAs, expected_tensors, load_rounded};
@@ -141,9 +143,11 @@ pub fn kept_features(
     config: &Config,
     trainee: &Trainee,
     layout: &Layout,
-    shards: &ShardSet,
+    shards: &Mixture,
 ) -> Result<Option<VisionFeatureCache>> {
     let Some(format) = cached_as(config.cache_vision_features) else { return Ok(None) };
+    // Of several sources, the first one's folder has the file for all.
+    let Some(WeightedFolder { dir, .. }) = config.data_path.folders().first() else { return Ok(None) };
     // An adapter to go on from may train the tower too.
     let layers = (0..trainee.config.computed_vision_layers()).map(Block::VisionLayer);
     if layers.chain([Block::VisionEmbeddings]).any(|block| layout.block(block).is_some()) {
@@ -153,15 +157,11 @@ pub fn kept_features(
     let images = images_per_row.iter().map(|&images| images as usize).sum();
     let size = plan::size(VisionFeatureCache::bytes_of(images, &trainee.config, format) as f64);
     if layout.rank == 0 {
-        let dir = config.data_path.display();
-        tracing::info!("vision features of {images} images are kept in {dir}: {size} when all are there");
+        let shown = dir.display();
+        tracing::info!("vision features of {images} images are kept in {shown}: {size} when all are there");
     }
-    let rows = CachedRows {
-        dir: &config.data_path,
-        fingerprint: &fingerprint,
-        images_per_row: &images_per_row,
-        free_bytes: free_bytes(&config.data_path),
-    };
+    let rows =
+        CachedRows { dir, fingerprint: &fingerprint, images_per_row: &images_per_row, free_bytes: free_bytes(dir) };
     Ok(Some(VisionFeatureCache::open(rows, &trainee.model, &trainee.config, format)?))
 }
 
@@ -183,15 +183,15 @@ fn free_bytes(dir: &Path) -> Option<u64> {
 /// Opens a split of the shards after checking that they were made for this model.
 ///
 /// # Errors
-/// Shards of another tokenizer, template or image processor; no rows.
-pub fn shards(config: &Config, split: Split) -> Result<ShardSet> {
-    let shards = ShardSet::open(&config.data_path, split)?;
+/// Shards of another tokenizer, template or image processor, by their folder; no rows.
+pub fn shards(config: &Config, split: Split) -> Result<Mixture> {
+    let mixture = Mixture::open(&config.data_path, split)?;
     let Processors { chat, images, .. } = Processors::read(&config.model_name_or_path)?;
-    shards.metadata().check(&chat, &images)?;
-    if shards.len() == 0 && split == Split::Train {
-        bail!("{}: no rows to train on; see its rejected.jsonl", config.data_path.display());
+    for source in mixture.sources() {
+        let checked = source.shards.metadata().check(&chat, &images);
+        checked.map_err(|error| error.placed(|_| source.folder.dir.display().to_string()))?;
     }
-    Ok(shards)
+    Ok(mixture)
 }
 
 /// Longest row that the run takes, tokens with images expanded.
@@ -214,19 +214,21 @@ pub fn max_length(config: &Config, model: &LlavaConfig) -> Result<usize> {
 ///
 /// # Errors
 /// The longest row; a shard that cannot be read.
-pub fn check_lengths(config: &Config, model: &LlavaConfig, shards: &ShardSet) -> Result<()> {
+pub fn check_lengths(config: &Config, model: &LlavaConfig, shards: &Mixture) -> Result<()> {
     let allowed = max_length(config, model)?;
-    let longest = shards.longest_row(model.image_token_index, model.image_seq_length())?;
-    match longest.filter(|longest| longest.tokens > allowed) {
-        None => Ok(()),
-        Some(longest) => bail!(
-            "{}: row {:?}: {} tokens with its images, more than the {allowed} allowed; give a larger --model_max_length, or \
-             run preprocess shards with --max-length",
-            config.data_path.display(),
-            longest.id,
-            longest.tokens
-        ),
+    for source in shards.sources() {
+        let longest = source.shards.longest_row(model.image_token_index, model.image_seq_length())?;
+        if let Some(longest) = longest.filter(|longest| longest.tokens > allowed) {
+            bail!(
+                "{}: row {:?}: {} tokens with its images, more than the {allowed} allowed; give a larger --model_max_length, \
+                 or run preprocess shards with --max-length",
+                source.folder.dir.display(),
+                longest.id,
+                longest.tokens
+            );
+        }
     }
+    Ok(())
 }
 
 /// Refuses to start when ranks were given different settings, data, models or programs: they would wait for each other at

@@ -2,15 +2,17 @@
 
 mod end;
 mod report;
+mod sources;
 mod start;
 mod sums;
 
 pub use start::run;
 
 use crate::adamw::AdamW;
-use crate::backward::{Pass, forward_backward};
+use crate::backward::{BatchLoss, Pass, forward_backward};
 use crate::config::{Config, LossNormalization};
 use crate::loader::{Loader, MicroBatch};
+use crate::metrics::StepMetrics;
 use crate::order::{BatchPlan, Cursor};
 use crate::progress::Shown;
 use crate::run::RunRecord;
@@ -28,6 +30,7 @@ use burn::tensor::Tensor;
 use model::batch::PackedBatch;
 use model::dropout::LoraDropout;
 use report::{Log, StepReport};
+use sources::SourceSums;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -52,6 +55,8 @@ pub struct Trainer<'a> {
     /// The last step for which a checkpoint was begun.
     saved_step: Option<u64>,
     stop_request: StopRequest,
+    /// Loss and counts by source of the data.
+    sources: SourceSums,
 }
 
 /// How a run ended.
@@ -76,9 +81,10 @@ impl Trainer<'_> {
             let sums = sums.of_all_ranks(self.optimizer.communicator())?;
             let report = self.clip_and_update(sums, &ids)?;
             self.advance(next, &report);
+            self.sources.end_step(self.skipped_in_a_row > 0)?;
             watch.step(&self.shown(&report));
             log.add(report, loader.waited);
-            self.log(&mut log, &mut watch);
+            self.log(&mut log, &mut watch)?;
             watch.features(self.kept_features.as_ref());
             self.evaluate_if_due(&mut log, &mut watch)?;
             self.save_if_due(&sums)?;
@@ -138,7 +144,8 @@ impl Trainer<'_> {
             dropout,
             loss_scale,
         };
-        let loss = forward_backward(&mut pass, batch, &mut self.optimizer)?;
+        let BatchLoss { sum: loss, tokens } = forward_backward(&mut pass, batch, &mut self.optimizer)?;
+        self.sources.add(micro_batch, batch, tokens);
         sums.supervised_tokens += supervised as f64;
         sums.tokens += batch.input_ids.len() as f64;
         sums.samples += batch.seq_lens.len() as f64;
@@ -222,15 +229,17 @@ impl Trainer<'_> {
         }
     }
 
-    fn log(&mut self, log: &mut Log, watch: &mut Watch<'_>) {
+    fn log(&mut self, log: &mut Log, watch: &mut Watch<'_>) -> Result<()> {
         let interval = self.config.logging_steps.in_run(self.state.max_steps);
         let first = self.config.logging_first_step && self.state.global_step == 1;
         let due = first || self.state.global_step.is_multiple_of(interval);
         if self.skipped_in_a_row > 0 || log.is_empty() || !(due || self.is_at_end()) {
-            return;
+            return Ok(());
         }
-        let metrics = log.take(&self.state, self.saver.take_stalled());
+        let sources = self.sources.take(self.optimizer.communicator())?;
+        let metrics = StepMetrics { sources, ..log.take(&self.state, self.saver.take_stalled()) };
         watch.log(&mut self.state, metrics);
+        Ok(())
     }
 
     fn evaluate_if_due(&mut self, log: &mut Log, watch: &mut Watch<'_>) -> Result<()> {

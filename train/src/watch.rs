@@ -125,6 +125,9 @@ impl<'a> Watch<'a> {
                 ("train/vision_tower_lr", metrics.vision_tower_lr),
             ];
             values.extend(of_parts.into_iter().filter_map(|(name, rate)| Some((name, rate?))));
+            let of_sources: Vec<(String, f64)> =
+                metrics.sources.iter().map(|(name, source)| (format!("train/loss/{name}"), source.loss)).collect();
+            values.extend(of_sources.iter().map(|(name, loss)| (name.as_str(), *loss)));
             let written = events.scalars(metrics.step, &values);
             self.tolerate(Output::Events, written);
         }

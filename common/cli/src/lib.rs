@@ -1,5 +1,5 @@
 //! What the command lines of the programs have in common: spellings of options, their values, exit codes, options as data
-//! (`PROGRAM options`), completions, man pages and `--version`, tables of recipes, progress, log lines.
+//! (`PROGRAM options`), folders with weights, completions, man pages and `--version`, tables of recipes, progress, log lines.
 
 #![deny(missing_docs)]
 
@@ -14,6 +14,7 @@ pub mod recipe;
 pub mod units;
 pub mod values;
 pub mod version;
+pub mod weighted;
 
 include!(concat!(env!("OUT_DIR"), "/commit.rs"));
 

@@ -16,6 +16,8 @@ pub enum Kind {
     ModelOrRepository,
     /// Names a folder of shards.
     Shards,
+    /// Names folders of shards, with weights: [`crate::weighted`].
+    WeightedShards,
     /// Names a file or folder, all of which is read.
     Path,
     /// Names a JSON file, or is its text; see [`names_a_file`].
@@ -75,7 +77,11 @@ impl Options {
             let Some(long) = arg.get_long().map(with_underscores) else { continue };
             let kind = kinds.iter().find(|(name, _)| *name == long).map(|(_, kind)| *kind);
             let list = match arg.get_action() {
-                _ if kind == Some(Kind::Words) || arg.get_value_delimiter() == Some(',') => Some(List::Commas),
+                _ if matches!(kind, Some(Kind::Words | Kind::WeightedShards))
+                    || arg.get_value_delimiter() == Some(',') =>
+                {
+                    Some(List::Commas)
+                }
                 ArgAction::Append => Some(List::Repeated),
                 _ => None,
             };

@@ -6,6 +6,7 @@
 
 mod activation;
 pub mod cpu;
+mod cross_entropies;
 pub mod cuda;
 pub mod device;
 pub mod dropout;
@@ -20,6 +21,7 @@ pub mod quantized;
 pub mod reference;
 
 pub use activation::Activation;
+pub use cross_entropies::CrossEntropies;
 pub use dropout::Dropout;
 pub use linear_input::LinearInput;
 pub use operations::*;

@@ -5,7 +5,7 @@
 //! comes last.
 
 use crate::kv_cache::LayerCache;
-use crate::{Dropout, LinearInput, LinearWeight, Mask, Rope, cpu, reference};
+use crate::{CrossEntropies, Dropout, LinearInput, LinearWeight, Mask, Rope, cpu, reference};
 use burn::tensor::Tensor;
 
 /// How an argument is shown to a kernel, which may decline it: tensors by reference, everything else as it is.
@@ -209,7 +209,7 @@ operations! {
     fn with_gradient(output: Tensor<2>, gradient: Tensor<2>) -> Tensor<1>
         = [cpu::seed];
 
-    /// Sum over rows of the cross entropy of `hidden · weightᵀ` against `targets`. hidden `[S, D]`, weight `[V, D]` → `[1]`.
-    fn cross_entropy_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> Tensor<1>
+    /// Cross entropy of `hidden · weightᵀ` against `targets`, summed over rows. hidden `[S, D]`, weight `[V, D]`.
+    fn cross_entropy_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> CrossEntropies
         = [cpu::cross_entropy];
 }

@@ -1,7 +1,7 @@
 //! The definitions: compositions of burn operations that run, and differentiate, on every backend.
 
 use crate::kv_cache::LayerCache;
-use crate::{Dropout, LinearWeight, Mask, Rope, frozen};
+use crate::{CrossEntropies, Dropout, LinearWeight, Mask, Rope, frozen};
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData, activation};
 
 /// Rows of a weight that are converted at a time when its dtype differs from the activations'.
@@ -312,14 +312,17 @@ pub fn with_gradient(output: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
 }
 
 /// See [`crate::cross_entropy_sum`].
-pub fn cross_entropy_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> Tensor<1> {
+pub fn cross_entropy_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> CrossEntropies {
     cross_entropy_of_logits(linear(hidden, weight, None), targets)
 }
 
-/// Sum over rows of the cross entropy of logits `[S, V]` against `targets` → `[1]`.
-pub fn cross_entropy_of_logits(logits: Tensor<2>, targets: &[u32]) -> Tensor<1> {
+/// Cross entropy of logits `[S, V]` against `targets`, summed over rows.
+pub fn cross_entropy_of_logits(logits: Tensor<2>, targets: &[u32]) -> CrossEntropies {
+    let rows = targets.len();
     let targets = indices(targets.iter().map(|&target| i64::from(target)), &logits);
-    activation::log_softmax(widened(logits), 1).gather(1, targets.unsqueeze_dim(1)).sum().neg()
+    let picked = activation::log_softmax(widened(logits), 1).gather(1, targets.unsqueeze_dim(1));
+    let values = if picked.device().is_autodiff() { picked.clone().inner() } else { picked.clone() };
+    CrossEntropies { sum: picked.sum().neg(), rows: values.neg().reshape([rows]) }
 }
 
 /// An index tensor on the device of `like`.

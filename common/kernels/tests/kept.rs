@@ -80,7 +80,7 @@ fn kernels_keep_what_they_say() {
     let kv = || leaf(TOKENS, WIDTH / 4);
     let head = |weight: &Tensor<2>, rows: usize| {
         let targets: Vec<u32> = (0..rows as u32).collect();
-        kernels::cross_entropy_sum(leaf(rows, WIDTH), weight.clone(), &targets).reshape([1, 1])
+        kernels::cross_entropy_sum(leaf(rows, WIDTH), weight.clone(), &targets).sum.reshape([1, 1])
     };
     let (vocabulary, frozen_vocabulary) = (leaf(5000, WIDTH), constant(5000, WIDTH));
     let of_head = |rows, trained| {

@@ -62,6 +62,17 @@ impl PackedBatch {
         Ok(())
     }
 
+    /// Supervised tokens of each row; they sum to those of [`Self::supervised`].
+    pub fn supervised_per_row(&self) -> Vec<usize> {
+        let mut rest = &self.labels[..];
+        let of_row = |&len: &usize| {
+            let (row, after) = rest.split_at(len);
+            rest = after;
+            row.iter().skip(1).filter(|&&label| label != IGNORE_INDEX).count()
+        };
+        self.seq_lens.iter().map(of_row).collect()
+    }
+
     /// Positions whose next token is supervised, and that token: the rows of logits that a loss needs.
     pub fn supervised(&self) -> (Vec<usize>, Vec<u32>) {
         let mut positions = Vec::new();
@@ -123,6 +134,7 @@ mod tests {
         assert_eq!(batch.image_positions, [1, 2, 3, 8, 9, 10]);
         assert_eq!((batch.num_images, batch.pixel_values.len()), (2, 6));
         assert_eq!(batch.supervised(), (vec![4, 6, 10], vec![3, 5, 6]));
+        assert_eq!(batch.supervised_per_row(), [1, 1, 1]);
     }
 
     #[test]
@@ -141,7 +153,8 @@ mod tests {
     #[test]
     fn the_first_token_of_a_row_is_nobodys_target() {
         let batch = PackedBatch::pack(vec![row("a", &[1], &[-100], 0), row("b", &[2, 3], &[2, 3], 0)], IMAGE, 3);
-        assert_eq!(batch.expect("a valid batch").supervised(), (vec![1], vec![3]));
+        let batch = batch.expect("a valid batch");
+        assert_eq!((batch.supervised(), batch.supervised_per_row()), ((vec![1], vec![3]), vec![0, 1]));
     }
 
     #[test]

@@ -113,8 +113,8 @@ impl Llava {
     pub fn loss(&self, batch: &PackedBatch, config: &LlavaConfig) -> (Tensor<1>, usize) {
         let (positions, targets) = batch.supervised();
         let context = BatchContext::new(config, batch, &self.device()).for_positions(&positions);
-        let Ok(loss) = walk::loss_sum(&mut Plain::new(self), batch, (&positions, &targets), &context);
-        (loss, targets.len())
+        let Ok(losses) = walk::losses(&mut Plain::new(self), batch, (&positions, &targets), &context);
+        (losses.sum, targets.len())
     }
 
     /// Logits after the tokens at `positions`: `[positions, V]`.

@@ -9,6 +9,7 @@ use crate::{Llava, pixel_tensor};
 use base::names::Block;
 use burn::module::{Module, ModuleVisitor};
 use burn::tensor::{Device, Tensor};
+use kernels::CrossEntropies;
 use kernels::kv_cache::KvCache;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -198,17 +199,17 @@ pub fn text_layers<W: Walk>(
     Ok(hidden)
 }
 
-/// Sum of the cross entropy of `targets` at `positions` (ascending; the context's too): `[1]`.
-pub fn loss_sum<W: Walk>(
+/// Cross entropy of `targets` at `positions` (ascending; the context's too).
+pub fn losses<W: Walk>(
     walk: &mut W,
     batch: &PackedBatch,
     (positions, targets): (&[usize], &[u32]),
     context: &BatchContext<'_>,
-) -> Result<Tensor<1>, W::Error> {
+) -> Result<CrossEntropies, W::Error> {
     let embeds = inputs_embeds(walk, batch, context)?;
     let hidden = text_layers(walk, embeds, context)?;
     let language_model = &walk.model(Block::Head)?.language_model;
-    Ok(language_model.loss_sum(hidden, &context.text.places(positions), targets, &context.config.text))
+    Ok(language_model.losses(hidden, &context.text.places(positions), targets, &context.config.text))
 }
 
 /// A forward pass that keeps nothing but, where there are any, keys and values.

@@ -6,6 +6,7 @@ use chat::ChatProcessor;
 use images::image_processor::{ImageProcessor, Resample, decoder_build};
 use parquet::file::metadata::KeyValue;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt::Display;
 
 /// Version of the columns and of this metadata.
 pub const FORMAT_VERSION: u32 = 1;
@@ -110,18 +111,33 @@ impl ShardMetadata {
     /// # Errors
     /// Names the part that differs, with both hashes.
     pub fn check(&self, chat: &ChatProcessor, image_processor: &ImageProcessor) -> Result<()> {
-        let parts = [
-            ("tokenizer", &self.tokenizer_sha256, &chat.tokenizer_sha256),
-            ("chat template", &self.chat_template_sha256, &chat.chat_template_sha256),
-            ("image processor", &self.image_processor_sha256, &image_processor.sha256),
-        ];
-        match parts.into_iter().find(|(_, shards, model)| shards != model) {
+        let of_model = [&chat.tokenizer_sha256, &chat.chat_template_sha256, &image_processor.sha256];
+        let remedy = "run preprocess shards with this model, or use the model that the shards were made for";
+        self.require_processors(of_model, "the model's", "the shards", remedy)
+    }
+
+    /// Refuses shards that were made with another tokenizer, chat template or image processor than these ones of `other_place`;
+    /// `place` is where they are.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_same(&self, place: impl ToString, other: &Self, other_place: impl Display) -> Result<()> {
+        let of_other = [&other.tokenizer_sha256, &other.chat_template_sha256, &other.image_processor_sha256];
+        let remedy = "run preprocess shards with one model for all folders";
+        self.require_processors(of_other, &format!("that of {other_place}"), place, remedy)
+    }
+
+    fn require_processors(&self, others: [&String; 3], whose: &str, place: impl ToString, remedy: &str) -> Result<()> {
+        let own = [&self.tokenizer_sha256, &self.chat_template_sha256, &self.image_processor_sha256];
+        let parts = ["tokenizer", "chat template", "image processor"];
+        let mut compared = parts.into_iter().zip(own.into_iter().zip(others));
+        match compared.find(|(_, (own, other))| own != other) {
             None => Ok(()),
-            Some((part, shards, model)) => Err(Error::invalid(
-                "the shards",
-                format!("another {part} (SHA-256 {shards})"),
-                format!("the model's ({model})"),
-                "run preprocess shards with this model, or use the model that the shards were made for",
+            Some((part, (own, other))) => Err(Error::invalid(
+                place,
+                format!("another {part} (SHA-256 {own})"),
+                format!("{whose} ({other})"),
+                remedy,
             )),
         }
     }

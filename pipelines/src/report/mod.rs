@@ -3,6 +3,7 @@
 mod page;
 mod pictures;
 mod runs;
+mod sources;
 
 use anyhow::{Result, ensure};
 use base::{counted, files};

@@ -1,7 +1,8 @@
 //! The page: a table of the runs, a chart for each number (drawn by page.js), captions over time beside their pictures.
 
 use super::pictures::Pictures;
-use super::runs::Run;
+use super::runs::{LOSS_OF_SOURCE, Run};
+use super::sources;
 use html::{escaped, number, script_json};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -48,6 +49,7 @@ pub fn page(runs: &[Run], pictures: &[Pictures], max_captions: usize) -> String 
     let names = runs.iter().map(|run| escaped(&run.name)).collect::<Vec<_>>().join(", ");
     let mut body = String::new();
     table(&mut body, runs);
+    sources::table(&mut body, runs);
     body.push_str(include_str!("controls.html"));
     for (index, (run, pictures)) in
         runs.iter().zip(pictures).enumerate().filter(|(_, (run, _))| !run.captions.is_empty())
@@ -81,11 +83,22 @@ fn charts(runs: &[Run]) -> Value {
         }
         json!({"title": title, "unit": unit, "keys": lines, "scaled": scaled})
     });
+    let of_sources: Vec<Value> = keys
+        .iter()
+        .filter(|key| key.starts_with(LOSS_OF_SOURCE))
+        .map(|key| json!({"key": key, "dashed": false}))
+        .collect();
+    let of_sources =
+        json!({"title": "Loss by source", "unit": "nats per supervised token", "keys": of_sources, "scaled": true});
     let measures = keys.iter().filter(|key| key.starts_with("eval_") && !OF_THE_EVALUATION.contains(key));
     let measures = measures.map(|key| {
         json!({"title": key, "unit": "of the evaluation rows", "keys": [{"key": key, "dashed": false}], "scaled": false})
     });
-    fixed.chain(measures).filter(|chart| chart["keys"].as_array().is_some_and(|keys| !keys.is_empty())).collect()
+    fixed
+        .chain([of_sources])
+        .chain(measures)
+        .filter(|chart| chart["keys"].as_array().is_some_and(|keys| !keys.is_empty()))
+        .collect()
 }
 
 /// The numbers of a run; `tokens` are the supervised tokens up to a step.

@@ -3,6 +3,7 @@
 use super::pictures;
 use anyhow::{Context, Result, ensure};
 use base::{Error, json};
+use cli::weighted::WeightedFolders;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -14,6 +15,8 @@ const METRICS_FILE: &str = "metrics.jsonl";
 const CAPTIONS_FILE: &str = "captions.jsonl";
 /// File of a run's settings.
 const CONFIG_FILE: &str = "train_config.json";
+/// What the loss of a source is called, before the source's name.
+pub const LOSS_OF_SOURCE: &str = "loss_";
 /// Most points of a drawn line.
 const MAX_POINTS: usize = 1000;
 
@@ -28,7 +31,7 @@ pub struct Run {
     /// Where the pictures of the captions may be.
     pub picture_folders: Vec<PathBuf>,
     /// The shards that it was trained on.
-    pub shards: Option<PathBuf>,
+    pub shards: Vec<PathBuf>,
 }
 
 /// The captions of one model.
@@ -70,7 +73,7 @@ impl Run {
         let mut metrics = Vec::with_capacity(lines.len());
         for (index, line) in lines.iter().enumerate() {
             match serde_json::from_str(line) {
-                Ok(values) => metrics.push(values),
+                Ok(values) => metrics.push(with_losses_of_sources(values)),
                 Err(_) if index + 1 == lines.len() && !text.ends_with('\n') => {}
                 Err(error) => return Err(error).with_context(|| format!("{}:{}", file.display(), index + 1)),
             }
@@ -85,7 +88,9 @@ impl Run {
         let json = |path: &Path| json::read_if_there::<Value>(path).ok().flatten().unwrap_or_default();
         let captions = read_captions(folder)?;
         let settings = folder.join(format!("{CAPTIONS_FILE}.settings.json"));
-        let shards = json(&folder.join(CONFIG_FILE))["data_path"].as_str().map(PathBuf::from);
+        let data = json(&folder.join(CONFIG_FILE))["data_path"].as_str().and_then(|text| text.parse().ok());
+        let data: WeightedFolders = data.unwrap_or_default();
+        let shards = data.folders().iter().map(|folder| folder.dir.clone()).collect();
         let picture_folders = pictures::folders_of(&json(&settings)).collect();
         Ok(Self { name, metrics, captions, picture_folders, shards })
     }
@@ -138,6 +143,23 @@ impl Run {
         summed.iter().copied().step_by(stride).chain(last).collect()
     }
 
+    /// Names of the sources of data, in the order in which they appear; none where there is only one.
+    pub fn sources(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for name in self.metrics.iter().filter_map(sources_of).flat_map(Map::keys) {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        names
+    }
+
+    /// As [`Self::series`], of a source.
+    pub fn of_source(&self, source: &str, key: &str) -> Vec<(f64, f64)> {
+        let value = |line: &Map<String, Value>| sources_of(line)?.get(source)?.get(key)?.as_f64();
+        self.metrics.iter().filter_map(|line| Some((line.get("step")?.as_f64()?, value(line)?))).collect()
+    }
+
     /// Last value of a key.
     pub fn last(&self, key: &str) -> Option<f64> {
         self.series(key).last().map(|&(_, value)| value)
@@ -148,6 +170,19 @@ impl Run {
         let series = self.series(key);
         (!series.is_empty()).then(|| series.iter().map(|&(_, value)| value).sum::<f64>() / series.len() as f64)
     }
+}
+
+/// The loss of each source as a number of the line, `loss_NAME`, as other numbers are.
+fn with_losses_of_sources(mut line: Map<String, Value>) -> Map<String, Value> {
+    let of_source =
+        |(name, source): (&String, &Value)| Some((format!("{LOSS_OF_SOURCE}{name}"), source.get("loss")?.clone()));
+    let losses: Vec<_> = sources_of(&line).into_iter().flatten().filter_map(of_source).collect();
+    line.extend(losses);
+    line
+}
+
+fn sources_of(line: &Map<String, Value>) -> Option<&Map<String, Value>> {
+    line.get("sources")?.as_object()
 }
 
 /// `captions.jsonl` and `captions-<step>.jsonl` of a folder.

@@ -3,9 +3,12 @@
 use super::PlanArgs;
 use super::model::RecipeTables;
 use crate::config::Config;
+use crate::mixture::Mixture;
+use crate::order::SourceRows;
 use crate::setup;
 use anyhow::{Result, bail};
 use base::IGNORE_INDEX;
+use cli::weighted::WeightedFolder;
 use model::config::LlavaConfig;
 use shards::{PixelFormat, ShardIndex, ShardSet, Split};
 use toml::Value;
@@ -23,10 +26,14 @@ pub(super) const TEXT_BYTES: u64 = 400;
 /// What there is to train on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Data {
-    /// Rows of the training split.
+    /// Rows of an epoch.
     pub rows: usize,
-    /// Where that number comes from.
+    /// Rows of all sources.
+    pub all_rows: usize,
+    /// Where these numbers come from.
     pub source: String,
+    /// The sources, where there are several or one has a weight.
+    pub sources: Vec<(WeightedFolder, SourceRows)>,
     /// The mean row.
     pub row: MeanRow,
     /// Bytes of the shards, pixel format.
@@ -51,6 +58,22 @@ pub struct MeanRow {
 }
 
 impl MeanRow {
+    /// Of the rows of an epoch: some of each source, spread over it.
+    ///
+    /// # Errors
+    /// Shards that cannot be read.
+    pub fn of(mixture: &Mixture, model: &LlavaConfig) -> Result<Self> {
+        let mut mean = Self { tokens: 0.0, supervised: 0.0, images: 0.0 };
+        for (source, rows) in mixture.sources().iter().zip(mixture.rows()) {
+            let share = rows.per_epoch as f64 / mixture.rows_per_epoch().max(1) as f64;
+            let of_source = Self::sampled(&source.shards, model)?;
+            mean.tokens += share * of_source.tokens;
+            mean.supervised += share * of_source.supervised;
+            mean.images += share * of_source.images;
+        }
+        Ok(mean)
+    }
+
     /// Of some rows, spread over the whole set.
     ///
     /// # Errors
@@ -75,17 +98,27 @@ impl Data {
     /// # Errors
     /// Shards that are there and cannot be read; a pixel format that does not exist.
     pub fn describe(config: &Config, args: &PlanArgs, recipe: &RecipeTables, model: &LlavaConfig) -> Result<Self> {
-        let dir = &config.data_path;
-        if !dir.as_os_str().is_empty() && dir.join(shards::INDEX_FILE).exists() {
+        let folders = config.data_path.folders();
+        if !folders.is_empty() && folders.iter().all(|folder| folder.dir.join(shards::INDEX_FILE).exists()) {
             return Self::measured(config, args, model);
         }
-        let (rows, source) = match args.rows {
+        let expected = |folder: &WeightedFolder| (folder.clone(), SourceRows::weighted(CC3M_ROWS, folder.weight));
+        let sources = listed(folders.iter().map(expected).collect());
+        let (rows, all_rows, source) = match args.rows {
             Some(0) => bail!("--rows 0: expected at least 1"),
-            Some(rows) => (rows, "--rows".to_string()),
+            Some(rows) => (rows, rows, "--rows".to_string()),
             None => {
-                (CC3M_ROWS, "LLaVA-CC3M-Pretrain-595K's, because there are no shards yet; --rows says otherwise".into())
+                let sum = |of: fn(&SourceRows) -> usize| sources.iter().map(|(_, rows)| of(rows)).sum();
+                let each = if sources.len() > 1 { " for each folder" } else { "" };
+                let source =
+                    format!("LLaVA-CC3M-Pretrain-595K's{each}, because there are no shards yet; --rows says otherwise");
+                match sources.is_empty() {
+                    true => (CC3M_ROWS, CC3M_ROWS, source),
+                    false => (sum(|rows| rows.per_epoch), sum(|rows| rows.rows), source),
+                }
             }
         };
+        let sources = if args.rows.is_some() { Vec::new() } else { sources };
         let pixels = match recipe.preprocess.get("pixels").and_then(Value::as_str) {
             None => PixelFormat::Predicted,
             Some(name) => name.parse().map_err(|error| anyhow::anyhow!("[preprocess] pixels: {error}"))?,
@@ -93,9 +126,11 @@ impl Data {
         let tokens = args.tokens_per_row.unwrap_or(model.image_seq_length() + CC3M_TEXT_TOKENS);
         Ok(Self {
             rows,
+            all_rows,
             source,
+            sources,
             row: MeanRow { tokens: tokens as f64, supervised: CC3M_SUPERVISED_TOKENS as f64, images: 1.0 },
-            shard_bytes: rows as u64 * (pixels.expected_bytes(model.vision.image_size) + TEXT_BYTES),
+            shard_bytes: all_rows as u64 * (pixels.expected_bytes(model.vision.image_size) + TEXT_BYTES),
             pixels,
             is_there: false,
             validation_rows: None,
@@ -103,20 +138,31 @@ impl Data {
     }
 
     fn measured(config: &Config, args: &PlanArgs, model: &LlavaConfig) -> Result<Self> {
-        let index = ShardIndex::read(&config.data_path)?;
-        let shards = ShardSet::open(&config.data_path, Split::Train)?;
-        setup::check_lengths(config, model, &shards)?;
-        let rows = args.rows.unwrap_or(shards.len());
-        let mut row = MeanRow::sampled(&shards, model)?;
+        let mixture = Mixture::open(&config.data_path, Split::Train)?;
+        setup::check_lengths(config, model, &mixture)?;
+        let mut row = MeanRow::of(&mixture, model)?;
         row.tokens = args.tokens_per_row.map_or(row.tokens, |tokens| tokens as f64);
+        let folders = config.data_path.folders().iter();
+        let indices = folders.map(|folder| Ok(ShardIndex::read(&folder.dir)?)).collect::<Result<Vec<_>>>()?;
+        let sources = mixture.sources().iter().zip(mixture.rows());
         Ok(Self {
-            rows,
-            source: config.data_path.display().to_string(),
+            rows: args.rows.unwrap_or(mixture.rows_per_epoch()),
+            all_rows: args.rows.unwrap_or(mixture.len()),
+            source: config.data_path.to_string(),
+            sources: listed(sources.map(|(source, rows)| (source.folder.clone(), *rows)).collect()),
             row,
-            shard_bytes: index.shards.iter().map(|shard| shard.bytes).sum(),
-            pixels: index.metadata.pixels,
+            shard_bytes: indices.iter().flat_map(|index| &index.shards).map(|shard| shard.bytes).sum(),
+            pixels: mixture.metadata().map_or(PixelFormat::Predicted, |metadata| metadata.pixels),
             is_there: true,
-            validation_rows: Some(index.counts.validation),
+            validation_rows: Some(indices.iter().map(|index| index.counts.validation).sum()),
         })
+    }
+}
+
+/// The sources that are worth a line: all, unless there is a single one of weight 1.
+fn listed(sources: Vec<(WeightedFolder, SourceRows)>) -> Vec<(WeightedFolder, SourceRows)> {
+    match sources.as_slice() {
+        [(folder, _)] if folder.weight == 1.0 => Vec::new(),
+        _ => sources,
     }
 }

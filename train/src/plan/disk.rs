@@ -59,7 +59,7 @@ impl Disk {
             // The oldest goes only when the newest is whole, and the best one stays.
             limit => written.min(limit + 1 + u64::from(config.load_best_model_at_end)),
         };
-        let images = (data.rows as f64 * data.row.images).round() as usize;
+        let images = (data.all_rows as f64 * data.row.images).round() as usize;
         let vision_features = setup::cached_as(config.cache_vision_features)
             .map_or(0, |format| VisionFeatureCache::bytes_of(images, model, format));
         Self { weights, optimizer, checkpoints: kept, shards: data.shard_bytes, vision_features }

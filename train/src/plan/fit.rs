@@ -141,7 +141,7 @@ impl Plan {
         let in_bf16 = setup::wants_bf16(config).ok()?;
         let base = base_format::of_run(config, &self.model, lora.as_ref()).ok()?;
         let setting = Setting { config, model: &self.model, lora: lora.as_ref(), world_size, in_bf16, base };
-        let rows = Rows { count: self.data.rows, mean: self.data.row };
+        let rows = Rows { count: self.data.all_rows, mean: self.data.row };
         Some(Memory::estimate(setting, rows).total() * here as f64)
     }
 
@@ -159,7 +159,7 @@ impl Plan {
     fn disk_remedies(&self, free: u64) -> Vec<String> {
         let shards = if self.data.is_there { 0 } else { self.disk.shards };
         let jpeg =
-            self.data.rows as u64 * (PixelFormat::Jpeg.expected_bytes(self.model.vision.image_size) + TEXT_BYTES);
+            self.data.all_rows as u64 * (PixelFormat::Jpeg.expected_bytes(self.model.vision.image_size) + TEXT_BYTES);
         let mut helps = Vec::new();
         let mut offer = |words: String, change: &dyn Fn(&mut Config), shards: u64| {
             let mut config = self.config.clone();
@@ -199,7 +199,7 @@ impl Plan {
         let is_wanted = self.config.eval_strategy != Strategy::No;
         (is_wanted && self.data.validation_rows == Some(0)).then(|| Misfit {
             what: "validation rows",
-            found: format!("--eval_strategy wants some, {} has none", self.config.data_path.display()),
+            found: format!("--eval_strategy wants some, {} has none", self.config.data_path),
             remedies: vec![
                 "make the shards with preprocess shards --validation-fraction 0.01".to_string(),
                 "--eval_strategy no".to_string(),

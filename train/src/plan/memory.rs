@@ -60,7 +60,7 @@ pub struct Setting<'a> {
 /// What a run trains on.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows {
-    /// Rows of the training split.
+    /// Rows of the training split, of all sources.
     pub count: usize,
     /// Their mean.
     pub mean: MeanRow,

@@ -119,7 +119,7 @@ impl Plan {
         let in_bf16 = setup::wants_bf16(config)?;
         let memory = Memory::estimate(
             Setting { config, model: &model, lora: lora.as_ref(), world_size, in_bf16, base },
-            Rows { count: data.rows, mean: data.row },
+            Rows { count: data.all_rows, mean: data.row },
         );
         let disk = Disk::estimate(config, &model, &parts, &data, max_steps, batches.steps_per_epoch());
         let machine = Machine::look(&config.output_dir);

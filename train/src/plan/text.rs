@@ -4,6 +4,7 @@ use super::disk::Disk;
 use super::{Misfit, Plan};
 use crate::config::TrainType;
 use crate::learning_rates::LearningRates;
+use crate::order::SourceRows;
 use crate::setup;
 use base::counted;
 use clap::ValueEnum;
@@ -60,6 +61,10 @@ impl Plan {
         let (global, per_epoch) = (batches.global_batch_size(), batches.steps_per_epoch());
         writeln!(f, "\nsteps")?;
         writeln!(f, "  rows                {} ({})", count(data.rows), data.source)?;
+        for (folder, SourceRows { rows, per_epoch }) in &data.sources {
+            let (rows, per_epoch) = (count(*rows), count(*per_epoch));
+            writeln!(f, "    {per_epoch} an epoch from {}: {rows} × {}", folder.dir.display(), folder.weight)?;
+        }
         writeln!(
             f,
             "  a step              {global} rows = {} × {} × {}",

@@ -137,13 +137,10 @@ pub fn refuse_inputs(config: &Config) -> Result<()> {
     if output.join(checkpoint::MANIFEST).exists() {
         bail!("--output_dir {}: a checkpoint's folder; give the run's own, or another", config.output_dir.display());
     }
-    let inputs = [
-        ("model_name_or_path", Some(&config.model_name_or_path)),
-        ("data_path", Some(&config.data_path)),
-        ("init_adapter", config.init_adapter.as_ref()),
-    ];
-    for (name, input) in inputs {
-        if input.and_then(|input| input.canonicalize().ok()).is_some_and(|input| input == output) {
+    let data = config.data_path.folders().iter().map(|folder| ("data_path", &folder.dir));
+    let inputs = std::iter::once(("model_name_or_path", &config.model_name_or_path)).chain(data);
+    for (name, input) in inputs.chain(config.init_adapter.iter().map(|dir| ("init_adapter", dir))) {
+        if input.canonicalize().is_ok_and(|input| input == output) {
             bail!(
                 "--output_dir {}: the same folder as --{name}; give another --output_dir",
                 config.output_dir.display()

@@ -6,7 +6,6 @@ use base::names;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use store::fingerprint;
 
 /// Options whose values define the function in every run.
@@ -81,12 +80,12 @@ impl Function {
         if config.train_type.uses_lora() && config.init_adapter.is_none() {
             function.add_later_lora_options(config);
         }
-        function.add_fingerprint(DATA, &config.data_path, data_fingerprint.to_string());
+        function.add_fingerprint(DATA, config.data_path.to_string(), data_fingerprint.to_string());
         for (name, path) in [(MODEL, Some(&config.model_name_or_path)), (ADAPTER, config.init_adapter.as_ref())] {
             if let Some(path) = path {
                 function.add_fingerprint(
                     name,
-                    path,
+                    path.display().to_string(),
                     fingerprint::of_weights(path).with_context(|| format!("--{name}"))?,
                 );
             }
@@ -108,9 +107,9 @@ impl Function {
         }
     }
 
-    fn add_fingerprint(&mut self, name: &str, path: &Path, fingerprint: String) {
+    fn add_fingerprint(&mut self, name: &str, path: String, fingerprint: String) {
         self.values.insert(name.to_string(), fingerprint);
-        self.paths.insert(name.to_string(), path.display().to_string());
+        self.paths.insert(name.to_string(), path);
     }
 
     /// Every difference, with both values: `self` has the run's values, `given` the requested ones.
@@ -185,6 +184,7 @@ fn as_map(config: &Config) -> Result<Map<String, Value>> {
 mod tests {
     use super::*;
     use clap::{Args, Command, FromArgMatches};
+    use std::path::Path;
 
     fn config(model: &Path, words: &[&str]) -> Config {
         let paths = ["train", "--model_name_or_path", model.to_str().expect("UTF-8"), "--data_path", "d"];

@@ -6,6 +6,7 @@ use crate::learning_rates::LearningRates;
 use crate::metrics::StepMetrics;
 use crate::state::TrainerState;
 use kernels::memory::peak_rss_mb;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// What a step has to say for itself.
@@ -38,7 +39,7 @@ impl Log {
         self.steps.push((report, waited));
     }
 
-    /// The numbers of a line, which covers the steps since the last one.
+    /// The numbers of a line, which covers the steps since the last one; without those of sources.
     pub(super) fn take(&mut self, state: &TrainerState, stalled: Duration) -> StepMetrics {
         let steps = std::mem::take(&mut self.steps);
         let seconds = self.since.elapsed().as_secs_f64();
@@ -67,6 +68,7 @@ impl Log {
             communication_wait_seconds: sum(|report| report.traffic.waited.as_secs_f64()) / count,
             checkpoint_stall_seconds: stalled.as_secs_f64(),
             skipped_steps: state.run.skipped_steps,
+            sources: BTreeMap::new(),
         }
     }
 }

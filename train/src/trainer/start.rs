@@ -1,5 +1,6 @@
 //! From settings to a running trainer.
 
+use super::sources::SourceSums;
 use super::{Finished, Trainer};
 use crate::base_format;
 use crate::batch::{self, Steps};
@@ -9,8 +10,9 @@ use crate::collective::background::Communicator;
 use crate::config::Config;
 use crate::layout::Layout;
 use crate::learning_rates::LearningRates;
-use crate::loader::{Loader, Source};
-use crate::order::BatchPlan;
+use crate::loader::{self, Loader};
+use crate::mixture::{Mixture, Source};
+use crate::order::{BatchPlan, SourceRows};
 use crate::parameters;
 use crate::partitions::Partitions;
 use crate::plan::{self, MeanRow, Memory, Rows, Setting};
@@ -34,7 +36,7 @@ use kernels::device::computes_in_bf16;
 use model::config::LlavaConfig;
 use model::lora::LoraConfig;
 use model::quantized;
-use shards::{ShardSet, Split};
+use shards::Split;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -51,7 +53,7 @@ pub fn run(
     let mut communicator = Communicator::start(collective)?;
     let (rank, world_size) = (communicator.rank(), communicator.world_size());
     let shards = Arc::new(setup::shards(config, Split::Train)?);
-    setup::agree(config, &shards.fingerprint(), &mut communicator)?;
+    setup::agree(config, &shards.identity(), &mut communicator)?;
     if rank == 0 {
         let model = LlavaConfig::read(&config.model_name_or_path)?;
         let lora = plan::lora(config, &model)?;
@@ -60,7 +62,7 @@ pub fn run(
         LearningRates::of(config).require_trained(config, &model, lora.as_ref())?;
     }
     let _lock = if rank == 0 { Some(take_folder(config)?) } else { None };
-    let (beginning, found) = resume::begin_together(config, &shards.fingerprint(), &mut communicator)?;
+    let (beginning, found) = resume::begin_together(config, &shards.identity(), &mut communicator)?;
     let (config, kept_batch) = match &found {
         Some(found) => batch::keep(config, world_size, &found.state)?,
         None => (config.clone(), None),
@@ -68,7 +70,7 @@ pub fn run(
     let config = &config;
     let found_state = found.as_ref().map(|found| &found.state);
     let Steps { plan, max_steps, schedule, base, initial_global_batch_size } =
-        Steps::of(config, shards.len(), world_size, found_state)?;
+        Steps::of(config, shards.rows_per_epoch(), world_size, found_state)?;
     let run = RunState {
         world_size,
         global_batch_size: plan.global_batch_size(),
@@ -85,7 +87,9 @@ pub fn run(
     let (trainee, layout, partitions, kept_features) = loaded??;
     if rank == 0 {
         describe_memory(config, &trainee, world_size, &shards)?;
+        describe_sources(&shards);
     }
+    let sources = shards.sources().iter().map(|source| source.name.clone()).collect();
     let loader = loader(config, &trainee, shards, plan, &state, rank)?;
     // Going on from the folder's own checkpoint of this step, it has one.
     let own = checkpoint::dir_of(&config.output_dir, state.global_step);
@@ -117,6 +121,7 @@ pub fn run(
         skipped_in_a_row: 0,
         saved_step,
         stop_request: stop_request.clone(),
+        sources: SourceSums::new(sources),
     };
     if world_size > 1 {
         return trainer.train(loader, watch);
@@ -202,12 +207,12 @@ fn state(config: &Config, found: Option<&TrainerState>, max_steps: u64, run: Run
 fn loader(
     config: &Config,
     trainee: &Trainee,
-    shards: Arc<ShardSet>,
+    shards: Arc<Mixture>,
     plan: BatchPlan,
     state: &TrainerState,
     rank: usize,
 ) -> Result<Loader> {
-    let source = Source {
+    let source = loader::Source {
         shards,
         config: Arc::new(trainee.config.clone()),
         plan,
@@ -219,8 +224,8 @@ fn loader(
     Loader::start(source, state.run.cursor, config.dataloader_num_workers, config.dataloader_prefetch_factor)
 }
 
-fn describe_memory(config: &Config, trainee: &Trainee, world_size: usize, shards: &ShardSet) -> Result<()> {
-    let rows = Rows { count: shards.len(), mean: MeanRow::sampled(shards, &trainee.config)? };
+fn describe_memory(config: &Config, trainee: &Trainee, world_size: usize, shards: &Mixture) -> Result<()> {
+    let rows = Rows { count: shards.len(), mean: MeanRow::of(shards, &trainee.config)? };
     let in_bf16 = computes_in_bf16(&trainee.model.device());
     let base = config.quantization().or(trainee.config.quantization);
     let setting = Setting { config, model: &trainee.config, lora: trainee.lora.as_ref(), world_size, in_bf16, base };
@@ -244,6 +249,18 @@ fn describe_modules(lora: &LoraConfig) {
         tracing::warn!(
             "the model ties its output weights to its embedding; with modules_to_save of one of them they are separate tables              from now on, as in PEFT"
         );
+    }
+}
+
+/// Of several sources, the rows that an epoch has of each.
+fn describe_sources(shards: &Mixture) {
+    if shards.sources().len() > 1 {
+        let of_source = |(source, rows): (&Source, &SourceRows)| {
+            let SourceRows { rows, per_epoch } = rows;
+            format!("{per_epoch} of {} ({rows} × {})", source.folder.dir.display(), source.folder.weight)
+        };
+        let rows: Vec<String> = shards.sources().iter().zip(shards.rows()).map(of_source).collect();
+        tracing::info!("rows of an epoch: {}", rows.join(", "));
     }
 }
 

@@ -9,6 +9,7 @@ use super::operand::{self, bytes_of, floats, incoming, record, zeros};
 use super::output::{Place, Unwritten, filled_chunks};
 use super::scratch::{Aligned, give, take, unused};
 use super::simd::{LINE, exp, multiversion, prefetch};
+use crate::CrossEntropies;
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
@@ -28,7 +29,7 @@ const KEPT: usize = 12 << 20;
 const LANES: usize = 16;
 
 /// See [`crate::cross_entropy_sum`].
-pub fn cross_entropy_sum(hidden: &Tensor<2>, weight: &Tensor<2>, targets: &[u32]) -> Option<Tensor<1>> {
+pub fn cross_entropy_sum(hidden: &Tensor<2>, weight: &Tensor<2>, targets: &[u32]) -> Option<CrossEntropies> {
     let (hidden, weight) = (operand::operand(hidden)?, operand::operand(weight)?);
     let ([rows, width], [vocabulary, _]) = (operand::dims(&hidden.values), operand::dims(&weight.values));
     if targets.len() != rows || targets.iter().any(|&target| target as usize >= vocabulary) {
@@ -46,9 +47,10 @@ pub fn cross_entropy_sum(hidden: &Tensor<2>, weight: &Tensor<2>, targets: &[u32]
         logits: Vec::new(),
         of_hidden: Vec::new(),
     };
-    let loss = problem.forward();
+    let (sum, losses) = problem.forward();
     let nodes = [hidden.node, weight.node];
-    Some(record(CrossEntropy, nodes, || problem, operand::tensor(vec![loss], [1])))
+    let rows = Tensor::from_primitive::<Flex>(operand::tensor(losses, [rows]));
+    Some(CrossEntropies { sum: record(CrossEntropy, nodes, || problem, operand::tensor(vec![sum], [1])), rows })
 }
 
 /// Sizes that decide how the work is divided.
@@ -178,11 +180,11 @@ impl Problem {
         Matrix::new(floats(&self.hidden), rows, width)
     }
 
-    /// The loss. Leaves what the backward step needs.
-    fn forward(&mut self) -> f32 {
+    /// The loss and that of each row. Leaves what the backward step needs.
+    fn forward(&mut self) -> (f32, Vec<f32>) {
         let (rows, width, vocabulary) = self.sizes();
         if rows == 0 {
-            return 0.0;
+            return (0.0, Vec::new());
         }
         let [hidden_tracked, weight_tracked] = self.tracked;
         let keep = self.division().keeps_logits(weight_tracked);
@@ -217,7 +219,7 @@ impl Problem {
     }
 
     /// Brings the parts together.
-    fn finish(&mut self, parts: &[Part]) -> f32 {
+    fn finish(&mut self, parts: &[Part]) -> (f32, Vec<f32>) {
         let (rows, width, _) = self.sizes();
         let (mut largest, mut total) = (vec![f32::NEG_INFINITY; rows], vec![0f32; rows]);
         let mut picked = vec![0f32; self.targets.len()];
@@ -241,7 +243,8 @@ impl Problem {
             self.of_hidden = of_hidden;
         }
         // f64: the sum over thousands of rows must not lose the single row.
-        self.lse.iter().zip(&picked).map(|(&lse, &picked)| f64::from(lse) - f64::from(picked)).sum::<f64>() as f32
+        let losses = || self.lse.iter().zip(&picked).map(|(&lse, &picked)| f64::from(lse) - f64::from(picked));
+        (losses().sum::<f64>() as f32, losses().map(|loss| loss as f32).collect())
     }
 
     /// Rows whose target is among `tokens` tokens from `first` on, and which of these it is.

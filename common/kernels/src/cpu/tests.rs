@@ -3,7 +3,7 @@
 use super::gemm::{Packed, Start, gemm};
 use super::matrix::{Matrix, MatrixMut};
 use crate::kv_cache::KvCache;
-use crate::{Dropout, LinearInput, LinearWeight, Mask, Quantization, QuantizedWeight, Rope, reference};
+use crate::{CrossEntropies, Dropout, LinearInput, LinearWeight, Mask, Quantization, QuantizedWeight, Rope, reference};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -388,12 +388,24 @@ fn cross_entropy() {
     for (rows, width, vocabulary) in [(1, 3, 2), (5, 16, 1000), (17, 48, 3001), (1100, 8, 2000)] {
         let targets: Vec<u32> = (0..rows as u32).map(|row| row * 7919 % vocabulary as u32).collect();
         let shapes = [[rows, width], [vocabulary, width]];
-        let matrix = |loss: Tensor<1>| loss.reshape([1, 1]);
+        let matrix = |loss: CrossEntropies| loss.sum.reshape([1, 1]);
         let spread = |x: &Tensor<2>| x.clone() * 3.0;
         let fused =
             |x: &[Tensor<2>]| super::cross_entropy::cross_entropy_sum(&spread(&x[0]), &x[1], &targets).map(matrix);
         let plain = |x: &[Tensor<2>]| matrix(reference::cross_entropy_sum(spread(&x[0]), x[1].clone(), &targets));
         check("cross_entropy_sum", &shapes, 5e-6, &fused, &plain);
+        let of_rows = |x: CrossEntropies| x.rows.reshape([1, rows]);
+        let x: Vec<Tensor<2>> = (1..)
+            .zip(shapes)
+            .map(|(seed, shape)| {
+                Tensor::from_data(TensorData::new(values(seed, shape[0] * shape[1]), shape), &Device::flex())
+            })
+            .collect();
+        let fused = super::cross_entropy::cross_entropy_sum(&x[0], &x[1], &targets).map(of_rows);
+        let plain = of_rows(reference::cross_entropy_sum(x[0].clone(), x[1].clone(), &targets));
+        let largest = (fused.expect("the kernel applies") - plain).abs().max().into_scalar::<f32>();
+        println!("rows of cross_entropy_sum: largest difference {largest:e}");
+        assert!(largest <= 5e-6, "{rows} rows: {largest:e}");
     }
 }
 
@@ -402,9 +414,10 @@ fn many_logits_are_computed_again() {
     let (rows, vocabulary) = (800, 16000);
     let targets: Vec<u32> = (0..rows as u32).collect();
     let fused = |x: &[Tensor<2>]| {
-        super::cross_entropy::cross_entropy_sum(&x[0], &x[1], &targets).map(|loss| loss.reshape([1, 1]))
+        super::cross_entropy::cross_entropy_sum(&x[0], &x[1], &targets).map(|loss| loss.sum.reshape([1, 1]))
     };
-    let plain = |x: &[Tensor<2>]| reference::cross_entropy_sum(x[0].clone(), x[1].clone(), &targets).reshape([1, 1]);
+    let plain =
+        |x: &[Tensor<2>]| reference::cross_entropy_sum(x[0].clone(), x[1].clone(), &targets).sum.reshape([1, 1]);
     check("cross_entropy_sum", &[[rows, 4], [vocabulary, 4]], 5e-6, &fused, &plain);
 }
 
@@ -544,7 +557,7 @@ fn nan_and_infinity_come_through() {
             let differ = found.iter().zip(&expected).position(|(a, b)| a.is_finite() != b.is_finite());
             assert_eq!(differ, None, "{name} with {special}: finite in one and not in the other");
         }
-        let loss = |x: Tensor<1>| x.into_scalar::<f32>();
+        let loss = |x: CrossEntropies| x.sum.into_scalar::<f32>();
         let targets: Vec<u32> = (0..20).map(|row| row % 20).collect();
         let found = loss(super::cross_entropy::cross_entropy_sum(&x, &y, &targets).expect("the kernel applies"));
         assert!(!found.is_finite(), "cross_entropy_sum with {special}: {found}");

@@ -8,7 +8,7 @@ use crate::nn::{Embedding, Linear, RmsNorm};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
 use kernels::kv_cache::KvCache;
-use kernels::{LinearInput, Mask, Quantization, QuantizedWeight};
+use kernels::{CrossEntropies, LinearInput, Mask, Quantization, QuantizedWeight};
 
 /// `language_model.…`
 #[derive(Module, Debug)]
@@ -94,8 +94,14 @@ impl LanguageModel {
         self.head().logits(self.model.norm.forward(rows, config.rms_norm_eps).values)
     }
 
-    /// Sum of the cross entropy of `targets` at `positions`: hidden `[T, D]` → `[1]`. No other logits are computed.
-    pub fn loss_sum(&self, hidden: Tensor<2>, positions: &[usize], targets: &[u32], config: &TextConfig) -> Tensor<1> {
+    /// Cross entropy of `targets` at `positions`: hidden `[T, D]`. No other logits are computed.
+    pub fn losses(
+        &self,
+        hidden: Tensor<2>,
+        positions: &[usize],
+        targets: &[u32],
+        config: &TextConfig,
+    ) -> CrossEntropies {
         let rows = kernels::select_rows(hidden, positions);
         let normed = self.model.norm.forward(rows, config.rms_norm_eps).values;
         match self.head() {
