@@ -1,9 +1,12 @@
 //! Time to the first token and decoded tokens a second, measured as `tests/bench/peers/peer_generate.py` measures them.
 //!
-//!     cargo bench -p infer --bench generate -- --model DIR --data DIR [--batch N] [--new-tokens N] [--rows N] [--weights stored|f32|int8]
+//!     cargo bench -p infer --bench generate -- --model DIR --data DIR | --prompt-tokens N [--batch N] [--new-tokens N] [--rows N] [--weights stored|f32|int8]
 //!
 //! Greedy, exactly `--new-tokens` a row, image processing excluded, vision tower included; medians over the rows after a
 //! first one that warms up. Prints one JSON line.
+//!
+//! With `--turns`, one batch is measured for each line of stdin, and its JSON line printed: `tests/bench/llama_cpp.py` measures another
+//! program in between. `--prompt-tokens N` takes N token ids without a picture in place of `--data`.
 
 use anyhow::{Context, Result};
 use chat::dataset::{Questions, Source, read_all};
@@ -27,8 +30,14 @@ struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Dataset with chat.json and images/.
+    #[arg(long, required_unless_present = "prompt_tokens")]
+    data: Option<PathBuf>,
+    /// Prompts of so many tokens without a picture.
+    #[arg(long, conflicts_with = "data")]
+    prompt_tokens: Option<u32>,
+    /// Measure a batch for each line of stdin.
     #[arg(long)]
-    data: PathBuf,
+    turns: bool,
     /// Rows decoded together.
     #[arg(long, default_value_t = 1)]
     batch: usize,
@@ -47,18 +56,12 @@ fn main() -> Result<()> {
     let args = Args::parse_from(cli::args::with_dashes(std::env::args_os()));
     let engine = Engine::from_args(&args.model)?;
     let prompts = prompts(&engine, &args)?;
+    if args.turns {
+        return turns(&engine, &prompts[..args.batch], args.new_tokens);
+    }
     let (mut first, mut rate) = (Vec::new(), Vec::new());
     for (number, batch) in prompts.chunks(args.batch).enumerate() {
-        let begin = Instant::now();
-        let mut sequences = batch
-            .iter()
-            .map(|prompt| Ok(engine.start(request(prompt.clone(), args.new_tokens))?.0))
-            .collect::<Result<Vec<Sequence>>>()?;
-        let first_token = begin.elapsed().as_secs_f64();
-        for _ in 1..args.new_tokens {
-            engine.step(&mut sequences.iter_mut().collect::<Vec<_>>())?;
-        }
-        let decode = begin.elapsed().as_secs_f64() - first_token;
+        let [(first_token, _), (decode, _)] = answer(&engine, batch, args.new_tokens)?;
         if number > 0 {
             first.push(first_token);
             rate.push((args.batch * (args.new_tokens - 1)) as f64 / decode);
@@ -79,6 +82,41 @@ fn main() -> Result<()> {
     report["share_of_memory_bandwidth"] = median(shares).into();
     println!("{report}");
     Ok(())
+}
+
+/// Seconds and processor time (user, all threads) of the first tokens of a batch, and of all others.
+fn answer(engine: &Engine, batch: &[PackedBatch], new_tokens: usize) -> Result<[(f64, f64); 2]> {
+    let (begin, used) = (Instant::now(), user_seconds()?);
+    let start = |prompt: &PackedBatch| Ok(engine.start(request(prompt.clone(), new_tokens))?.0);
+    let mut sequences = batch.iter().map(start).collect::<Result<Vec<Sequence>>>()?;
+    let first = (begin.elapsed().as_secs_f64(), user_seconds()? - used);
+    for _ in 1..new_tokens {
+        engine.step(&mut sequences.iter_mut().collect::<Vec<_>>())?;
+    }
+    Ok([first, (begin.elapsed().as_secs_f64() - first.0, user_seconds()? - used - first.1)])
+}
+
+/// A measurement for each line of stdin.
+fn turns(engine: &Engine, batch: &[PackedBatch], new_tokens: usize) -> Result<()> {
+    answer(engine, &batch[..1], 2)?;
+    for line in std::io::stdin().lines() {
+        line?;
+        let [(first, first_cpu), (decode, decode_cpu)] = answer(engine, batch, new_tokens)?;
+        let tokens = (batch.len() * (new_tokens - 1)) as f64;
+        let report = serde_json::json!({
+            "first_s": first, "first_cpu_s": first_cpu, "tokens_per_s": tokens / decode,
+            "cpu_ms_per_token": 1e3 * decode_cpu / tokens,
+        });
+        println!("{report}");
+    }
+    Ok(())
+}
+
+/// Processor time of this process in its own code, as Linux counts it, in hundredths of a second.
+fn user_seconds() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").context("Linux's /proc")?;
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    Ok(after_name.split_whitespace().nth(11).context("the time")?.parse::<f64>()? / 100.0)
 }
 
 /// GB/s that decoding reads, and that a program reaches which does nothing else, in turn: the machine's speed changes. Its values are in
@@ -110,7 +148,12 @@ fn request(prompt: PackedBatch, max_new_tokens: usize) -> Request {
 }
 
 fn prompts(engine: &Engine, args: &Args) -> Result<Vec<PackedBatch>> {
-    let source = Source::find(&args.data, None)?;
+    if let Some(tokens) = args.prompt_tokens {
+        let ids: Vec<u32> = (0..tokens).map(|index| 1000 + index).collect();
+        return (0..args.batch * (args.rows + 1)).map(|_| engine.processors.expand(&ids, Vec::new())).collect();
+    }
+    let data = args.data.as_deref().context("--data")?;
+    let source = Source::find(data, None)?;
     let records = read_all(&source, &Questions::default())?;
     let rows: Vec<_> =
         records.into_iter().map(|(record, _)| Ok(record.map_err(|(_, error)| error)?)).collect::<Result<_>>()?;
@@ -121,7 +164,7 @@ fn prompts(engine: &Engine, args: &Args) -> Result<Vec<PackedBatch>> {
         .map(|row| {
             let (question, images, _) = row.first_question().context("a question")?;
             let image = images.first().context("an image")?;
-            let image = engine.processors.read_image(&args.data.join("images").join(image))?;
+            let image = engine.processors.read_image(&data.join("images").join(image))?;
             let messages = single_question(chat::SYSTEM_PROMPT, question, 1);
             engine.processors.prompt(&messages, &[image])
         })

@@ -37,7 +37,7 @@ pub enum Command {
     Merge(MergeArgs),
     /// Round the model's language model to NF4 and write it as bitsandbytes does, for training and for transformers.
     Quantize(QuantizeArgs),
-    /// Write the model as two GGUF files for llama.cpp, in f16: language model, and vision tower with projector (mmproj).
+    /// Write the model as two GGUF files for llama.cpp and Ollama: language model, and vision tower with projector (mmproj).
     Export(ExportArgs),
     /// Serve a web page and an OpenAI-compatible API.
     Serve(ServeArgs),
@@ -366,9 +366,46 @@ pub struct ExportArgs {
     /// PEFT adapter directory, merged into the model first.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Directory for the two files.
+    /// Directory for the two files and an Ollama Modelfile; must not exist or be empty.
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
+    /// Types of the language model's matrices, as llama-quantize names and mixes them. The mmproj file is f16 in any case.
+    #[arg(long, value_enum, default_value_t = ExportType::F16, value_name = "TYPE")]
+    pub quantize: ExportType,
+    /// Read the files back and compare N rows of --shards with the model: loss and greedy text.
+    #[arg(long, value_name = "N", requires = "shards", value_parser = at_least_1)]
+    pub check: Option<usize>,
+    /// Shards written by `preprocess shards` with this model's tokenizer and processor, for --check.
+    #[arg(long, value_name = "DIR", requires = "check")]
+    pub shards: Option<PathBuf>,
+    /// Rows that --check takes.
+    #[arg(long, value_enum, default_value_t = SplitArg::Validation)]
+    pub split: SplitArg,
+}
+
+/// Types of an exported language model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportType {
+    /// 16-bit floats.
+    #[value(name = "f16")]
+    F16,
+    /// 8 bits, a scale for each 32 values.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4 bits, and 6 for the output weights and for half of the value and down projections.
+    #[value(name = "q4_k_m")]
+    Q4KM,
+}
+
+impl ExportType {
+    /// As on the command line, and in the name of the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+            Self::Q4KM => "q4_k_m",
+        }
+    }
 }
 
 /// Options of `infer quantize`.

@@ -8,6 +8,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod merge;
+mod new_directory;
 pub mod quantize;
 pub mod score;
 pub mod serve;

@@ -2,14 +2,13 @@
 
 use crate::args::MergeArgs;
 use crate::engine::{Engine, Processors, single_question};
-use anyhow::{Context, Result, ensure};
+use crate::new_directory::{NewDirectory, ensure_free};
+use anyhow::{Context, Result};
 use images::image_processor::ProcessedImage;
 use kernels::device::DeviceKind;
 use model::batch::PackedBatch;
 use model::config::{LlavaConfig, WeightDtype};
 use serde::Serialize;
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use store::checkpoint::{LoadAs, copy_processor_files, save_model};
 use store::hub::{self, Wanted};
@@ -88,23 +87,20 @@ pub fn run(args: &MergeArgs) -> Result<String> {
     let before = engine.last_logits(&prompt, COMPARED_POSITIONS)?;
     let vocabulary = engine.processors.config.text.vocab_size;
 
-    let temporary = temporary_sibling(&args.output)?;
+    let directory = NewDirectory::create(&args.output)?;
     let processors = engine.processors.clone();
     let merged = model::lora::merge(engine.into_model());
     let config = &processors.config;
-    save_model(&merged, config, temporary.path(), args.max_part_bytes).context("writing the merged model")?;
-    copy_processor_files(&hub::resolve(&args.model, Wanted::Llava)?, temporary.path())
+    save_model(&merged, config, directory.path(), args.max_part_bytes).context("writing the merged model")?;
+    copy_processor_files(&hub::resolve(&args.model, Wanted::Llava)?, directory.path())
         .context("copying tokenizer and processor")?;
     drop(merged);
 
-    let after = Engine::load(temporary.path(), None, LoadAs::F32, DeviceKind::Cpu)
+    let after = Engine::load(directory.path(), None, LoadAs::F32, DeviceKind::Cpu)
         .context("reading the merged model back")?
         .last_logits(&prompt, COMPARED_POSITIONS)?;
     let report = compare(&before, &after, vocabulary, &args.output, config.dtype);
-    if args.output.exists() {
-        std::fs::remove_dir(&args.output).map_err(base::Error::io(&args.output))?;
-    }
-    base::files::publish(&temporary.keep(), &args.output)?;
+    directory.publish()?;
     match report.fine {
         true => tracing::info!("{}", report.verdict()),
         false => tracing::warn!("{}", report.verdict()),
@@ -123,27 +119,6 @@ pub(crate) fn require_exact_weights(model: &Path, command: &str) -> Result<()> {
             Err(base::Error::invalid(place, format, "weights that are not rounded", remedy).into())
         }
     }
-}
-
-pub(crate) fn ensure_free(output: &Path) -> Result<()> {
-    let entries = match std::fs::read_dir(output) {
-        Ok(mut entries) => entries.next(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => return Err(base::Error::io(output)(error).into()),
-    };
-    ensure!(entries.is_none(), "{}: not empty; give a new directory as --output", output.display());
-    Ok(())
-}
-
-/// Beside the output, so that a rename puts it in place; readable for whom the umask lets.
-pub(crate) fn temporary_sibling(output: &Path) -> Result<tempfile::TempDir> {
-    let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent).map_err(base::Error::io(parent))?;
-    Ok(tempfile::Builder::new()
-        .prefix(".merge-")
-        .permissions(Permissions::from_mode(0o777))
-        .tempdir_in(parent)
-        .map_err(base::Error::io(parent))?)
 }
 
 /// A question about a picture of smooth colours: passes through every part of the model.

@@ -1,7 +1,8 @@
 //! `infer quantize`: a model whose language model's matrices are in NF4, written as bitsandbytes writes it.
 
 use crate::args::QuantizeArgs;
-use crate::merge::{ensure_free, require_exact_weights, temporary_sibling};
+use crate::merge::require_exact_weights;
+use crate::new_directory::{NewDirectory, ensure_free};
 use anyhow::{Context, Result};
 use kernels::{Quantization, device};
 use model::quantized;
@@ -44,13 +45,10 @@ pub fn run(args: &QuantizeArgs) -> Result<String> {
             (config, model)
         }
     };
-    let temporary = temporary_sibling(&args.output)?;
-    save_model(&model, &config, temporary.path(), args.max_part_bytes).context("writing the rounded model")?;
-    copy_processor_files(&dir, temporary.path()).context("copying tokenizer and processor")?;
-    if args.output.exists() {
-        std::fs::remove_dir(&args.output).map_err(base::Error::io(&args.output))?;
-    }
-    base::files::publish(&temporary.keep(), &args.output)?;
+    let directory = NewDirectory::create(&args.output)?;
+    save_model(&model, &config, directory.path(), args.max_part_bytes).context("writing the rounded model")?;
+    copy_processor_files(&dir, directory.path()).context("copying tokenizer and processor")?;
+    directory.publish()?;
     let shapes: Vec<[usize; 2]> = quantized::weights(&model).iter().map(|(_, weight)| weight.dims()).collect();
     let report = QuantizeReport {
         output: args.output.clone(),

@@ -1,7 +1,9 @@
 """read_gguf.py MODEL_DIR GGUF_DIR: compares every tensor of the two files with the model's safetensors, through the gguf package.
 
-Prints JSON: tensors compared, names that gguf's own table has otherwise, metadata that matters.
+Prints JSON: tensors compared, names that gguf's own table has otherwise, metadata that matters. Quantised tensors are compared, byte
+for byte, with what ggml's own quantiser (in xllamacpp) makes of the same values.
 """
+import ctypes
 import json
 import pathlib
 import sys
@@ -55,13 +57,30 @@ def expected_values(name, values):
     return values
 
 
-found, fields = {}, {}
+def quantized(values, kind):
+    """The bytes that ggml stores."""
+    import xllamacpp
+
+    library = ctypes.CDLL(str(next(pathlib.Path(xllamacpp.__file__).parent.glob("*.so"))))
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    values = np.ascontiguousarray(values, np.float32)
+    rows, width = values.shape
+    output = np.zeros((rows, width // block * size), np.uint8)
+    written = library.ggml_quantize_chunk(int(kind), values.ctypes.data, output.ctypes.data, 0, rows, width, None)
+    assert written == output.size
+    return output
+
+
+found, fields, kinds = {}, {}, {}
 for file in sorted(folder.glob("*.gguf")):
     reader = gguf.GGUFReader(file)
     fields[file.name] = {key: field.contents() for key, field in reader.fields.items()}
     for tensor in reader.tensors:
         # gguf gives the data in numpy's order of dimensions already.
         found[tensor.name] = tensor.data
+        kinds[tensor.name] = tensor.tensor_type
 expected = {expected_name(name): expected_values(name, values) for name, values in weights.items() if expected_name(name)}
 rope = text.rope_parameters
 different = []
@@ -73,10 +92,12 @@ if rope["rope_type"] == "llama3":
     if divisors is None or not np.allclose(divisors, plain / scaled.numpy(), rtol=1e-6):
         different.append("rope_freqs.weight")
 for name, values in expected.items():
-    data = found.get(name)
+    data, kind = found.get(name), kinds.get(name)
+    if kind is not None and kind.name.startswith("Q"):
+        values = quantized(values, kind)
     if data is None or data.shape != values.shape or not np.array_equal(data, values.astype(data.dtype)):
         different.append(name)
-language_model = fields["model-f16.gguf"]
+(language_model,) = [content for name, content in fields.items() if name.startswith("model-")]
 as_stored = lambda value: float(np.float32(value)) if isinstance(value, float) else value
 metadata = lambda key: language_model.get(f"{text.model_type}.{key}")
 numbers = {
@@ -98,6 +119,8 @@ json.dump(
         "compared": len(expected),
         "different": different,
         "unexpected": sorted(set(found) - set(expected)),
+        "file_type": language_model["general.file_type"],
+        "types": {name: kind.name for name, kind in kinds.items()},
         "formats": sorted({str(data.dtype) for data in found.values()}),
         "other_numbers": [key for key, value in numbers.items() if metadata(key) != as_stored(value)],
         "tokens": len(language_model["tokenizer.ggml.tokens"]),

@@ -20,7 +20,7 @@ pub fn export(model: &Path, output: &Path, more: &[&str]) -> Command {
 }
 
 /// Whether llama.cpp computes a reference's features: it drops the class token of a tower that has one.
-fn is_computed(model: &Reference) -> bool {
+pub fn is_computed(model: &Reference) -> bool {
     let config = model.config();
     config.vision_feature_select_strategy == FeatureSelect::Default || !config.vision.family.has_class_token()
 }

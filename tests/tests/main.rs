@@ -19,6 +19,7 @@ mod eval;
 mod evaluation;
 mod examples;
 mod export;
+mod export_quantized;
 mod families;
 mod faults;
 mod first_errors;

@@ -170,12 +170,11 @@ fn shard_item(row: Row, processors: &Processors) -> Result<Item> {
     let begin = row.labels.iter().position(|&label| label != IGNORE_INDEX).unwrap_or(row.labels.len());
     let answer: Vec<u32> =
         row.labels[begin..].iter().take_while(|&&label| label != IGNORE_INDEX).map(|&label| label as u32).collect();
-    let ids: Vec<u32> = row.input_ids[..begin].iter().map(|&id| id as u32).collect();
     let reference = processors.chat.decode(&answer, true)?.trim().to_string();
     Ok(Item {
-        id: row.id,
         image: row.images.join(", "),
-        prompt: processors.expand(&ids, row.pixel_values).map_err(|error| format!("{error:#}")),
+        prompt: processors.prompt_of_row(&row).map_err(|error| format!("{error:#}")),
+        id: row.id,
         references: if reference.is_empty() { Vec::new() } else { vec![reference] },
     })
 }

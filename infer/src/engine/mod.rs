@@ -174,6 +174,14 @@ impl Engine {
         read_f32(self.model.logits(prompt, &positions, &self.processors.config))
     }
 
+    /// The engine with a changed model.
+    ///
+    /// # Errors
+    /// Those of the change.
+    pub fn with_model(self, change: impl FnOnce(Llava) -> Result<Llava>) -> Result<Self> {
+        Ok(Self { model: change(self.model)?, ..self })
+    }
+
     /// Gives the model away.
     pub fn into_model(self) -> Llava {
         self.model

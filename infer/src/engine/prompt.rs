@@ -86,6 +86,16 @@ impl Processors {
         Ok(PackedBatch::pack(vec![row], image_token, self.config.image_seq_length())?)
     }
 
+    /// The prompt of a row of shards: what precedes its first supervised token.
+    ///
+    /// # Errors
+    /// As [`Self::expand`].
+    pub fn prompt_of_row(&self, row: &Row) -> Result<PackedBatch> {
+        let begin = row.labels.iter().position(|&label| label != IGNORE_INDEX).unwrap_or(row.labels.len());
+        let ids: Vec<u32> = row.input_ids[..begin].iter().map(|&id| id as u32).collect();
+        self.expand(&ids, row.pixel_values.clone())
+    }
+
     /// Reads and processes a picture file.
     ///
     /// # Errors

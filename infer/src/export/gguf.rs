@@ -3,15 +3,16 @@
 //! # Source
 //! ggml `docs/gguf.md`.
 
+use super::blocks::TensorType;
 use base::files::AtomicFile;
 use base::{Error, Result};
 use std::io::Write;
 use std::path::Path;
 
-const MAGIC: &[u8; 4] = b"GGUF";
-const VERSION: u32 = 3;
+pub(super) const MAGIC: &[u8; 4] = b"GGUF";
+pub(super) const VERSION: u32 = 3;
 /// Tensor data starts at multiples of this, bytes.
-const ALIGNMENT: usize = 32;
+pub(super) const ALIGNMENT: usize = 32;
 
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,15 +33,6 @@ pub enum Value {
     Texts(Vec<String>),
 }
 
-/// Dtype of a tensor's data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TensorType {
-    /// 4 bytes a value.
-    F32,
-    /// 2 bytes a value.
-    F16,
-}
-
 /// A tensor to write.
 pub struct GgufTensor<'a> {
     /// llama.cpp's name.
@@ -55,11 +47,7 @@ pub struct GgufTensor<'a> {
 
 impl GgufTensor<'_> {
     fn len(&self) -> usize {
-        let size = match self.kind {
-            TensorType::F32 => 4,
-            TensorType::F16 => 2,
-        };
-        self.shape.iter().product::<usize>() * size
+        self.kind.bytes_of(self.shape.iter().product())
     }
 }
 
@@ -82,10 +70,7 @@ pub fn write(path: &Path, metadata: &[(String, Value)], tensors: Vec<GgufTensor<
         head.text(&tensor.name);
         head.u32(tensor.shape.len() as u32);
         tensor.shape.iter().rev().for_each(|&size| head.u64(size));
-        head.u32(match tensor.kind {
-            TensorType::F32 => 0,
-            TensorType::F16 => 1,
-        });
+        head.u32(tensor.kind.number());
         head.u64(offset);
         offset = (offset + tensor.len()).next_multiple_of(ALIGNMENT);
     }

@@ -5,7 +5,7 @@
 
 use super::gguf::{GgufTensor, Value};
 use super::tensor::{Order, Target, vector};
-use super::{MOSTLY_F16, entry, number, vocabulary};
+use super::{entry, number, vocabulary};
 use anyhow::Result;
 use base::Error;
 use base::names::{EMBED_TOKENS, LM_HEAD, TEXT_MODEL};
@@ -93,14 +93,14 @@ pub fn further_tensors(config: &TextConfig) -> Vec<GgufTensor<'static>> {
 }
 
 /// Everything that llama.cpp has to know besides the weights.
-pub fn metadata(dir: &Path, name: &str, config: &TextConfig) -> Result<Vec<(String, Value)>> {
+pub fn metadata(dir: &Path, name: &str, file_type: u32, config: &TextConfig) -> Result<Vec<(String, Value)>> {
     let architecture = architecture(config.family);
     let key = |rest: &str| format!("{architecture}.{rest}");
     let mut metadata = vec![
         entry("general.architecture", Value::Text(architecture.into())),
         entry("general.type", Value::Text("model".into())),
         entry("general.name", Value::Text(name.into())),
-        number("general.file_type", MOSTLY_F16 as usize),
+        number("general.file_type", file_type as usize),
         number("general.quantization_version", 2),
         number(key("block_count"), config.num_hidden_layers),
         number(key("context_length"), config.max_position_embeddings),

@@ -1,73 +1,103 @@
-//! `infer export`: the model as a pair of GGUF files for llama.cpp, in f16: the language model, and the vision tower with the
-//! projector ("mmproj").
+//! `infer export`: the model as a pair of GGUF files for llama.cpp: the language model, in f16 or quantised, and the vision tower
+//! with the projector ("mmproj") in f16. Beside them a Modelfile for Ollama.
 
+mod blocks;
+mod check;
 mod gguf;
 mod language_model;
 mod mmproj;
+mod modelfile;
+mod read;
 mod tensor;
+mod types;
 mod vocabulary;
+mod warnings;
 
-use crate::args::ExportArgs;
+use crate::args::{ExportArgs, ExportType};
+use crate::engine::Engine;
+use crate::new_directory::{NewDirectory, ensure_free};
 use anyhow::{Context, Result};
-use base::Error;
+use blocks::TensorType;
+use check::Check;
 use gguf::{GgufTensor, Value};
-use kernels::device;
-use model::config::WeightDtype;
+use kernels::device::DeviceKind;
+use model::Llava;
+use model::config::{LlavaConfig, WeightDtype};
 use model::lora;
-use store::adapter;
-use store::checkpoint::{LoadAs, load_model, model_tensors};
+use std::path::Path;
+use store::checkpoint::{LoadAs, model_tensors};
 use store::hub::{self, Wanted};
 use store::processors::Processors;
 use tensor::{Source, Target};
+use types::Types;
 
-/// File of the language model.
-pub const LANGUAGE_MODEL_FILE: &str = "model-f16.gguf";
 /// File of the vision tower and the projector.
 pub const MMPROJ_FILE: &str = "mmproj-model-f16.gguf";
+
+/// File of the language model.
+pub fn language_model_file(to: ExportType) -> String {
+    format!("model-{}.gguf", to.name())
+}
 
 /// llama.cpp's number of "mostly f16".
 const MOSTLY_F16: u32 = 1;
 
-/// Writes both files; returns the report for stdout.
+/// Writes the files, and compares them with the model if that is wanted; returns the report for stdout.
 ///
 /// # Errors
-/// A model that llama.cpp's LLaVA cannot be (features with CLIP's class token, a tokenizer that splits otherwise); a value that
-/// f16 cannot hold; unreadable files, a full disk.
+/// An output directory with something in it; a model that llama.cpp's LLaVA cannot be (features with CLIP's class token, a tokenizer
+/// that splits otherwise); a value that the type cannot hold; unreadable files, a full disk.
 pub fn run(args: &ExportArgs) -> Result<String> {
+    ensure_free(&args.output)?;
     let dir = hub::resolve(&args.model, Wanted::Llava)?;
     let config = Processors::read(&dir)?.config;
     mmproj::require_supported(&config)?;
     language_model::require_supported(&config.text)?;
-    let (_, mut model) = load_model(&dir, LoadAs::Stored, &device::cpu())?;
+    let mut engine = Engine::load(&dir, args.adapter.as_deref(), LoadAs::Stored, DeviceKind::Cpu)?;
+    let check = Check::open(args, &engine.processors)?;
     // Weights in few bits are written as the values that they stand for.
-    model::quantized::dequantize(&mut model, |_| true);
-    if let Some(dir) = &args.adapter {
-        adapter::load_adapter(&mut model, dir, &device::cpu())?;
-        model = lora::merge(model);
-    }
-    std::fs::create_dir_all(&args.output).map_err(Error::io(&args.output))?;
+    engine = engine.with_model(|mut model| {
+        model::quantized::dequantize(&mut model, |_| true);
+        Ok(if args.adapter.is_some() { lora::merge(model) } else { model })
+    })?;
     let name = args.model.file_name().map_or("llava".into(), |name| name.to_string_lossy().into_owned());
-    let tensors = |target: &dyn Fn(&str) -> Option<Target>| -> Vec<GgufTensor<'static>> {
-        Source::pairs(model_tensors(&model, WeightDtype::F16), model_tensors(&model, WeightDtype::F32))
-            .filter_map(|source| target(source.name()).map(|target| source.write_as(target)))
-            .collect()
+    let directory = NewDirectory::create(&args.output)?;
+    write(engine.model(), &config, args.quantize, &dir, &name, directory.path())?;
+    let modelfile = modelfile::text(&engine.processors, &language_model_file(args.quantize), MMPROJ_FILE)?;
+    base::files::write_atomically(&directory.path().join(modelfile::FILE), modelfile.as_bytes())?;
+    let language_model = language_model_file(args.quantize);
+    let checked = check
+        .map(|check| check.run(engine, &directory.path().join(&language_model), &directory.path().join(MMPROJ_FILE)));
+    let checked = checked.transpose().context("comparing the files with the model")?;
+    directory.publish()?;
+    warnings::tell(&config);
+    let [language_model, mmproj] = [language_model.as_str(), MMPROJ_FILE].map(|file| args.output.join(file));
+    let (language_model, mmproj, modelfile) =
+        (language_model.display(), mmproj.display(), args.output.join(modelfile::FILE));
+    let mut report = format!(
+        "{language_model}\n{mmproj}\n{}\nllama-mtmd-cli -m {language_model} --mmproj {mmproj} --image PICTURE -p QUESTION",
+        modelfile.display()
+    );
+    report.extend(checked.map(|checked| format!("\n{checked}")));
+    Ok(report)
+}
+
+/// Writes both files into a directory.
+fn write(model: &Llava, config: &LlavaConfig, to: ExportType, dir: &Path, name: &str, output: &Path) -> Result<()> {
+    let types = Types::new(to, &config.text);
+    let tensors = |target: &dyn Fn(&str) -> Option<Target>, kind_of: &dyn Fn(&str, usize) -> TensorType| {
+        Source::pairs(model_tensors(model, WeightDtype::F16), model_tensors(model, WeightDtype::F32))
+            .filter_map(|source| target(source.name()).map(|target| source.write_as(target, kind_of)))
+            .collect::<Vec<GgufTensor<'static>>>()
     };
-    let language_model = args.output.join(LANGUAGE_MODEL_FILE);
-    let metadata = language_model::metadata(&dir, &name, &config.text).context("reading the tokenizer")?;
-    let mut of_text = tensors(&|name| language_model::target(name, &config.text));
+    let metadata =
+        language_model::metadata(dir, name, types.file_type(), &config.text).context("reading the tokenizer")?;
+    let mut of_text = tensors(&|name| language_model::target(name, &config.text), &|name, width| types.of(name, width));
     of_text.extend(language_model::further_tensors(&config.text));
-    gguf::write(&language_model, &metadata, of_text)?;
-    let mmproj = args.output.join(MMPROJ_FILE);
-    let mut of_vision = tensors(&|name| mmproj::target(name, &config));
-    of_vision.extend(mmproj::further_tensors(&config));
-    gguf::write(&mmproj, &mmproj::metadata(&dir, &name, &config)?, of_vision)?;
-    Ok(format!(
-        "{}\n{}\nllama-mtmd-cli -m {} --mmproj {} --image PICTURE -p QUESTION",
-        language_model.display(),
-        mmproj.display(),
-        language_model.display(),
-        mmproj.display()
-    ))
+    gguf::write(&output.join(language_model_file(to)), &metadata, of_text)?;
+    let mut of_vision = tensors(&|name| mmproj::target(name, config), &|_, _| TensorType::F16);
+    of_vision.extend(mmproj::further_tensors(config));
+    Ok(gguf::write(&output.join(MMPROJ_FILE), &mmproj::metadata(dir, name, config)?, of_vision)?)
 }
 
 /// A metadata entry.
