@@ -69,7 +69,7 @@ pub fn dora_linear(
     let (x, (weight, weight_node)) = (operand::operand(&values)?, WeightOperand::new(&weight.into())?);
     let (a, b, gain) = (operand::operand(a)?, operand::operand(b)?, operand::operand(gain)?);
     let bias = match bias {
-        Some(bias) => Some(operand::operand(bias)?),
+        Some(bias) => Some(operand::vector(bias)?),
         None => None,
     };
     let input = Dropped::new(matrix(&x.values), dropout);
