@@ -1,8 +1,8 @@
 //! Recipes: one flat TOML file per experiment, one table per stage.
 //!
 //! Every key is an option of the stage's program in its `under_score` spelling, so `preprocess model --help`,
-//! `preprocess shards --help`, `train --help` and `infer caption --help` are the list of keys, and a recipe's stage can be
-//! repeated by hand from the command line that the runner prints.
+//! `preprocess shards --help`, `train --help`, `infer caption --help` and `infer eval --help` are the list of keys, and a
+//! recipe's stage can be repeated by hand from the command line that the runner prints.
 
 use crate::fingerprint::Part;
 use crate::programs::Programs;
@@ -36,6 +36,8 @@ pub struct Recipe {
     pub train: Option<OneOrMore>,
     /// Options of `infer caption`.
     pub infer: Option<Table>,
+    /// Options of `infer eval`.
+    pub eval: Option<Table>,
 }
 
 /// A dataset.
@@ -102,6 +104,8 @@ const CAPTION: Runner = Runner {
     goes_on: None,
 };
 
+const EVAL: Runner = Runner { subcommand: Some("eval"), ..CAPTION };
+
 impl Recipe {
     /// Reads a recipe file.
     ///
@@ -156,7 +160,10 @@ impl Recipe {
         if let Some(infer) = &self.infer {
             stages.push(stage("infer", "[infer]", &CAPTION, infer, programs, &stages)?);
         }
-        ensure!(!stages.is_empty(), "the recipe has no stages; expected [model], [data], [train] or [infer]");
+        if let Some(eval) = &self.eval {
+            stages.push(stage("eval", "[eval]", &EVAL, eval, programs, &stages)?);
+        }
+        ensure!(!stages.is_empty(), "the recipe has no stages; expected [model], [data], [train], [infer] or [eval]");
         Ok(stages)
     }
 

@@ -1,7 +1,7 @@
 //! The quickstart: the whole job, from nothing, in minutes on a CPU.
 //!
 //! It makes what the real job downloads (a dataset in the layout of LLaVA-CC3M-Pretrain-595K, a CLIP, a Qwen2), then runs
-//! `recipes/quickstart.toml` like any other recipe, and compares the captions of held-out pictures with the truth.
+//! `recipes/quickstart.toml` like any other recipe, whose last stage compares the captions of held-out pictures with the truth.
 
 pub mod backbones;
 pub mod dataset;
@@ -98,7 +98,7 @@ pub fn run(args: &Args, programs: &Programs, signals: &Signals) -> Result<String
     let recipe_file = args.output.join("quickstart.toml");
     files::write_atomically(&recipe_file, text.as_bytes())?;
     let timing = run_stages(&stages, MADE_BEFORE, programs, signals, args.force)?;
-    let verdict = Verdict::read(&args.output.join("captions.jsonl"), &args.output.join("held_out"))?;
+    let verdict = Verdict::read(&args.output.join("answers.jsonl"))?;
     let text = format!("{timing}\n\n{verdict}\n\nin {:.0} s", started.elapsed().as_secs_f64());
     let required = args.required();
     ensure!(
