@@ -69,6 +69,7 @@ mod run_best;
 mod run_folder;
 mod run_resume;
 mod score;
+mod scores;
 mod serve;
 mod serve_browsers;
 mod serve_clients;

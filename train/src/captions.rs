@@ -12,7 +12,7 @@ use serde::Serialize;
 use shards::Row;
 
 /// Longest caption, tokens.
-const MAX_NEW_TOKENS: usize = 64;
+pub const MAX_NEW_TOKENS: usize = 64;
 
 /// A picture, what the model says of it, and what the data say. A line of `captions-<step>.jsonl`, as `infer caption` writes
 /// them.
@@ -75,7 +75,7 @@ impl Samples {
 }
 
 /// A row up to its first answer.
-fn prompt(mut row: Row, image_token_index: u32) -> Row {
+pub(crate) fn prompt(mut row: Row, image_token_index: u32) -> Row {
     let end = row.labels.iter().position(|&label| label != IGNORE_INDEX).unwrap_or(row.labels.len());
     let pixels_per_image = row.pixel_values.len() / row.images.len().max(1);
     row.input_ids.truncate(end);
@@ -86,7 +86,8 @@ fn prompt(mut row: Row, image_token_index: u32) -> Row {
     row
 }
 
-fn first_answer(row: &Row) -> Vec<u32> {
+/// Tokens of a row's first answer.
+pub(crate) fn first_answer(row: &Row) -> Vec<u32> {
     let supervised = row.labels.iter().skip_while(|&&label| label == IGNORE_INDEX);
     supervised.take_while(|&&label| label != IGNORE_INDEX).map(|&label| label as u32).collect()
 }

@@ -278,17 +278,17 @@ pub fn list_own(output_dir: &Path, record: &RunRecord) -> Vec<PathBuf> {
     found
 }
 
-/// The run's own checkpoint with the lowest loss of `losses` (step and loss of every evaluation), and that loss. Which one it
+/// The run's own checkpoint with the lowest of `costs` (step and cost of every evaluation), and that cost. Which one it
 /// is follows from the files that exist: a checkpoint that could not be written or was removed is not it.
 pub fn best(
     output_dir: &Path,
     record: &RunRecord,
-    losses: impl IntoIterator<Item = (u64, f64)>,
+    costs: impl IntoIterator<Item = (u64, f64)>,
 ) -> Option<(PathBuf, f64)> {
-    let losses: BTreeMap<u64, f64> = losses.into_iter().filter(|(_, loss)| loss.is_finite()).collect();
+    let costs: BTreeMap<u64, f64> = costs.into_iter().filter(|(_, cost)| cost.is_finite()).collect();
     let own = list_own(output_dir, record).into_iter();
-    let evaluated = own.filter_map(|dir| Some((losses.get(&step_of(&dir)?).copied()?, dir)));
-    evaluated.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(loss, dir)| (dir, loss))
+    let evaluated = own.filter_map(|dir| Some((costs.get(&step_of(&dir)?).copied()?, dir)));
+    evaluated.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(cost, dir)| (dir, cost))
 }
 
 /// Removes the run's oldest checkpoints until `limit` are left (0: all stay). `newest` is whole and stays, as does the best one.

@@ -7,6 +7,7 @@ pub use choices::{
 };
 
 use crate::base_format;
+use crate::best::Best;
 use crate::domains;
 use crate::interval::Interval;
 use crate::learning_rates::{self, LearningRates};
@@ -21,6 +22,7 @@ use cli::values::boolean;
 use cli::weighted::WeightedFolders;
 use kernels::Quantization;
 use kernels::device::DeviceKind;
+use metrics::Metric;
 use model::config::LlavaConfig;
 use model::lora::{LoraConfig, TEXT_PROJECTIONS};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -203,10 +205,31 @@ pub struct Config {
     /// Sample captions at every evaluation: of the first so many validation rows. They go to `captions-<step>.jsonl`.
     #[arg(long, default_value_t = 4)]
     pub eval_captions: usize,
-    /// Put the weights with the lowest evaluation loss into `output_dir` at the end.
+    /// Score answers to the first question of held-out rows at every evaluation, as `infer eval` does; the figures are
+    /// `eval_exact_match`, `eval_accuracy`, … in `metrics.jsonl`.
+    #[arg(long, value_enum)]
+    #[serde(default)]
+    pub eval_metric: Option<Metric>,
+    /// Rows that `eval_metric` takes: the first so many of the validation rows; 0: all.
+    #[arg(long, default_value_t = 0)]
+    #[serde(default)]
+    pub eval_metric_samples: usize,
+    /// Longest answer for `eval_metric`, tokens.
+    #[arg(long, default_value_t = EVAL_MAX_NEW_TOKENS)]
+    #[serde(default = "eval_max_new_tokens")]
+    pub eval_max_new_tokens: usize,
+    /// What `load_best_model_at_end` and `early_stopping_patience` go by: a figure of `eval_metric`, or `loss` (the default).
+    #[arg(long)]
+    #[serde(default)]
+    pub metric_for_best_model: Option<String>,
+    /// Whether a larger value of it is better; default: unless its name ends with `loss`.
+    #[arg(long, value_parser = boolean)]
+    #[serde(default)]
+    pub greater_is_better: Option<bool>,
+    /// Put the weights with the best evaluation into `output_dir` at the end.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub load_best_model_at_end: bool,
-    /// Stop after so many evaluations in a row without a lower loss; 0: never.
+    /// Stop after so many evaluations in a row without a better value; 0: never.
     #[arg(long, default_value_t = 0)]
     pub early_stopping_patience: usize,
     /// Where progress is also reported: `none`, or `tensorboard` for event files beside `metrics.jsonl`.
@@ -296,6 +319,13 @@ fn projector_alone() -> Vec<String> {
 /// The default of an option that older runs did not have.
 fn yes() -> bool {
     true
+}
+
+const EVAL_MAX_NEW_TOKENS: usize = 64;
+
+/// Of records that were written before there was such a setting.
+fn eval_max_new_tokens() -> usize {
+    EVAL_MAX_NEW_TOKENS
 }
 
 /// A word of a list that may have spaces behind its commas.
@@ -438,6 +468,10 @@ impl Config {
             let place = "load_best_model_at_end / early_stopping_patience";
             return Err(Error::invalid(place, "eval_strategy no", "steps or epoch", "give --eval_strategy"));
         }
+        if self.eval_metric.is_some() && self.eval_strategy == Strategy::No {
+            return Err(Error::invalid("eval_metric", "eval_strategy no", "steps or epoch", "give --eval_strategy"));
+        }
+        Best::of(self)?;
         self.require_saved_best()
     }
 

@@ -69,6 +69,8 @@ const DOMAINS: [(&str, Domain); 29] = [
     ("save_steps", Domain { low: 0.0, has_low: false, high: LARGEST, has_high: true }),
     ("eval_steps", at_least(0.0)),
     ("eval_captions", between(0.0, MOST)),
+    ("eval_metric_samples", between(0.0, 1e9)),
+    ("eval_max_new_tokens", between(1.0, MOST)),
     ("early_stopping_patience", between(0.0, 1e9)),
     ("collective_timeout_seconds", between(1.0, LONGEST_SECONDS)),
 ];

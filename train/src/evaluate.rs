@@ -1,4 +1,4 @@
-//! Evaluation on the validation rows: the loss over all of them, and captions of the first ones.
+//! Evaluation on the validation rows: the loss over all of them, scores of answers, and captions of the first ones.
 
 use crate::captions::{SampleCaption, Samples};
 use crate::collective::background::Communicator;
@@ -7,6 +7,8 @@ use crate::loader::{Loader, Source};
 use crate::metrics::EvalMetrics;
 use crate::mixture::Mixture;
 use crate::order::{BatchPlan, Cursor};
+use crate::scores::Scores;
+use crate::scoring::Scoring;
 use crate::setup::{self, Trainee};
 use anyhow::{Result, anyhow, bail};
 use base::pulse::{self, Pulse};
@@ -28,6 +30,8 @@ pub struct Evaluation {
     prefetch: usize,
     /// On the rank that says them.
     samples: Option<Samples>,
+    /// Answers and their figures, with `eval_metric`.
+    scoring: Option<Scoring>,
 }
 
 /// What an evaluation found.
@@ -68,11 +72,13 @@ impl Evaluation {
         } else {
             None
         };
+        let scoring = Scoring::open(config, &trainee.config, &shards, rank, world_size)?;
         let (workers, prefetch) = (config.dataloader_num_workers, config.dataloader_prefetch_factor);
-        Ok(Self { shards, plan, rank, workers, prefetch, samples })
+        Ok(Self { shards, plan, rank, workers, prefetch, samples, scoring })
     }
 
-    /// Loss over all validation rows (each rank computes its share), and rank 0's sample captions. Dropout is off.
+    /// Loss over all validation rows and scores of the answers (each rank computes its share), and rank 0's sample captions. Dropout
+    /// is off.
     ///
     /// # Errors
     /// A row that cannot be read; a rank that failed.
@@ -96,6 +102,10 @@ impl Evaluation {
             communicator.attend("evaluation", &Pulse::default(), || self.sums(&model, trainee, &mut loader))??;
         let [loss, tokens] = communicator.all_reduce("evaluation", [loss, tokens])?;
         let seconds = begin.elapsed().as_secs_f64();
+        let scores = match &self.scoring {
+            Some(scoring) => scoring.run(&model, &trainee.config, &self.shards, communicator)?,
+            None => Scores::default(),
+        };
         let metrics = EvalMetrics {
             step,
             epoch,
@@ -104,6 +114,7 @@ impl Evaluation {
             eval_samples: self.shards.len() as u64,
             eval_runtime: seconds,
             eval_samples_per_second: self.shards.len() as f64 / seconds.max(1e-9),
+            scores,
         };
         // The others wait here for rank 0's captions.
         let caption = || self.samples.as_ref().map_or(Ok(Vec::new()), |of| of.caption(&model, &trainee.config));

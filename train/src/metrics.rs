@@ -1,6 +1,7 @@
 //! `metrics.jsonl`: a line per logged step.
 
 use crate::log_file::LogFile;
+use crate::scores::Scores;
 use anyhow::Result;
 use base::exact;
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -97,12 +98,15 @@ pub struct EvalMetrics {
     pub eval_supervised_tokens: u64,
     /// Validation rows.
     pub eval_samples: u64,
-    /// Seconds, without sample captions.
+    /// Seconds of the loss, without answers and sample captions.
     #[serde(with = "exact")]
     pub eval_runtime: f64,
     /// Rows per second, all ranks.
     #[serde(with = "exact")]
     pub eval_samples_per_second: f64,
+    /// Figures of `eval_metric`; read by [`LogEntry`].
+    #[serde(flatten, skip_deserializing)]
+    pub scores: Scores,
 }
 
 /// A line of the log: transformers' `log_history` mixes both kinds too.
@@ -125,19 +129,24 @@ impl<'de> Deserialize<'de> for LogEntry {
         let line = Box::<RawValue>::deserialize(deserializer)?;
         let Kind { eval_samples } = serde_json::from_str(line.get()).map_err(de::Error::custom)?;
         let entry = match eval_samples {
-            Some(_) => serde_json::from_str(line.get()).map(Self::Evaluation),
+            Some(_) => evaluation(line.get()).map(Self::Evaluation),
             None => serde_json::from_str(line.get()).map(Self::Steps),
         };
         entry.map_err(de::Error::custom)
     }
 }
 
+fn evaluation(line: &str) -> serde_json::Result<EvalMetrics> {
+    let metrics: EvalMetrics = serde_json::from_str(line)?;
+    Ok(EvalMetrics { scores: Scores::of_line(line)?, ..metrics })
+}
+
 impl LogEntry {
-    /// Step and loss, if it is a line of an evaluation.
-    pub fn eval_loss(&self) -> Option<(u64, f64)> {
+    /// The evaluation, if it is a line of one.
+    pub fn evaluation(&self) -> Option<&EvalMetrics> {
         match self {
             Self::Steps(_) => None,
-            Self::Evaluation(metrics) => Some((metrics.step, metrics.eval_loss)),
+            Self::Evaluation(metrics) => Some(metrics),
         }
     }
 

@@ -33,7 +33,7 @@ struct Writing {
     dir: PathBuf,
     global_step: u64,
     /// Step and loss of every evaluation so far: the checkpoint with the lowest one stays.
-    losses: Vec<(u64, f64)>,
+    costs: Vec<(u64, f64)>,
     started: Instant,
     stalled: Duration,
     thread: JoinHandle<Result<Hashes>>,
@@ -55,13 +55,13 @@ impl Saver {
         self.conclude(communicator)?;
         let global_step = snapshot.state.global_step;
         let dir = self.output_dir.join(format!("{PREFIX}{global_step}"));
-        let (temporary, losses) = (checkpoint::hidden(&dir, WRITING), snapshot.state.losses().collect());
+        let (temporary, costs) = (checkpoint::hidden(&dir, WRITING), snapshot.state.costs().collect());
         let thread = std::thread::Builder::new().name(format!("rank {} saving", communicator.rank()));
         let pulse = self.pulse.clone();
         let thread = thread.spawn(move || pulse.during(|| snapshot.write(&temporary)))?;
         let stalled = since.elapsed();
         self.stalled += stalled;
-        self.writing = Some(Writing { dir, global_step, losses, started: since, stalled, thread });
+        self.writing = Some(Writing { dir, global_step, costs, started: since, stalled, thread });
         Ok(())
     }
 
@@ -82,7 +82,7 @@ impl Saver {
     /// A rank that failed or did not come.
     pub fn conclude(&mut self, communicator: &mut Communicator) -> Result<()> {
         let Some(writing) = self.writing.take() else { return Ok(()) };
-        let Writing { dir, global_step, losses, started, stalled, thread } = writing;
+        let Writing { dir, global_step, costs, started, stalled, thread } = writing;
         let since = Instant::now();
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let publishing = self.publishing.take();
@@ -117,7 +117,7 @@ impl Saver {
             Ok(()) => {
                 let (stalled, took) = (stalled.as_secs_f64(), started.elapsed().as_secs_f64());
                 tracing::info!("{name} is saved: training was paused for {stalled:.2} of {took:.2} s");
-                let best = checkpoint::best(&output_dir, &record, losses).map(|(dir, _)| dir);
+                let best = checkpoint::best(&output_dir, &record, costs).map(|(dir, _)| dir);
                 if let Err(error) = checkpoint::prune(&output_dir, &record, limit, global_step, best.as_deref()) {
                     tracing::warn!("an old checkpoint stays: {error:#}");
                 }

@@ -1,5 +1,6 @@
 //! Where a run stands: `trainer_state.json`, which transformers' `TrainerState.load_from_json` reads too.
 
+use crate::best::Best;
 use crate::metrics::LogEntry;
 use crate::order::Cursor;
 use crate::schedule::ScheduleBase;
@@ -27,12 +28,12 @@ pub struct TrainerState {
     pub save_steps: usize,
     /// Log lines so far.
     pub log_history: Vec<LogEntry>,
-    /// Lowest evaluation loss.
+    /// Best value of an evaluation, by [`RunState::best_by`].
     #[serde(with = "exact::option")]
     pub best_metric: Option<f64>,
     /// Step with it.
     pub best_global_step: Option<u64>,
-    /// The checkpoint with the lowest evaluation loss, relative to `output_dir`.
+    /// The checkpoint with the best evaluation, relative to `output_dir`.
     pub best_model_checkpoint: Option<String>,
     /// Always true: rank 0 writes this file.
     pub is_world_process_zero: bool,
@@ -60,9 +61,12 @@ pub struct RunState {
     pub schedule_base: Option<ScheduleBase>,
     /// Steps skipped because a loss or gradient was not finite.
     pub skipped_steps: u64,
-    /// Evaluations since the one with the lowest loss.
+    /// What the best evaluation is chosen by.
+    #[serde(default)]
+    pub best_by: Best,
+    /// Evaluations since the best one.
     pub evaluations_without_improvement: usize,
-    /// Loss of `best_model_checkpoint`: higher than `best_metric` if that step has no checkpoint.
+    /// Value of `best_model_checkpoint`: worse than `best_metric` if that step has no checkpoint.
     #[serde(with = "exact::option")]
     pub best_checkpoint_metric: Option<f64>,
 }
@@ -70,12 +74,41 @@ pub struct RunState {
 impl TrainerState {
     /// Whether this step has been evaluated.
     pub fn is_evaluated(&self) -> bool {
-        self.losses().any(|(step, _)| step == self.global_step)
+        self.log_history.iter().filter_map(LogEntry::evaluation).any(|metrics| metrics.step == self.global_step)
     }
 
-    /// Step and loss of every evaluation.
-    pub fn losses(&self) -> impl Iterator<Item = (u64, f64)> {
-        self.log_history.iter().filter_map(LogEntry::eval_loss)
+    /// Step and value of every evaluation that has what the best is chosen by.
+    pub fn values(&self) -> impl Iterator<Item = (u64, f64)> {
+        let evaluations = self.log_history.iter().filter_map(LogEntry::evaluation);
+        evaluations.filter_map(|metrics| Some((metrics.step, self.run.best_by.value(metrics)?)))
+    }
+
+    /// Step and cost of these: the lower, the better.
+    pub fn costs(&self) -> impl Iterator<Item = (u64, f64)> {
+        self.values().map(|(step, value)| (step, self.run.best_by.cost(value)))
+    }
+
+    /// Notes the value of an evaluation of a step: the best so far, or one more without improvement.
+    pub fn note(&mut self, step: u64, value: f64) {
+        if self.run.best_by.is_better(value, self.best_metric) {
+            (self.best_metric, self.best_global_step) = (Some(value), Some(step));
+            self.run.evaluations_without_improvement = 0;
+        } else {
+            self.run.evaluations_without_improvement += 1;
+        }
+    }
+
+    /// From here on the best is chosen by something else: what has been noted so far is counted again from the log. Which
+    /// checkpoint is the best follows with the next one.
+    pub fn choose_by(&mut self, best_by: Best) {
+        if self.run.best_by == best_by {
+            return;
+        }
+        self.run.best_by = best_by;
+        (self.best_metric, self.best_global_step, self.best_model_checkpoint) = (None, None, None);
+        (self.run.best_checkpoint_metric, self.run.evaluations_without_improvement) = (None, 0);
+        let values: Vec<(u64, f64)> = self.values().collect();
+        values.into_iter().for_each(|(step, value)| self.note(step, value));
     }
 }
 
@@ -111,6 +144,7 @@ mod as_callback {
 mod tests {
     use super::*;
     use crate::metrics::EvalMetrics;
+    use crate::scores::Scores;
 
     fn evaluation(step: u64, eval_loss: f64) -> LogEntry {
         LogEntry::Evaluation(EvalMetrics {
@@ -121,6 +155,7 @@ mod tests {
             eval_samples: 2,
             eval_runtime: 0.1 + 0.2,
             eval_samples_per_second: f64::INFINITY,
+            scores: Scores(vec![("accuracy", 0.1 + 0.2), ("f1", 1.0 / eval_loss)]),
         })
     }
 
@@ -139,6 +174,25 @@ mod tests {
         assert_eq!(read, state);
         let text = serde_json::to_string(&TrainerState { log_history: vec![evaluation(2, f64::NAN)], ..state });
         let read: TrainerState = serde_json::from_str(&text.expect("JSON")).expect("read");
-        assert!(read.losses().all(|(step, loss)| step == 2 && loss.is_nan()), "{read:?}");
+        assert!(read.values().all(|(step, loss)| step == 2 && loss.is_nan()), "{read:?}");
+    }
+
+    #[test]
+    fn the_best_is_counted_again_by_another_figure() {
+        // F1 is 1 ÷ loss here: 0.5, 2, -1, 0.25.
+        let log_history = [(2, 2.0), (4, 0.5), (6, -1.0), (8, 4.0)].map(|(step, loss)| evaluation(step, loss));
+        let mut state = TrainerState { log_history: log_history.into(), ..TrainerState::default() };
+        for (name, greater, expected) in [
+            ("eval_f1", true, (Some(2.0), Some(4), 2)),
+            ("eval_loss", false, (Some(-1.0), Some(6), 1)),
+            ("eval_f1", false, (Some(-1.0), Some(6), 1)),
+            // The first of equal ones is the best, and figures that no line has give none.
+            ("eval_accuracy", true, (Some(0.1 + 0.2), Some(2), 3)),
+            ("eval_cider_d", true, (None, None, 0)),
+        ] {
+            state.choose_by(Best { name: name.to_string(), greater });
+            let found = (state.best_metric, state.best_global_step, state.run.evaluations_without_improvement);
+            assert_eq!(found, expected, "{name}");
+        }
     }
 }

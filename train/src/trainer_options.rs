@@ -140,8 +140,6 @@ pub const TRAINER_OPTIONS: &[(&str, Answer)] = &[
     ("include_inputs_for_metrics", NoEffect(NO_PREDICTIONS)),
     ("batch_eval_metrics", NoEffect(NO_PREDICTIONS)),
     ("use_legacy_prediction_loop", NoEffect(NO_PREDICTIONS)),
-    ("metric_for_best_model", Only(&["loss", "eval_loss", "none"], "the best model is the one with the lowest evaluation loss")),
-    ("greater_is_better", Only(NOTHING, "the best model is the one with the lowest evaluation loss")),
     ("ray_scope", NoEffect("there is no search for hyperparameters")),
     // Checkpoints.
     ("save_only_model", Only(FALSE, "a checkpoint always has the optimizer's state, so that the run can go on from it")),
@@ -386,7 +384,6 @@ mod tests {
             ("--quant_type fp4", "NF4"),
             ("--bnb_4bit_quant_type fp4", "NF4"),
             ("--llm_int8_skip_modules lm_head", "nothing else"),
-            ("--metric_for_best_model accuracy", "evaluation loss"),
             ("--data_seed 7", "--seed"),
         ] {
             let error = translated(line).expect_err(line).to_string();

@@ -142,7 +142,7 @@ impl<'a> Watch<'a> {
         due && !state.is_evaluated()
     }
 
-    /// Evaluates, and counts evaluations without a lower loss.
+    /// Evaluates, and counts evaluations without a better value.
     ///
     /// # Errors
     /// Rows that cannot be read, a rank that failed.
@@ -156,19 +156,15 @@ impl<'a> Watch<'a> {
         let Evaluated { metrics, captions } =
             evaluation.run(trainee, state.global_step, state.epoch, communicator).context("evaluation")?;
         self.report(&metrics, &captions);
-        if state.best_metric.is_none_or(|best| metrics.eval_loss < best) && metrics.eval_loss.is_finite() {
-            state.best_metric = Some(metrics.eval_loss);
-            state.best_global_step = Some(state.global_step);
-            state.run.evaluations_without_improvement = 0;
-        } else {
-            state.run.evaluations_without_improvement += 1;
+        if let Some(value) = state.run.best_by.value(&metrics) {
+            state.note(state.global_step, value);
         }
         state.log_history.push(LogEntry::Evaluation(metrics));
         let patience = self.config.early_stopping_patience;
         if patience > 0 && state.run.evaluations_without_improvement >= patience {
             self.say(&format!(
-                "stopping early at step {}: no lower evaluation loss in {patience} evaluations",
-                state.global_step
+                "stopping early at step {}: no better {} in {patience} evaluations",
+                state.global_step, state.run.best_by.name
             ));
         }
         Ok(())
@@ -218,9 +214,14 @@ impl<'a> Watch<'a> {
     }
 
     fn report(&mut self, metrics: &EvalMetrics, captions: &[SampleCaption]) {
+        let scores = metrics.scores.0.iter().map(|(name, value)| format!("  eval_{name} {value:.4}"));
         self.say(&format!(
-            "step {}  eval_loss {:.4} over {} rows in {:.1} s",
-            metrics.step, metrics.eval_loss, metrics.eval_samples, metrics.eval_runtime
+            "step {}  eval_loss {:.4}{} over {} rows in {:.1} s",
+            metrics.step,
+            metrics.eval_loss,
+            scores.collect::<String>(),
+            metrics.eval_samples,
+            metrics.eval_runtime
         ));
         if let Some(progress) = &mut self.progress {
             progress.pause();
@@ -236,11 +237,14 @@ impl<'a> Watch<'a> {
             );
         }
         if let Some(events) = &mut self.events {
-            let values = [
+            let tags: Vec<(String, f64)> =
+                metrics.scores.0.iter().map(|(name, value)| (format!("eval/{name}"), *value)).collect();
+            let mut values = vec![
                 ("eval/loss", metrics.eval_loss),
                 ("eval/runtime", metrics.eval_runtime),
                 ("eval/samples_per_second", metrics.eval_samples_per_second),
             ];
+            values.extend(tags.iter().map(|(tag, value)| (tag.as_str(), *value)));
             let mut written = events.scalars(metrics.step, &values);
             if !captions.is_empty() {
                 written = events.text(metrics.step, "eval/captions", &markdown(captions));
@@ -279,10 +283,10 @@ impl<'a> Watch<'a> {
 /// Before a checkpoint is written: if this step was evaluated, and better than every checkpoint so far, the new one is the
 /// best. For readers of the state; publication and removal follow from the checkpoints on disk.
 pub fn note_best_checkpoint(state: &mut TrainerState) {
-    let of_this_step = state.losses().filter(|(step, _)| *step == state.global_step).last();
-    let Some((_, loss)) = of_this_step.filter(|(_, loss)| loss.is_finite()) else { return };
-    if state.run.best_checkpoint_metric.is_none_or(|best| loss < best) {
-        state.run.best_checkpoint_metric = Some(loss);
+    let of_this_step = state.values().filter(|(step, _)| *step == state.global_step).last();
+    let Some((_, value)) = of_this_step else { return };
+    if state.run.best_by.is_better(value, state.run.best_checkpoint_metric) {
+        state.run.best_checkpoint_metric = Some(value);
         // Relative to `output_dir`: the folder may be moved.
         state.best_model_checkpoint = Some(format!("{}{}", checkpoint::PREFIX, state.global_step));
     }

@@ -152,7 +152,7 @@ impl Llava {
         max_new_tokens: usize,
         eos_token_ids: &[u32],
         config: &LlavaConfig,
-        mut after_token: impl FnMut(),
+        after_token: impl FnMut(),
     ) -> Result<Vec<Vec<u32>>> {
         let context = config.text.max_position_embeddings;
         let answering = batch.seq_lens.iter().map(|&len| Answering {
@@ -160,7 +160,43 @@ impl Llava {
             max_new_tokens: max_new_tokens.min(context.saturating_sub(len)),
             eos_token_ids: eos_token_ids.to_vec(),
         });
-        let mut answers = self.begin_answers(batch, &answering.collect::<Vec<_>>(), config)?;
+        let answers = self.begin_answers(batch, &answering.collect::<Vec<_>>(), config)?;
+        self.finish_answers(answers, config, after_token)
+    }
+
+    /// As [`Self::greedy_answers`], each prompt read by itself: with at most [`kernels::MAX_INDEPENDENT_TOKENS`] prompts an
+    /// answer does not depend on the others.
+    ///
+    /// # Errors
+    /// As [`Self::greedy_answers`].
+    pub fn greedy_answers_apart(
+        &self,
+        prompts: &[PackedBatch],
+        max_new_tokens: usize,
+        eos_token_ids: &[u32],
+        config: &LlavaConfig,
+        mut after_token: impl FnMut(),
+    ) -> Result<Vec<Vec<u32>>> {
+        let context = config.text.max_position_embeddings;
+        let mut answers = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            let answering = Answering {
+                sampling: SamplingConfig::default(),
+                max_new_tokens: max_new_tokens.min(context.saturating_sub(prompt.input_ids.len())),
+                eos_token_ids: eos_token_ids.to_vec(),
+            };
+            answers.extend(self.begin_answers(prompt, &[answering], config)?);
+            after_token();
+        }
+        self.finish_answers(answers, config, after_token)
+    }
+
+    fn finish_answers(
+        &self,
+        mut answers: Vec<Answer>,
+        config: &LlavaConfig,
+        mut after_token: impl FnMut(),
+    ) -> Result<Vec<Vec<u32>>> {
         loop {
             after_token();
             let mut running: Vec<_> = answers.iter_mut().filter(|answer| answer.finish.is_none()).collect();

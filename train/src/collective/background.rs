@@ -1,7 +1,7 @@
 //! The communication thread: exchanges run while the rank computes.
 
 use super::threads::panic_message;
-use super::{Collective, CollectiveError, Result, all_gather_bytes, all_reduce};
+use super::{Collective, CollectiveError, Result, all_gather_bytes, all_gather_texts, all_reduce};
 use crate::buffers::{Buffer, HostBuffer};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -139,6 +139,18 @@ impl<B: Buffer> Communicator<B> {
             return Ok(vec![own]);
         }
         let pending = self.queue(false, move |collective| all_gather_bytes(collective.host(), what, own))?;
+        self.wait(pending)
+    }
+
+    /// Every rank's texts, in rank order.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub fn all_gather_texts(&mut self, what: &'static str, own: Vec<String>) -> Result<Vec<Vec<String>>> {
+        if self.world_size == 1 {
+            return Ok(vec![own]);
+        }
+        let pending = self.queue(false, move |collective| all_gather_texts(collective.host(), what, &own))?;
         self.wait(pending)
     }
 

@@ -120,6 +120,35 @@ pub fn all_gather_bytes<const N: usize>(
     Ok(bytes.chunks_exact(padded.len()).map(|of_rank| std::array::from_fn(|index| of_rank[index])).collect())
 }
 
+/// Every rank's texts, in rank order.
+pub fn all_gather_texts(collective: &mut dyn Collective, what: &str, own: &[String]) -> Result<Vec<Vec<String>>> {
+    let place = Place { operation: "all-gather", block: what.to_string() };
+    // Lengths, then the texts; every rank's part is as long as the longest.
+    let mut bytes: Vec<u8> = (own.len() as u64).to_le_bytes().to_vec();
+    own.iter().for_each(|text| bytes.extend((text.len() as u64).to_le_bytes()));
+    own.iter().for_each(|text| bytes.extend(text.as_bytes()));
+    let lengths = all_gather_bytes(collective, what, (bytes.len() as u64).to_le_bytes())?;
+    let longest = lengths.into_iter().map(u64::from_le_bytes).max().unwrap_or(0) as usize;
+    bytes.resize(longest.next_multiple_of(size_of::<f32>()), 0);
+    let all = gather_words(collective, &place, bytemuck::pod_collect_to_vec(&bytes))?;
+    let all: &[u8] = bytemuck::cast_slice(&all);
+    Ok(all.chunks_exact(bytes.len()).map(texts_of).collect())
+}
+
+/// Reads what [`all_gather_texts`] sends.
+fn texts_of(bytes: &[u8]) -> Vec<String> {
+    let (numbers, _) = bytes.as_chunks::<8>();
+    let mut numbers = numbers.iter().map(|number| u64::from_le_bytes(*number) as usize);
+    let count = numbers.next().unwrap_or(0);
+    let mut start = 8 * (1 + count);
+    let text = |len: usize| {
+        let text = bytes.get(start..start + len).unwrap_or_default();
+        start += len;
+        String::from_utf8_lossy(text).into_owned()
+    };
+    numbers.take(count).map(text).collect()
+}
+
 fn gather_words(collective: &mut dyn Collective, place: &Place, own: Vec<f32>) -> Result<Vec<f32>> {
     let parts = [own.len()];
     let mut full = vec![0.0; own.len() * collective.world_size()];
@@ -139,6 +168,18 @@ mod tests {
         });
         for values in found {
             assert_eq!(values.expect("no rank fails"), [0.0, 0.1 + 1.1 + 2.1]);
+        }
+    }
+
+    #[test]
+    fn texts_come_in_rank_order() {
+        let texts = |rank: usize| -> Vec<String> { (0..rank).map(|number| "é".repeat(number * 3)).collect() };
+        let found = threads::run(3, Duration::from_secs(5), |mut collective| {
+            let own = texts(collective.rank());
+            Ok(all_gather_texts(&mut collective, "test", &own)?)
+        });
+        for found in found {
+            assert_eq!(found.expect("no rank fails"), [texts(0), texts(1), texts(2)]);
         }
     }
 

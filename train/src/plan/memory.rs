@@ -3,11 +3,12 @@
 
 use super::data::MeanRow;
 use super::parameters::tensors;
-use crate::config::{Accumulate, Config};
+use crate::captions;
+use crate::config::{Accumulate, Config, Strategy};
 use crate::layout::MAX_BUCKET_VALUES;
 use crate::trainable::Choice;
 use base::names::{self, Block};
-use kernels::Quantization;
+use kernels::{MAX_INDEPENDENT_TOKENS, Quantization};
 use model::config::{LlavaConfig, TextConfig, VisionConfig};
 use model::lora::LoraConfig;
 use model::quantized::is_rounded;
@@ -176,6 +177,7 @@ pub(super) struct StepShape {
     /// Image features that the projector gets.
     pub(super) features: f64,
     pub(super) pixels: f64,
+    pub(super) tokens_per_row: f64,
 }
 
 impl StepShape {
@@ -190,6 +192,7 @@ impl StepShape {
             vision_tokens: images * model.vision.tokens() as f64,
             features: images * model.image_seq_length() as f64,
             pixels: images * (num_channels * image_size * image_size) as f64,
+            tokens_per_row: mean.tokens,
         }
     }
 }
@@ -227,7 +230,8 @@ impl Step<'_> {
         let held_always = if world_size > 1 || config.gradient_accumulation_steps > 1 { self.owned() } else { 0.0 };
         let local = config.accumulate == Accumulate::Local && world_size > 1 && config.gradient_accumulation_steps > 1;
         let held_always = held_always + if local { blocks.trained_values() } else { 0.0 };
-        let mut best = Moment { activations: self.vision_forward(), exchange: 0.0, gradients: held_always };
+        let activations = self.vision_forward().max(self.caches_of_answers());
+        let mut best = Moment { activations, exchange: 0.0, gradients: held_always };
         let mut finished = 0.0;
         for (block, activations) in self.backward_walk() {
             let gradients = if held_always > 0.0 { held_always } else { finished };
@@ -241,6 +245,19 @@ impl Step<'_> {
         let gradients = if held_always > 0.0 { held_always } else { finished };
         let end = Moment { activations: 0.0, exchange: 0.0, gradients };
         if end.bytes() > best.bytes() { end } else { best }
+    }
+
+    /// Bytes of the keys and values that an evaluation's answers and sample captions keep.
+    fn caches_of_answers(&self) -> f64 {
+        let Self { config, model, shape, .. } = *self;
+        if config.eval_strategy == Strategy::No {
+            return 0.0;
+        }
+        let tokens = |rows: usize, longest_answer: usize| rows as f64 * (shape.tokens_per_row + longest_answer as f64);
+        let together = config.per_device_eval_batch_size.min(MAX_INDEPENDENT_TOKENS);
+        let answers = config.eval_metric.map_or(0.0, |_| tokens(together, config.eval_max_new_tokens));
+        let of_token = 2 * model.text.num_hidden_layers * model.text.key_value_width();
+        F32 * of_token as f64 * answers.max(tokens(config.eval_captions, captions::MAX_NEW_TOKENS))
     }
 
     /// Values of gradients and of each moment that this rank owns.

@@ -102,22 +102,24 @@ fn put_out(
     RunRecord { finished, ..record.clone() }.write(output_dir)
 }
 
-/// The checkpoint with the lowest evaluation loss and its step, if its weights are asked for. Says which one it is, and when
+/// The checkpoint with the best evaluation and its step, if its weights are asked for. Says which one it is, and when
 /// there is none or a better one is gone.
 fn best(config: &Config, record: &RunRecord, state: &TrainerState, watch: &Watch<'_>) -> Option<(PathBuf, u64)> {
     if !config.load_best_model_at_end {
         return None;
     }
-    let lowest = state.best_metric.zip(state.best_global_step);
-    let found = checkpoint::best(&config.output_dir, record, state.losses());
-    let found = found.and_then(|(dir, loss)| Some((checkpoint::step_of(&dir)?, dir, loss)));
-    let Some((step, dir, loss)) = found else {
-        watch.warn("load_best_model_at_end: no checkpoint with a finite evaluation loss: the last model is put out");
+    let by = &state.run.best_by;
+    let name = &by.name;
+    let noted = state.best_metric.zip(state.best_global_step);
+    let found = checkpoint::best(&config.output_dir, record, state.costs());
+    let found = found.and_then(|(dir, cost)| Some((checkpoint::step_of(&dir)?, dir, by.cost(cost))));
+    let Some((step, dir, value)) = found else {
+        watch.warn(&format!("load_best_model_at_end: no checkpoint with a finite {name}: the last model is put out"));
         return None;
     };
-    if let Some((metric, best_step)) = lowest.filter(|(metric, _)| *metric < loss) {
-        watch.warn(&format!("the lowest evaluation loss, {metric:.4} at step {best_step}, has no checkpoint"));
+    if let Some((metric, best_step)) = noted.filter(|(metric, _)| by.is_better(*metric, Some(value))) {
+        watch.warn(&format!("the best {name}, {metric:.4} at step {best_step}, has no checkpoint"));
     }
-    watch.say(&format!("the model with the lowest evaluation loss ({loss:.4}) is that of {}", dir.display()));
+    watch.say(&format!("the model with the best {name} ({value:.4}) is that of {}", dir.display()));
     Some((dir, step))
 }

@@ -4,6 +4,7 @@ use super::sources::SourceSums;
 use super::{Finished, Trainer};
 use crate::base_format;
 use crate::batch::{self, Steps};
+use crate::best::Best;
 use crate::checkpoint;
 use crate::collective::Collective;
 use crate::collective::background::Communicator;
@@ -79,6 +80,7 @@ pub fn run(
         ..found_state.map(|state| state.run.clone()).unwrap_or_default()
     };
     let mut state = state(config, found_state, max_steps, run, rank);
+    state.choose_by(Best::of(config)?);
     let loaded = communicator.attend("model", &Pulse::default(), || -> Result<_> {
         let (trainee, layout, partitions) = load(config, found.as_ref(), device, (rank, world_size))?;
         let kept_features = setup::kept_features(config, &trainee, &layout, &shards)?;
