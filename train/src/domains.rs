@@ -39,7 +39,7 @@ const fn above_0() -> Domain {
     Domain { low: 0.0, has_low: false, high: LARGEST, has_high: true }
 }
 
-const DOMAINS: [(&str, Domain); 29] = [
+const DOMAINS: [(&str, Domain); 31] = [
     ("learning_rate", at_least(0.0)),
     ("mm_projector_lr", at_least(0.0)),
     ("vision_tower_lr", at_least(0.0)),

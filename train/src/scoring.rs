@@ -3,6 +3,7 @@
 use crate::captions::{first_answer, prompt};
 use crate::collective::background::Communicator;
 use crate::config::Config;
+use crate::mixture::Mixture;
 use crate::scores::Scores;
 use anyhow::{Result, anyhow};
 use base::Error;
@@ -14,7 +15,6 @@ use metrics::{Expected, Metric};
 use model::Llava;
 use model::batch::PackedBatch;
 use model::config::LlavaConfig;
-use shards::ShardSet;
 
 /// Most figures that a metric has.
 const MOST_FIGURES: usize = 8;
@@ -41,7 +41,7 @@ impl Scoring {
     pub fn open(
         config: &Config,
         model: &LlavaConfig,
-        shards: &ShardSet,
+        shards: &Mixture,
         rank: usize,
         world_size: usize,
     ) -> Result<Option<Self>> {
@@ -61,7 +61,7 @@ impl Scoring {
             let ids: Vec<u32> = prompt(row, model.image_token_index).input_ids.iter().map(|&id| id as u32).collect();
             let of_row = Expected { answers, options: options_in(&chat.decode(&ids, true)?) };
             metric.check(&of_row).map_err(|unusable| {
-                let place = format!("{}: held-out row {id:?}", config.data_path.display());
+                let place = format!("{}: held-out row {id:?}", config.data_path);
                 let expected = format!("{} (--eval_metric {metric})", unusable.expected);
                 Error::invalid(place, unusable.found, expected, "take another --eval_metric, or other rows")
             })?;
@@ -81,7 +81,7 @@ impl Scoring {
         &self,
         model: &Llava,
         config: &LlavaConfig,
-        shards: &ShardSet,
+        shards: &Mixture,
         communicator: &mut Communicator,
     ) -> Result<Scores> {
         let answers = communicator.attend("answers", &Pulse::default(), || self.answers(model, config, shards))??;
@@ -99,7 +99,7 @@ impl Scoring {
         Ok(Scores(self.metric.figure_names().iter().copied().zip(values).collect()))
     }
 
-    fn answers(&self, model: &Llava, config: &LlavaConfig, shards: &ShardSet) -> Result<Vec<String>> {
+    fn answers(&self, model: &Llava, config: &LlavaConfig, shards: &Mixture) -> Result<Vec<String>> {
         let rows: Vec<usize> = (self.rank..self.rows).step_by(self.world_size).collect();
         let mut texts = Vec::with_capacity(rows.len());
         for group in rows.chunks(self.group) {
