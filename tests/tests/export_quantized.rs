@@ -46,7 +46,11 @@ fn quantised_files_are_ggmls_and_are_compared_with_the_model() {
             assert_eq!((&read["different"], &read["unexpected"]), (&json!([]), &json!([])), "{name}, {kind}");
             assert_eq!(read["file_type"], json!(file_type), "{name}, {kind}");
             let is_quantised = |name: &str| read["types"][name].as_str().is_some_and(|kind| kind.starts_with('Q'));
-            assert_eq!(is_quantised("blk.0.ffn_up.weight"), kind != "f16", "{name}, {kind}: {}", read["types"]);
+            // Rows that are no whole number of ggml's smallest blocks stay in f16, as llama.cpp leaves them.
+            let width = &tests::runs::json_file(&model.llava().join("config.json"))["text_config"]["hidden_size"];
+            let has_blocks = width.as_u64().expect("a width").is_multiple_of(32);
+            let expected = kind != "f16" && has_blocks;
+            assert_eq!(is_quantised("blk.0.ffn_up.weight"), expected, "{name}, {kind}: {}", read["types"]);
             assert!(!is_quantised("v.blk.0.ffn_up.weight"), "{name}, {kind}: the tower is in f16");
         }
     }

@@ -36,9 +36,12 @@ fn the_recipes_of_the_real_job_fit_the_programs() {
         assert!(output.status.success(), "{}: {errors}", path.display());
         let programs: Vec<&str> = lines.lines().filter_map(|line| line.split(' ').next()).collect();
         println!("{}: {programs:?}", path.display());
-        let [first, second, trains @ .., last] = &programs[..] else { panic!("{lines}") };
-        assert_eq!([*first, *second, *last], ["preprocess", "preprocess", "infer"], "{lines}");
-        assert!(!trains.is_empty() && trains.iter().all(|&program| program == "train"), "{lines}");
+        // A model, shards of one dataset or more, one training or more, and mostly captions.
+        let mut in_order = programs.clone();
+        in_order.dedup();
+        let stages = programs.iter().filter(|&&program| program == "preprocess").count();
+        assert!(stages >= 2 && in_order[..2] == ["preprocess", "train"], "{lines}");
+        assert!(in_order[2..].iter().all(|&program| program == "infer"), "{lines}");
     }
 }
 

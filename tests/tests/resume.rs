@@ -179,7 +179,8 @@ fn a_full_disk_during_a_save_is_a_warning() {
     std::fs::create_dir(&disk).expect("created");
     // The file system is that of the script alone, so what is left on it is looked at there.
     let output = disk.join("run");
-    let words = arguments(&output, "none", of_ranks(2), &[&save[..], &["--nproc", "2"]].concat()).join(" ");
+    let words =
+        arguments(&output, "none", of_ranks(2), &[&save[..], &["--nproc", "2", "--force", "true"]].concat()).join(" ");
     let script = format!(
         "mount -t tmpfs -o size={room}k tmpfs {disk} || exit 77; {train} {words} 2>{log}; status=$?
          ls -a {output} >{log}.files; cp -r {output} {copy}; exit $status",

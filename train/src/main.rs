@@ -197,6 +197,7 @@ fn train(
     tell_notes();
     let mut config = recipe::resolve(config, matches, recipe.as_deref()).map_err(Failure::usage)?;
     config.model_name_or_path = hub::resolve(&config.model_name_or_path, Wanted::Llava).map_err(anyhow::Error::from)?;
+    setup::settle_dtype(&config, launch::local_rank(0))?;
     setup::require_named_cpu(&config).map_err(Failure::usage)?;
     require_fit(&config)?;
     Ok(run(&config, args)?)

@@ -64,6 +64,17 @@ pub fn require_named_cpu(config: &Config) -> Result<()> {
     Err(Error::invalid(dir.display(), found, "a GPU for a model of this size", remedy).into())
 }
 
+/// Settles the dtype that a device computes in, before anything else makes tensors there.
+///
+/// # Errors
+/// A device that this build or this machine does not have.
+pub fn settle_dtype(config: &Config, local_rank: usize) -> Result<()> {
+    if wants_bf16(config)? {
+        config.device_kind()?.of_rank(local_rank).open_in_bf16()?;
+    }
+    Ok(())
+}
+
 /// Opens a rank's device, in the dtype that the run computes in.
 ///
 /// # Errors

@@ -2,7 +2,12 @@
 
 /// The candidate with the smallest edit distance, unless so much is different that nobody would mean it.
 pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let (distance, candidate) = candidates.map(|candidate| (edit_distance(name, candidate), candidate)).min()?;
+    // A name that only goes on (`lora_rank`) is nearer than one with other letters (`local_rank`).
+    let distance = |candidate: &str| match name.strip_prefix(candidate) {
+        Some(_) if candidate.len() > 4 => 1.min(edit_distance(name, candidate)),
+        _ => edit_distance(name, candidate),
+    };
+    let (distance, candidate) = candidates.map(|candidate| (distance(candidate), candidate)).min()?;
     (distance <= (name.chars().count() / 3).max(1)).then_some(candidate)
 }
 
@@ -35,6 +40,7 @@ mod tests {
         assert_eq!(nearest("learning_rat", ["seed", "learning_rate", "lora_r"].into_iter()), Some("learning_rate"));
         assert_eq!(nearest("widht", ["note", "width"].into_iter()), Some("width"));
         assert_eq!(nearest("sede", ["seed", "steps"].into_iter()), Some("seed"));
+        assert_eq!(nearest("lora_rank", ["local_rank", "lora_r"].into_iter()), Some("lora_r"));
         assert_eq!(nearest("bits", ["bf16", "seed"].into_iter()), None);
         assert_eq!(nearest("galore_rank", ["seed", "nproc", "bf16"].into_iter()), None);
         assert_eq!(nearest("x", [].into_iter()), None);

@@ -53,8 +53,8 @@ fn link_all(from: &Path, to: &Path) -> io::Result<()> {
         }
         #[cfg(unix)]
         let linked = std::os::unix::fs::symlink(&path, &target);
-        #[cfg(not(unix))]
-        let linked = std::fs::hard_link(&path, &target);
+        #[cfg(windows)]
+        let linked = std::os::windows::fs::symlink_file(&path, &target);
         match linked {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}

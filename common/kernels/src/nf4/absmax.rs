@@ -146,10 +146,10 @@ pub fn dynamic_map() -> [f32; 256] {
         let scale = 10f64.powi(exponent as i32 - (EXPONENTS as i32 - 1)) as f32;
         let steps = 1usize << exponent;
         let step = (1.0f32 - 0.1) / steps as f32;
-        // As torch.linspace does it: each half from its own end.
+        // As torch.linspace does it: each half from its own end, rounded once.
         let bound = |index: usize| match index < steps.div_ceil(2) {
-            true => 0.1 + step * index as f32,
-            false => 1.0 - step * (steps - index) as f32,
+            true => step.mul_add(index as f32, 0.1),
+            false => (-step).mul_add((steps - index) as f32, 1.0),
         };
         let means = (0..steps).map(|index| (bound(index) + bound(index + 1)) / 2.0);
         values.extend(means.flat_map(|mean| [scale * mean, -scale * mean]));

@@ -26,7 +26,7 @@ pub(super) struct Nf4State {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     nested_dtype: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    nested_offset: Option<f32>,
+    nested_offset: Option<f64>,
 }
 
 fn wrong(files: &TensorFiles, name: &str, found: impl ToString, expected: impl ToString) -> Error {
@@ -67,7 +67,7 @@ impl Nf4State {
                 let codes = self.bytes(files, name, ABSMAX, blocks)?;
                 let map = self.floats(files, name, NESTED_QUANT_MAP, 256)?;
                 let absmax = self.floats(files, name, NESTED_ABSMAX, blocks.div_ceil(block))?;
-                Absmax::of_codes((codes.to_vec(), map), absmax, block, offset, device)
+                Absmax::of_codes((codes.to_vec(), map), absmax, block, offset as f32, device)
             }
             _ => Absmax::of_values(self.floats(files, name, ABSMAX, blocks)?, device),
         };
@@ -109,7 +109,7 @@ pub(super) fn sources(name: &str, weight: &Nf4Weight, dtype: WeightDtype) -> Res
         Absmax::Nested { codes, map, absmax, block, offset } => {
             state.nested_blocksize = Some(*block);
             state.nested_dtype = Some(WeightDtype::F32.torch_name().into());
-            state.nested_offset = Some(*offset);
+            state.nested_offset = Some(f64::from(*offset));
             let codes = codes.clone().into_data().bytes().to_vec();
             sources.push(bytes(format!("{name}{ABSMAX}"), vec![codes.len()], codes));
             sources.push(floats(format!("{name}{NESTED_ABSMAX}"), absmax.clone()));
