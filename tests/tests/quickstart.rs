@@ -106,7 +106,7 @@ fn a_small_quickstart_runs_and_runs_only_once() {
     let (said, log) = (text(&first.stdout), text(&first.stderr));
     assert!(first.status.success(), "{log}");
     assert!(said.contains("of 10 held-out captions"), "{said}");
-    for (number, name) in ["data", "model", "shards", "train", "infer"].iter().enumerate() {
+    for (number, name) in ["data", "model", "shards", "train", "eval"].iter().enumerate() {
         assert!(log.contains(&format!("== stage {} of 5: {name}", number + 1)), "{name}: {log}");
     }
     assert!(log.contains("64/64 pictures"), "progress of the data: {log}");
