@@ -145,6 +145,8 @@ fn folders_that_fit_no_layout_are_described() {
         &folder.path().join("near"),
         &[&near[..], &["info.json (an object with the keys version)", example]].concat(),
     );
+    write("open/captions.csv", "image,caption\na.jpg,\"A.\nb.jpg,B.\nc.jpg,C.\n");
+    refused(&folder.path().join("open"), &["captions.csv: line 2", "over 3 lines", "quotation mark"]);
     write("two/a.jsonl", "{\"image\": \"a.jpg\", \"caption\": \"A.\"}\n");
     write("two/b.csv", "image,caption\na.jpg,A.\n");
     refused(&folder.path().join("two"), &["2 datasets: a.jsonl (captions), b.csv (captions)", "two/a.jsonl"]);

@@ -208,7 +208,12 @@ fn require_fit(config: &Config) -> Result<(), Failure> {
     if launch::local_rank(0) != 0 {
         return Ok(());
     }
-    let misfits: Vec<String> = plan::misfits(config).iter().map(ToString::to_string).collect();
+    let misfits = plan::misfits(config);
+    let way_out = match misfits.iter().any(plan::Misfit::can_be_tried) {
+        true => "train plan shows all of it; --force true starts it all the same",
+        false => "train plan shows all of it",
+    };
+    let misfits: Vec<String> = misfits.iter().map(ToString::to_string).collect();
     match (misfits.is_empty(), config.force) {
         (true, _) => Ok(()),
         (false, true) => {
@@ -216,7 +221,7 @@ fn require_fit(config: &Config) -> Result<(), Failure> {
             Ok(())
         }
         (false, false) => Err(Failure::DoesNotFit(anyhow::anyhow!(
-            "the job does not fit this machine (train plan shows all of it; --force true starts it all the same):\n{}",
+            "the job does not fit this machine ({way_out}):\n{}",
             misfits.join("\n")
         ))),
     }

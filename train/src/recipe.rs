@@ -348,7 +348,10 @@ mod tests {
             (r#""optimizer": {"type": "AdamW", "params": {"eps": 0}}"#, "ds.json: optimizer.params.eps: found 0"),
             (r#""optimizer": {"type": "AdamW", "params": {"lr": -1}}"#, "ds.json: optimizer.params.lr: found -1"),
             (r#""gradient_clipping": -1"#, "ds.json: gradient_clipping: found -1"),
-            (r#""scheduler": {"type": "WarmupDecayLR", "params": {}}"#, "one rate for all parts"),
+            (
+                r#""scheduler": {"type": "WarmupDecayLR", "params": {"warmup_max_lr": "auto"}}"#,
+                "one rate for all parts",
+            ),
         ] {
             write(&format!(r#"{{"zero_optimization": {{"stage": 2}}, {json}}}"#));
             let args =

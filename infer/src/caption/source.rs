@@ -52,7 +52,7 @@ impl Source {
             }),
             (None, Some(dir), None) => {
                 let source = dataset::Source::find(dir, None)?;
-                let files = ImageSources::find_with(source.folder(), source.pictures())?;
+                let files = ImageSources::find_in(source.folder(), &source.picture_folders())?;
                 let questions = Questions::new(vec![processors.typed_question(&args.prompt)], 0);
                 Ok(Self::Dataset { files, records: dataset::read_all(&source, &questions)?, system })
             }

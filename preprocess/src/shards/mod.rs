@@ -35,7 +35,7 @@ pub fn run(args: &Args) -> Result<String> {
     tracing::info!("{}: {}", args.data.display(), source.describe());
     model.require_rows_for_all_ids(&args.model)?;
     model.chat.check_system(&args.system_prompt).context("--system-prompt")?;
-    let images = ImageSources::find_with(source.folder(), source.pictures())?;
+    let images = ImageSources::find_in(source.folder(), &source.picture_folders())?;
     let input = Input::scan(&source, &images, args.limit.unwrap_or(usize::MAX), args.workers())?;
     for warning in &input.warnings {
         tracing::warn!("{}: {warning}", args.data.display());

@@ -114,8 +114,8 @@ impl Job<'_> {
             let sample = attempt(|| self.processor.process(&row))
                 .unwrap_or_else(|panic| Err(Refusal::new(Cause::InternalError, panic)));
             match sample {
-                Ok(sample) => {
-                    let split = usize::from(self.processor.split(&sample.id) == Split::Validation);
+                Ok((split, sample)) => {
+                    let split = usize::from(split == Split::Validation);
                     // A panic here may have left half a row behind: nothing of this shard is kept.
                     match attempt(|| encoders[split].push(&sample)) {
                         Ok(pushed) => pushed?,

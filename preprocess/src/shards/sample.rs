@@ -25,21 +25,21 @@ pub struct RowProcessor<'a> {
 }
 
 impl RowProcessor<'_> {
-    /// Makes the sample of a row.
-    pub fn process(&self, row: &SourceRow) -> Result<Sample, Refusal> {
+    /// Makes the sample of a row, and says where it belongs.
+    pub fn process(&self, row: &SourceRow) -> Result<(Split, Sample), Refusal> {
         let record = Record::read(row, self.questions)?;
-        let id = record.id.clone();
+        let (id, split) = (record.id.clone(), self.split(&record.group));
         let conversation = record.conversation()?;
         let tokens = self.tokenize(&conversation)?;
         let images =
             conversation.images.iter().map(|name| self.image(name, &row.attachments)).collect::<Result<_, _>>()?;
-        Ok(Sample { id, tokens, images })
+        Ok((split, Sample { id, tokens, images }))
     }
 
-    /// Train or validation: a function of the id alone, so that rows about one picture, which share its id in LLaVA's data,
-    /// are all on one side.
-    pub fn split(&self, id: &str) -> Split {
-        let hash = files::sha256(id.as_bytes());
+    /// Train or validation: a function of what rows about one picture share (its id in LLaVA's data, else its name), so that
+    /// they are all on one side.
+    fn split(&self, group: &str) -> Split {
+        let hash = files::sha256(group.as_bytes());
         let hash = u64::from_le_bytes(std::array::from_fn(|index| hash[index]));
         // 2⁶⁴ as f64 is exact; the fraction is below 1.
         let held_out = (hash as f64) < self.plan.validation_fraction * 2f64.powi(64);

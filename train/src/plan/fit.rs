@@ -14,6 +14,9 @@ use kernels::device::DeviceKind;
 use shards::PixelFormat;
 use std::fmt;
 
+/// A misfit of the data.
+const VALIDATION_ROWS: &str = "validation rows";
+
 /// A thing of which the machine has too little.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Misfit {
@@ -23,6 +26,13 @@ pub struct Misfit {
     pub found: String,
     /// Settings that would fit, each by itself.
     pub remedies: Vec<String>,
+}
+
+impl Misfit {
+    /// Whether a run could begin without it: not without rows to evaluate on.
+    pub fn can_be_tried(&self) -> bool {
+        self.what != VALIDATION_ROWS
+    }
 }
 
 impl fmt::Display for Misfit {
@@ -198,7 +208,7 @@ impl Plan {
     fn lacks_validation(&self) -> Option<Misfit> {
         let is_wanted = self.config.eval_strategy != Strategy::No;
         (is_wanted && self.data.validation_rows == Some(0)).then(|| Misfit {
-            what: "validation rows",
+            what: VALIDATION_ROWS,
             found: format!("--eval_strategy wants some, {} has none", self.config.data_path),
             remedies: vec![
                 "make the shards with preprocess shards --validation-fraction 0.01".to_string(),

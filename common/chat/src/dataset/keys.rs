@@ -182,6 +182,9 @@ pub(super) fn meaning(key: &str, value: &RawValue, images: usize) -> Meaning {
     if value.get() == "false" {
         return Meaning::Harmless;
     }
+    if name == "split" && !is_of_training(value) {
+        return Meaning::Changes("the row is of another split than train");
+    }
     let harmless = HARMLESS.contains(&name) || (images > 0 && ORIGINS.contains(&name));
     let is_media = !harmless && value.get().contains('"') && MEDIA_WORDS.iter().any(|word| name.contains(word));
     if is_media {
@@ -197,6 +200,12 @@ pub(super) fn meaning(key: &str, value: &RawValue, images: usize) -> Meaning {
         return Meaning::Harmless;
     }
     Meaning::Unknown
+}
+
+/// Names of the split that is trained on; `restval` is COCO's, of Karpathy.
+fn is_of_training(split: &RawValue) -> bool {
+    let name = split.get().trim_matches('"').to_ascii_lowercase();
+    name.starts_with("train") || name == "restval"
 }
 
 /// Refuses a record with a key that would change it.

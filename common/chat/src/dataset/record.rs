@@ -14,6 +14,8 @@ const MAX_NAME_BYTES: usize = 4096;
 pub struct Record {
     /// `id`, a number as its digits; `row N` for a row without. A label: other rows may have the same.
     pub id: String,
+    /// What rows that belong together share: the `id`, else the first picture, else nothing but the row's number.
+    pub group: String,
     /// Image file names, in order.
     pub images: Vec<String>,
     /// A system prompt of its own.
@@ -69,7 +71,9 @@ impl Record {
             return Err(parser.fault("two system prompts, a key and a turn; expected one of them"));
         }
         let system = system.or_else(|| first.cloned());
-        Ok(Self { id: id.unwrap_or_else(|| format!("row {}", row.number)), images, system, turns })
+        let number = || format!("row {}", row.number);
+        let group = id.as_ref().or(images.first()).cloned().unwrap_or_else(number);
+        Ok(Self { id: id.unwrap_or_else(number), group, images, system, turns })
     }
 }
 

@@ -43,25 +43,19 @@ impl ImageSources {
     /// # Errors
     /// `data` is no folder; a damaged zip file.
     pub fn find(data: &Path) -> Result<Self> {
-        Self::find_with(data, None)
+        Self::find_in(data, &["images", "images_dl", ""])
     }
 
-    /// The same, and a folder in `data` that the dataset's layout names.
+    /// The same in these folders of `data`, in this order.
     ///
     /// # Errors
     /// As above.
-    pub fn find_with(data: &Path, folder: Option<&str>) -> Result<Self> {
+    pub fn find_in(data: &Path, folders: &[&str]) -> Result<Self> {
         if !data.is_dir() {
             let expected = "the folder of a dataset";
             return Err(Error::invalid(data.display(), "no such folder", expected, "give the dataset's folder"));
         }
-        let folders = ["images", "images_dl"]
-            .into_iter()
-            .chain(folder)
-            .chain([""])
-            .map(|name| Folder::new(name, data.join(name)))
-            .filter(Folder::exists)
-            .collect();
+        let folders = folders.iter().map(|name| Folder::new(name, data.join(name))).filter(Folder::exists).collect();
         let zip = data.join("images.zip");
         let zip = if zip.is_file() { Some(ZipFile::open(&zip)?) } else { None };
         Ok(Self { folders, zip })

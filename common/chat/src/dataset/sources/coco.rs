@@ -16,7 +16,7 @@ use std::io::BufReader;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-pub(super) const KIND: Kind = Kind { form: Form::Files, find, rows };
+pub(super) const KIND: Kind = Kind { form: Form::Files, pictures_beside: true, find, rows };
 const IMAGES: &str = "images";
 const ANNOTATIONS: &str = "annotations";
 /// What a reader stops with when it has all that it wants; not shown.

@@ -8,11 +8,11 @@ use base::{Error, Result};
 use csv::{Reader, ReaderBuilder, StringRecord};
 use serde_json::{Map, Value};
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-pub(super) const KIND: Kind = Kind { form: Form::Files, find, rows };
+pub(super) const KIND: Kind = Kind { form: Form::Files, pictures_beside: true, find, rows };
 /// The one that the first line has most often separates the columns.
 const DELIMITERS: [u8; 4] = [b',', b'\t', b';', b'|'];
 
@@ -54,8 +54,9 @@ fn rows(source: &Source, _: super::Pass, take: Take<'_>) -> Result<()> {
     for path in source.paths() {
         let (mut reader, columns) = open(&path)?;
         let file = file_name(&path);
-        for record in reader.records() {
-            let record = record.map_err(|error| malformed(&path, &error))?;
+        let mut record = StringRecord::new();
+        while reader.read_record(&mut record).map_err(|error| malformed(&path, &error))? {
+            require_closed(&path, &record, reader.position())?;
             let line = record.position().map_or(0, csv::Position::line);
             let place = format!("{file} line {line}");
             let json = raw(&object(&columns, &record), &place)?;
@@ -67,6 +68,25 @@ fn rows(source: &Source, _: super::Pass, take: Take<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses a row of several lines that a quotation mark without its second one has made, up to the file's end or to the next such
+/// mark: where columns are separated by tabs, no cell has tabs and line ends.
+fn require_closed(path: &Path, record: &StringRecord, end: &csv::Position) -> Result<()> {
+    let Some(start) = record.position().filter(|start| end.line() > start.line() + 1) else { return Ok(()) };
+    let mut text = Vec::new();
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    file.seek(SeekFrom::Start(start.byte())).map_err(Error::io(path))?;
+    file.take(end.byte() - start.byte()).read_to_end(&mut text).map_err(Error::io(path))?;
+    let is_open = text.iter().filter(|byte| **byte == b'"').count() % 2 == 1;
+    let swallows = record.iter().any(|cell| cell.contains('\n') && cell.contains('\t'));
+    if !is_open && !swallows {
+        return Ok(());
+    }
+    let place = format!("{}: line {}", path.display(), start.line());
+    let found = format!("a cell over {} lines", end.line() - start.line());
+    let remedy = "close the cell's quotation mark; one that is text is written \"\" in a cell within \"…\"";
+    Err(Error::invalid(place, found, "a quotation mark at its end", remedy))
 }
 
 /// A row as an object: an empty cell is a missing value, and a column without a name is pandas' index.

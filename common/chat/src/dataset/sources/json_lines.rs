@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-pub(super) const KIND: Kind = Kind { form: Form::Files, find, rows };
+pub(super) const KIND: Kind = Kind { form: Form::Files, pictures_beside: true, find, rows };
 /// Name, without its ending, of the table of an imagefolder.
 pub(super) const IMAGEFOLDER: &str = "metadata";
 

@@ -9,6 +9,7 @@ use std::fs::File;
 
 pub(super) const KIND: Kind = Kind {
     form: Form::Files,
+    pictures_beside: false,
     find,
     rows: |source, _, take| {
         source.paths().try_for_each(|path| {

@@ -51,6 +51,8 @@ pub enum Pass {
 /// A kind of file.
 struct Kind {
     form: Form,
+    /// Names of pictures are first of all relative to the folder; LLaVA's lists have them in `images/`.
+    pictures_beside: bool,
     /// Datasets of this kind in a folder, and what is nearly one.
     find: fn(&Listing, &mut Findings) -> Result<()>,
     /// Hands on all rows.
@@ -138,9 +140,13 @@ impl Source {
         &self.folder
     }
 
-    /// A folder in it with pictures, beside those that every dataset may have.
-    pub fn pictures(&self) -> Option<&str> {
-        self.pictures.as_deref()
+    /// Folders in it where a picture is looked for, in this order; `""` is the folder itself.
+    pub fn picture_folders(&self) -> Vec<&str> {
+        let own = self.pictures.as_deref().into_iter();
+        match self.kind.pictures_beside {
+            true => own.chain(["", "images", "images_dl"]).collect(),
+            false => ["images", "images_dl"].into_iter().chain(own).chain([""]).collect(),
+        }
     }
 
     /// What it is, for people: `LLaVA conversations (chat.json)`.

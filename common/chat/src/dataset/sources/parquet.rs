@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-pub(super) const KIND: Kind = Kind { form: Form::Tables, find, rows };
+pub(super) const KIND: Kind = Kind { form: Form::Tables, pictures_beside: true, find, rows };
 
 /// A row of a table: its columns as a JSON object, and its pictures.
 #[derive(Debug)]
@@ -53,8 +53,7 @@ fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
             },
         }
     }
-    groups::add(&KIND, &format!("Parquet with {layout}"), files, found);
-    Ok(())
+    groups::add(&KIND, &format!("Parquet with {layout}"), files, found)
 }
 
 fn rows(source: &Source, pass: Pass, take: Take<'_>) -> Result<()> {

@@ -8,7 +8,7 @@ use serde_json::json;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-pub(super) const KIND: Kind = Kind { form: Form::TextFiles, find, rows };
+pub(super) const KIND: Kind = Kind { form: Form::TextFiles, pictures_beside: true, find, rows };
 
 fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
     if listing.is_file {

@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-pub(super) const KIND: Kind = Kind { form: Form::Files, find, rows };
+pub(super) const KIND: Kind = Kind { form: Form::Files, pictures_beside: true, find, rows };
 const VIDEO: [&str; 5] = ["mp4", "avi", "mkv", "mov", "webm"];
 const AUDIO: [&str; 4] = ["mp3", "wav", "flac", "m4a"];
 const TEXTS: [&str; 2] = ["txt", "caption"];
@@ -24,8 +24,7 @@ fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
         .filter(|file| file.to_string_lossy().contains(".tar") || super::folder::has_ending(file, &["tgz"]));
     found.others.extend(packed.map(|file| format!("{} (compressed; unpack it to a .tar)", file.display())));
     let files = listing.with_ending(&["tar"]).cloned().collect();
-    groups::add(&KIND, "WebDataset", files, found);
-    Ok(())
+    groups::add(&KIND, "WebDataset", files, found)
 }
 
 /// The members of a row so far.
@@ -118,12 +117,19 @@ impl Sample {
         }
     }
 
+    /// What is wrong with a caption of several pictures: one of them is a mask, or what another model makes of the first. A row
+    /// with turns says itself where its pictures are.
+    fn several_pictures(&self) -> Option<String> {
+        let has_turns = self.json.as_ref().is_some_and(has_turns);
+        (self.attachments.len() > 1 && !has_turns).then(|| {
+            let names: Vec<&str> = self.attachments.iter().map(|attached| attached.name.as_str()).collect();
+            format!("{} pictures for one caption ({}), expected one", names.len(), names.join(", "))
+        })
+    }
+
     /// The row: of a JSON member its turns, else the text beside it, else its caption.
     fn object(self) -> (Map<String, Value>, Vec<Attachment>) {
         let Self { key, attachments, caption, json, others, .. } = self;
-        let has_turns = |object: &Map<String, Value>| {
-            layouts::name_of(object.keys().map(String::as_str)).is_some_and(|name| name != "captions")
-        };
         let mut object = match (json, caption) {
             (Some(object), None) => object,
             (Some(object), Some(_)) if has_turns(&object) => object,
@@ -144,12 +150,16 @@ impl Sample {
     }
 }
 
+fn has_turns(object: &Map<String, Value>) -> bool {
+    layouts::name_of(object.keys().map(String::as_str)).is_some_and(|name| name != "captions")
+}
+
 fn hand_on(mut sample: Sample, file: &str, take: Take<'_>) -> Result<ControlFlow<()>> {
     if sample.key.is_empty() {
         return Ok(ControlFlow::Continue(()));
     }
     let place = format!("{file}: {}", sample.key);
-    let fault = sample.fault.take();
+    let fault = sample.fault.take().or_else(|| sample.several_pictures());
     let (object, attachments) = sample.object();
     let json = raw(&object, &place)?;
     let place = RowPlace::Named(place);
