@@ -349,7 +349,7 @@ mod tests {
             (r#""optimizer": {"type": "AdamW", "params": {"lr": -1}}"#, "ds.json: optimizer.params.lr: found -1"),
             (r#""gradient_clipping": -1"#, "ds.json: gradient_clipping: found -1"),
             (
-                r#""scheduler": {"type": "WarmupDecayLR", "params": {"warmup_max_lr": "auto"}}"#,
+                r#""scheduler": {"type": "WarmupDecayLR", "params": {"warmup_max_lr": "auto", "total_num_steps": "auto"}}"#,
                 "one rate for all parts",
             ),
         ] {
