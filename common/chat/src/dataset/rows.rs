@@ -20,7 +20,7 @@ pub struct SourceRow {
     pub constants: usize,
     /// Its text.
     pub json: Box<RawValue>,
-    /// Pictures that come with it; those that it names and that are not here are files.
+    /// Pictures stored with the row. Other names of pictures in the row are files.
     pub attachments: Vec<Attachment>,
     /// Why it cannot be read although the file can.
     pub fault: Option<String>,

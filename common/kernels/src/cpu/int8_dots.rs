@@ -10,8 +10,8 @@ pub fn available() -> bool {
     isa() == Isa::Avx512
 }
 
-/// Σ input · code for several inputs as long as `codes`: sixteen fused sums, of which those eight apart are added first, then one after
-/// another, then what is behind the last whole sixteen. The same for an input whatever the others are.
+/// Σ input · code for several inputs as long as `codes`: sixteen fused partial sums. Partial sums i and i + 8 are added, then the
+/// eight results in order, then the products after the last whole sixteen. An input's result does not depend on the other inputs.
 ///
 /// # Panics
 /// On a machine without AVX-512.

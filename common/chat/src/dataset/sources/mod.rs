@@ -85,7 +85,7 @@ struct Found {
     layout: String,
     /// In the order of their rows, relative to the folder.
     files: Vec<PathBuf>,
-    /// A folder of pictures beside those that every dataset may have.
+    /// A folder of pictures that only this layout has, as COCO's `train2017`.
     pictures: Option<String>,
 }
 
@@ -108,7 +108,7 @@ impl Source {
         let listing = Listing::of(data, tables)?;
         let mut found = Findings::default();
         for kind in KINDS {
-            // What is named chat.json is meant, whatever else is there.
+            // With a chat.json, the other files of the folder are not looked at.
             if !found.datasets.is_empty() && (listing.is_chat_json() || kind.form == Form::TextFiles) {
                 break;
             }

@@ -117,7 +117,7 @@ impl Sample {
         }
     }
 
-    /// What is wrong with a caption of several pictures: one of them is a mask, or what another model makes of the first. A row
+    /// The fault of a caption with several pictures: one of them may be a mask, or an edited version of the other. A row
     /// with turns says itself where its pictures are.
     fn several_pictures(&self) -> Option<String> {
         let has_turns = self.json.as_ref().is_some_and(has_turns);
