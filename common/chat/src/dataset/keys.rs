@@ -321,6 +321,9 @@ mod tests {
             }
         };
         for (key, value, images, expected) in [
+            ("split", "\"train_2014\"", 1, "harmless"),
+            ("split", "\"\"", 1, "harmless"),
+            ("split", "\"Validation\"", 1, "refused"),
             ("videos", "[]", 0, "harmless"),
             ("videos", "[\"a.mp4\"]", 1, "refused"),
             ("video", "\"clip\"", 1, "refused"),
