@@ -82,6 +82,7 @@ mod stopping;
 mod train_adapters;
 mod train_cost;
 mod train_parity;
+mod translations;
 mod two_stage;
 mod unsupported_configs;
 mod unwritable;
