@@ -245,7 +245,7 @@ pub struct CaptionArgs {
     #[arg(long, value_name = "FILE.json")]
     pub references: Option<PathBuf>,
     /// Only the first N pictures.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_1)]
     pub limit: Option<usize>,
     /// Share of the pictures that may fail (0 to 1); with more, the run ends with an error after all lines are written.
     #[arg(long, default_value_t = 0.1, value_name = "SHARE", value_parser = share)]
@@ -308,7 +308,7 @@ pub struct EvalArgs {
     #[arg(long, default_value = chat::SYSTEM_PROMPT, value_name = "TEXT")]
     pub system_prompt: String,
     /// Only the first N questions.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_1)]
     pub limit: Option<usize>,
     /// Share of the questions whose picture may be damaged (0 to 1); they are left out of the scores. With more, the run ends with an
     /// error after all lines are written.
@@ -335,7 +335,7 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: PathBuf,
     /// Only the first N rows.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_1)]
     pub limit: Option<usize>,
 }
 

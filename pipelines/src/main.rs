@@ -17,7 +17,7 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 75 stopped by SIGINT, SIGTERM or SIGHUP after train \
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 3 a job does not fit this machine, 75 stopped by SIGINT, SIGTERM or SIGHUP after train \
                           saved a checkpoint (start the same command again), 129, 130 or 143 stopped during another program.";
 
 #[derive(Subcommand)]

@@ -6,6 +6,7 @@ use crate::record::{Before, Record, Standing};
 use crate::signals::{STOPPED, Signals, Stopped};
 use anyhow::{Context, Result, bail};
 use base::{Error, json};
+use cli::exit::{DOES_NOT_FIT, DoesNotFit};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -239,12 +240,16 @@ impl Stage {
             return Err(self.stopped(signals, status.code()));
         }
         let lines = if complained.is_empty() { said } else { complained };
-        bail!(
+        let message = format!(
             "stage {}: {} ended with {status}\n  {command_line}\n  its last lines:\n{}",
             self.name,
             self.program,
             lines.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
         );
+        match status.code() == Some(i32::from(DOES_NOT_FIT)) {
+            true => Err(DoesNotFit(message).into()),
+            false => bail!(message),
+        }
     }
 
     fn stopped(&self, signals: &Signals, code: Option<i32>) -> anyhow::Error {

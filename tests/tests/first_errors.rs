@@ -76,7 +76,7 @@ fn each_names_the_next_step() {
             "--vision-tower",
             "check the path",
         ),
-        Row { place: "absent", next: "let preprocess shards finish there", ..train(&absent, &[]) },
+        Row { place: "absent", next: "check the path; preprocess shards --output", ..train(&absent, &[]) },
         Row {
             place: "cuda:0",
             next: "cargo build --release --features cuda -p train -p infer",

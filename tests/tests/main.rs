@@ -18,6 +18,7 @@ mod edge;
 mod eval;
 mod evaluation;
 mod examples;
+mod exit_codes;
 mod export;
 mod export_quantized;
 mod families;

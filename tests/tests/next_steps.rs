@@ -14,6 +14,15 @@ fn run(folder: &Path, name: &str, words: &[&str]) -> (Option<i32>, String, Strin
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
+/// A small picture.
+fn llava_picture() -> std::path::PathBuf {
+    let images = tests::reference("pictures/images");
+    let mut names: Vec<_> =
+        std::fs::read_dir(images).expect("pictures").map(|entry| entry.expect("an entry").path()).collect();
+    names.sort();
+    names.remove(0)
+}
+
 #[test]
 fn first_errors_say_the_next_step() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -35,7 +44,7 @@ fn first_errors_say_the_next_step() {
             &["models/llava: found no such folder", "preprocess model --vision-tower DIR", "--output models/llava"],
         ),
         ("train", vec!["plan", "--model_name_or_path", "models/llava"], 1, &["no such folder", "--vision-tower"]),
-        ("train", vec!["plan"], 1, &["found no model", "--model_name_or_path"]),
+        ("train", vec!["plan"], 2, &["found no model", "--model_name_or_path"]),
         (
             "preprocess",
             vec![
@@ -80,8 +89,8 @@ fn first_errors_say_the_next_step() {
             &["give --host an address of this machine"],
         ),
         ("pipelines", vec!["run", "bad.toml"], 2, &["did you mean learning_rate?"]),
-        ("pipelines", vec!["run", "none.toml"], 2, &["none.toml: ", "; check the path"]),
-        ("train", vec!["none.toml"], 2, &["none.toml: ", "; check the path"]),
+        ("pipelines", vec!["run", "none.toml"], 1, &["none.toml: ", "; check the path"]),
+        ("train", vec!["none.toml"], 1, &["none.toml: ", "; check the path"]),
         ("train", vec!["--lerning_rate", "1"], 2, &["did you mean --learning_rate?"]),
         ("train", vec!["--gradient_chekpointing_kwargs", "{}"], 2, &["did you mean --gradient_checkpointing_kwargs?"]),
         ("train", vec!["--per_device_train_batchsize", "4"], 2, &["did you mean --per_device_train_batch_size?"]),
@@ -214,4 +223,49 @@ fn a_plan_says_what_fits_the_disk_how_long_it_takes_and_what_computes() {
     let (_, text) = plan(&["--train_type", "use_lora", "--device", "cuda:0", "--bf16", "true", "--nproc", "4"]);
     assert!(text.contains("device: cuda:0, computes in bf16, rank r on GPU r"), "{text}");
     assert!(text.contains("each GPU needs ") && text.contains("time                not known here"), "{text}");
+}
+
+/// Folders of splits: the hint names the one to train on. A fraction that holds out nothing says which one does.
+#[test]
+fn hints_about_a_small_dataset_can_be_followed() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let picture = llava_picture();
+    for split in ["test", "train", "validation"] {
+        let rows = folder.path().join("data").join(split);
+        std::fs::create_dir_all(&rows).expect("created");
+        let mut table = String::from("file_name,text\n");
+        for row in 0..12 {
+            std::fs::copy(&picture, rows.join(format!("{row}.png"))).expect("copied");
+            table += &format!("{row}.png,a picture\n");
+        }
+        std::fs::write(rows.join("metadata.csv"), table).expect("written");
+    }
+    let model = llava();
+    let model = model.to_str().expect("UTF-8");
+    let shards = |more: &[&str]| run(folder.path(), "preprocess", &[&["shards", "--model", model], more].concat());
+    let (code, _, stderr) = shards(&["--data", "data", "--output", "s"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("give the folder of the dataset itself (there is data/train: "), "{stderr}");
+    let (code, stdout, stderr) = shards(&["--data", "data/train", "--output", "s", "--validation-fraction", "0.001"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("+ 0 validation"), "{stdout}");
+    let hint =
+        "--validation-fraction 0.001 of 12 rows holds out none: --validation-fraction 0.5 does, into another --output";
+    assert!(stderr.contains(hint), "{stderr}");
+    let (code, stdout, stderr) = shards(&["--data", "data/train", "--output", "s5", "--validation-fraction", "0.5"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(!stdout.contains("+ 0 validation"), "{stdout}");
+    // A name that is nearly that of a folder of shards.
+    let trained = ["--model_name_or_path", model, "--output_dir", "o", "--train_type", "projector"];
+    let (code, _, stderr) = run(folder.path(), "train", &[&trained[..], &["--data_path", "s6"]].concat());
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("s6: found no such folder") && stderr.contains("did you mean s5?"), "{stderr}");
+    // Two spellings of one folder.
+    let (code, _, stderr) = run(folder.path(), "train", &[&trained[..], &["--data_path", "./s5,s5:0.5"]].concat());
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("found s5 twice, as ./s5"), "{stderr}");
+    let evaluated = [&trained[..], &["--data_path", "s", "--eval_strategy", "steps"]].concat();
+    let (code, _, stderr) = run(folder.path(), "train", &evaluated);
+    assert_eq!(code, Some(3), "{stderr}");
+    assert!(stderr.contains("--validation-fraction 0.5"), "{stderr}");
 }

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use base::output::print;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use cli::exit::{DoesNotFit, WrongUsage};
 use cli::pages::Pages;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -71,28 +72,6 @@ const EXIT_CODES: &str = "Exit codes: 0 trained to the end, 1 failed, 2 wrong op
                           in a checkpoint (EX_TEMPFAIL: the printed command, with --resume_from_checkpoint true, resumes). A second signal \
                           ends the program at once, without a checkpoint: 130 or 143.";
 
-/// Why nothing was done, or not all.
-enum Failure {
-    /// The options, before any work.
-    Usage(anyhow::Error),
-    /// The machine has too little of something.
-    DoesNotFit(anyhow::Error),
-    /// The work.
-    Work(anyhow::Error),
-}
-
-impl Failure {
-    fn usage(error: impl Into<anyhow::Error>) -> Self {
-        Self::Usage(error.into())
-    }
-}
-
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Work(error)
-    }
-}
-
 /// What a process did.
 enum Done {
     /// Its work, and what there is to say of it.
@@ -123,7 +102,7 @@ fn main() -> ExitCode {
         Ok(matches) => matches,
         Err(error) => return wrong_usage(&error, is_plan),
     };
-    let outcome = Cli::from_arg_matches(&matches).map_err(Failure::usage).and_then(|cli| {
+    let outcome = Cli::from_arg_matches(&matches).map_err(WrongUsage::of).and_then(|cli| {
         let tell_notes = || {
             if launch::local_rank(0) == 0 {
                 translated.notes.iter().for_each(|note| tracing::info!("{note}"));
@@ -131,12 +110,10 @@ fn main() -> ExitCode {
         };
         match cli.command {
             Some(Command::Plan(plan)) => show_plan(&plan, &matches, tell_notes),
-            Some(Command::Options) => told(&train::config::options().to_json().map_err(anyhow::Error::from)?),
-            Some(Command::Probe { folder }) => {
-                told(&serde_json::to_string(&probe::look(&folder)).map_err(anyhow::Error::from)?)
-            }
+            Some(Command::Options) => told(&train::config::options().to_json()?),
+            Some(Command::Probe { folder }) => told(&serde_json::to_string(&probe::look(&folder))?),
             Some(Command::Devices) => Ok(Done::Said(Some(devices::table()))),
-            Some(Command::Pages(pages)) => told(&pages.run(command()).map_err(anyhow::Error::from)?),
+            Some(Command::Pages(pages)) => told(&pages.run(command())?),
             None => train(cli.settings, &matches, args, tell_notes),
         }
     });
@@ -156,55 +133,42 @@ fn main() -> ExitCode {
             }
             ExitCode::from(STOPPED)
         }
-        Err(Failure::Usage(error)) => {
-            tracing::error!("{}", cli::exit::message(&error));
-            ExitCode::from(cli::exit::USAGE)
-        }
-        Err(Failure::DoesNotFit(error)) => {
-            tracing::error!("{error}");
-            ExitCode::from(cli::exit::DOES_NOT_FIT)
-        }
-        Err(Failure::Work(error)) => cli::exit::failed(&error),
+        Err(error) => cli::exit::failed(&error),
     }
 }
 
-fn show_plan(cli: &PlanCli, matches: &ArgMatches, tell_notes: impl FnOnce()) -> Result<Done, Failure> {
+fn show_plan(cli: &PlanCli, matches: &ArgMatches, tell_notes: impl FnOnce()) -> Result<Done> {
     let PlanCli { settings: Settings { recipe, config }, plan } = cli;
     tell_notes();
     let matches = matches.subcommand_matches("plan").context("the matches of plan")?;
-    let stages = recipe::merge_stages(config, matches, recipe.as_deref()).map_err(Failure::usage)?;
+    let stages = recipe::merge_stages(config, matches, recipe.as_deref()).map_err(WrongUsage::of)?;
     let (report, fits) = plan::run(&stages, plan, recipe.as_deref())?;
     let said = told(&report)?;
     Ok(if fits { said } else { Done::DoesNotFit })
 }
 
 /// Prints what a command is for: where it cannot be printed, the command has failed.
-fn told(text: &str) -> Result<Done, Failure> {
-    print(&mut std::io::stdout(), text).map_err(anyhow::Error::from)?;
+fn told(text: &str) -> Result<Done> {
+    print(&mut std::io::stdout(), text)?;
     Ok(Done::Said(None))
 }
 
-fn train(
-    settings: Settings,
-    matches: &ArgMatches,
-    args: Vec<OsString>,
-    tell_notes: impl FnOnce(),
-) -> Result<Done, Failure> {
+fn train(settings: Settings, matches: &ArgMatches, args: Vec<OsString>, tell_notes: impl FnOnce()) -> Result<Done> {
     let Settings { recipe, config } = settings;
     if let Some(code) = guard::stand_guard(&args)? {
         return Ok(Done::StoodGuard(code));
     }
     tell_notes();
-    let mut config = recipe::resolve(config, matches, recipe.as_deref()).map_err(Failure::usage)?;
-    config.model_name_or_path = hub::resolve(&config.model_name_or_path, Wanted::Llava).map_err(anyhow::Error::from)?;
+    let mut config = recipe::resolve(config, matches, recipe.as_deref()).map_err(WrongUsage::of)?;
+    config.model_name_or_path = hub::resolve(&config.model_name_or_path, Wanted::Llava)?;
     setup::settle_dtype(&config, launch::local_rank(0))?;
-    setup::require_named_cpu(&config).map_err(Failure::usage)?;
+    setup::require_named_cpu(&config)?;
     require_fit(&config)?;
     Ok(run(&config, args)?)
 }
 
 /// Before anything is loaded: one process of a machine compares what the run needs with what is there.
-fn require_fit(config: &Config) -> Result<(), Failure> {
+fn require_fit(config: &Config) -> Result<()> {
     if launch::local_rank(0) != 0 {
         return Ok(());
     }
@@ -220,10 +184,9 @@ fn require_fit(config: &Config) -> Result<(), Failure> {
             misfits.iter().for_each(|misfit| tracing::warn!("--force: {misfit}"));
             Ok(())
         }
-        (false, false) => Err(Failure::DoesNotFit(anyhow::anyhow!(
-            "the job does not fit this machine ({way_out}):\n{}",
-            misfits.join("\n")
-        ))),
+        (false, false) => {
+            Err(DoesNotFit(format!("the job does not fit this machine ({way_out}):\n{}", misfits.join("\n"))).into())
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+//! Exit codes, by one rule in all programs: 0 done; 2 the words of the command line or of a recipe are refused, on every machine; 1
+//! the work failed, or a file, folder, model or device is not there or does not go with the options; 3 the job does not fit the machine.
 
 use std::process::ExitCode;
 
@@ -19,11 +20,27 @@ pub fn message(error: &anyhow::Error) -> String {
 pub struct WrongUsage(anyhow::Error);
 
 impl WrongUsage {
-    /// Of any error.
+    /// Of any error but the system's: a file that is not there is no wrong usage.
     pub fn of(error: impl Into<anyhow::Error>) -> anyhow::Error {
-        Self(error.into()).into()
+        let error = error.into();
+        match error.downcast_ref() {
+            Some(base::Error::Io { .. }) => error,
+            _ => Self(error).into(),
+        }
     }
 }
+
+/// A job that does not fit the machine: exit code [`DOES_NOT_FIT`].
+#[derive(Debug)]
+pub struct DoesNotFit(pub String);
+
+impl std::fmt::Display for DoesNotFit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for DoesNotFit {}
 
 impl std::fmt::Display for WrongUsage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -38,7 +55,11 @@ pub fn failed(error: &anyhow::Error) -> ExitCode {
     tracing::error!("{}", message(error));
     let is_usage = error.is::<WrongUsage>()
         || error.downcast_ref::<base::Error>().is_some_and(|error| matches!(error, base::Error::Usage(_)));
-    if is_usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+    match (is_usage, error.is::<DoesNotFit>()) {
+        (true, _) => ExitCode::from(USAGE),
+        (_, true) => ExitCode::from(DOES_NOT_FIT),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 #[cfg(test)]

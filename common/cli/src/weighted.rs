@@ -49,9 +49,10 @@ impl WeightedFolders {
                     "found weight {weight} of {shown}, expected a number above 0; leave the folder out"
                 ));
             }
-            if folders[..index].iter().any(|other| other.dir == *dir) {
+            if let Some(other) = folders[..index].iter().find(|other| place(&other.dir) == place(dir)) {
+                let as_other = if other.dir == *dir { String::new() } else { format!(", as {}", other.dir.display()) };
                 return Err(format!(
-                    "found {shown} twice, expected each folder once; give it one weight, such as {shown}:2"
+                    "found {shown} twice{as_other}, expected each folder once; give it one weight, such as {shown}:2"
                 ));
             }
         }
@@ -124,6 +125,11 @@ impl<'de> Deserialize<'de> for WeightedFolders {
     }
 }
 
+/// The same for all spellings of a folder: `shards/a`, `./shards/a`, a link to it.
+fn place(dir: &Path) -> PathBuf {
+    dir.canonicalize().or_else(|_| std::path::absolute(dir)).unwrap_or_else(|_| dir.to_path_buf())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,6 +171,16 @@ mod tests {
     }
 
     #[test]
+    fn links_to_a_folder_are_that_folder() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [real, link] = ["real", "link"].map(|name| folder.path().join(name));
+        std::fs::create_dir(&real).expect("made");
+        std::os::unix::fs::symlink(&real, &link).expect("linked");
+        let twice = pairs(&format!("{}/../real,{}", real.display(), link.display())).expect_err("one folder");
+        assert!(twice.contains(&format!("found {} twice", link.display())), "{twice}");
+    }
+
+    #[test]
     fn what_is_no_mixture_is_refused() {
         for (text, named) in [
             ("a:0", "found weight 0 of a, expected a number above 0"),
@@ -173,7 +189,9 @@ mod tests {
             ("a:inf", "found weight inf of a"),
             (":2", "no folder"),
             ("a,,b", "no folder"),
-            ("a:1,a:2", "found a twice"),
+            ("a:1,a:2", "found a twice, expected each folder once"),
+            ("./a,a:2", "found a twice, as ./a, expected each folder once"),
+            ("a/b/,a/./b", "found a/./b twice"),
             (r#"{"a": 0}"#, "found weight 0 of a"),
             (r#"{"a": [1]}"#, "found weight [1] of a"),
             (r#"{"a": 1"#, "expected {\"FOLDER\": WEIGHT, …}"),

@@ -37,7 +37,7 @@ mod writer;
 pub use base::Row;
 pub use card::CARD_FILE;
 pub use encoder::{EncodedRowGroup, RowGroupEncoder, Sample, SampleImage};
-pub use index::{Counts, INDEX_FILE, ShardFile, ShardIndex};
+pub use index::{Counts, INDEX_FILE, PLAN_FILE, ShardFile, ShardIndex, validation_share};
 pub use lengths::RowLength;
 pub use metadata::{CodeTable, FORMAT_VERSION, ShardMetadata};
 pub use pixels::{PixelFormat, predict};

@@ -31,7 +31,6 @@ pub fn run(args: &EvalArgs) -> Result<String> {
     let pictures = pictures(&args.images)?;
     let annotations = Annotations::read(&args.annotations)?;
     let questions = questions::read(&args.questions, args.limit, &pictures, &annotations, args.metric)?;
-    ensure!(!questions.is_empty(), "no questions to answer: --limit allows 0");
     let settings = settings_of(args)?;
     journal::check(&args.output, &settings, args.overwrite)?;
     let engine = Engine::from_args(&args.model)?;

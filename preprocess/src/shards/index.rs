@@ -6,7 +6,7 @@ use super::plan::Plan;
 use anyhow::{Result, bail};
 use base::files::AtomicFile;
 use base::{Error, counted};
-use shards::{Counts, ShardIndex, Split};
+use shards::{Counts, ShardIndex, Split, validation_share};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -67,7 +67,21 @@ pub fn join(output: &Path, plan: &Plan, max_rejected: f64) -> Result<String> {
     let index = ShardIndex::new(plan.metadata.clone(), counts, files);
     index.write_card(output)?;
     index.write(output)?;
+    tell_of_held_out_rows(plan.validation_fraction, &index.counts);
     summary(output, &index, max_rejected)
+}
+
+/// A fraction that was asked for and that held out nothing.
+fn tell_of_held_out_rows(fraction: f64, counts: &Counts) {
+    if fraction == 0.0 || counts.validation > 0 {
+        return;
+    }
+    let rows = counts.train;
+    let remedy = match validation_share(rows) {
+        Some(share) => format!("--validation-fraction {share} does, into another --output"),
+        None => "so few rows are better not divided".to_string(),
+    };
+    tracing::warn!("--validation-fraction {fraction} of {} holds out none: {remedy}", counted(rows, "row"));
 }
 
 fn refuse_missing(output: &Path, plan: &Plan) -> Result<()> {

@@ -15,8 +15,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// Name of the plan in the output folder.
-pub const PLAN_FILE: &str = "plan.json";
+pub use shards::PLAN_FILE;
 /// Longest value that is printed in full when plans differ, characters.
 const PRINTED_VALUE: usize = 170;
 

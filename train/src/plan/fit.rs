@@ -11,7 +11,7 @@ use crate::config::{CacheVisionFeatures, Config, Strategy, TrainType};
 use crate::setup;
 use clap::ValueEnum;
 use kernels::device::DeviceKind;
-use shards::PixelFormat;
+use shards::{PixelFormat, validation_share};
 use std::fmt;
 
 /// A misfit of the data.
@@ -207,13 +207,14 @@ impl Plan {
 
     fn lacks_validation(&self) -> Option<Misfit> {
         let is_wanted = self.config.eval_strategy != Strategy::No;
-        (is_wanted && self.data.validation_rows == Some(0)).then(|| Misfit {
-            what: VALIDATION_ROWS,
-            found: format!("--eval_strategy wants some, {} has none", self.config.data_path),
-            remedies: vec![
-                "make the shards with preprocess shards --validation-fraction 0.01".to_string(),
-                "--eval_strategy no".to_string(),
-            ],
+        (is_wanted && self.data.validation_rows == Some(0)).then(|| {
+            let with_share = |share| format!("make the shards with preprocess shards --validation-fraction {share}");
+            let remedies = validation_share(self.data.all_rows).map(with_share).into_iter();
+            Misfit {
+                what: VALIDATION_ROWS,
+                found: format!("--eval_strategy wants some, {} has none", self.config.data_path),
+                remedies: remedies.chain(["--eval_strategy no".to_string()]).collect(),
+            }
         })
     }
 }

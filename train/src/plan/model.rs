@@ -3,7 +3,7 @@
 use super::PlanArgs;
 use crate::config::Config;
 use crate::setup;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use base::{Error, names};
 use chat::{IMAGE_TOKEN, TextTokenizer};
 use model::config::{Activation, FeatureSelect, LlavaConfig, TextConfig, VisionConfig, WeightDtype};
@@ -49,16 +49,17 @@ pub fn describe(config: &Config, args: &PlanArgs, recipe: &RecipeTables) -> Resu
         if hub::is_repository(dir) {
             return Ok((LlavaConfig::read(&hub::resolve(dir, Wanted::Config)?)?, dir.display().to_string()));
         }
-        let found = match (dir.as_os_str().is_empty(), dir.exists()) {
-            (true, _) => "found no model".to_string(),
-            (false, true) => format!("{}: found no {}", dir.display(), names::CONFIG_FILE),
-            (false, false) => format!("{}: found no such folder", dir.display()),
-        };
-        bail!(
-            "{found}, expected a LLaVA directory; give --model_name_or_path an assembled model, or --vision-tower and \
-             --language-model the folders of the two (their {} is enough)",
+        let expected = "a LLaVA directory";
+        let remedy = format!(
+            "give --model_name_or_path an assembled model, or --vision-tower and --language-model the folders of the two (their {} is \
+             enough)",
             names::CONFIG_FILE
         );
+        if dir.as_os_str().is_empty() {
+            return Err(Error::usage("model_name_or_path", "no model", expected, remedy).into());
+        }
+        let found = if dir.exists() { format!("no {}", names::CONFIG_FILE) } else { "no such folder".to_string() };
+        return Err(Error::invalid(dir.display(), found, expected, remedy).into());
     };
     let source = format!("{} and {}, not assembled yet", vision_tower.display(), language_model.display());
     let vision_tower = hub::resolve(&vision_tower, Wanted::Config)?;

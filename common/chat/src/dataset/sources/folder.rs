@@ -1,6 +1,6 @@
 //! The files of a data folder, and messages about folders without a dataset.
 
-use super::{EXAMPLE, Found, Tables};
+use super::{EXAMPLE, Found, Tables, groups};
 use base::{Error, Result, counted};
 use std::path::{Path, PathBuf};
 
@@ -103,7 +103,10 @@ impl Listing {
             .iter()
             .map(|found| format!("{} ({})", found.files.first().unwrap_or(&self.folder).display(), found.layout))
             .collect();
-        let first = found.iter().find_map(|found| found.files.first()).map(|file| self.path(file)).unwrap_or_default();
+        let files = groups::training_first(found.iter().filter_map(|found| found.files.first()), |file| {
+            file.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+        });
+        let first = files.map(|file| self.path(file)).next().unwrap_or_default();
         let found = format!("{} datasets: {}", found.len(), shown.join(", "));
         let remedy = format!("give the file in place of the folder: --data {}", first.display());
         Error::invalid(data.display(), found, "one", remedy)
@@ -127,9 +130,10 @@ impl Listing {
         if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
     }
 
-    /// A dataset one level further down.
+    /// A dataset one level further down; of several the one to train on.
     fn below(&self, data: &Path) -> Option<String> {
-        self.folders.iter().map(|name| data.join(name)).find_map(|folder| {
+        let folders = groups::training_first(self.folders.iter(), |name| name);
+        folders.map(|name| data.join(name)).find_map(|folder| {
             let source = super::Source::find_here(&folder, self.tables)?;
             Some(format!("{}: {}", folder.display(), source.describe()))
         })

@@ -28,6 +28,13 @@ pub(super) fn add(kind: &'static Kind, layout: &str, files: Vec<PathBuf>, found:
     Ok(())
 }
 
+/// Those first whose name begins with that of the training split.
+pub(super) fn training_first<T>(all: impl Iterator<Item = T>, name: impl Fn(&T) -> &str) -> impl Iterator<Item = T> {
+    let mut all: Vec<T> = all.collect();
+    all.sort_by_key(|one| !name(one).to_ascii_lowercase().starts_with(TRAIN));
+    all.into_iter()
+}
+
 /// Number and total of `train-00001-of-00003.parquet`.
 fn part(file: &Path) -> Option<(usize, usize)> {
     let name = file.file_stem()?.to_str()?;
