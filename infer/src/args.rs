@@ -331,9 +331,12 @@ pub struct ScoreArgs {
     /// Which rows.
     #[arg(long, value_enum, default_value_t = SplitArg::Train)]
     pub split: SplitArg,
-    /// JSONL file to write: id, loss_sum (nats), tokens of every row.
+    /// JSONL file to write: id, loss_sum (nats), tokens of every row. Scores that are there are replaced, another file is not.
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: PathBuf,
+    /// Replace whatever file the output is.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub overwrite: bool,
     /// Only the first N rows.
     #[arg(long, value_name = "N", value_parser = at_least_1)]
     pub limit: Option<usize>,

@@ -4,15 +4,16 @@ use crate::args::ScoreArgs;
 use crate::engine::Engine;
 use anyhow::{Result, ensure};
 use base::files::AtomicFile;
-use cli::Progress;
+use cli::{Progress, outputs};
 use model::batch::PackedBatch;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use shards::{Row, ShardSet};
 use std::io::Write;
 use std::path::Path;
 
 /// Loss of one row.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RowScore {
     /// `id` of chat.json.
     pub id: String,
@@ -40,10 +41,13 @@ pub struct TotalScore {
 /// Scores the shards, writes a line a row, returns the total as JSON.
 ///
 /// # Errors
-/// Shards made for another tokenizer or processor; an unreadable row; a full disk.
+/// An output file of something else; shards made for another tokenizer or processor; an unreadable row; a full disk.
 pub fn run(args: &ScoreArgs) -> Result<String> {
+    let is_own = |head: &[u8]| serde_json::from_slice::<RowScore>(outputs::first_line(head)).is_ok();
+    outputs::require_replaceable(&args.output, is_own, Some(args.overwrite), "--output")?;
     let engine = Engine::from_args(&args.model)?;
     let shards = ShardSet::open(&args.shards, args.split.into())?;
+    shards.check_files()?;
     shards.metadata().check(&engine.processors.chat, &engine.processors.images)?;
     let rows = args.limit.unwrap_or(usize::MAX).min(shards.len());
     ensure!(

@@ -219,6 +219,7 @@ impl Stage {
         tracing::info!("[{}] {command_line}", self.name);
         let path = programs.path(&self.program);
         let mut command = Command::new(&path);
+        command.env(cli::options::FROM_RECIPE, "true");
         command.args(&self.args).args(more).stdin(lock).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = signals.start(&mut command);
         // This program's own copies of the lock.

@@ -61,6 +61,10 @@ lines(folder("captions_jsonl") / "captions.jsonl", ({"image": name, "caption": t
 table(folder("captions_csv", "images") / "captions.csv", ["image", "caption"], rows)
 table(folder("captions_tsv") / "flickr.tsv", ["", "image_name", "caption"], [[0, *row] for row in rows], delimiter="\t")
 
+asked = [[name, "What is it?", text] for name, text in rows]
+table(folder("questions_csv") / "vqa.csv", ["image", "question", "answer"], asked)
+table(folder("questions_tsv", "images") / "asked.tsv", ["image", "prompt", "caption"], asked, delimiter="\t")
+
 texts = folder("texts", "deeper")
 for name, caption in rows:
     (texts / "deeper" / name).with_suffix(".txt").write_text(caption + "\n")
@@ -104,6 +108,15 @@ dataset = Dataset.from_list(
 (folder("parquet", None) / "data").mkdir()
 for split, part in (("train", dataset), ("test", dataset.select([0]))):
     part.to_parquet(output / "parquet" / "data" / f"{split}-00000-of-00001.parquet")
+
+features = Features({"image": Image(), "instruction": Value("string"), "response": Value("string")})
+Dataset.from_list(
+    [
+        {"image": {"path": None, "bytes": (source / name).read_bytes()}, "instruction": question, "response": text}
+        for name, question, text in asked
+    ],
+    features,
+).to_parquet(folder("questions_parquet", None) / "rows.parquet")
 
 features = Features(
     {"images": [Image()], "messages": [{"role": Value("string"), "content": Value("string")}], "width": Value("int64")}

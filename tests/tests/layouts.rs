@@ -9,7 +9,7 @@ use tests::dataset::{Dataset, Finished, answered, question};
 const PROMPT: [&str; 2] = ["--prompt", "What is it?"];
 
 /// A folder, the options that it takes, and what the first line of output says of it.
-const LAYOUTS: [(&str, &[&str], &str); 14] = [
+const LAYOUTS: [(&str, &[&str], &str); 17] = [
     ("llava", &[], "LLaVA conversations (my_rows.json)"),
     ("llava_lines", &[], "LLaVA conversations (train.jsonl)"),
     ("sharegpt", &[], "messages (ShareGPT) (train.json)"),
@@ -18,6 +18,9 @@ const LAYOUTS: [(&str, &[&str], &str); 14] = [
     ("captions_jsonl", &PROMPT, "captions (captions.jsonl)"),
     ("captions_csv", &PROMPT, "captions (captions.csv)"),
     ("captions_tsv", &PROMPT, "captions (flickr.tsv)"),
+    ("questions_csv", &[], "questions and answers (vqa.csv)"),
+    ("questions_tsv", &[], "questions and answers (asked.tsv)"),
+    ("questions_parquet", &[], "Parquet with questions and answers (rows.parquet)"),
     ("texts", &PROMPT, "a .txt beside each picture"),
     ("coco", &PROMPT, "COCO captions (annotations/captions_val2017.json)"),
     ("webdataset", &PROMPT, "WebDataset (2 files, shard-000000.tar … shard-000001.tar)"),
@@ -147,6 +150,10 @@ fn folders_that_fit_no_layout_are_described() {
     );
     write("open/captions.csv", "image,caption\na.jpg,\"A.\nb.jpg,B.\nc.jpg,C.\n");
     refused(&folder.path().join("open"), &["captions.csv: line 2", "over 3 lines", "quotation mark"]);
+    write("stray/captions.csv", "image,caption\na.jpg,A.\nb.jpg,\"Big\" dog and \"small\" cat\n");
+    refused(&folder.path().join("stray"), &["captions.csv: line 3", "behind a cell's closing quotation mark"]);
+    write("tabs/captions.tsv", "image\tcaption\na.jpg\t\"Big\" dog\nb.jpg\tA.\n");
+    refused(&folder.path().join("tabs"), &["captions.tsv: line 2", "\" dog\""]);
     write("two/a.jsonl", "{\"image\": \"a.jpg\", \"caption\": \"A.\"}\n");
     write("two/b.csv", "image,caption\na.jpg,A.\n");
     refused(&folder.path().join("two"), &["2 datasets: a.jsonl (captions), b.csv (captions)", "two/a.jsonl"]);

@@ -128,12 +128,13 @@ fn a_run_resumes_bit_for_bit_and_only_with_its_weights() {
     let (a, b) = (shards(folder.path(), 20), shards(folder.path(), 10));
     let data = mixture(&[(&a, "1"), (&b, "0.3")]);
     let words = ["--train_type", "use_lora", "--lora_r", "4", "--lora_dropout", "0.1", "--num_train_epochs", "3"];
-    let words = [&words[..], &["--save_strategy", "steps", "--save_steps", "8"]].concat();
+    // A line of the log covers steps before and behind the checkpoint.
+    let words = [&words[..], &["--save_strategy", "steps", "--save_steps", "8", "--logging_steps", "3"]].concat();
     let whole = folder.path().join("whole");
     succeed(&mut train(&data, &whole, &words));
     let (expected, lines) = (final_weights(&whole), metrics(&whole));
     // 23 rows an epoch, 4 a step: step 8 is the second step of the second epoch.
-    assert_eq!(lines.len(), 18);
+    assert_eq!(lines.len(), 6);
     for step in [16, 18] {
         std::fs::remove_dir_all(whole.join(format!("checkpoint-{step}"))).expect("saved");
     }

@@ -279,3 +279,79 @@ fn kept_vision_features_of_the_real_job_are_counted_before_it_starts() {
     assert!(plan.contains("the run, the shards and the vision features need"), "{plan}");
     assert_eq!(features(&real_plan(&["--train_type", "use_lora"])), None);
 }
+
+/// A folder that is named has shards, or is made by the recipe: a wrong name is no plan of another job.
+#[test]
+fn a_folder_without_shards_is_an_error() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = |name: &str| tests::project_file(&format!("configs/{name}"));
+    let plan = || {
+        let mut command = Command::new(program("train"));
+        command.arg("plan").arg("--vision-tower").arg(config("clip-vit-large-patch14-336"));
+        command
+            .arg("--language-model")
+            .arg(config("qwen1.5-4b-chat"))
+            .arg("--output_dir")
+            .arg(folder.path().join("run"));
+        command
+    };
+    let data = folder.path().join("shardz");
+    let data = data.to_str().expect("UTF-8");
+    let error = fail(plan().args(["--data_path", data]));
+    for words in ["shardz: found no such folder", "--rows N", "595,375"] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    std::fs::create_dir(data).expect("created");
+    let error = fail(plan().args(["--data_path", data]));
+    assert!(error.contains("shardz: found no index.json"), "{error}");
+    let text = planned(plan().args(["--data_path", data, "--rows", "1280"]));
+    assert_eq!(numbers(&text, "rows"), [1280]);
+    let text = planned(&mut plan());
+    assert!(text.contains("because no --data_path is given"), "{text}");
+
+    // Shards that the recipe makes are not there before it has run.
+    let recipe = folder.path().join("recipe.toml");
+    for (shards, is_planned) in [(data, true), ("elsewhere", false)] {
+        let text = format!("[data]\ndir = \"d\"\nshards = \"{shards}\"\n[train]\ndata_path = \"{data}\"\n");
+        std::fs::write(&recipe, text).expect("written");
+        let mut command = Command::new(program("train"));
+        command.arg("plan").arg(&recipe).arg("--vision-tower").arg(config("clip-vit-large-patch14-336"));
+        command
+            .arg("--language-model")
+            .arg(config("qwen1.5-4b-chat"))
+            .arg("--output_dir")
+            .arg(folder.path().join("run"));
+        match is_planned {
+            true => assert!(planned(&mut command).contains("because there are no shards yet")),
+            false => assert!(fail(&mut command).contains("no index.json")),
+        }
+    }
+}
+
+/// The memory of a GPU is compared where it is known: of this machine's, or of the one that is given.
+#[test]
+fn the_memory_of_a_gpu_is_compared_or_said_not_to_be() {
+    let plan = |more: &[&str]| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let config = |name: &str| tests::project_file(&format!("configs/{name}"));
+        let mut command = Command::new(program("train"));
+        command.arg("plan").arg("--vision-tower").arg(config("clip-vit-large-patch14-336"));
+        command.arg("--language-model").arg(config("qwen1.5-4b-chat"));
+        command.arg("--output_dir").arg(folder.path().join("run")).args(["--device", "cuda", "--bf16", "true"]);
+        command.args(["--save_strategy", "no", "--rows", "10"]).args(more).env("CUDA_VISIBLE_DEVICES", "-1");
+        let output = command.output().expect("it starts");
+        (output.status.code(), String::from_utf8(output.stdout).expect("UTF-8"))
+    };
+    let memory = |text: &str| {
+        let line = text.lines().find(|line| line.trim_start().starts_with("memory  ")).map(str::to_string);
+        line.unwrap_or_else(|| panic!("no line of memory in\n{text}"))
+    };
+    let (_, text) = plan(&[]);
+    assert!(memory(&text).contains("NOT CHECKED") && memory(&text).contains("--gpu-memory"), "{text}");
+    let (_, text) = plan(&["--gpu-memory", "80"]);
+    assert!(memory(&text).contains("fits: a rank needs") && memory(&text).contains("its GPU has 80.0 GB"), "{text}");
+    let (code, text) = plan(&["--gpu-memory", "4", "--nproc", "2"]);
+    assert!(code == Some(3) && memory(&text).contains("DOES NOT FIT: a rank needs"), "{code:?}: {text}");
+    assert!(text.contains("helps: ") && !text.contains("--nproc 1"), "{text}");
+    assert_eq!(plan(&["--gpu-memory", "0"]).0, Some(2));
+}

@@ -222,3 +222,36 @@ fn the_stall_of_a_save_is_reported() {
     let stalls = tests::training::column(&metrics(folder.path()), "checkpoint_stall_seconds");
     assert!(stalls.iter().sum::<f64>() > 0.0, "{stalls:?}");
 }
+
+/// A log line covers the steps since the line before, also where the run was resumed between the two: the same losses and counts
+/// as undisturbed, of two ranks and of several sources.
+#[test]
+fn log_lines_of_a_resumed_run_cover_the_steps_before_it() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (name, ranks, logging) in [("one rank", 1, "3"), ("two ranks", 2, "5"), ("two ranks, fraction", 2, "0.6")] {
+        let (whole, output) = (folder.path().join("whole"), folder.path().join("resumed"));
+        let words = ["--save_strategy", "steps", "--save_steps", "2", "--logging_steps", logging];
+        succeed(&mut threads(&whole, "none", of_ranks(ranks), &words));
+        succeed(&mut threads(&output, "none", of_ranks(ranks), &words));
+        for step in [6, 8] {
+            std::fs::remove_dir_all(output.join(format!("checkpoint-{step}"))).expect("saved");
+        }
+        let resume = [&words[..], &["--resume_from_checkpoint", "true"]].concat();
+        succeed(&mut threads(&output, "none", of_ranks(ranks), &resume));
+        let (expected, found) = (metrics(&whole), metrics(&output));
+        assert_eq!(found.len(), expected.len(), "{name}");
+        let on_boundary = expected.iter().any(|line| line["step"] == 4);
+        assert!(!on_boundary, "{name}: the run must be resumed between two lines for this test");
+        for (found, expected) in found.iter().zip(&expected) {
+            for key in ["step", "epoch", "loss", "grad_norm", "learning_rate", "supervised_tokens"] {
+                assert_eq!(found[key], expected[key], "{name}: {key}");
+            }
+            // The seconds of the steps before the checkpoint are in the rate.
+            let rows = found["samples_per_second"].as_f64().expect("a rate");
+            assert!(rows > 0.0 && rows.is_finite(), "{name}: {rows}");
+        }
+        for dir in [whole, output] {
+            std::fs::remove_dir_all(dir).expect("removed");
+        }
+    }
+}

@@ -97,7 +97,12 @@ fn the_best_model_of_a_folder_that_was_moved_is_found() {
     // Without it the next best is put out, and said so.
     std::fs::remove_dir_all(moved.join(format!("checkpoint-{best}"))).expect("there");
     let said = run(&inner, "./second", &resume);
-    assert!(said.contains(&format!("at step {best}, has no checkpoint")), "{said}");
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("best eval_loss")).collect();
+    assert_eq!(lines.len(), 1, "one sentence says it: {said}");
+    let line = lines[0];
+    assert!(line.starts_with("warning: ") && line.contains(&format!("checkpoint-{second} has the best")), "{line}");
+    assert!(line.contains("of the checkpoints that there are"), "{line}");
+    assert!(line.contains(&format!("at step {best}) has no checkpoint")), "{line}");
     assert!(final_weights(&moved) == weights(second));
 }
 
@@ -220,4 +225,53 @@ fn a_run_that_was_stopped_early_stays_so() {
     assert!(final_weights(&output) == weights);
     succeed(&mut train(&shards, &output, &resume("3")));
     assert!(saved_at(&output).into_iter().max() > Some(last));
+}
+
+/// Chosen by the loss, then by the highest loss: earlier checkpoints are the best from then on, and no state names one that is gone.
+#[test]
+fn the_state_names_a_checkpoint_that_is_there_whatever_the_best_is_chosen_by() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let shards = shards_with_validation(folder.path());
+    let output = folder.path().join("run");
+    let saved = ["--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps", "--save_steps", "2"];
+    let words = ["--train_type", "projector", "--eval_captions", "0", "--save_total_limit", "2"];
+    let words = [&words[..], &saved, &["--lr_scheduler_type", "constant"]].concat();
+    // Of the newest checkpoint's state, and of the output's.
+    let check = |greater: bool| {
+        let losses: Vec<(u64, f64)> = json_lines(&output.join("metrics.jsonl"))
+            .iter()
+            .filter_map(|line| Some((line["step"].as_u64()?, line["eval_loss"].as_f64()?)))
+            .collect();
+        let there = saved_at(&output);
+        let newest = output.join(format!("checkpoint-{}", there.last().expect("saved")));
+        let cost = |loss: f64| if greater { -loss } else { loss };
+        let best = losses
+            .iter()
+            .filter(|(step, _)| there.contains(step))
+            .min_by(|a, b| cost(a.1).total_cmp(&cost(b.1)))
+            .expect("an evaluated checkpoint");
+        println!("{losses:?}, of which {there:?} are there: {best:?}");
+        for state in [newest, output.clone()].map(|dir| json_file(&dir.join("trainer_state.json"))) {
+            assert_eq!(state["best_model_checkpoint"], json!(format!("checkpoint-{}", best.0)), "{state}");
+            let metric = &state["stateful_callbacks"]["train"]["attributes"]["best_checkpoint_metric"];
+            assert_eq!(metric.as_f64(), Some(best.1));
+        }
+    };
+    succeed(&mut train(&shards, &output, &[&words[..], &["--max_steps", "8"]].concat()));
+    check(false);
+    let greater = ["--resume_from_checkpoint", "true", "--greater_is_better", "true"];
+    for max_steps in ["10", "12", "14"] {
+        let run = succeed(&mut train(&shards, &output, &[&words[..], &greater, &["--max_steps", max_steps]].concat()));
+        let said = String::from_utf8_lossy(&run.stderr).into_owned();
+        let line =
+            "the best is chosen by eval_loss (greater is better) from now on, not by eval_loss (lower is better)";
+        assert_eq!(said.contains(line), max_steps == "10", "{said}");
+        check(true);
+    }
+    // One that a user has removed is not named either.
+    let state = json_file(&output.join("trainer_state.json"));
+    let best = state["best_model_checkpoint"].as_str().expect("a name");
+    std::fs::remove_dir_all(output.join(best)).expect("removed");
+    succeed(&mut train(&shards, &output, &[&words[..], &greater, &["--max_steps", "16"]].concat()));
+    check(true);
 }

@@ -3,6 +3,8 @@
 use clap::{Args, Command, FromArgMatches};
 use metrics::{Expected, Metric};
 use serde_json::{Value, json};
+use shards::{ShardSet, Split};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
@@ -75,6 +77,37 @@ fn scores_are_the_same_on_any_number_of_ranks_and_those_of_infer() {
     let by_train: Vec<f64> = (1..4).map(|column| found[0][0][column].as_f64().expect("a number")).collect();
     assert_eq!(by_train, by_infer);
     assert!(by_train[1] > 0.0, "answers that have something of the references: {by_train:?}");
+
+    // Row by row, on any number of ranks: ids, answers and what they are compared with.
+    let by_infer: Vec<Value> =
+        lines.iter().map(|line| json!([line["id"], line["caption"], [line["references"][0]]])).collect();
+    let answers: BTreeSet<&str> = lines.iter().filter_map(|line| line["caption"].as_str()).collect();
+    assert!(answers.len() >= 4, "rows have answers of their own: {answers:?}");
+    for nproc in ["1", "2", "3"] {
+        let rows = json_lines(&folder.path().join(format!("run-{nproc}/answers-1.jsonl")));
+        let rows: Vec<Value> = rows.iter().map(|row| json!([row["id"], row["answer"], row["expected"]])).collect();
+        assert_eq!(rows, by_infer, "{nproc} ranks");
+    }
+}
+
+/// Which rows `eval_metric_samples` takes is in the file of their answers: the first ones of the validation rows.
+#[test]
+fn the_rows_that_were_scored_are_recorded() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let shards = shards_with_validation(folder.path());
+    let output = folder.path().join("run");
+    let words = ["--train_type", "projector", "--max_steps", "2", "--eval_strategy", "steps", "--eval_steps", "1"];
+    let asked = ["--eval_metric", "exact", "--eval_metric_samples", "3", "--eval_max_new_tokens", "4", "--nproc", "2"];
+    succeed(&mut train(&shards, &output, &[&words[..], &asked].concat()));
+    let set = ShardSet::open(&shards, Split::Validation).expect("shards");
+    let ids: Vec<Value> = (0..3).map(|row| json!(set.read_row(row).expect("a row").id)).collect();
+    for step in [1, 2] {
+        let rows = json_lines(&output.join(format!("answers-{step}.jsonl")));
+        assert_eq!(rows.iter().map(|row| row["id"].clone()).collect::<Vec<_>>(), ids);
+        let right: f64 = rows.iter().map(|row| row["score"].as_f64().expect("exact has a score")).sum();
+        let line = evaluations(&output).into_iter().find(|line| line["step"] == step).expect("a line");
+        assert_eq!(line["eval_exact_match"].as_f64(), Some(right / 3.0));
+    }
 }
 
 /// A run that is killed after a checkpoint goes on with the same scores, and its log holds all of them.

@@ -57,6 +57,11 @@ impl Best {
         }
     }
 
+    /// For people: `eval_f1 (greater is better)`.
+    pub fn describe(&self) -> String {
+        format!("{} ({} is better)", self.name, if self.greater { "greater" } else { "lower" })
+    }
+
     /// The lower, the better; the value comes back from it in the same way.
     pub fn cost(&self, value: f64) -> f64 {
         if self.greater { -value } else { value }

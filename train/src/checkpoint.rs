@@ -45,21 +45,13 @@ pub struct Snapshot {
     pub layout: Arc<Layout>,
     /// This rank's moments, and masters where the model's values are rounded.
     pub optimizer: OptimizerState,
-    /// Where the run stands.
-    pub state: TrainerState,
     /// The run, on rank 0.
     pub record: Option<Arc<RunRecord>>,
 }
 
 impl Snapshot {
     /// Of this moment; the whole model must have its new values.
-    pub fn take(
-        config: &Config,
-        record: Option<&Arc<RunRecord>>,
-        trainee: &Trainee,
-        optimizer: &Optimizer,
-        state: &TrainerState,
-    ) -> Self {
+    pub fn take(config: &Config, record: Option<&Arc<RunRecord>>, trainee: &Trainee, optimizer: &Optimizer) -> Self {
         let (layout, optimizer) = (optimizer.layout(), optimizer.state());
         let needs_weights = layout.rank == 0 || !optimizer.has_masters() && is_rounded(trainee);
         Self {
@@ -67,18 +59,18 @@ impl Snapshot {
             trainee: needs_weights.then(|| trainee.clone()),
             layout: Arc::clone(layout),
             optimizer,
-            state: state.clone(),
             record: record.cloned(),
         }
     }
 
-    /// Writes this rank's files into `dir` and gives their hashes. What is written is freed at once.
+    /// Writes this rank's files into `dir` and gives their hashes. What is written is freed at once. The run's state is not among
+    /// them: [`publish`] writes it.
     ///
     /// # Errors
     /// What the operating system refuses.
     pub fn write(self, dir: &Path) -> Result<Hashes> {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-        let Self { config, trainee, layout, optimizer: kept, state, record } = self;
+        let Self { config, trainee, layout, optimizer: kept, record } = self;
         let path = dir.join(optimizer::file_name(layout.rank, layout.world_size));
         let masters = match (kept.has_masters(), &trainee) {
             (true, _) => Masters::OfOptimizer,
@@ -90,7 +82,6 @@ impl Snapshot {
         add_hash(&mut hashes, &path)?;
         if let (0, Some(trainee)) = (layout.rank, trainee) {
             save_weights(&config, trainee, dir)?;
-            json::write(&dir.join(TRAINER_STATE), &state)?;
             json::write(&dir.join(RUN_CONFIG), &config)?;
             record.map_or(Ok(()), |record| record.write(dir))?;
             files_of_all_ranks(dir)?.iter().try_for_each(|path| add_hash(&mut hashes, path))?;
@@ -192,12 +183,15 @@ fn add_hash(hashes: &mut Hashes, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Gives a complete folder its manifest and its name. One that had the name before is gone only after that.
+/// Gives a complete folder the run's state, its manifest and its name. One that had the name before is gone only after that.
 ///
 /// # Errors
 /// What the operating system refuses.
-pub fn publish(temporary: &Path, dir: &Path, manifest: &Manifest) -> Result<()> {
-    json::write(&temporary.join(MANIFEST), manifest)?;
+pub fn publish(temporary: &Path, dir: &Path, state: &TrainerState, mut manifest: Manifest) -> Result<()> {
+    let path = temporary.join(TRAINER_STATE);
+    json::write(&path, state)?;
+    add_hash(&mut manifest.files, &path)?;
+    json::write(&temporary.join(MANIFEST), &manifest)?;
     let replaced = hidden(dir, REPLACED);
     if dir.exists() {
         let _ = std::fs::remove_dir_all(&replaced);
@@ -285,10 +279,28 @@ pub fn best(
     record: &RunRecord,
     costs: impl IntoIterator<Item = (u64, f64)>,
 ) -> Option<(PathBuf, f64)> {
+    let own = list_own(output_dir, record);
+    let (step, cost) = best_step(own.iter().filter_map(|dir| step_of(dir)), costs)?;
+    Some((dir_of(output_dir, step), cost))
+}
+
+/// The first of `steps` with the lowest cost, and that cost.
+fn best_step(steps: impl IntoIterator<Item = u64>, costs: impl IntoIterator<Item = (u64, f64)>) -> Option<(u64, f64)> {
     let costs: BTreeMap<u64, f64> = costs.into_iter().filter(|(_, cost)| cost.is_finite()).collect();
-    let own = list_own(output_dir, record).into_iter();
-    let evaluated = own.filter_map(|dir| Some((costs.get(&step_of(&dir)?).copied()?, dir)));
-    evaluated.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(cost, dir)| (dir, cost))
+    let evaluated = steps.into_iter().filter_map(|step| Some((step, *costs.get(&step)?)));
+    evaluated.min_by(|(_, a), (_, b)| a.total_cmp(b))
+}
+
+/// Names the best checkpoint in a state: of the run's own that exist, and of `published`, the step of one that is about to. No
+/// checkpoint that was removed, given up or could not be written is named.
+pub fn name_best(state: &mut TrainerState, output_dir: &Path, record: &RunRecord, published: Option<u64>) {
+    let own = list_own(output_dir, record);
+    let mut steps: Vec<u64> = own.iter().filter_map(|dir| step_of(dir)).chain(published).collect();
+    steps.sort_unstable();
+    let best = best_step(steps, state.costs());
+    // Relative to `output_dir`: the folder may be moved.
+    state.best_model_checkpoint = best.map(|(step, _)| format!("{PREFIX}{step}"));
+    state.run.best_checkpoint_metric = best.map(|(_, cost)| state.run.best_by.cost(cost));
 }
 
 /// Removes the run's oldest checkpoints until `limit` are left (0: all stay). `newest` is whole and stays, as does the best one.

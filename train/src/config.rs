@@ -210,7 +210,7 @@ pub struct Config {
     #[arg(long, value_enum)]
     #[serde(default)]
     pub eval_metric: Option<Metric>,
-    /// Rows that `eval_metric` takes: the first so many of the validation rows; 0: all.
+    /// Rows that `eval_metric` takes: the first so many of the validation rows; 0: all. `answers-<step>.jsonl` has their ids and answers.
     #[arg(long, default_value_t = 0)]
     #[serde(default)]
     pub eval_metric_samples: usize,

@@ -8,7 +8,7 @@ use crate::metrics::EvalMetrics;
 use crate::mixture::Mixture;
 use crate::order::{BatchPlan, Cursor};
 use crate::scores::Scores;
-use crate::scoring::Scoring;
+use crate::scoring::{ScoredRow, Scoring};
 use crate::setup::{self, Trainee};
 use anyhow::{Result, anyhow, bail};
 use base::pulse::{self, Pulse};
@@ -40,6 +40,8 @@ pub struct Evaluated {
     pub metrics: EvalMetrics,
     /// Sample captions, on rank 0.
     pub captions: Vec<SampleCaption>,
+    /// Answers that were scored, on rank 0.
+    pub answers: Vec<ScoredRow>,
 }
 
 impl Evaluation {
@@ -102,9 +104,9 @@ impl Evaluation {
             communicator.attend("evaluation", &Pulse::default(), || self.sums(&model, trainee, &mut loader))??;
         let [loss, tokens] = communicator.all_reduce("evaluation", [loss, tokens])?;
         let seconds = begin.elapsed().as_secs_f64();
-        let scores = match &self.scoring {
+        let (scores, answers) = match &self.scoring {
             Some(scoring) => scoring.run(&model, &trainee.config, &self.shards, communicator)?,
-            None => Scores::default(),
+            None => (Scores::default(), Vec::new()),
         };
         let metrics = EvalMetrics {
             step,
@@ -119,7 +121,7 @@ impl Evaluation {
         // The others wait here for rank 0's captions.
         let caption = || self.samples.as_ref().map_or(Ok(Vec::new()), |of| of.caption(&model, &trainee.config));
         let captions = communicator.attend("sample captions", &Pulse::default(), caption)??;
-        Ok(Evaluated { metrics, captions })
+        Ok(Evaluated { metrics, captions, answers })
     }
 
     /// Loss and supervised tokens of this rank's rows.

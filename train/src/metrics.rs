@@ -194,6 +194,11 @@ impl MetricsFile {
     }
 }
 
+/// Whether a line is one of a metrics file.
+pub fn is_line(line: &[u8]) -> bool {
+    std::str::from_utf8(line).is_ok_and(|line| line_step(line).is_some())
+}
+
 fn line_step(line: &str) -> Option<u64> {
     let line: serde_json::Value = serde_json::from_str(line).ok()?;
     line.get("step")?.as_u64()

@@ -2,7 +2,7 @@
 
 use crate::collective::launch;
 use crate::config::{self, Config};
-use crate::{deepspeed, trainer_options};
+use crate::{deepspeed, preconditions, trainer_options};
 use base::{Error, Result};
 use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
@@ -94,9 +94,12 @@ pub fn merge(defaults_and_flags: Config, matches: &ArgMatches, recipe: Option<&P
 pub fn merge_stages(defaults_and_flags: &Config, matches: &ArgMatches, recipe: Option<&Path>) -> Result<Vec<Config>> {
     let known = as_map(defaults_and_flags)?;
     let flags = typed_flags(&known, matches, |name| format!("--{name}"));
-    let Some(path) = recipe else { return Ok(vec![merge_table(&known, flags, Given::default())?]) };
-    let tables = read_recipe(path)?.into_iter();
-    tables.map(|table| merge_table(&known, flags.clone(), table)).collect()
+    // Values of a recipe that another program hands on as flags are still the recipe's.
+    let from_recipe = std::env::var_os(options::FROM_RECIPE).is_some();
+    let Some(path) = recipe else { return Ok(vec![merge_table(&known, flags, Given::default(), from_recipe)?]) };
+    let tables = read_recipe(path)?;
+    let is_shared = from_recipe || tables.len() > 1;
+    tables.into_iter().map(|table| merge_table(&known, flags.clone(), table, is_shared)).collect()
 }
 
 /// The options that stand on a command line; `place` says where one stands.
@@ -112,8 +115,8 @@ fn typed_flags(known: &Map<String, Value>, matches: &ArgMatches, place: impl Fn(
     flags
 }
 
-/// Flags over a recipe's table over a DeepSpeed file over defaults.
-fn merge_table(defaults: &Map<String, Value>, mut given: Given, table: Given) -> Result<Config> {
+/// Flags over a recipe's table over a DeepSpeed file over defaults. `is_shared`: the flags are not for this stage alone.
+fn merge_table(defaults: &Map<String, Value>, mut given: Given, table: Given, is_shared: bool) -> Result<Config> {
     // A recipe's ranks are for a start without a launcher, which decides otherwise.
     let is_decided = |name: &str| name == "nproc" && launch::launched_processes() > 1;
     for (name, value) in table.values.into_iter().filter(|(name, _)| !is_decided(name)) {
@@ -145,6 +148,11 @@ fn merge_table(defaults: &Map<String, Value>, mut given: Given, table: Given) ->
         Err(error) => return Err(wrong_type(defaults, &given, error)),
     };
     config.check_settings().map_err(|error| given.placed(error))?;
+    preconditions::check(&config, &given, is_shared, |answer, line| match answer {
+        _ if launch::local_rank(0) != 0 => {}
+        preconditions::Answer::Refused => tracing::warn!("{line}"),
+        preconditions::Answer::Noted => tracing::info!("{line}"),
+    })?;
     Ok(config)
 }
 
@@ -310,11 +318,37 @@ mod tests {
             (&["--lr_power", "2", "--lr_scheduler_kwargs", "{\"power\": 3}"], "one of the two"),
             (&["--load_best_model_at_end"], "eval_strategy"),
             (&["--init_adapter", "a", "--train_type", "none"], "use_lora"),
+            (
+                &["--lora_r", "16", "--train_type", "projector"],
+                "--lora_r: found 16, which has no effect: train_type trains no adapter",
+            ),
+            (
+                &["--lora_alpha", "16", "--init_adapter", "a"],
+                "--lora_alpha: found 16, which has no effect: init_adapter",
+            ),
+            (
+                &["--metric_for_best_model", "loss"],
+                "--metric_for_best_model: found loss, which has no effect: eval_strategy is no",
+            ),
+            (&["--greater_is_better", "false"], "leave --greater_is_better out"),
+            (&["--eval_metric_samples", "5", "--eval_strategy", "steps"], "eval_metric asks for them"),
+            (&["--lr_power", "2"], "lr_scheduler_type is not polynomial"),
         ] {
             let error = parse(&[&PATHS[..], args].concat(), None).expect_err("refused").to_string();
             assert!(error.contains(named), "{args:?}: {error}");
         }
         assert!(parse(&[], None).expect_err("paths are required").to_string().contains("model_name_or_path"));
+    }
+
+    /// A recipe is shared between train types: its values are said, and flags are refused also beside one.
+    #[test]
+    fn values_without_effect_may_stand_in_a_recipe() {
+        let recipe = "[train]\nlora_r = 16\nlora_target_modules = [\"q_proj\"]\nmetric_for_best_model = \"loss\"\n";
+        let projector = [&PATHS[..], &["--train_type", "projector"]].concat();
+        let config = parse(&projector, Some(recipe)).expect("valid settings");
+        assert_eq!(config.lora_r, 16);
+        let error = parse(&[&projector[..], &["--lora_dropout", "0.1"]].concat(), Some(recipe)).expect_err("refused");
+        assert!(error.to_string().starts_with("--lora_dropout"), "{error}");
     }
 
     /// The same domains hold in a recipe and in a DeepSpeed file, and the error says where the value stands.

@@ -2,10 +2,11 @@
 //! publishes the whole. A checkpoint that fails is a warning; the run continues and earlier checkpoints stay.
 
 use crate::checkpoint::optimizer;
-use crate::checkpoint::{self, Hashes, Manifest, PREFIX, Snapshot, WRITING};
+use crate::checkpoint::{self, Hashes, Manifest, Snapshot, WRITING};
 use crate::collective::background::Communicator;
 use crate::config::Config;
 use crate::run::RunRecord;
+use crate::state::TrainerState;
 use anyhow::{Result, anyhow};
 use base::files;
 use base::pulse::Pulse;
@@ -31,9 +32,8 @@ pub struct Saver {
 /// A checkpoint whose files are being written.
 struct Writing {
     dir: PathBuf,
-    global_step: u64,
-    /// Step and loss of every evaluation so far: the checkpoint with the lowest one stays.
-    costs: Vec<(u64, f64)>,
+    /// Where the run stood.
+    state: TrainerState,
     started: Instant,
     stalled: Duration,
     thread: JoinHandle<Result<Hashes>>,
@@ -51,17 +51,22 @@ impl Saver {
     ///
     /// # Errors
     /// A rank that failed or did not come.
-    pub fn start(&mut self, communicator: &mut Communicator, snapshot: Snapshot, since: Instant) -> Result<()> {
+    pub fn start(
+        &mut self,
+        communicator: &mut Communicator,
+        snapshot: Snapshot,
+        state: TrainerState,
+        since: Instant,
+    ) -> Result<()> {
         self.conclude(communicator)?;
-        let global_step = snapshot.state.global_step;
-        let dir = self.output_dir.join(format!("{PREFIX}{global_step}"));
-        let (temporary, costs) = (checkpoint::hidden(&dir, WRITING), snapshot.state.costs().collect());
+        let dir = checkpoint::dir_of(&self.output_dir, state.global_step);
+        let temporary = checkpoint::hidden(&dir, WRITING);
         let thread = std::thread::Builder::new().name(format!("rank {} saving", communicator.rank()));
         let pulse = self.pulse.clone();
         let thread = thread.spawn(move || pulse.during(|| snapshot.write(&temporary)))?;
         let stalled = since.elapsed();
         self.stalled += stalled;
-        self.writing = Some(Writing { dir, global_step, costs, started: since, stalled, thread });
+        self.writing = Some(Writing { dir, state, started: since, stalled, thread });
         Ok(())
     }
 
@@ -82,7 +87,8 @@ impl Saver {
     /// A rank that failed or did not come.
     pub fn conclude(&mut self, communicator: &mut Communicator) -> Result<()> {
         let Some(writing) = self.writing.take() else { return Ok(()) };
-        let Writing { dir, global_step, costs, started, stalled, thread } = writing;
+        let Writing { dir, mut state, started, stalled, thread } = writing;
+        let global_step = state.global_step;
         let since = Instant::now();
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let publishing = self.publishing.take();
@@ -112,14 +118,18 @@ impl Saver {
         let manifest = Manifest { run_id: record.run_id.clone(), global_step, files };
         let (output_dir, limit) = (self.output_dir.clone(), self.limit);
         let stalled = stalled + since.elapsed();
-        let publish = move || match checkpoint::publish(&temporary, &dir, &manifest) {
-            Err(error) => give_up(&temporary, &name, &format!("{error:#}")),
-            Ok(()) => {
-                let (stalled, took) = (stalled.as_secs_f64(), started.elapsed().as_secs_f64());
-                tracing::info!("{name} is saved: training was paused for {stalled:.2} of {took:.2} s");
-                let best = checkpoint::best(&output_dir, &record, costs).map(|(dir, _)| dir);
-                if let Err(error) = checkpoint::prune(&output_dir, &record, limit, global_step, best.as_deref()) {
-                    tracing::warn!("an old checkpoint stays: {error:#}");
+        let publish = move || {
+            // Earlier checkpoints have their names by now, or are given up.
+            checkpoint::name_best(&mut state, &output_dir, &record, Some(global_step));
+            match checkpoint::publish(&temporary, &dir, &state, manifest) {
+                Err(error) => give_up(&temporary, &name, &format!("{error:#}")),
+                Ok(()) => {
+                    let (stalled, took) = (stalled.as_secs_f64(), started.elapsed().as_secs_f64());
+                    tracing::info!("{name} is saved: training was paused for {stalled:.2} of {took:.2} s");
+                    let best = state.best_model_checkpoint.map(|name| output_dir.join(name));
+                    if let Err(error) = checkpoint::prune(&output_dir, &record, limit, global_step, best.as_deref()) {
+                        tracing::warn!("an old checkpoint stays: {error:#}");
+                    }
                 }
             }
         };

@@ -15,9 +15,24 @@ use metrics::{Expected, Metric};
 use model::Llava;
 use model::batch::PackedBatch;
 use model::config::LlavaConfig;
+use serde::Serialize;
 
 /// Most figures that a metric has.
 const MOST_FIGURES: usize = 8;
+
+/// A row that was scored: a line of `answers-<step>.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ScoredRow {
+    /// `id` of the row.
+    pub id: String,
+    /// The model's answer to its first question.
+    pub answer: String,
+    /// What it is compared with.
+    pub expected: Vec<String>,
+    /// The row's own score, where the metric has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
+}
 
 /// One rank's part of the scores of every evaluation.
 pub struct Scoring {
@@ -29,7 +44,9 @@ pub struct Scoring {
     max_new_tokens: usize,
     /// Rows that are decoded together.
     group: usize,
-    /// What all rows expect, on rank 0, which computes the figures.
+    /// Ids of all rows, on rank 0, which computes the figures.
+    ids: Vec<String>,
+    /// What they expect.
     expected: Vec<Expected>,
 }
 
@@ -51,7 +68,7 @@ impl Scoring {
             0 => shards.len(),
             samples => samples.min(shards.len()),
         };
-        let mut expected = Vec::new();
+        let (mut all_ids, mut expected) = (Vec::new(), Vec::new());
         let read = if rank == 0 { rows } else { 0 };
         for index in 0..read {
             let row = shards.read_row(index)?;
@@ -65,14 +82,15 @@ impl Scoring {
                 let expected = format!("{} (--eval_metric {metric})", unusable.expected);
                 Error::invalid(place, unusable.found, expected, "take another --eval_metric, or other rows")
             })?;
+            all_ids.push(id);
             expected.push(of_row);
         }
         let group = config.per_device_eval_batch_size.min(MAX_INDEPENDENT_TOKENS);
         let max_new_tokens = config.eval_max_new_tokens;
-        Ok(Some(Self { metric, chat, rows, rank, world_size, max_new_tokens, group, expected }))
+        Ok(Some(Self { metric, chat, rows, rank, world_size, max_new_tokens, group, ids: all_ids, expected }))
     }
 
-    /// Scores of the model (without autodiff), the same on every rank. Each rank answers every `world_size`-th row, each row as if
+    /// Scores of the model (without autodiff), the same on every rank, and on rank 0 the rows that they are of. Each rank answers every `world_size`-th row, each row as if
     /// it was alone, so that the answers do not depend on the number of ranks.
     ///
     /// # Errors
@@ -83,20 +101,27 @@ impl Scoring {
         config: &LlavaConfig,
         shards: &Mixture,
         communicator: &mut Communicator,
-    ) -> Result<Scores> {
+    ) -> Result<(Scores, Vec<ScoredRow>)> {
         let answers = communicator.attend("answers", &Pulse::default(), || self.answers(model, config, shards))??;
         let of_ranks = communicator.all_gather_texts("answers", answers)?;
-        let mut values = [0.0; MOST_FIGURES];
+        let (mut values, mut rows) = ([0.0; MOST_FIGURES], Vec::new());
         if self.rank == 0 {
             let mut of_ranks: Vec<_> = of_ranks.iter().map(|texts| texts.iter()).collect();
             let texts = (0..self.rows).map(|row| of_ranks[row % self.world_size].next());
             let texts = texts.collect::<Option<Vec<_>>>().ok_or_else(|| anyhow!("a rank has answered too few rows"))?;
             let pairs: Vec<(&str, &Expected)> = texts.into_iter().map(String::as_str).zip(&self.expected).collect();
             values.iter_mut().zip(self.metric.figures(&pairs)).for_each(|(value, (_, figure))| *value = figure);
+            let row = |(id, (answer, expected)): (&String, &(&str, &Expected))| ScoredRow {
+                id: id.clone(),
+                answer: (*answer).to_string(),
+                expected: expected.answers.clone(),
+                score: self.metric.score(answer, expected),
+            };
+            rows.extend(self.ids.iter().zip(&pairs).map(row));
         }
         // The other ranks add 0.
         let values = communicator.all_reduce("scores", values)?;
-        Ok(Scores(self.metric.figure_names().iter().copied().zip(values).collect()))
+        Ok((Scores(self.metric.figure_names().iter().copied().zip(values).collect()), rows))
     }
 
     fn answers(&self, model: &Llava, config: &LlavaConfig, shards: &Mixture) -> Result<Vec<String>> {

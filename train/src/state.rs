@@ -1,6 +1,7 @@
 //! Where a run stands: `trainer_state.json`, which transformers' `TrainerState.load_from_json` reads too.
 
 use crate::best::Best;
+use crate::log_sums::LogSums;
 use crate::metrics::LogEntry;
 use crate::order::Cursor;
 use crate::schedule::ScheduleBase;
@@ -69,6 +70,9 @@ pub struct RunState {
     /// Value of `best_model_checkpoint`: worse than `best_metric` if that step has no checkpoint.
     #[serde(with = "exact::option")]
     pub best_checkpoint_metric: Option<f64>,
+    /// Sums over the steps since the last log line, which the next one covers.
+    #[serde(default)]
+    pub since_log: LogSums,
 }
 
 impl TrainerState {
@@ -98,17 +102,18 @@ impl TrainerState {
         }
     }
 
-    /// From here on the best is chosen by something else: what has been noted so far is counted again from the log. Which
-    /// checkpoint is the best follows with the next one.
-    pub fn choose_by(&mut self, best_by: Best) {
+    /// From here on the best is chosen by something else: what has been noted so far is counted again from the log. Gives what it
+    /// was chosen by before. Which checkpoint is the best depends on those that exist: [`crate::checkpoint::name_best`].
+    pub fn choose_by(&mut self, best_by: Best) -> Option<Best> {
         if self.run.best_by == best_by {
-            return;
+            return None;
         }
-        self.run.best_by = best_by;
+        let before = std::mem::replace(&mut self.run.best_by, best_by);
         (self.best_metric, self.best_global_step, self.best_model_checkpoint) = (None, None, None);
         (self.run.best_checkpoint_metric, self.run.evaluations_without_improvement) = (None, 0);
         let values: Vec<(u64, f64)> = self.values().collect();
         values.into_iter().for_each(|(step, value)| self.note(step, value));
+        Some(before)
     }
 }
 

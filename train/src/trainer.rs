@@ -55,6 +55,8 @@ pub struct Trainer<'a> {
     /// The last step for which a checkpoint was begun.
     saved_step: Option<u64>,
     stop_request: StopRequest,
+    /// Sums since the last line of the log.
+    log: Log,
     /// Loss and counts by source of the data.
     sources: SourceSums,
 }
@@ -71,7 +73,6 @@ pub struct Finished {
 impl Trainer<'_> {
     /// The loop: next batch → forward and backward → reduce and clip → update → log → evaluate → save.
     fn train(mut self, mut loader: Loader, mut watch: Watch<'_>) -> Result<Finished> {
-        let mut log = Log::new();
         if self.is_at_end() {
             watch.say(&format!("nothing left to train: step {} of {}", self.state.global_step, self.state.max_steps));
         }
@@ -83,10 +84,10 @@ impl Trainer<'_> {
             self.advance(next, &report);
             self.sources.end_step(self.skipped_in_a_row > 0)?;
             watch.step(&self.shown(&report));
-            log.add(report, loader.waited);
-            self.log(&mut log, &mut watch)?;
+            self.log.add(report, loader.waited);
+            self.log(&mut watch)?;
             watch.features(self.kept_features.as_ref());
-            self.evaluate_if_due(&mut log, &mut watch)?;
+            self.evaluate_if_due(&mut watch)?;
             self.save_if_due(&sums)?;
             if sums.stop_requests > 0.0 && !self.is_at_end() {
                 return self.stop(watch);
@@ -229,20 +230,20 @@ impl Trainer<'_> {
         }
     }
 
-    fn log(&mut self, log: &mut Log, watch: &mut Watch<'_>) -> Result<()> {
+    fn log(&mut self, watch: &mut Watch<'_>) -> Result<()> {
         let interval = self.config.logging_steps.in_run(self.state.max_steps);
         let first = self.config.logging_first_step && self.state.global_step == 1;
         let due = first || self.state.global_step.is_multiple_of(interval);
-        if self.skipped_in_a_row > 0 || log.is_empty() || !(due || self.is_at_end()) {
+        if self.skipped_in_a_row > 0 || self.log.is_empty() || !(due || self.is_at_end()) {
             return Ok(());
         }
         let sources = self.sources.take(self.optimizer.communicator())?;
-        let metrics = StepMetrics { sources, ..log.take(&self.state, self.saver.take_stalled()) };
+        let metrics = StepMetrics { sources, ..self.log.take(&self.state, self.saver.take_stalled()) };
         watch.log(&mut self.state, metrics);
         Ok(())
     }
 
-    fn evaluate_if_due(&mut self, log: &mut Log, watch: &mut Watch<'_>) -> Result<()> {
+    fn evaluate_if_due(&mut self, watch: &mut Watch<'_>) -> Result<()> {
         if !watch.evaluates_at(&self.state, self.is_at_end()) {
             return Ok(());
         }
@@ -250,7 +251,7 @@ impl Trainer<'_> {
         self.wait_for_params()?;
         watch.evaluate(&self.trainee, &mut self.state, self.optimizer.communicator())?;
         // The time is not the next steps'.
-        log.since += begin.elapsed();
+        self.log.since += begin.elapsed();
         Ok(())
     }
 }

@@ -1,14 +1,13 @@
 //! Outputs of the training loop outside of a step: log lines, event files, progress, evaluation.
 
 use crate::captions::SampleCaption;
-use crate::checkpoint;
 use crate::collective::background::Communicator;
 use crate::collective::launch::launched_processes;
 use crate::config::{Config, ReportTo, Strategy};
 use crate::evaluate::{Evaluated, Evaluation};
 use crate::metrics::{EvalMetrics, LogEntry, MetricsFile, StepMetrics};
 use crate::progress::{Shown, StepProgress};
-use crate::run::folder::{CAPTIONS, metrics_file};
+use crate::run::folder::{ANSWERS, CAPTIONS, metrics_file};
 use crate::setup::Trainee;
 use crate::state::TrainerState;
 use crate::tensorboard::EventFile;
@@ -41,6 +40,8 @@ enum Output {
     Events,
     /// What an evaluation's sample captions are written to.
     SampleCaptions,
+    /// What its scored answers are written to.
+    Answers,
     /// The manifest of trained tensors.
     Trainable,
     /// The features of the frozen tower.
@@ -53,6 +54,7 @@ impl fmt::Display for Output {
             Self::Metrics => "the metrics file",
             Self::Events => "the event file",
             Self::SampleCaptions => "the file of sample captions",
+            Self::Answers => "the file of scored answers",
             Self::Trainable => "the list of trained tensors",
             Self::Features => "the file of vision features",
         })
@@ -153,9 +155,10 @@ impl<'a> Watch<'a> {
         communicator: &mut Communicator,
     ) -> Result<()> {
         let Some(evaluation) = &self.evaluation else { return Ok(()) };
-        let Evaluated { metrics, captions } =
+        let Evaluated { metrics, captions, answers } =
             evaluation.run(trainee, state.global_step, state.epoch, communicator).context("evaluation")?;
         self.report(&metrics, &captions);
+        self.write_lines(Output::Answers, ANSWERS, metrics.step, &answers);
         if let Some(value) = state.run.best_by.value(&metrics) {
             state.note(state.global_step, value);
         }
@@ -227,15 +230,7 @@ impl<'a> Watch<'a> {
             progress.pause();
         }
         self.append(metrics);
-        if !captions.is_empty() {
-            let path = self.config.output_dir.join(format!("{CAPTIONS}{}.jsonl", metrics.step));
-            let lines = captions.iter().map(|caption| Ok(serde_json::to_string(caption)? + "\n"));
-            let lines = lines.collect::<Result<String>>();
-            self.tolerate(
-                Output::SampleCaptions,
-                lines.and_then(|lines| Ok(files::write_atomically(&path, lines.as_bytes())?)),
-            );
-        }
+        self.write_lines(Output::SampleCaptions, CAPTIONS, metrics.step, captions);
         if let Some(events) = &mut self.events {
             let tags: Vec<(String, f64)> =
                 metrics.scores.0.iter().map(|(name, value)| (format!("eval/{name}"), *value)).collect();
@@ -251,6 +246,16 @@ impl<'a> Watch<'a> {
             }
             self.tolerate(Output::Events, written);
         }
+    }
+
+    /// Writes a file of an evaluation, if it has lines.
+    fn write_lines(&mut self, what: Output, name: &str, step: u64, lines: &[impl Serialize]) {
+        if lines.is_empty() {
+            return;
+        }
+        let path = self.config.output_dir.join(format!("{name}{step}.jsonl"));
+        let lines = lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<Result<String>>();
+        self.tolerate(what, lines.and_then(|lines| Ok(files::write_atomically(&path, lines.as_bytes())?)));
     }
 
     /// The end of the run: frozen tensors must be unchanged.
@@ -277,18 +282,6 @@ impl<'a> Watch<'a> {
         if self.progress.is_some() {
             tracing::info!("{line}");
         }
-    }
-}
-
-/// Before a checkpoint is written: if this step was evaluated, and better than every checkpoint so far, the new one is the
-/// best. For readers of the state; publication and removal follow from the checkpoints on disk.
-pub fn note_best_checkpoint(state: &mut TrainerState) {
-    let of_this_step = state.values().filter(|(step, _)| *step == state.global_step).last();
-    let Some((_, value)) = of_this_step else { return };
-    if state.run.best_by.is_better(value, state.run.best_checkpoint_metric) {
-        state.run.best_checkpoint_metric = Some(value);
-        // Relative to `output_dir`: the folder may be moved.
-        state.best_model_checkpoint = Some(format!("{}{}", checkpoint::PREFIX, state.global_step));
     }
 }
 

@@ -7,6 +7,7 @@ pub mod args;
 pub mod exit;
 pub mod log;
 pub mod options;
+pub mod outputs;
 pub mod pages;
 pub mod probe;
 pub mod progress;

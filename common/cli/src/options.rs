@@ -39,6 +39,10 @@ pub fn is_nothing(value: &str) -> bool {
     value.is_empty() || value == "None"
 }
 
+/// Environment variable of a program whose flags are the values of a recipe, which may be shared between runs: one without
+/// effect is said and not refused.
+pub const FROM_RECIPE: &str = "LLAVA_OPTIONS_FROM_RECIPE";
+
 /// How an option takes several values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -39,6 +39,16 @@ pub fn script_json(json: &str) -> String {
     json.replace('<', "\\u003c")
 }
 
+/// The element in a page's head that says which command made it.
+pub fn generator(command: &str) -> String {
+    format!("<meta name=\"generator\" content=\"{command}\">")
+}
+
+/// Whether a file's beginning is that of a page of this command.
+pub fn is_page_of(head: &[u8], command: &str) -> bool {
+    String::from_utf8_lossy(head).contains(&generator(command))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -31,7 +31,7 @@ impl ShardIndex {
              # LLaVA shards\n\n\
              Tokenized, normalised samples, made by `preprocess shards`; `datasets.load_dataset(FOLDER)` opens the splits. A row has\n\
              `id`, `image` (file name), `image_sha256`, `input_ids` (each image as one `<image>` token), `labels` (-100 where nothing\n\
-             is supervised), `pixel_values` (coded: the Parquet files' metadata say how), `width`, `height`, `more_images`.\n\
+             is supervised), `pixel_values` (coded: the Parquet files' metadata say how), `width`, `height`, `more_images`, `crc32` (of the row).\n\
              `index.json` lists the files and counts the rows, `rejected.jsonl` has the rows that did not become samples.\n"
         )
     }

@@ -40,6 +40,14 @@ impl<'a> Columns<'a> {
         Ok(values.values().to_vec())
     }
 
+    /// The row's checksum; `None` in a file of a version that wrote none.
+    pub(super) fn crc32(&self, row: usize) -> Result<Option<u32>> {
+        if self.batch.column_by_name(schema::CRC32).is_none() {
+            return Ok(None);
+        }
+        Ok(Some(self.column::<Int64Array>(schema::CRC32)?.value(row) as u32))
+    }
+
     pub(super) fn stored_pixels(&self, row: usize) -> Result<&'a [u8]> {
         Ok(self.column::<BinaryArray>(schema::PIXEL_VALUES)?.value(row))
     }

@@ -1,7 +1,7 @@
 //! Rows → one encoded row group, on any thread; the writer then only appends bytes.
 
 use super::metadata::ShardMetadata;
-use super::schema;
+use super::{checksum, schema};
 use arrow::array::{
     Array, ArrayRef, BinaryArray, Int32Builder, Int64Builder, ListBuilder, StringBuilder, StructBuilder,
 };
@@ -96,7 +96,10 @@ impl<'a> RowGroupEncoder<'a> {
             pixels.encode(&image.payload, side, &self.metadata.code_to_f32, &mut self.stored);
             lengths.push((self.stored.len() - start) as i64);
         }
-        self.texts.push(sample, &lengths);
+        let TokenizedSample { input_ids, labels, .. } = &sample.tokens;
+        let names = sample.images.iter().map(|image| image.name.as_str());
+        let crc32 = checksum::of_row(&sample.id, names, input_ids, labels, &self.stored);
+        self.texts.push(sample, &lengths, crc32);
         let offsets = OffsetBuffer::from_lengths([self.stored.len()]);
         let column: ArrayRef =
             Arc::new(BinaryArray::new(offsets, Buffer::from_vec(std::mem::take(&mut self.stored)), None));
@@ -166,6 +169,7 @@ struct Columns {
     width: Int32Builder,
     height: Int32Builder,
     more_images: ListBuilder<StructBuilder>,
+    crc32: Int64Builder,
 }
 
 impl Columns {
@@ -182,10 +186,11 @@ impl Columns {
             width: Int32Builder::new(),
             height: Int32Builder::new(),
             more_images: ListBuilder::new(more_images).with_field(Arc::new(schema::more_images_item())),
+            crc32: Int64Builder::new(),
         }
     }
 
-    fn push(&mut self, sample: &Sample, stored_bytes: &[i64]) {
+    fn push(&mut self, sample: &Sample, stored_bytes: &[i64], crc32: u32) {
         let first = sample.images.first();
         self.id.append_value(&sample.id);
         self.image.append_option(first.map(|image| &image.name));
@@ -198,9 +203,10 @@ impl Columns {
             push_image(self.more_images.values(), image, bytes);
         }
         self.more_images.append(true);
+        self.crc32.append_value(i64::from(crc32));
     }
 
-    fn finish(&mut self) -> [(&'static str, ArrayRef); 8] {
+    fn finish(&mut self) -> [(&'static str, ArrayRef); 9] {
         [
             (schema::ID, Arc::new(self.id.finish())),
             (schema::IMAGE, Arc::new(self.image.finish())),
@@ -210,6 +216,7 @@ impl Columns {
             (schema::WIDTH, Arc::new(self.width.finish())),
             (schema::HEIGHT, Arc::new(self.height.finish())),
             (schema::MORE_IMAGES, Arc::new(self.more_images.finish())),
+            (schema::CRC32, Arc::new(self.crc32.finish())),
         ]
     }
 }

@@ -20,6 +20,7 @@
 //! The other formats hold the normalised values themselves, or the image files' own bytes: [`PixelFormat`].
 
 mod card;
+mod checksum;
 mod columns;
 mod encoder;
 pub mod entropy;

@@ -2,14 +2,15 @@
 
 use super::columns::Columns;
 use super::file::{OpenFile, read_error};
-use super::{Row, ShardFile, ShardIndex, ShardMetadata, Split, index, schema};
+use super::{Row, ShardFile, ShardIndex, ShardMetadata, Split, checksum, index, schema};
 use base::{Error, Result};
 use images::image_processor::ImageProcessor;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The last one is needed only where images have various stored lengths.
-const ROW_COLUMNS: [&str; 7] = [
+const ROW_COLUMNS: [&str; 8] = [
+    schema::CRC32,
     schema::ID,
     schema::IMAGE,
     schema::INPUT_IDS,
@@ -108,6 +109,15 @@ impl ShardSet {
         self.shards.iter().map(|shard| &shard.file)
     }
 
+    /// Opens every file of the split, which compares size and footer with the index: a damaged file is found before any work is
+    /// done. Rows are checked when they are read.
+    ///
+    /// # Errors
+    /// The first such file.
+    pub fn check_files(&self) -> Result<()> {
+        self.shards.iter().try_for_each(|shard| self.file(shard).map(drop))
+    }
+
     /// Row `index` (0 ≤ index < len), read alone (page index), decoded. Thread-safe.
     ///
     /// # Errors
@@ -153,14 +163,16 @@ impl ShardSet {
         let mut images: Vec<String> = columns.first(schema::IMAGE, 0)?.into_iter().collect();
         images.extend(more.texts(schema::IMAGE));
         let stored = columns.stored_pixels(0)?;
+        let (id, input_ids, labels) =
+            (columns.id(0)?, columns.ids(schema::INPUT_IDS, 0)?, columns.ids(schema::LABELS, 0)?);
+        if let Some(expected) = columns.crc32(0)? {
+            let found = checksum::of_row(&id, images.iter().map(String::as_str), &input_ids, &labels, stored);
+            if found != expected {
+                return Err(damaged_row(place(), found, expected));
+            }
+        }
         self.append_pixel_values(stored, images.len(), &more.stored_bytes(), pixel_values, place)?;
-        Ok(Row {
-            id: columns.id(0)?,
-            input_ids: columns.ids(schema::INPUT_IDS, 0)?,
-            labels: columns.ids(schema::LABELS, 0)?,
-            pixel_values: Vec::new(),
-            images,
-        })
+        Ok(Row { id, input_ids, labels, pixel_values: Vec::new(), images })
     }
 
     /// f32 `[images, 3, S, S]`; `more_bytes` are the stored lengths of source files after the first.
@@ -193,6 +205,12 @@ impl ShardSet {
         }
         Ok(())
     }
+}
+
+fn damaged_row(place: String, found: u32, expected: u32) -> Error {
+    let remedy = "the file was damaged after it was written: copy it again, or delete it and run preprocess shards again; preprocess \
+                  verify lists all that is damaged";
+    Error::invalid(place, format!("a row with CRC-32 {found:08x}"), format!("{expected:08x}"), remedy)
 }
 
 fn pixel_error(place: String, bytes: usize, images: usize) -> Error {

@@ -15,6 +15,8 @@ pub(super) const LABELS: &str = "labels";
 pub(super) const PIXEL_VALUES: &str = "pixel_values";
 pub(super) const WIDTH: &str = "width";
 pub(super) const HEIGHT: &str = "height";
+/// CRC-32 of the row ([`super::checksum`]); files of older versions do not have it.
+pub(super) const CRC32: &str = "crc32";
 pub(super) const MORE_IMAGES: &str = "more_images";
 /// Stored length of a further image, bytes; the first one's is what remains of `pixel_values`.
 pub(super) const STORED_BYTES: &str = "stored_bytes";
@@ -40,6 +42,7 @@ pub(super) fn schema() -> SchemaRef {
         Field::new(WIDTH, DataType::Int32, true),
         Field::new(HEIGHT, DataType::Int32, true),
         Field::new(MORE_IMAGES, DataType::List(Arc::new(more_images_item())), false),
+        Field::new(CRC32, DataType::Int64, false),
     ]))
 }
 

@@ -145,12 +145,9 @@ impl<L: Line> Journal<L> {
 /// # Errors
 /// As [`Journal::open`].
 pub fn check(path: &Path, settings: &[Compared], overwrite: bool) -> Result<()> {
+    // Lines have their settings beside them.
+    cli::outputs::require_replaceable(path, |_| settings_file(path).exists(), Some(overwrite), "--output")?;
     match std::fs::metadata(path) {
-        // A dataset or questions, say, that the command line names twice.
-        Ok(file) if file.len() > 0 && !settings_file(path).exists() => {
-            let expected = "a new file, or one that this program wrote, with its settings beside it";
-            Err(Error::invalid(path.display(), "a file of something else", expected, "give another --output").into())
-        }
         Ok(file) if file.len() > 0 && !overwrite => compare_settings(path, settings),
         _ => Ok(()),
     }

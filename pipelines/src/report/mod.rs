@@ -7,6 +7,7 @@ mod sources;
 
 use anyhow::{Result, ensure};
 use base::{counted, files};
+use cli::outputs;
 use pictures::Pictures;
 use runs::Run;
 use std::collections::HashSet;
@@ -21,6 +22,9 @@ pub struct Args {
     /// The page to write
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     pub html: PathBuf,
+    /// Replace whatever file that is; without it, only a page of this command is replaced
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
+    pub overwrite: bool,
     /// Pictures whose captions are shown, where a run's directory has captions.jsonl or captions-STEP.jsonl (written by
     /// infer caption)
     #[arg(long, value_name = "N", default_value_t = 8)]
@@ -33,9 +37,11 @@ pub struct Args {
 /// Reads the runs and writes the page. The text is the result for stdout.
 ///
 /// # Errors
-/// A run without metrics, or a page that cannot be written.
+/// A page that would replace a file of something else; a run without metrics; a page that cannot be written.
 pub fn run(args: &Args) -> Result<String> {
     ensure!(!args.runs.is_empty(), "no runs; give at least one run directory");
+    let is_own = |head: &[u8]| html::is_page_of(head, page::GENERATOR);
+    outputs::require_replaceable(&args.html, is_own, Some(args.overwrite), "--html")?;
     let mut runs = args.runs.iter().map(|path| Run::read(path)).collect::<Result<Vec<_>>>()?;
     let names: HashSet<String> = runs.iter().map(|run| run.name.clone()).collect();
     if names.len() < runs.len() {

@@ -44,6 +44,9 @@ const COLUMNS: [Column; 8] = [
     ("skipped steps", |run| run.last("skipped_steps")),
 ];
 
+/// What the page says that it was made by.
+pub const GENERATOR: &str = "pipelines report";
+
 /// The whole page: no other file is needed, and nothing is loaded.
 pub fn page(runs: &[Run], pictures: &[Pictures], max_captions: usize) -> String {
     let names = runs.iter().map(|run| escaped(&run.name)).collect::<Vec<_>>().join(", ");
@@ -57,10 +60,11 @@ pub fn page(runs: &[Run], pictures: &[Pictures], max_captions: usize) -> String 
         captions(&mut body, index, run, pictures, max_captions);
     }
     format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n{}\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{names}</title>\n<style>\n{}</style>\n\
          </head>\n<body>\n<main>\n<h1>{}</h1>\n{body}</main>\n<script type=\"application/json\" id=\"data\">{}</script>\n\
          <script>\n{}</script>\n</body>\n</html>\n",
+        html::generator(GENERATOR),
         include_str!("page.css"),
         if runs.len() == 1 { "Training run" } else { "Training runs" },
         script_json(&json!({"runs": runs.iter().map(series).collect::<Value>(), "charts": charts(runs)}).to_string()),

@@ -10,6 +10,7 @@ use crate::verify::read_rejected;
 use anyhow::{Context, Result};
 use base::{Error, files};
 use chat::TextTokenizer;
+use cli::outputs;
 use row::Sample;
 use shards::{ShardSet, Split};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,9 @@ pub struct Args {
     /// Also write one self-contained page to this file: histograms, rejected rows by cause, sample rows to filter by length and text
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Replace whatever file that is; without it, only a page of this command is replaced
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
+    pub overwrite: bool,
     /// Show one row instead: its image and its tokens, coloured by supervision (from 0)
     #[arg(long, value_name = "K")]
     pub row: Option<usize>,
@@ -52,6 +56,10 @@ pub struct Args {
 pub fn run(args: &Args, colors: bool) -> Result<String> {
     if let Some(cause) = &args.cause {
         return report::rejected_of(&args.dir, cause);
+    }
+    if let Some(path) = &args.html {
+        let is_own = |head: &[u8]| html::is_page_of(head, page::GENERATOR);
+        outputs::require_replaceable(path, is_own, Some(args.overwrite), "--html")?;
     }
     let split = if args.validation { Split::Validation } else { Split::Train };
     let set = ShardSet::open(&args.dir, split)?;

@@ -18,13 +18,17 @@ const SIZES: usize = 10;
 /// Rejected rows of a cause that are listed.
 const REJECTED_OF_A_CAUSE: usize = 200;
 
+/// What the page says that it was made by.
+pub const GENERATOR: &str = "preprocess inspect";
+
 /// The page.
 pub fn page(dir: &Path, dataset: &Dataset, rejected: &[Rejected], samples: &[Sample]) -> Result<String> {
     let title = escaped(&dir.display().to_string());
     let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\n\
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">{}<title>{title}</title>\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<style>\n{}</style></head>\n\
          <body><header><h1>{title}</h1><p>preprocess inspect</p></header>\n<main><dl>",
+        html::generator(GENERATOR),
         include_str!("page.css")
     );
     for (what, value) in facts(dataset)? {

@@ -28,16 +28,19 @@ impl RowProcessor<'_> {
     /// Makes the sample of a row, and says where it belongs.
     pub fn process(&self, row: &SourceRow) -> Result<(Split, Sample), Refusal> {
         let record = Record::read(row, self.questions)?;
-        let (id, split) = (record.id.clone(), self.split(&record.group));
+        let (id, group) = (record.id.clone(), record.group.clone());
         let conversation = record.conversation()?;
         let tokens = self.tokenize(&conversation)?;
         let images =
-            conversation.images.iter().map(|name| self.image(name, &row.attachments)).collect::<Result<_, _>>()?;
+            conversation.images.iter().map(|name| self.image(name, &row.attachments)).collect::<Result<Vec<_>, _>>()?;
+        // Names of pictures that come with a row are the row's own: another one may have the same picture.
+        let content = images.first().filter(|_| !row.attachments.is_empty()).map(|image: &SampleImage| &image.sha256);
+        let split = self.split(content.unwrap_or(&group));
         Ok((split, Sample { id, tokens, images }))
     }
 
-    /// Train or validation: a function of what rows about one picture share (its id in LLaVA's data, else its name), so that
-    /// they are all on one side.
+    /// Train or validation: a function of what rows about one picture share (its name, or its content where it comes with the
+    /// row), so that they are all on one side. Of several pictures the first one decides.
     fn split(&self, group: &str) -> Split {
         let hash = files::sha256(group.as_bytes());
         let hash = u64::from_le_bytes(std::array::from_fn(|index| hash[index]));

@@ -7,10 +7,11 @@ use crate::mixture::Mixture;
 use crate::order::SourceRows;
 use crate::setup;
 use anyhow::{Result, bail};
-use base::IGNORE_INDEX;
+use base::{Error, IGNORE_INDEX};
 use cli::weighted::WeightedFolder;
 use model::config::LlavaConfig;
 use shards::{PixelFormat, ShardIndex, ShardSet, Split};
+use std::path::Path;
 use toml::Value;
 
 /// Rows of liuhaotian/LLaVA-CC3M-Pretrain-595K.
@@ -96,11 +97,19 @@ impl Data {
     /// Looks at the shards if they are there.
     ///
     /// # Errors
-    /// Shards that are there and cannot be read; a pixel format that does not exist.
+    /// A folder without shards that the recipe does not make either; shards that are there and cannot be read; a pixel format that
+    /// does not exist.
     pub fn describe(config: &Config, args: &PlanArgs, recipe: &RecipeTables, model: &LlavaConfig) -> Result<Self> {
         let folders = config.data_path.folders();
         if !folders.is_empty() && folders.iter().all(|folder| folder.dir.join(shards::INDEX_FILE).exists()) {
             return Self::measured(config, args, model);
+        }
+        let made = |folder: &&WeightedFolder| recipe.shards.contains(&folder.dir);
+        let is_there = |folder: &&WeightedFolder| folder.dir.join(shards::INDEX_FILE).exists();
+        if args.rows.is_none()
+            && let Some(missing) = folders.iter().find(|folder| !made(folder) && !is_there(folder))
+        {
+            return Err(no_shards(&missing.dir));
         }
         let expected = |folder: &WeightedFolder| (folder.clone(), SourceRows::weighted(CC3M_ROWS, folder.weight));
         let sources = listed(folders.iter().map(expected).collect());
@@ -110,8 +119,8 @@ impl Data {
             None => {
                 let sum = |of: fn(&SourceRows) -> usize| sources.iter().map(|(_, rows)| of(rows)).sum();
                 let each = if sources.len() > 1 { " for each folder" } else { "" };
-                let source =
-                    format!("LLaVA-CC3M-Pretrain-595K's{each}, because there are no shards yet; --rows says otherwise");
+                let why = if folders.is_empty() { "no --data_path is given" } else { "there are no shards yet" };
+                let source = format!("LLaVA-CC3M-Pretrain-595K's{each}, because {why}; --rows says otherwise");
                 match sources.is_empty() {
                     true => (CC3M_ROWS, CC3M_ROWS, source),
                     false => (sum(|rows| rows.per_epoch), sum(|rows| rows.rows), source),
@@ -157,6 +166,20 @@ impl Data {
             validation_rows: Some(indices.iter().map(|index| index.counts.validation).sum()),
         })
     }
+}
+
+/// A folder that is named has shards, or the recipe makes them.
+fn no_shards(dir: &Path) -> anyhow::Error {
+    let found = match dir.exists() {
+        true => format!("no {}", shards::INDEX_FILE),
+        false => "no such folder".to_string(),
+    };
+    let remedy = format!(
+        "correct --data_path; --rows N plans for shards that are not there yet, and without --data_path the {} rows of \
+         LLaVA-CC3M-Pretrain-595K are assumed",
+        super::text::count(CC3M_ROWS)
+    );
+    Error::invalid(dir.display(), found, "a folder of shards, as preprocess shards writes it", remedy).into()
 }
 
 /// The sources that are worth a line: all, unless there is a single one of weight 1.

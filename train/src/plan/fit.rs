@@ -68,13 +68,23 @@ impl Plan {
 
     fn lacks_memory(&self) -> Option<Misfit> {
         // The memory of a GPU is not this machine's.
-        let available = self.machine.available_memory.filter(|_| !self.is_on_gpu())? as f64;
-        let (needed, ranks) = (self.memory_here(), self.ranks_here);
+        let available = if self.is_on_gpu() { self.gpu_memory } else { self.machine.available_memory };
+        let available = available? as f64;
+        let (needed, ranks) = (self.memory.total() * self.ranks_that_share(self.ranks_here), self.ranks_here);
         (needed > available).then(|| {
-            let who = if ranks == 1 { "the run needs".to_string() } else { format!("the {ranks} ranks here need") };
-            let found = format!("{who} {}, {} are available", size(needed), size(available));
+            let (who, there) = match (self.is_on_gpu(), ranks) {
+                (true, _) => ("a rank needs".to_string(), "of its GPU"),
+                (_, 1) => ("the run needs".to_string(), "available"),
+                _ => (format!("the {ranks} ranks here need"), "available"),
+            };
+            let found = format!("{who} {}, {} are {there}", size(needed), size(available));
             Misfit { what: "memory", found, remedies: self.memory_remedies(available) }
         })
+    }
+
+    /// Ranks that divide a memory between them: of one machine all, of a GPU one.
+    fn ranks_that_share(&self, ranks_here: usize) -> f64 {
+        if self.is_on_gpu() { 1.0 } else { ranks_here as f64 }
     }
 
     /// Changes that bring the memory below `available`: each by itself, else all of them.
@@ -82,7 +92,7 @@ impl Plan {
         let Config { nproc, gradient_checkpointing, per_device_train_batch_size: rows, .. } = self.config;
         let accumulation = self.config.gradient_accumulation_steps * rows;
         let mut changes: Vec<(String, Change)> = Vec::new();
-        if nproc > 1 && self.ranks_here > 1 {
+        if nproc > 1 && self.ranks_here > 1 && !self.is_on_gpu() {
             changes.push(("--nproc 1".into(), Box::new(|config| config.nproc = 1)));
         }
         if !gradient_checkpointing {
@@ -152,7 +162,7 @@ impl Plan {
         let base = base_format::of_run(config, &self.model, lora.as_ref()).ok()?;
         let setting = Setting { config, model: &self.model, lora: lora.as_ref(), world_size, in_bf16, base };
         let rows = Rows { count: self.data.all_rows, mean: self.data.row };
-        Some(Memory::estimate(setting, rows).total() * here as f64)
+        Some(Memory::estimate(setting, rows).total() * self.ranks_that_share(here))
     }
 
     fn lacks_disk(&self) -> Option<Misfit> {

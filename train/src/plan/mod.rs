@@ -48,6 +48,17 @@ pub struct PlanArgs {
     /// Language model's directory (its config.json is enough), where the model directory is not there yet.
     #[arg(long, value_name = "DIR")]
     pub language_model: Option<PathBuf>,
+    /// Memory of a GPU, for a plan of a machine that is not this one; default: that of this machine's smallest GPU.
+    #[arg(long, value_name = "GB", value_parser = gigabytes)]
+    pub gpu_memory: Option<u64>,
+}
+
+/// `80` is 80 · 10⁹ bytes.
+fn gigabytes(text: &str) -> Result<u64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value > 0.0 => Ok((value * 1e9) as u64),
+        _ => Err(format!("found {text:?}, expected a number of GB above 0")),
+    }
 }
 
 /// Everything that is known of a run before it starts.
@@ -77,6 +88,8 @@ pub struct Plan {
     pub disk: Disk,
     /// What this machine has.
     pub machine: Machine,
+    /// Memory of each GPU, bytes, where the run computes on GPUs and it is known.
+    pub gpu_memory: Option<u64>,
     /// Bytes of checkpoints that a resumed run has already: its own take their place.
     pub of_run: u64,
     /// Ranks on this machine.
@@ -136,6 +149,7 @@ impl Plan {
             memory,
             disk,
             machine,
+            gpu_memory: args.gpu_memory,
             of_run: config.resume_from_checkpoint.as_ref().map_or(0, |_| machine::bytes_of(&config.output_dir)),
             ranks_here,
             speed: None,
@@ -167,8 +181,11 @@ pub fn misfits(config: &Config) -> Vec<Misfit> {
 pub fn run(stages: &[Config], args: &PlanArgs, recipe: Option<&Path>) -> Result<(String, bool)> {
     let recipe = RecipeTables::read(recipe)?;
     let mut plans: Vec<Plan> = Vec::new();
+    let gpus = kernels::cuda::driver().map(|driver| driver.gpus).unwrap_or_default();
+    let smallest = gpus.iter().map(|gpu| gpu.memory).min();
     for config in stages {
-        plans.push(Plan::new(config, args, &recipe, &plans)?);
+        let plan = Plan::new(config, args, &recipe, &plans)?;
+        plans.push(Plan { gpu_memory: plan.gpu_memory.or(smallest).filter(|_| plan.is_on_gpu()), ..plan });
     }
     let speed = speed::measure();
     plans.iter_mut().filter(|plan| !plan.is_on_gpu()).for_each(|plan| plan.speed = Some(speed));

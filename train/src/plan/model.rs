@@ -20,6 +20,8 @@ pub struct RecipeTables {
     pub model: Table,
     /// `[preprocess]`
     pub preprocess: Table,
+    /// Folders of shards that the recipe makes: `shards` of `[data]`.
+    pub shards: Vec<PathBuf>,
 }
 
 impl RecipeTables {
@@ -32,7 +34,13 @@ impl RecipeTables {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let recipe: Table = text.parse().with_context(|| path.display().to_string())?;
         let table = |name: &str| recipe.get(name).and_then(Value::as_table).cloned().unwrap_or_default();
-        Ok(Self { model: table("model"), preprocess: table("preprocess") })
+        let datasets = match recipe.get("data") {
+            Some(Value::Table(table)) => vec![table],
+            Some(Value::Array(tables)) => tables.iter().filter_map(Value::as_table).collect(),
+            _ => Vec::new(),
+        };
+        let shards = datasets.into_iter().filter_map(|table| table.get("shards")?.as_str().map(PathBuf::from));
+        Ok(Self { model: table("model"), preprocess: table("preprocess"), shards: shards.collect() })
     }
 }
 

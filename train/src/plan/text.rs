@@ -161,11 +161,20 @@ impl Plan {
         let fits = |what: &str| if about(what).is_some() { "DOES NOT FIT" } else { "fits" };
         let who = if ranks == 1 { "the run needs".to_string() } else { format!("all {ranks} ranks need") };
         match self.machine.available_memory {
-            _ if self.is_on_gpu() => writeln!(
-                f,
-                "  memory              each GPU needs {} (not compared with this machine's memory)",
-                size(self.memory.total())
-            )?,
+            _ if self.is_on_gpu() => {
+                let needed = size(self.memory.total());
+                match self.gpu_memory {
+                    Some(there) => {
+                        let (fits, there) = (fits("memory"), size(there as f64));
+                        writeln!(f, "  memory              {fits}: a rank needs {needed}, its GPU has {there}")?;
+                    }
+                    None => writeln!(
+                        f,
+                        "  memory              NOT CHECKED: a rank needs {needed}, and no GPU is here whose memory it could be \
+                         compared with; --gpu-memory GB gives it"
+                    )?,
+                }
+            }
             None => writeln!(f, "  memory              not known here; {who} {needed}")?,
             Some(available) => {
                 let fits = fits("memory");

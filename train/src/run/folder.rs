@@ -3,15 +3,19 @@
 use super::RunRecord;
 use crate::checkpoint::{self, Manifest, RUN_CONFIG, TRAINER_STATE};
 use crate::config::Config;
+use crate::metrics;
 use crate::trainability::TRAINABLE_FILE;
 use anyhow::{Context, Result, bail};
 use base::names;
+use cli::outputs;
 use std::path::{Path, PathBuf};
 
 /// Metrics of a run whose settings name no other file.
 pub const METRICS: &str = "metrics.jsonl";
 /// Sample captions of a step: `captions-<step>.jsonl`.
 pub const CAPTIONS: &str = "captions-";
+/// Scored answers of a step: `answers-<step>.jsonl`.
+pub const ANSWERS: &str = "answers-";
 /// Event files begin so.
 pub const EVENTS: &str = "events.out.tfevents.";
 
@@ -48,6 +52,7 @@ impl Remains {
                 || names::is_model_file(name) && !names::PROCESSOR_FILES.contains(&name.as_str())
         };
         let metrics = metrics_file(config);
+        outputs::require_replaceable(&metrics, |head| metrics::is_line(outputs::first_line(head)), None, "--metrics")?;
         let has_lines = std::fs::metadata(&metrics).is_ok_and(|about| about.len() > 0);
         let record = RunRecord::read(dir)?;
         let leavings = [TRAINER_STATE, RUN_CONFIG, METRICS];
@@ -98,7 +103,7 @@ impl Remains {
 pub fn clear(dir: &Path) -> Result<()> {
     let is_of_run = |name: &str| {
         let files = [TRAINER_STATE, RUN_CONFIG, METRICS, TRAINABLE_FILE, super::RUN_RECORD];
-        let is_captions = name.starts_with(CAPTIONS) && name.ends_with(".jsonl");
+        let is_captions = [CAPTIONS, ANSWERS].iter().any(|start| name.starts_with(start)) && name.ends_with(".jsonl");
         let is_output = names::is_model_file(name) || names::is_adapter_file(name);
         files.contains(&name) || is_captions || is_output || name.starts_with(EVENTS)
     };

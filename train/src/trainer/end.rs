@@ -4,11 +4,12 @@ use super::sums::StepSums;
 use super::{Finished, Trainer};
 use crate::checkpoint::{self, Manifest, Snapshot};
 use crate::config::Config;
+use crate::log_sums::LogSums;
 use crate::run::clock;
 use crate::run::{FinalOutput, RunRecord};
 use crate::setup::Trainee;
 use crate::state::TrainerState;
-use crate::watch::{self, Watch};
+use crate::watch::Watch;
 use anyhow::{Context, Result, bail};
 use base::pulse::Pulse;
 use std::path::PathBuf;
@@ -33,11 +34,12 @@ impl Trainer<'_> {
     fn save(&mut self) -> Result<()> {
         let since = Instant::now();
         self.wait_for_params()?;
-        watch::note_best_checkpoint(&mut self.state);
         self.saved_step = Some(self.state.global_step);
+        let sources = self.sources.of_all_ranks(self.optimizer.communicator())?;
+        self.state.run.since_log = LogSums { sources, ..self.log.sums() };
         let Self { config, record, trainee, optimizer, state, .. } = self;
-        let snapshot = Snapshot::take(config, record.as_ref(), trainee, optimizer, state);
-        self.saver.start(optimizer.communicator(), snapshot, since)
+        let snapshot = Snapshot::take(config, record.as_ref(), trainee, optimizer);
+        self.saver.start(optimizer.communicator(), snapshot, state.clone(), since)
     }
 
     /// Ends as asked: with a checkpoint of this step, unless it has one.
@@ -70,11 +72,11 @@ impl Trainer<'_> {
     pub(super) fn finish(mut self, mut watch: Watch<'_>) -> Result<Finished> {
         self.saver.finish(self.optimizer.communicator())?;
         self.wait_for_params()?;
-        let Self { config, record, trainee, mut optimizer, state, .. } = self;
+        let Self { config, record, trainee, mut optimizer, mut state, .. } = self;
         // The others wait while rank 0 hashes the frozen tensors, and writes.
         let save = || {
             watch.finish(&trainee)?;
-            record.map_or(Ok(()), |record| put_out(config, &record, trainee, &state, &watch))
+            record.map_or(Ok(()), |record| put_out(config, &record, trainee, &mut state, &watch))
         };
         optimizer.communicator().attend("final model", &Pulse::default(), save)??;
         optimizer.finish()?;
@@ -87,10 +89,12 @@ fn put_out(
     config: &Config,
     record: &RunRecord,
     trainee: Trainee,
-    state: &TrainerState,
+    state: &mut TrainerState,
     watch: &Watch<'_>,
 ) -> Result<()> {
     let output_dir = &config.output_dir;
+    checkpoint::name_best(state, output_dir, record, None);
+    state.run.since_log = LogSums::default();
     let weights_of_step = match best(config, record, state, watch) {
         Some((best, step)) => checkpoint::copy_weights(&best, output_dir).map(|()| step),
         None => checkpoint::save_weights(config, trainee, output_dir).map(|()| state.global_step),
@@ -103,7 +107,7 @@ fn put_out(
 }
 
 /// The checkpoint with the best evaluation and its step, if its weights are asked for. Says which one it is, and when
-/// there is none or a better one is gone.
+/// there is none or a better evaluation has none.
 fn best(config: &Config, record: &RunRecord, state: &TrainerState, watch: &Watch<'_>) -> Option<(PathBuf, u64)> {
     if !config.load_best_model_at_end {
         return None;
@@ -117,9 +121,13 @@ fn best(config: &Config, record: &RunRecord, state: &TrainerState, watch: &Watch
         watch.warn(&format!("load_best_model_at_end: no checkpoint with a finite {name}: the last model is put out"));
         return None;
     };
-    if let Some((metric, best_step)) = noted.filter(|(metric, _)| by.is_better(*metric, Some(value))) {
-        watch.warn(&format!("the best {name}, {metric:.4} at step {best_step}, has no checkpoint"));
+    let chosen = format!("{} has the best {name} of the checkpoints that there are ({value:.4})", dir.display());
+    match noted.filter(|(metric, _)| by.is_better(*metric, Some(value))) {
+        Some((metric, best_step)) => watch.warn(&format!(
+            "load_best_model_at_end: {chosen}, and its model is put out: the best evaluation ({metric:.4} at step {best_step}) has no \
+             checkpoint"
+        )),
+        None => watch.say(&format!("the model with the best {name} ({value:.4}) is that of {}", dir.display())),
     }
-    watch.say(&format!("the model with the best {name} ({value:.4}) is that of {}", dir.display()));
     Some((dir, step))
 }

@@ -3,6 +3,7 @@
 use super::sums::StepSums;
 use crate::collective::background::Traffic;
 use crate::learning_rates::LearningRates;
+use crate::log_sums::LogSums;
 use crate::metrics::StepMetrics;
 use crate::state::TrainerState;
 use kernels::memory::peak_rss_mb;
@@ -20,52 +21,73 @@ pub(super) struct StepReport {
 
 /// Sums since the last logged step.
 pub(super) struct Log {
-    /// When the last line was written; pauses are added.
+    /// When the last line was written, or the run was resumed; pauses are added.
     pub(super) since: Instant,
+    sums: LogSums,
+    /// What the loader has waited in all.
     waited: Duration,
-    steps: Vec<(StepReport, Duration)>,
+    last: Option<StepReport>,
 }
 
 impl Log {
-    pub(super) fn new() -> Self {
-        Self { since: Instant::now(), waited: Duration::ZERO, steps: Vec::new() }
+    /// Begins with the sums of a checkpoint.
+    pub(super) fn new(sums: LogSums) -> Self {
+        Self { since: Instant::now(), sums, waited: Duration::ZERO, last: None }
     }
 
+    /// Whether no step was made since the last line, or since the run was resumed.
     pub(super) fn is_empty(&self) -> bool {
-        self.steps.is_empty()
+        self.last.is_none()
     }
 
     pub(super) fn add(&mut self, report: StepReport, waited: Duration) {
-        self.steps.push((report, waited));
+        let StepReport { loss, sums: of_step, ref traffic, .. } = report;
+        let sums = &mut self.sums;
+        sums.steps += 1;
+        if loss.is_finite() {
+            sums.loss += loss;
+            sums.finite_steps += 1;
+        }
+        sums.supervised_tokens += of_step.supervised_tokens;
+        sums.tokens += of_step.tokens;
+        sums.samples += of_step.samples;
+        sums.bytes_sent += traffic.bytes_sent;
+        sums.communication_seconds += traffic.busy.as_secs_f64();
+        sums.communication_wait_seconds += traffic.waited.as_secs_f64();
+        sums.data_wait_seconds += waited.saturating_sub(self.waited).as_secs_f64();
+        self.waited = waited;
+        self.last = Some(report);
+    }
+
+    /// The sums so far, for a checkpoint; without those of sources.
+    pub(super) fn sums(&self) -> LogSums {
+        LogSums { seconds: self.sums.seconds + self.since.elapsed().as_secs_f64(), ..self.sums.clone() }
     }
 
     /// The numbers of a line, which covers the steps since the last one; without those of sources.
     pub(super) fn take(&mut self, state: &TrainerState, stalled: Duration) -> StepMetrics {
-        let steps = std::mem::take(&mut self.steps);
-        let seconds = self.since.elapsed().as_secs_f64();
-        self.since = Instant::now();
-        let sum = |value: fn(&StepReport) -> f64| steps.iter().map(|(report, _)| value(report)).sum::<f64>();
-        let finite: Vec<f64> = steps.iter().map(|(report, _)| report.loss).filter(|loss| loss.is_finite()).collect();
-        let waited = steps.last().map_or(self.waited, |(_, waited)| *waited);
-        let last = steps.last().map(|(report, _)| report);
-        let count = steps.len().max(1) as f64;
+        let sums = self.sums();
+        (self.sums, self.since) = (LogSums::default(), Instant::now());
+        let last = self.last.take();
+        let last = last.as_ref();
+        let count = sums.steps.max(1) as f64;
         StepMetrics {
             step: state.global_step,
             epoch: state.epoch,
-            loss: finite.iter().sum::<f64>() / finite.len().max(1) as f64,
+            loss: sums.loss / sums.finite_steps.max(1) as f64,
             grad_norm: last.map_or(0.0, |report| report.grad_norm),
             learning_rate: last.map_or(0.0, |report| report.learning_rates.learning_rate),
             mm_projector_lr: last.and_then(|report| report.learning_rates.mm_projector_lr),
             vision_tower_lr: last.and_then(|report| report.learning_rates.vision_tower_lr),
-            supervised_tokens: sum(|report| report.sums.supervised_tokens) as u64,
-            tokens_per_second: sum(|report| report.sums.tokens) / seconds,
-            samples_per_second: sum(|report| report.sums.samples) / seconds,
-            data_wait_seconds: (waited - std::mem::replace(&mut self.waited, waited)).as_secs_f64(),
-            step_seconds: seconds / count,
+            supervised_tokens: sums.supervised_tokens as u64,
+            tokens_per_second: sums.tokens / sums.seconds,
+            samples_per_second: sums.samples / sums.seconds,
+            data_wait_seconds: sums.data_wait_seconds,
+            step_seconds: sums.seconds / count,
             peak_rss_mb: peak_rss_mb(),
-            bytes_sent: (sum(|report| report.traffic.bytes_sent as f64) / count) as u64,
-            communication_seconds: sum(|report| report.traffic.busy.as_secs_f64()) / count,
-            communication_wait_seconds: sum(|report| report.traffic.waited.as_secs_f64()) / count,
+            bytes_sent: (sums.bytes_sent as f64 / count) as u64,
+            communication_seconds: sums.communication_seconds / count,
+            communication_wait_seconds: sums.communication_wait_seconds / count,
             checkpoint_stall_seconds: stalled.as_secs_f64(),
             skipped_steps: state.run.skipped_steps,
             sources: BTreeMap::new(),

@@ -3,30 +3,29 @@
 use crate::collective;
 use crate::collective::background::Communicator;
 use crate::loader::MicroBatch;
+use crate::log_sums::SourceLogSums;
 use crate::metrics::SourceMetrics;
 use anyhow::{Result, anyhow};
 use burn::tensor::Tensor;
 use model::batch::PackedBatch;
 use std::collections::BTreeMap;
 
-/// Sums of one source: loss, supervised tokens, rows.
-type Sums = [f64; 3];
-
 /// What a rank has found for each source since the last logged step.
 pub(super) struct SourceSums {
     names: Vec<String>,
     /// Of each micro-batch of the step: source and supervised tokens of every row, and the tokens' losses.
     of_step: Vec<(Vec<(usize, usize)>, Tensor<1>)>,
-    since_log: Vec<Sums>,
+    since_log: Vec<SourceLogSums>,
 }
 
 impl SourceSums {
-    /// Of sources with these names; of a single one nothing is kept, because all numbers are its.
-    pub(super) fn new(mut names: Vec<String>) -> Self {
+    /// Of sources with these names, beginning with the sums of a checkpoint (on one rank); of a single source nothing is kept,
+    /// because all numbers are its.
+    pub(super) fn new(mut names: Vec<String>, saved: &BTreeMap<String, SourceLogSums>) -> Self {
         if names.len() == 1 {
             names.clear();
         }
-        let since_log = vec![[0.0; 3]; names.len()];
+        let since_log = names.iter().map(|name| saved.get(name).copied().unwrap_or_default()).collect();
         Self { names, of_step: Vec::new(), since_log }
     }
 
@@ -54,10 +53,10 @@ impl SourceSums {
             for (source, tokens) in rows {
                 let (of_row, after) = rest.split_at(tokens.min(rest.len()));
                 rest = after;
-                let [loss, supervised_tokens, samples] = &mut self.since_log[source];
-                *loss += of_row.iter().map(|&loss| f64::from(loss)).sum::<f64>();
-                *supervised_tokens += tokens as f64;
-                *samples += 1.0;
+                let sums = &mut self.since_log[source];
+                sums.loss += of_row.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+                sums.supervised_tokens += tokens as f64;
+                sums.samples += 1.0;
             }
         }
         Ok(())
@@ -71,17 +70,30 @@ impl SourceSums {
         &mut self,
         communicator: &mut Communicator,
     ) -> collective::Result<BTreeMap<String, SourceMetrics>> {
+        let sums = self.of_all_ranks(communicator)?.into_iter();
+        self.since_log.fill(SourceLogSums::default());
+        let found = sums.filter(|(_, sums)| sums.supervised_tokens > 0.0);
+        let metrics = |SourceLogSums { loss, supervised_tokens, samples }| SourceMetrics {
+            loss: loss / supervised_tokens,
+            supervised_tokens: supervised_tokens as u64,
+            samples: samples as u64,
+        };
+        Ok(found.map(|(name, sums)| (name, metrics(sums))).collect())
+    }
+
+    /// The sums since the last logged step, of all ranks.
+    ///
+    /// # Errors
+    /// A rank that failed or did not come.
+    pub(super) fn of_all_ranks(
+        &self,
+        communicator: &mut Communicator,
+    ) -> collective::Result<BTreeMap<String, SourceLogSums>> {
         let mut found = BTreeMap::new();
-        for (name, sums) in self.names.iter().zip(&mut self.since_log) {
-            let [loss, supervised_tokens, samples] = communicator.all_reduce("source sums", std::mem::take(sums))?;
-            if supervised_tokens > 0.0 {
-                let metrics = SourceMetrics {
-                    loss: loss / supervised_tokens,
-                    supervised_tokens: supervised_tokens as u64,
-                    samples: samples as u64,
-                };
-                found.insert(name.clone(), metrics);
-            }
+        for (name, sums) in self.names.iter().zip(&self.since_log) {
+            let sums = [sums.loss, sums.supervised_tokens, sums.samples];
+            let [loss, supervised_tokens, samples] = communicator.all_reduce("source sums", sums)?;
+            found.insert(name.clone(), SourceLogSums { loss, supervised_tokens, samples });
         }
         Ok(found)
     }

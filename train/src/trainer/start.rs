@@ -1,5 +1,6 @@
 //! From settings to a running trainer.
 
+use super::report::Log;
 use super::sources::SourceSums;
 use super::{Finished, Trainer};
 use crate::base_format;
@@ -38,6 +39,7 @@ use model::config::LlavaConfig;
 use model::lora::LoraConfig;
 use model::quantized;
 use shards::Split;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -80,7 +82,8 @@ pub fn run(
         ..found_state.map(|state| state.run.clone()).unwrap_or_default()
     };
     let mut state = state(config, found_state, max_steps, run, rank);
-    state.choose_by(Best::of(config)?);
+    let chosen_before = state.choose_by(Best::of(config)?);
+    let since_log = std::mem::take(&mut state.run.since_log);
     let loaded = communicator.attend("model", &Pulse::default(), || -> Result<_> {
         let (trainee, layout, partitions) = load(config, found.as_ref(), device, (rank, world_size))?;
         let kept_features = setup::kept_features(config, &trainee, &layout, &shards)?;
@@ -91,7 +94,7 @@ pub fn run(
         describe_memory(config, &trainee, world_size, &shards)?;
         describe_sources(&shards);
     }
-    let sources = shards.sources().iter().map(|source| source.name.clone()).collect();
+    let sources: Vec<String> = shards.sources().iter().map(|source| source.name.clone()).collect();
     let loader = loader(config, &trainee, shards, plan, &state, rank)?;
     // Going on from the folder's own checkpoint of this step, it has one.
     let own = checkpoint::dir_of(&config.output_dir, state.global_step);
@@ -100,6 +103,13 @@ pub fn run(
         Some(beginning) => Some(Arc::new(begin(config, beginning, found.as_ref(), kept_batch, &mut state)?)),
         None => None,
     };
+    if let Some(record) = &record {
+        // Checkpoints may have been removed since the state was written.
+        checkpoint::name_best(&mut state, &config.output_dir, record, None);
+        if let Some(before) = chosen_before.filter(|_| found.is_some()) {
+            tracing::info!("{}", describe_choice(&before, &state));
+        }
+    }
     if rank == 0 {
         describe(&trainee, &layout, &plan, &state, config.init_adapter.as_deref());
         let rates = LearningRates::of(config);
@@ -110,6 +120,7 @@ pub fn run(
     let start = || Watch::start(config, &trainee, &state, rank, world_size);
     let watch = communicator.attend("frozen weights", &Pulse::default(), start)??;
     let optimizer = Optimizer::new(layout, partitions, device, communicator, config.accumulate, config.weight_decay);
+    let none = BTreeMap::new();
     let trainer = Trainer {
         config,
         trainee,
@@ -123,7 +134,9 @@ pub fn run(
         skipped_in_a_row: 0,
         saved_step,
         stop_request: stop_request.clone(),
-        sources: SourceSums::new(sources),
+        // Sums of all ranks go on in those of rank 0.
+        sources: SourceSums::new(sources, if rank == 0 { &since_log.sources } else { &none }),
+        log: Log::new(since_log.clone()),
     };
     if world_size > 1 {
         return trainer.train(loader, watch);
@@ -190,6 +203,23 @@ fn begin(
     record.write(output_dir)?;
     base::json::write(&output_dir.join(checkpoint::RUN_CONFIG), config)?;
     Ok(record)
+}
+
+/// That another figure decides from here on about best model and early stopping, and what it finds in the log.
+fn describe_choice(before: &Best, state: &TrainerState) -> String {
+    let found = match state.best_metric.zip(state.best_global_step) {
+        Some((metric, step)) => format!("{metric:.4} at step {step}"),
+        None => "no evaluation so far has it".to_string(),
+    };
+    let saved = match state.run.best_checkpoint_metric.zip(state.best_model_checkpoint.as_ref()) {
+        Some((metric, name)) => format!("{name} ({metric:.4})"),
+        None => "none".to_string(),
+    };
+    format!(
+        "the best is chosen by {} from now on, not by {}: best evaluation: {found}; best checkpoint: {saved}",
+        state.run.best_by.describe(),
+        before.describe()
+    )
 }
 
 /// Where the run stands: at its start, or where the checkpoint was made.

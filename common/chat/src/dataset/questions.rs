@@ -31,13 +31,18 @@ impl Questions {
         &self.texts
     }
 
-    /// The question of a row: with its markers, else with a marker and a line's end for each image before it, as in LLaVA's data.
+    /// The question of a row, with markers as in LLaVA's data.
     pub(super) fn ask(&self, row: usize, images: usize) -> Asked {
         let drawn = splitmix(self.seed ^ splitmix(row as u64)) % self.texts.len() as u64;
         let text = &self.texts[drawn as usize];
-        let markers = if text.contains(IMAGE_TOKEN) { 0 } else { images };
-        Asked { question: format!("{}{text}", format!("{IMAGE_TOKEN}\n").repeat(markers)), images }
+        Asked { question: with_markers(text, images), images }
     }
+}
+
+/// A question with its markers, else with a marker and a line's end for each image before it.
+pub(super) fn with_markers(text: &str, images: usize) -> String {
+    let markers = if text.contains(IMAGE_TOKEN) { 0 } else { images };
+    format!("{}{text}", format!("{IMAGE_TOKEN}\n").repeat(markers))
 }
 
 #[cfg(test)]

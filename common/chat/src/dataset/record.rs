@@ -14,7 +14,8 @@ const MAX_NAME_BYTES: usize = 4096;
 pub struct Record {
     /// `id`, a number as its digits; `row N` for a row without. A label: other rows may have the same.
     pub id: String,
-    /// What rows that belong together share: the `id`, else the first picture, else nothing but the row's number.
+    /// What rows about one picture share: the name of the first one without its ending (the `id` of LLaVA's data). Without picture
+    /// the `id`, else nothing but the row's number.
     pub group: String,
     /// Image file names, in order.
     pub images: Vec<String>,
@@ -72,9 +73,16 @@ impl Record {
         }
         let system = system.or_else(|| first.cloned());
         let number = || format!("row {}", row.number);
-        let group = id.as_ref().or(images.first()).cloned().unwrap_or_else(number);
+        let group = images.first().map(|name| without_ending(name)).or(id.clone()).unwrap_or_else(number);
         Ok(Self { id: id.unwrap_or_else(number), group, images, system, turns })
     }
+}
+
+/// `coco/a.jpg` is `coco/a`.
+fn without_ending(name: &str) -> String {
+    let start = name.rfind('/').map_or(0, |slash| slash + 1);
+    let end = name[start..].rfind('.').filter(|dot| *dot > 0).map_or(name.len(), |dot| start + dot);
+    name[..end].trim_start_matches("./").to_owned()
 }
 
 /// An id's text, a number as its digits; `None` for other types.
@@ -270,6 +278,64 @@ pub(super) mod tests {
         // Beside turns a caption is a note, and a file's name does not take the place of `image`.
         let record = read(&format!(r#"{{"image": "a.jpg", "caption": "x", "file_name": "b.jpg", {TURNS}}}"#));
         assert_eq!(record.expect("turns").images, ["a.jpg"]);
+    }
+
+    #[test]
+    fn a_question_beside_its_answer_is_the_users_turn() {
+        for (json, question, answer) in [
+            (r#"{"image": "a.jpg", "question": "Why?", "answer": "So."}"#, "<image>\nWhy?", "So."),
+            (r#"{"image": "a.jpg", "prompt": "Why?", "caption": "So."}"#, "<image>\nWhy?", "So."),
+            (
+                r#"{"image": "a.jpg", "instruction": "See <image>.", "output": " So. ", "input": ""}"#,
+                "See <image>.",
+                "So.",
+            ),
+            (
+                r#"{"file_name": "a.jpg", "question": "How many?", "answer": 3, "question_id": 7}"#,
+                "<image>\nHow many?",
+                "3",
+            ),
+            (
+                r#"{"image": ["a.jpg", "b.jpg"], "question": "Why?", "response": "So."}"#,
+                "<image>\n<image>\nWhy?",
+                "So.",
+            ),
+            (r#"{"question": "Why?", "answer": "So."}"#, "Why?", "So."),
+        ] {
+            let record = read(json).expect(json);
+            let turns: Vec<_> = record.turns.iter().map(|turn| (turn.role, turn.content.as_str())).collect();
+            assert_eq!(turns, [(Role::User, question), (Role::Assistant, answer)], "{json}");
+        }
+        // Without an answer it is a caption's note, and beside turns as well.
+        let record = read(&format!(r#"{{"image": "a.jpg", "question": "x", "answer": "y", {TURNS}}}"#)).expect("turns");
+        assert_eq!((record.turns.len(), record.turns[0].content.as_str()), (2, "Q"));
+        for (json, what) in [
+            (r#"{"image": "a.jpg", "question": "Q", "prompt": "P", "answer": "A"}"#, "both `question` and `prompt`"),
+            (r#"{"image": "a.jpg", "question": "Q", "answer": "A", "caption": "C"}"#, "both `answer` and `caption`"),
+            (r#"{"image": "a.jpg", "question": "Q", "answer": ["A", "B"]}"#, "answer: found a list, expected one text"),
+            (
+                r#"{"image": "a.jpg", "question": "Q", "answer": "A", "choices": ["A", "B"]}"#,
+                "key \"choices\" is not read",
+            ),
+            (r#"{"image": "a.jpg", "instruction": "Q", "output": "A", "input": "x"}"#, "key \"input\" is not read"),
+        ] {
+            let error = read(json).expect_err(json);
+            assert!(error.fault == Fault::BadRow && error.to_string().contains(what), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn rows_about_one_picture_are_a_group() {
+        for (json, group) in [
+            (r#""id": "a", "image": "a.jpg""#, "a"),
+            (r#""id": "a-1", "image": "a.jpg""#, "a"),
+            (r#""image": "./coco/a.b.jpg""#, "coco/a.b"),
+            (r#""id": 7, "image": ["x/.hidden", "b.jpg"]"#, "x/.hidden"),
+            (r#""id": 7"#, "7"),
+        ] {
+            assert_eq!(read(&format!("{{{json}, {TURNS}}}")).expect(json).group, group, "{json}");
+        }
+        assert_eq!(read(&format!("{{{TURNS}}}")).expect("no id").group, "row 0");
     }
 
     #[test]

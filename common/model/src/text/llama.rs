@@ -3,7 +3,7 @@
 //! # Source
 //! transformers 4.41 to 5.24, `configuration_llama.py`, `modeling_llama.py`.
 
-use super::{Defaults, Spec};
+use super::{Defaults, Spec, window};
 use base::fields::Rule::{Harmless, Read};
 use base::fields::off;
 
@@ -22,6 +22,7 @@ pub(super) const SPEC: Spec = Spec {
     fields: &[
         ("attention_bias", Read),
         ("mlp_bias", Read),
+        ("layer_types", Read),
         // Splits products into parts with the same sum.
         ("pretraining_tp", Harmless),
         // Of SmolLM2's own training code.
@@ -32,7 +33,7 @@ pub(super) const SPEC: Spec = Spec {
         config.qkv_bias = fields.or("attention_bias", false)?;
         config.o_bias = config.qkv_bias;
         config.mlp_bias = fields.or("mlp_bias", false)?;
-        Ok(())
+        window::require_full_layers(fields, config.num_hidden_layers, "").map(drop)
     },
     write: |config, object| {
         object.insert("attention_bias".into(), config.qkv_bias.into());

@@ -159,7 +159,8 @@ impl TextConfig {
             let expected = format!("a divisor of hidden_size {hidden_size}");
             fields.at.check(hidden_size % heads == 0, "num_attention_heads", heads, expected)?;
         }
-        let (rope_theta, rope_scaling) = rope::read(fields, 10_000.0)?;
+        let positions = fields.or("max_position_embeddings", defaults.max_position_embeddings)?;
+        let (rope_theta, rope_scaling) = rope::read(fields, 10_000.0, positions)?;
         let eos: Option<OneOrMany<u32>> = fields.or("eos_token_id", defaults.eos_token_id.map(OneOrMany::One))?;
         let mut config = Self {
             family,
@@ -170,7 +171,7 @@ impl TextConfig {
             num_key_value_heads: kv_heads.unwrap_or(heads),
             head_dim: head_dim.unwrap_or(hidden_size / heads),
             vocab_size: fields.or("vocab_size", defaults.vocab_size)?,
-            max_position_embeddings: fields.or("max_position_embeddings", defaults.max_position_embeddings)?,
+            max_position_embeddings: positions,
             rope_theta,
             rope_scaling,
             rms_norm_eps: fields.or("rms_norm_eps", 1e-6)?,
@@ -265,6 +266,7 @@ const FIELDS: &[Row] = {
         ("rope_theta", Read),
         ("rope_parameters", Read),
         ("rope_scaling", Read),
+        ("original_max_position_embeddings", Read),
         ("partial_rotary_factor", Only(&["1"], "all of a head is rotated")),
         ("attention_dropout", Read),
         ("bos_token_id", Read),

@@ -79,6 +79,9 @@ impl RopeScaling {
     }
 }
 
+/// Length that the frequencies were trained for, tokens.
+const ORIGINAL_LENGTH: &str = "original_max_position_embeddings";
+
 /// What `rope_parameters` and `rope_scaling` may hold, with the default type.
 const FIELDS: &[Row] = &[
     ("rope_theta", Read),
@@ -97,8 +100,14 @@ const FIELDS: &[Row] = &[
 ///
 /// # Source
 /// transformers 5.24, `modeling_rope_utils.py`, `convert_rope_params_to_dict`: `rope_scaling`, if not empty, replaces
-/// `rope_parameters`; `rope_theta` beside them is the default of the one that counts.
-pub(super) fn read(fields: &Fields<'_>, default_theta: f64) -> Result<(f64, Option<RopeScaling>)> {
+/// `rope_parameters`; `rope_theta` beside them is the default of the one that counts. `standardize_rope_params`: a length beside
+/// them replaces `original_max_position_embeddings` in them, and without either it is the model's own, `positions`.
+pub(super) fn read(fields: &Fields<'_>, default_theta: f64, positions: usize) -> Result<(f64, Option<RopeScaling>)> {
+    let original: Option<usize> = fields.get(ORIGINAL_LENGTH)?;
+    let scaling_of = |rope: &Fields<'_>| {
+        let of_rope = rope.get(ORIGINAL_LENGTH)?;
+        scaling_of(rope, original.or(of_rope).unwrap_or(positions))
+    };
     let (scaling, parameters) = (fields.object("rope_scaling")?, fields.object("rope_parameters")?);
     let outer: Option<f64> = fields.get("rope_theta")?;
     let mut given: Vec<(&str, f64)> = Vec::new();
@@ -126,7 +135,7 @@ pub(super) fn read(fields: &Fields<'_>, default_theta: f64) -> Result<(f64, Opti
     Ok((theta, scaling))
 }
 
-fn scaling_of(rope: &Fields<'_>) -> Result<Option<RopeScaling>> {
+fn scaling_of(rope: &Fields<'_>, original_max_position_embeddings: usize) -> Result<Option<RopeScaling>> {
     // The older name of `rope_type`; some files have both.
     let (new, old): (Option<String>, Option<String>) = (rope.get("rope_type")?, rope.get("type")?);
     let kind = match (new, old) {
@@ -150,7 +159,6 @@ fn scaling_of(rope: &Fields<'_>) -> Result<Option<RopeScaling>> {
         "default" => Ok(None),
         "linear" => Ok(Some(RopeScaling::Linear { factor: number("factor")? })),
         "llama3" => {
-            let key = "original_max_position_embeddings";
             let (low_freq_factor, high_freq_factor) = (number("low_freq_factor")?, number("high_freq_factor")?);
             let expected = format!("above low_freq_factor {low_freq_factor}");
             rope.at.check(high_freq_factor > low_freq_factor, "high_freq_factor", high_freq_factor, expected)?;
@@ -158,7 +166,7 @@ fn scaling_of(rope: &Fields<'_>) -> Result<Option<RopeScaling>> {
                 factor: number("factor")?,
                 low_freq_factor,
                 high_freq_factor,
-                original_max_position_embeddings: rope.get(key)?.ok_or_else(|| missing(rope, key, &kind))?,
+                original_max_position_embeddings,
             }))
         }
         other => {

@@ -1,6 +1,7 @@
 //! How records give their turns: a layout is a file, and a row of [`LAYOUTS`].
 
 mod caption;
+mod question;
 mod turns;
 
 use super::object::{Kind, Object, RowParser, kind};
@@ -9,8 +10,8 @@ use super::{Fault, RecordError};
 use crate::Message;
 use serde_json::value::RawValue;
 
-/// The first one whose key a record has counts: beside turns, a caption is a note.
-const LAYOUTS: &[Layout] = &[turns::LAYOUT, caption::CAPTION, caption::TEXT];
+/// The first one whose keys a record has counts: beside turns, a caption is a note.
+const LAYOUTS: &[Layout] = &[turns::LAYOUT, question::LAYOUT, caption::CAPTION, caption::TEXT];
 
 /// A key and its value.
 type Entry<'a> = (&'static str, &'a RawValue);
@@ -31,10 +32,18 @@ pub(super) struct Asked {
 struct Layout {
     /// The key that a record of this layout has.
     key: Spellings,
+    /// One of these has to be there, too; none where the list is empty.
+    beside: Spellings,
     /// Its name by the spelling of the key, for people.
     name: fn(&str) -> &'static str,
     /// The turns of a record that has the key, with this value.
-    read: for<'a> fn(RowParser<'a>, Entry<'a>, &Asked) -> Result<Vec<Message>, RecordError>,
+    read: for<'a> fn(RowParser<'a>, &Object<'a>, Entry<'a>, &Asked) -> Result<Vec<Message>, RecordError>,
+}
+
+impl Layout {
+    fn is_of(&self, has: impl Fn(Spellings) -> bool) -> bool {
+        has(self.key) && (self.beside.is_empty() || has(self.beside))
+    }
 }
 
 /// The turns of a record, at least one.
@@ -43,9 +52,9 @@ pub(super) fn turns<'a>(
     object: &Object<'a>,
     asked: &Asked,
 ) -> Result<Vec<Message>, RecordError> {
-    for layout in LAYOUTS {
+    for layout in LAYOUTS.iter().filter(|layout| layout.is_of(|keys| is_there(object, keys))) {
         let Some((key, value)) = entry(parser, object, layout.key)? else { continue };
-        let turns = (layout.read)(parser, (key, value), asked)?;
+        let turns = (layout.read)(parser, object, (key, value), asked)?;
         return match turns.is_empty() {
             true => Err(RecordError::new(Fault::NoTurns, format!("{key} is empty"))),
             false => Ok(turns),
@@ -57,22 +66,32 @@ pub(super) fn turns<'a>(
 
 /// `conversations or messages or …`
 pub(super) fn known_keys() -> String {
-    LAYOUTS.iter().flat_map(|layout| layout.key).copied().collect::<Vec<_>>().join(" or ")
+    let words = |layout: &Layout| match layout.beside {
+        [] => layout.key.join(" or "),
+        beside => format!("{} with {}", layout.key.join("/"), beside.join("/")),
+    };
+    LAYOUTS.iter().map(words).collect::<Vec<_>>().join(" or ")
 }
 
 /// The layout's name of a record with these keys, for people; `None` if no layout has one of them.
 pub(super) fn name_of<'k>(keys: impl Iterator<Item = &'k str> + Clone) -> Option<&'static str> {
-    LAYOUTS.iter().find_map(|layout| keys.clone().find(|key| layout.key.contains(key)).map(layout.name))
+    let has = |spellings: Spellings| keys.clone().any(|key| spellings.contains(&key));
+    let layout = LAYOUTS.iter().find(|layout| layout.is_of(has))?;
+    keys.clone().find(|key| layout.key.contains(key)).map(layout.name)
 }
 
 /// Keys that are read of a record for its turns.
-pub(super) fn keys(object: &Object<'_>) -> Option<Spellings> {
-    LAYOUTS.iter().map(|layout| layout.key).find(|key| is_there(object, key))
+pub(super) fn keys(object: &Object<'_>) -> Vec<Spellings> {
+    of(object).map_or(Vec::new(), |layout| vec![layout.key, layout.beside])
 }
 
-/// Whether a record has a caption only.
+/// Whether a record has no list of turns: a caption, or a question with its answer.
 pub(super) fn is_captioned(object: &Object<'_>) -> bool {
-    keys(object).is_some_and(|key| key != turns::LAYOUT.key)
+    of(object).is_some_and(|layout| layout.key != turns::LAYOUT.key)
+}
+
+fn of(object: &Object<'_>) -> Option<&'static Layout> {
+    LAYOUTS.iter().find(|layout| layout.is_of(|keys| is_there(object, keys)))
 }
 
 fn is_there(object: &Object<'_>, key: Spellings) -> bool {

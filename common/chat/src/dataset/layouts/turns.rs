@@ -12,8 +12,9 @@ const TEXT: &[&str] = &["value", "content"];
 
 pub(super) const LAYOUT: Layout = Layout {
     key: &["conversations", "messages"],
+    beside: &[],
     name: |key| if key == "messages" { "messages (ShareGPT)" } else { "LLaVA conversations" },
-    read: |parser, (key, value), _| {
+    read: |parser, _, (key, value), _| {
         if kind(value) != Kind::List {
             return Err(parser.unexpected(key, value, "a list of turns"));
         }

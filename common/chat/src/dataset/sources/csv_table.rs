@@ -4,12 +4,13 @@ use super::json_lines::table_name;
 use super::{Findings, Form, Found, Kind, Listing, Source, Take, raw};
 use crate::dataset::layouts;
 use crate::dataset::rows::{RowPlace, SourceRow, file_name};
-use base::{Error, Result};
+use base::{Error, Result, counted};
 use csv::{Reader, ReaderBuilder, StringRecord};
 use serde_json::{Map, Value};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader};
 use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 pub(super) const KIND: Kind = Kind { form: Form::Files, pictures_beside: true, find, rows };
@@ -18,7 +19,7 @@ const DELIMITERS: [u8; 4] = [b',', b'\t', b';', b'|'];
 
 fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
     for file in listing.with_ending(&["csv", "tsv"]) {
-        let Ok(columns) = open(&listing.path(file)).map(|(_, columns)| columns) else {
+        let Ok(columns) = open(&listing.path(file)).map(|(_, columns, _)| columns) else {
             found.others.push(format!("{} (not UTF-8, or without a first line)", file.display()));
             continue;
         };
@@ -36,8 +37,8 @@ fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// A reader behind the line of names, and the names.
-fn open(path: &Path) -> Result<(Reader<File>, StringRecord)> {
+/// A reader behind the line of names, the names, and what separates the columns.
+fn open(path: &Path) -> Result<(Reader<File>, StringRecord, u8)> {
     let file = File::open(path).map_err(Error::io(path))?;
     let mut first = Vec::new();
     BufReader::new(&file).read_until(b'\n', &mut first).map_err(Error::io(path))?;
@@ -47,16 +48,17 @@ fn open(path: &Path) -> Result<(Reader<File>, StringRecord)> {
     let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(file);
     let columns = reader.headers().map_err(|error| malformed(path, &error))?;
     let columns = columns.iter().map(str::trim).collect();
-    Ok((reader, columns))
+    Ok((reader, columns, delimiter))
 }
 
 fn rows(source: &Source, _: super::Pass, take: Take<'_>) -> Result<()> {
     for path in source.paths() {
-        let (mut reader, columns) = open(&path)?;
+        let (mut reader, columns, delimiter) = open(&path)?;
         let file = file_name(&path);
+        let quoting = Quoting { path: &path, file: File::open(&path).map_err(Error::io(&path))?, delimiter };
         let mut record = StringRecord::new();
         while reader.read_record(&mut record).map_err(|error| malformed(&path, &error))? {
-            require_closed(&path, &record, reader.position())?;
+            quoting.check(&record, reader.position())?;
             let line = record.position().map_or(0, csv::Position::line);
             let place = format!("{file} line {line}");
             let json = raw(&object(&columns, &record), &place)?;
@@ -70,23 +72,72 @@ fn rows(source: &Source, _: super::Pass, take: Take<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a row of several lines that a quotation mark without its second one has made, up to the file's end or to the next such
-/// mark: where columns are separated by tabs, no cell has tabs and line ends.
-fn require_closed(path: &Path, record: &StringRecord, end: &csv::Position) -> Result<()> {
-    let Some(start) = record.position().filter(|start| end.line() > start.line() + 1) else { return Ok(()) };
-    let mut text = Vec::new();
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    file.seek(SeekFrom::Start(start.byte())).map_err(Error::io(path))?;
-    file.take(end.byte() - start.byte()).read_to_end(&mut text).map_err(Error::io(path))?;
-    let is_open = text.iter().filter(|byte| **byte == b'"').count() % 2 == 1;
-    let swallows = record.iter().any(|cell| cell.contains('\n') && cell.contains('\t'));
-    if !is_open && !swallows {
-        return Ok(());
+/// Compares a row with its text in the file: the parser takes away quotation marks that are no pair around a cell, and reads on
+/// to the next one, which may be many lines below.
+struct Quoting<'a> {
+    path: &'a Path,
+    file: File,
+    delimiter: u8,
+}
+
+impl Quoting<'_> {
+    /// Refuses a row with a quotation mark that neither stands around a whole cell nor within one that has none around it, and
+    /// one of several lines where columns are separated by tabs: there no cell has tabs and line ends.
+    fn check(&self, record: &StringRecord, end: &csv::Position) -> Result<()> {
+        let Some(start) = record.position() else { return Ok(()) };
+        let span = end.byte().saturating_sub(start.byte());
+        let mut text = vec![0; span as usize];
+        self.file.read_exact_at(&mut text, start.byte()).map_err(Error::io(self.path))?;
+        let swallows = record.iter().any(|cell| cell.contains('\n') && cell.contains('\t'));
+        let found = match stray(text.trim_ascii_start(), self.delimiter) {
+            Some(Stray::Open) => {
+                format!("a cell without an end, over {}", counted((end.line() - start.line()).max(1) as usize, "line"))
+            }
+            Some(Stray::TextBehind(text)) => format!("{text:?} behind a cell's closing quotation mark"),
+            None if swallows => {
+                format!("a cell with tabs over {}", counted((end.line() - start.line()) as usize, "line"))
+            }
+            None => return Ok(()),
+        };
+        let place = format!("{}: line {}", self.path.display(), start.line());
+        let expected = "a quotation mark at the beginning of a cell and one at its end, or none at its beginning";
+        let remedy = "close the cell's quotation mark; one that is text is written \"\" in a cell within \"…\"";
+        Err(Error::invalid(place, found, expected, remedy))
     }
-    let place = format!("{}: line {}", path.display(), start.line());
-    let found = format!("a cell over {} lines", end.line() - start.line());
-    let remedy = "close the cell's quotation mark; one that is text is written \"\" in a cell within \"…\"";
-    Err(Error::invalid(place, found, "a quotation mark at its end", remedy))
+}
+
+/// What is wrong with the quotation marks of a row.
+#[derive(Debug, PartialEq, Eq)]
+enum Stray {
+    /// A cell's is not closed.
+    Open,
+    /// This follows on the one that closes a cell.
+    TextBehind(String),
+}
+
+fn stray(row: &[u8], delimiter: u8) -> Option<Stray> {
+    let is_end = |byte: &u8| *byte == delimiter || *byte == b'\n' || *byte == b'\r';
+    let mut rest = row;
+    while !rest.is_empty() {
+        if let Some(quoted) = rest.strip_prefix(b"\"") {
+            rest = quoted;
+            loop {
+                let Some(mark) = rest.iter().position(|byte| *byte == b'"') else { return Some(Stray::Open) };
+                rest = &rest[mark + 1..];
+                match rest.strip_prefix(b"\"") {
+                    Some(after) => rest = after,
+                    None => break,
+                }
+            }
+            let behind = &rest[..rest.iter().position(is_end).unwrap_or(rest.len())];
+            if !behind.trim_ascii().is_empty() {
+                return Some(Stray::TextBehind(String::from_utf8_lossy(behind).into_owned()));
+            }
+        }
+        let end = rest.iter().position(is_end);
+        rest = end.map_or(&[][..], |end| &rest[end + 1..]);
+    }
+    None
 }
 
 /// A row as an object: an empty cell is a missing value, and a column without a name is pandas' index.
@@ -111,4 +162,27 @@ fn malformed(path: &Path, error: &csv::Error) -> Error {
     };
     let remedy = "repair the line (a cell with a separator, a quotation mark or a line's end in it stands in \"…\")";
     Error::invalid(place, found, "a CSV row in UTF-8", remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotation_marks_stand_around_whole_cells_or_within_bare_ones() {
+        let behind = |text: &str| Some(Stray::TextBehind(text.to_owned()));
+        for (row, delimiter, expected) in [
+            ("a.jpg,A dog\n", b',', None),
+            ("a.jpg,A \"big\" dog\n", b',', None),
+            ("a.jpg,\"A \"\"big\"\" dog, red\"\r\n", b',', None),
+            ("\"a.jpg\";\"two\nlines\"\n", b';', None),
+            ("a.jpg,\"Big\" dog\n", b',', behind(" dog")),
+            ("a.jpg\t\"Big\" dog and \"small\" cat\n", b'\t', behind(" dog and \"small\" cat")),
+            ("\"a\"b,c\n", b',', behind("b")),
+            ("a.jpg,\"Big dog\n", b',', Some(Stray::Open)),
+            ("a.jpg,\"one\nb.jpg,the \"other\"\n", b',', behind("other\"")),
+        ] {
+            assert_eq!(stray(row.as_bytes(), delimiter), expected, "{row:?}");
+        }
+    }
 }

@@ -39,7 +39,7 @@ pub(super) fn training_first<T>(all: impl Iterator<Item = T>, name: impl Fn(&T) 
 fn part(file: &Path) -> Option<(usize, usize)> {
     let name = file.file_stem()?.to_str()?;
     let (before, total) = name.rsplit_once("-of-")?;
-    let start = before.rfind(|c: char| !c.is_ascii_digit()).map_or(0, |last| last + 1);
+    let start = before.trim_end_matches(|c: char| c.is_ascii_digit()).len();
     Some((before[start..].parse().ok()?, total.parse().ok()?))
 }
 
@@ -88,6 +88,7 @@ mod tests {
         let files = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
         let whole = files(&["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]);
         require_all(&whole).expect("all");
+        require_all(&files(&["chaîné00000-of-00001.parquet"])).expect("letters of several bytes");
         require_all(&files(&["cc3m_0001.tar", "cc3m_0003.tar"])).expect("numbers without a total");
         for (names, words) in [
             (files(&["train-00001-of-00002.parquet"]), "missing"),

@@ -117,14 +117,80 @@ impl Sample {
         }
     }
 
-    /// The fault of a caption with several pictures: one of them may be a mask, or an edited version of the other. A row
-    /// with turns says itself where its pictures are.
-    fn several_pictures(&self) -> Option<String> {
-        let has_turns = self.json.as_ref().is_some_and(has_turns);
-        (self.attachments.len() > 1 && !has_turns).then(|| {
-            let names: Vec<&str> = self.attachments.iter().map(|attached| attached.name.as_str()).collect();
-            format!("{} pictures for one caption ({}), expected one", names.len(), names.join(", "))
-        })
+    /// Puts several pictures into the order of their markers, or gives the fault: of a caption's pictures one may be a mask, or
+    /// an edited version of the other, and those of turns need an order, which a tar's is not (writers sort members by name).
+    fn order_pictures(&mut self) -> Option<String> {
+        if self.attachments.len() < 2 {
+            return None;
+        }
+        let names: Vec<&str> = self.attachments.iter().map(|attached| attached.name.as_str()).collect();
+        let (count, joined) = (names.len(), names.join(", "));
+        let Some(object) = self.json.as_ref().filter(|object| has_turns(object)) else {
+            return Some(format!("{count} pictures for one caption ({joined}), expected one"));
+        };
+        let listed = ["images", "image"].iter().find_map(|key| object.get(*key).filter(|value| !value.is_null()));
+        let order = match listed {
+            Some(listed) => self.as_listed(listed),
+            None => self.by_number(),
+        };
+        let Some(order) = order else {
+            let lacking = match listed {
+                Some(listed) => format!("the JSON member lists others ({listed})"),
+                None => "nothing says in which order they are".to_owned(),
+            };
+            return Some(format!(
+                "{count} pictures ({joined}), and {lacking}; expected \"images\" with their names in the JSON member, or numbers \
+                 (key.0.jpg, key.1.jpg)"
+            ));
+        };
+        let mut pictures: Vec<Option<Attachment>> =
+            std::mem::take(&mut self.attachments).into_iter().map(Some).collect();
+        self.attachments = order.into_iter().filter_map(|index| pictures[index].take()).collect();
+        None
+    }
+
+    /// Indices of the pictures in the order of a list of names: of the member, of its file, or of its ending, with or without the
+    /// format's.
+    fn as_listed(&self, listed: &Value) -> Option<Vec<usize>> {
+        let names: Vec<&str> = match listed {
+            Value::Array(names) => names.iter().map(Value::as_str).collect::<Option<_>>()?,
+            _ => return None,
+        };
+        let mut order = Vec::new();
+        for name in names {
+            let is_it = |attached: &Attachment| {
+                let (member, ending) = (attached.name.as_str(), self.ending(&attached.name));
+                let file = member.rsplit('/').next().unwrap_or_default();
+                let bare = ending.rsplit_once('.').map_or(ending, |(bare, _)| bare);
+                [member, file, ending, bare].contains(&name.trim_start_matches("./"))
+            };
+            let mut found = (0..self.attachments.len()).filter(|&index| is_it(&self.attachments[index]));
+            match (found.next(), found.next()) {
+                (Some(index), None) if !order.contains(&index) => order.push(index),
+                _ => return None,
+            }
+        }
+        (order.len() == self.attachments.len()).then_some(order)
+    }
+
+    /// Indices of the pictures by the numbers at the end of their names: `key.0.jpg`, `key.image10.jpg`.
+    fn by_number(&self) -> Option<Vec<usize>> {
+        let number = |attached: &Attachment| {
+            let (bare, _) = self.ending(&attached.name).rsplit_once('.')?;
+            let digits = bare.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+            Some((bare[..digits].to_owned(), bare[digits..].parse::<u64>().ok()?))
+        };
+        let numbers: Vec<(String, u64)> = self.attachments.iter().map(number).collect::<Option<_>>()?;
+        let mut order: Vec<usize> = (0..numbers.len()).collect();
+        order.sort_by_key(|&index| numbers[index].1);
+        let is_distinct = order.windows(2).all(|pair| numbers[pair[0]].1 != numbers[pair[1]].1);
+        let is_one_series = numbers.iter().all(|(name, _)| *name == numbers[0].0);
+        (is_distinct && is_one_series).then_some(order)
+    }
+
+    /// What follows on the key in the name of a member.
+    fn ending<'m>(&self, member: &'m str) -> &'m str {
+        member.strip_prefix(self.key.as_str()).unwrap_or(member).trim_start_matches('.')
     }
 
     /// The row: of a JSON member its turns, else the text beside it, else its caption.
@@ -159,7 +225,7 @@ fn hand_on(mut sample: Sample, file: &str, take: Take<'_>) -> Result<ControlFlow
         return Ok(ControlFlow::Continue(()));
     }
     let place = format!("{file}: {}", sample.key);
-    let fault = sample.fault.take().or_else(|| sample.several_pictures());
+    let fault = sample.fault.take().or_else(|| sample.order_pictures());
     let (object, attachments) = sample.object();
     let json = raw(&object, &place)?;
     let place = RowPlace::Named(place);

@@ -1,0 +1,77 @@
+//! Files that a command line names as outputs: what is there may be something else.
+
+use base::{Error, Result};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Bytes at a file's beginning that show what wrote it.
+const HEAD_BYTES: u64 = 64 << 10;
+
+/// Refuses an output that would replace a file of another origin: a dataset, say, that a command line names twice. `is_own` looks at
+/// the file's beginning; `overwrite` is the user's word that the file may go, `None` where there is no such option.
+///
+/// # Errors
+/// Such a file; a folder of this name; a file that cannot be read.
+pub fn require_replaceable(
+    path: &Path,
+    is_own: impl FnOnce(&[u8]) -> bool,
+    overwrite: Option<bool>,
+    option: &str,
+) -> Result<()> {
+    let about = match path.metadata() {
+        Ok(about) => about,
+        // Whatever else is wrong with the path is said when it is written.
+        Err(_) => return Ok(()),
+    };
+    let refused = |found: &str, remedy: String| {
+        Err(Error::invalid(path.display(), found, "a new file, or one that this program wrote", remedy))
+    };
+    if about.is_dir() {
+        return refused("a folder", format!("give another {option}"));
+    }
+    // Devices and pipes hold nothing that could be lost.
+    if !about.is_file() || about.len() == 0 || overwrite == Some(true) {
+        return Ok(());
+    }
+    let mut head = Vec::new();
+    File::open(path).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head)).map_err(Error::io(path))?;
+    if is_own(&head) {
+        return Ok(());
+    }
+    let or = if overwrite.is_some() { ", or --overwrite true to replace it" } else { "" };
+    refused("a file of something else", format!("give another {option}{or}"))
+}
+
+/// The first line of a file's beginning.
+pub fn first_line(head: &[u8]) -> &[u8] {
+    head.split(|byte| *byte == b'\n').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_of_another_origin_are_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("out");
+        let check =
+            |overwrite| require_replaceable(&path, |head| first_line(head) == b"ours", Some(overwrite), "--output");
+        check(false).expect("nothing is there");
+        for (text, overwrite, is_refused) in
+            [("", false, false), ("ours\n1\n", false, false), ("theirs\n", false, true), ("theirs\n", true, false)]
+        {
+            std::fs::write(&path, text).expect("written");
+            let found = check(overwrite);
+            assert_eq!(found.is_err(), is_refused, "{text:?}, {overwrite}");
+            let words = found.map_or_else(|error| error.to_string(), |()| String::new());
+            assert!(!is_refused || words.contains("give another --output, or --overwrite true"), "{words}");
+            assert_eq!(std::fs::read_to_string(&path).expect("read"), text);
+        }
+        let found =
+            require_replaceable(folder.path(), |_| true, Some(true), "--html").expect_err("a folder").to_string();
+        assert!(found.contains("found a folder") && found.contains("--html"), "{found}");
+        require_replaceable(Path::new("/dev/stdout"), |_| false, None, "--output").expect("nothing is lost");
+    }
+}
