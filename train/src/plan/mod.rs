@@ -7,7 +7,9 @@ mod fit;
 mod machine;
 mod memory;
 mod model;
+mod operations;
 mod parameters;
+mod scaling;
 mod speed;
 mod text;
 
@@ -18,6 +20,7 @@ pub use machine::Machine;
 pub use memory::{Memory, Rows, Setting};
 pub use model::lora;
 pub use parameters::{PartCount, parameters};
+pub use scaling::ScalingArgs;
 pub use text::size;
 
 use crate::base_format;
@@ -51,6 +54,8 @@ pub struct PlanArgs {
     /// Memory of a GPU, for a plan of a machine that is not this one; default: that of this machine's smallest GPU.
     #[arg(long, value_name = "GB", value_parser = gigabytes)]
     pub gpu_memory: Option<u64>,
+    #[command(flatten)]
+    pub scaling: ScalingArgs,
 }
 
 /// `80` is 80 · 10⁹ bytes.
@@ -190,9 +195,16 @@ pub fn run(stages: &[Config], args: &PlanArgs, recipe: Option<&Path>) -> Result<
     let speed = speed::measure();
     plans.iter_mut().filter(|plan| !plan.is_on_gpu()).for_each(|plan| plan.speed = Some(speed));
     let fits = plans.iter().all(|plan| plan.misfits().is_empty());
-    let texts = plans.iter().enumerate().map(|(index, plan)| match stages.len() {
-        1 => plan.to_string(),
-        count => format!("stage {} of {count}: {}\n\n{plan}", index + 1, plan.config.output_dir.display()),
-    });
-    Ok((texts.collect::<Vec<_>>().join("\n\n"), fits))
+    let mut texts = Vec::new();
+    for (index, plan) in plans.iter().enumerate() {
+        let mut text = match stages.len() {
+            1 => plan.to_string(),
+            count => format!("stage {} of {count}: {}\n\n{plan}", index + 1, plan.config.output_dir.display()),
+        };
+        if args.scaling.scaling {
+            text = format!("{text}\n\n{}", plan.scaling(&args.scaling, speed)?);
+        }
+        texts.push(text);
+    }
+    Ok((texts.join("\n\n"), fits))
 }

@@ -224,7 +224,7 @@ fn helps(f: &mut fmt::Formatter<'_>, misfit: Option<&Misfit>) -> fmt::Result {
 }
 
 /// Seconds for people: `3.2 h`.
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     match seconds {
         _ if seconds < 1.0 => format!("{:.0} ms", seconds * 1e3),
         _ if seconds < 120.0 => format!("{seconds:.1} s"),
