@@ -122,6 +122,72 @@ fn the_loss_of_a_source_is_that_of_its_rows() {
     }
 }
 
+/// The same for the held-out rows, which make up the evaluation's loss.
+#[test]
+fn the_evaluation_tells_the_loss_of_every_source() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let held_out = |rows: usize| {
+        let shards = folder.path().join(format!("rows \"{rows}\" <u>"));
+        let mut command = Command::new(program("preprocess"));
+        command.arg("shards").arg("--model").arg(reference("tiny/llava")).arg("--data").arg(reference("pictures"));
+        command.args(["--limit", &rows.to_string(), "--validation-fraction", "0.4"]).arg("--output").arg(&shards);
+        succeed(&mut command);
+        shards
+    };
+    let (a, b) = (held_out(20), held_out(10));
+    let data = format!("{{{a:?}: 0.5, {b:?}: 2}}");
+    let run = |nproc: &str, data: &str| {
+        let output = folder.path().join(format!("run-{nproc}-{}", data.len()));
+        let words = ["--train_type", "projector", "--learning_rate", "0", "--max_steps", "1", "--eval_captions", "0"];
+        let more = ["--eval_strategy", "steps", "--eval_steps", "1", "--report_to", "tensorboard", "--nproc", nproc];
+        succeed(&mut train(Path::new(data), &output, &[&words[..], &more].concat()));
+        output
+    };
+    let evaluation = |run: &Path| {
+        let lines = json_lines(&run.join("metrics.jsonl"));
+        lines.into_iter().find(|line| line.get("eval_loss").is_some()).expect("an evaluation")
+    };
+    let output = run("1", &data);
+    let line = evaluation(&output);
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let (mut losses, mut tokens, mut rows) = (0.0, 0.0, 0.0);
+    for dir in [&a, &b] {
+        let scores = folder.path().join("scores.jsonl");
+        let mut command = Command::new(program("infer"));
+        command.arg("score").arg("--model").arg(reference("tiny/llava")).arg("--shards").arg(dir);
+        succeed(command.args(["--split", "validation"]).arg("--output").arg(&scores));
+        let sum = |key: &str| json_lines(&scores).iter().filter_map(|line| line[key].as_f64()).sum::<f64>();
+        let name = dir.file_name().expect("a name").to_string_lossy().into_owned();
+        let of_source = &line["eval_sources"][&name];
+        let (found, expected) = (number(&of_source["loss"]), sum("loss_sum") / sum("tokens"));
+        println!("{name}: eval loss {found}, {expected} by infer score: difference {:e}", found - expected);
+        assert!((found - expected).abs() < 1e-5 * expected, "{name}: {found}, {expected}");
+        assert_eq!(number(&of_source["supervised_tokens"]), sum("tokens"));
+        losses += found * number(&of_source["supervised_tokens"]);
+        tokens += number(&of_source["supervised_tokens"]);
+        rows += number(&of_source["samples"]);
+    }
+    assert_eq!((tokens, rows), (number(&line["eval_supervised_tokens"]), number(&line["eval_samples"])));
+    assert!((losses / tokens - number(&line["eval_loss"])).abs() < 1e-6, "{line}");
+    let of_two = evaluation(&run("2", &data))["eval_sources"].clone();
+    for (name, source) in of_two.as_object().expect("sources") {
+        let expected = &line["eval_sources"][name];
+        assert_eq!(
+            (&source["samples"], &source["supervised_tokens"]),
+            (&expected["samples"], &expected["supervised_tokens"])
+        );
+        assert!((number(&source["loss"]) - number(&expected["loss"])).abs() < 1e-5, "{name}: two ranks");
+    }
+    assert!(evaluation(&run("1", &a.display().to_string())).get("eval_sources").is_none(), "one source");
+
+    // Names with signs of HTML are text on the page.
+    let page = folder.path().join("report.html");
+    succeed(Command::new(program("pipelines")).arg("report").arg(&output).arg("--html").arg(&page));
+    let page = std::fs::read_to_string(page).expect("a page");
+    assert!(page.contains("<td>rows &quot;20&quot; &lt;u&gt;</td>") && !page.contains("<u>"), "{page}");
+    assert!(page.contains("eval_loss_rows") && page.contains("last evaluation loss"), "{page}");
+}
+
 #[test]
 fn a_run_resumes_bit_for_bit_and_only_with_its_weights() {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -10,14 +10,16 @@ use crate::order::{BatchPlan, Cursor};
 use crate::scores::Scores;
 use crate::scoring::{ScoredRow, Scoring};
 use crate::setup::{self, Trainee};
+use crate::trainer::SourceSums;
 use anyhow::{Result, anyhow, bail};
 use base::pulse::{self, Pulse};
 use burn::module::Module;
+use burn::tensor::Tensor;
 use chat::ChatProcessor;
 use model::Llava;
-use model::batch::PackedBatch;
 use model::lora;
 use shards::Split;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -100,9 +102,12 @@ impl Evaluation {
         };
         let mut loader = Loader::start(source, Cursor::default(), self.workers, self.prefetch)?;
         // Ranks need not be equally fast.
-        let (loss, tokens) =
-            communicator.attend("evaluation", &Pulse::default(), || self.sums(&model, trainee, &mut loader))??;
+        let names = self.shards.sources().iter().map(|source| source.name.clone()).collect();
+        let mut of_sources = SourceSums::new(names, &BTreeMap::new());
+        let sums = || self.sums(&model, trainee, &mut loader, &mut of_sources);
+        let (loss, tokens) = communicator.attend("evaluation", &Pulse::default(), sums)??;
         let [loss, tokens] = communicator.all_reduce("evaluation", [loss, tokens])?;
+        let eval_sources = of_sources.take(communicator)?;
         let seconds = begin.elapsed().as_secs_f64();
         let (scores, answers) = match &self.scoring {
             Some(scoring) => scoring.run(&model, &trainee.config, &self.shards, communicator)?,
@@ -116,6 +121,7 @@ impl Evaluation {
             eval_samples: self.shards.len() as u64,
             eval_runtime: seconds,
             eval_samples_per_second: self.shards.len() as f64 / seconds.max(1e-9),
+            eval_sources,
             scores,
         };
         // The others wait here for rank 0's captions.
@@ -124,13 +130,23 @@ impl Evaluation {
         Ok(Evaluated { metrics, captions, answers })
     }
 
-    /// Loss and supervised tokens of this rank's rows.
-    fn sums(&self, model: &Llava, trainee: &Trainee, loader: &mut Loader) -> Result<(f64, f64)> {
+    /// Loss and supervised tokens of this rank's rows; those of each source are added to `of_sources`.
+    fn sums(
+        &self,
+        model: &Llava,
+        trainee: &Trainee,
+        loader: &mut Loader,
+        of_sources: &mut SourceSums,
+    ) -> Result<(f64, f64)> {
         let (mut loss, mut tokens) = (0.0, 0.0);
         for _ in 0..self.plan.steps_per_epoch() {
-            if let Some(batch) = loader.next_micro_batch()?.batch {
-                let (batch_loss, supervised) = batch_loss(model, trainee, &batch)?;
-                loss += batch_loss;
+            let micro_batch = loader.next_micro_batch()?;
+            let batch = micro_batch.batch.as_ref().filter(|batch| !batch.supervised().1.is_empty());
+            if let Some(batch) = batch {
+                let (losses, supervised) = model.losses(batch, &trainee.config);
+                of_sources.add(&micro_batch, batch, losses.rows);
+                of_sources.end_step(false)?;
+                loss += value_of(losses.sum)?;
                 tokens += supervised as f64;
             }
             pulse::mark();
@@ -139,12 +155,8 @@ impl Evaluation {
     }
 }
 
-fn batch_loss(model: &Llava, trainee: &Trainee, batch: &PackedBatch) -> Result<(f64, usize)> {
-    if batch.supervised().1.is_empty() {
-        return Ok((0.0, 0));
-    }
-    let (loss, supervised) = model.loss(batch, &trainee.config);
-    let values: Vec<f32> =
-        loss.into_data().convert::<f32>().try_into_vec().map_err(|error| anyhow!("reading the loss: {error:?}"))?;
-    Ok((values.iter().map(|&value| f64::from(value)).sum(), supervised))
+fn value_of(loss: Tensor<1>) -> Result<f64> {
+    let values = loss.into_data().convert::<f32>().try_into_vec::<f32>();
+    let values = values.map_err(|error| anyhow!("reading the loss: {error:?}"))?;
+    Ok(values.iter().map(|&value| f64::from(value)).sum())
 }

@@ -71,7 +71,7 @@ pub struct StepMetrics {
     pub sources: BTreeMap<String, SourceMetrics>,
 }
 
-/// What the steps since the line before have of one source.
+/// What the steps since the line before, or the rows of an evaluation, have of one source.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SourceMetrics {
     /// Sum of the loss ÷ supervised tokens.
@@ -104,6 +104,9 @@ pub struct EvalMetrics {
     /// Rows per second, all ranks.
     #[serde(with = "exact")]
     pub eval_samples_per_second: f64,
+    /// By source of the data, where there are several.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub eval_sources: BTreeMap<String, SourceMetrics>,
     /// Figures of `eval_metric`; read by [`LogEntry`].
     #[serde(flatten, skip_deserializing)]
     pub scores: Scores,

@@ -160,6 +160,7 @@ mod tests {
             eval_samples: 2,
             eval_runtime: 0.1 + 0.2,
             eval_samples_per_second: f64::INFINITY,
+            eval_sources: Default::default(),
             scores: Scores(vec![("accuracy", 0.1 + 0.2), ("f1", 1.0 / eval_loss)]),
         })
     }

@@ -30,7 +30,7 @@ use burn::tensor::Tensor;
 use model::batch::PackedBatch;
 use model::dropout::LoraDropout;
 use report::{Log, StepReport};
-use sources::SourceSums;
+pub(crate) use sources::SourceSums;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;

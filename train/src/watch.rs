@@ -240,6 +240,9 @@ impl<'a> Watch<'a> {
                 ("eval/samples_per_second", metrics.eval_samples_per_second),
             ];
             values.extend(tags.iter().map(|(tag, value)| (tag.as_str(), *value)));
+            let of_sources: Vec<(String, f64)> =
+                metrics.eval_sources.iter().map(|(name, source)| (format!("eval/loss/{name}"), source.loss)).collect();
+            values.extend(of_sources.iter().map(|(name, loss)| (name.as_str(), *loss)));
             let mut written = events.scalars(metrics.step, &values);
             if !captions.is_empty() {
                 written = events.text(metrics.step, "eval/captions", &markdown(captions));

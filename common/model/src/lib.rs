@@ -50,6 +50,7 @@ use crate::vision::{VisionContext, VisionTower};
 use crate::walk::{BatchContext, Plain, Walk, text_layers};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
+use kernels::CrossEntropies;
 use kernels::kv_cache::KvCache;
 
 /// Vision tower, projector, language model. Module paths equal the published tensor names.
@@ -111,10 +112,16 @@ impl Llava {
 
     /// Sum of the cross entropy over the batch's supervised tokens `[1]`, and their number.
     pub fn loss(&self, batch: &PackedBatch, config: &LlavaConfig) -> (Tensor<1>, usize) {
+        let (losses, tokens) = self.losses(batch, config);
+        (losses.sum, tokens)
+    }
+
+    /// The same, with the cross entropy of each supervised token.
+    pub fn losses(&self, batch: &PackedBatch, config: &LlavaConfig) -> (CrossEntropies, usize) {
         let (positions, targets) = batch.supervised();
         let context = BatchContext::new(config, batch, &self.device()).for_positions(&positions);
         let Ok(losses) = walk::losses(&mut Plain::new(self), batch, (&positions, &targets), &context);
-        (losses.sum, targets.len())
+        (losses, targets.len())
     }
 
     /// Logits after the tokens at `positions`: `[positions, V]`.

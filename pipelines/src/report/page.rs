@@ -1,7 +1,7 @@
 //! The page: a table of the runs, a chart for each number (drawn by page.js), captions over time beside their pictures.
 
 use super::pictures::Pictures;
-use super::runs::{LOSS_OF_SOURCE, Run};
+use super::runs::{EVAL_LOSS_OF_SOURCE, LOSS_OF_SOURCE, Run};
 use super::sources;
 use html::{escaped, number, script_json};
 use serde_json::{Value, json};
@@ -89,12 +89,15 @@ fn charts(runs: &[Run]) -> Value {
     });
     let of_sources: Vec<Value> = keys
         .iter()
-        .filter(|key| key.starts_with(LOSS_OF_SOURCE))
-        .map(|key| json!({"key": key, "dashed": false}))
+        .filter(|key| key.starts_with(LOSS_OF_SOURCE) || key.starts_with(EVAL_LOSS_OF_SOURCE))
+        .map(|key| json!({"key": key, "dashed": key.starts_with(EVAL_LOSS_OF_SOURCE)}))
         .collect();
-    let of_sources =
-        json!({"title": "Loss by source", "unit": "nats per supervised token", "keys": of_sources, "scaled": true});
-    let measures = keys.iter().filter(|key| key.starts_with("eval_") && !OF_THE_EVALUATION.contains(key));
+    let unit = "nats per supervised token; evaluation: dashed";
+    let of_sources = json!({"title": "Loss by source", "unit": unit, "keys": of_sources, "scaled": true});
+    let is_measure = |key: &str| {
+        key.starts_with("eval_") && !OF_THE_EVALUATION.contains(&key) && !key.starts_with(EVAL_LOSS_OF_SOURCE)
+    };
+    let measures = keys.iter().filter(|key| is_measure(key));
     let measures = measures.map(|key| {
         json!({"title": key, "unit": "of the evaluation rows", "keys": [{"key": key, "dashed": false}], "scaled": false})
     });

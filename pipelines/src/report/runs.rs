@@ -17,6 +17,12 @@ const CAPTIONS_FILE: &str = "captions.jsonl";
 const CONFIG_FILE: &str = "train_config.json";
 /// What the loss of a source is called, before the source's name.
 pub const LOSS_OF_SOURCE: &str = "loss_";
+/// The same for the loss of its evaluation rows.
+pub const EVAL_LOSS_OF_SOURCE: &str = "eval_loss_";
+/// What a line of training steps has of each source.
+const SOURCES: &str = "sources";
+/// What a line of an evaluation has of each source.
+const EVAL_SOURCES: &str = "eval_sources";
 /// Most points of a drawn line.
 const MAX_POINTS: usize = 1000;
 
@@ -146,7 +152,8 @@ impl Run {
     /// Names of the sources of data, in the order in which they appear; none where there is only one.
     pub fn sources(&self) -> Vec<String> {
         let mut names = Vec::new();
-        for name in self.metrics.iter().filter_map(sources_of).flat_map(Map::keys) {
+        let of_line = |line| [SOURCES, EVAL_SOURCES].into_iter().filter_map(move |key| sources_of(line, key));
+        for name in self.metrics.iter().flat_map(of_line).flat_map(Map::keys) {
             if !names.contains(name) {
                 names.push(name.clone());
             }
@@ -154,9 +161,9 @@ impl Run {
         names
     }
 
-    /// As [`Self::series`], of a source.
+    /// As [`Self::series`], of a source in training.
     pub fn of_source(&self, source: &str, key: &str) -> Vec<(f64, f64)> {
-        let value = |line: &Map<String, Value>| sources_of(line)?.get(source)?.get(key)?.as_f64();
+        let value = |line: &Map<String, Value>| sources_of(line, SOURCES)?.get(source)?.get(key)?.as_f64();
         self.metrics.iter().filter_map(|line| Some((line.get("step")?.as_f64()?, value(line)?))).collect()
     }
 
@@ -172,17 +179,19 @@ impl Run {
     }
 }
 
-/// The loss of each source as a number of the line, `loss_NAME`, as other numbers are.
+/// The loss of each source as a number of the line, `loss_NAME` or `eval_loss_NAME`, as other numbers are.
 fn with_losses_of_sources(mut line: Map<String, Value>) -> Map<String, Value> {
-    let of_source =
-        |(name, source): (&String, &Value)| Some((format!("{LOSS_OF_SOURCE}{name}"), source.get("loss")?.clone()));
-    let losses: Vec<_> = sources_of(&line).into_iter().flatten().filter_map(of_source).collect();
-    line.extend(losses);
+    for (key, prefix) in [(SOURCES, LOSS_OF_SOURCE), (EVAL_SOURCES, EVAL_LOSS_OF_SOURCE)] {
+        let of_source =
+            |(name, source): (&String, &Value)| Some((format!("{prefix}{name}"), source.get("loss")?.clone()));
+        let losses: Vec<_> = sources_of(&line, key).into_iter().flatten().filter_map(of_source).collect();
+        line.extend(losses);
+    }
     line
 }
 
-fn sources_of(line: &Map<String, Value>) -> Option<&Map<String, Value>> {
-    line.get("sources")?.as_object()
+fn sources_of<'a>(line: &'a Map<String, Value>, key: &str) -> Option<&'a Map<String, Value>> {
+    line.get(key)?.as_object()
 }
 
 /// `captions.jsonl` and `captions-<step>.jsonl` of a folder.

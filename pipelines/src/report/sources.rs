@@ -1,6 +1,6 @@
 //! Runs on several sources of data: a table of the rows and tokens of each. Their losses are a chart like others.
 
-use super::runs::Run;
+use super::runs::{EVAL_LOSS_OF_SOURCE, LOSS_OF_SOURCE, Run};
 use html::{escaped, number};
 use std::fmt::Write;
 
@@ -14,15 +14,17 @@ pub fn table(out: &mut String, runs: &[Run]) {
          <tr><th scope=\"col\">run</th><th scope=\"col\">source</th>",
     );
     out.push_str(
-        "<th scope=\"col\">rows</th><th scope=\"col\">supervised tokens</th><th scope=\"col\">last loss</th></tr>\n",
+        "<th scope=\"col\">rows</th><th scope=\"col\">supervised tokens</th><th scope=\"col\">last loss</th>\
+         <th scope=\"col\">last evaluation loss</th></tr>\n",
     );
     for run in runs {
         for source in run.sources() {
             let total = |key| run.of_source(&source, key).iter().map(|(_, value)| value).sum::<f64>();
-            let last = run.of_source(&source, "loss").last().map_or("–".to_string(), |(_, loss)| number(*loss));
+            let last = |prefix: &str| run.last(&format!("{prefix}{source}")).map_or("–".to_string(), number);
+            let (loss, eval_loss) = (last(LOSS_OF_SOURCE), last(EVAL_LOSS_OF_SOURCE));
             let _ = writeln!(
                 out,
-                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{last}</td></tr>",
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{loss}</td><td>{eval_loss}</td></tr>",
                 escaped(&run.name),
                 escaped(&source),
                 number(total("samples")),
@@ -44,16 +46,19 @@ mod tests {
         let lines = [
             serde_json::json!({"step": 1, "loss": 2.0, "sources": {"chat": of(1.0, 3), "cap<tions": of(3.0, 1)}}),
             serde_json::json!({"step": 2, "loss": 1.5, "sources": {"chat": of(0.5, 4)}}),
+            serde_json::json!({"step": 2, "eval_loss": 1.5, "eval_sources": {"chat": of(0.25, 2), "only <held> out": of(4.5, 1)}}),
         ];
         let text = lines.map(|line| format!("{line}\n")).concat();
         std::fs::write(folder.path().join("metrics.jsonl"), text).expect("written");
         let runs = [Run::read(folder.path()).expect("read")];
-        assert_eq!(runs[0].sources(), ["chat", "cap<tions"]);
+        assert_eq!(runs[0].sources(), ["chat", "cap<tions", "only <held> out"]);
         assert_eq!(runs[0].series("loss_chat"), [(1.0, 1.0), (2.0, 0.5)]);
+        assert_eq!(runs[0].series("eval_loss_chat"), [(2.0, 0.25)]);
         let mut out = String::new();
         table(&mut out, &runs);
-        assert!(out.contains("<td>chat</td><td>7</td><td>70</td><td>0.5</td>"), "{out}");
-        assert!(out.contains("<td>cap&lt;tions</td><td>1</td><td>10</td><td>3</td>"), "{out}");
+        assert!(out.contains("<td>chat</td><td>7</td><td>70</td><td>0.5</td><td>0.25</td>"), "{out}");
+        assert!(out.contains("<td>cap&lt;tions</td><td>1</td><td>10</td><td>3</td><td>–</td>"), "{out}");
+        assert!(out.contains("<td>only &lt;held&gt; out</td><td>0</td><td>0</td><td>–</td><td>4.5</td>"), "{out}");
     }
 
     #[test]

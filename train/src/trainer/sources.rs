@@ -10,8 +10,8 @@ use burn::tensor::Tensor;
 use model::batch::PackedBatch;
 use std::collections::BTreeMap;
 
-/// What a rank has found for each source since the last logged step.
-pub(super) struct SourceSums {
+/// What a rank has found for each source since the last logged step, or in an evaluation.
+pub(crate) struct SourceSums {
     names: Vec<String>,
     /// Of each micro-batch of the step: source and supervised tokens of every row, and the tokens' losses.
     of_step: Vec<(Vec<(usize, usize)>, Tensor<1>)>,
@@ -21,7 +21,7 @@ pub(super) struct SourceSums {
 impl SourceSums {
     /// Of sources with these names, beginning with the sums of a checkpoint (on one rank); of a single source nothing is kept,
     /// because all numbers are its.
-    pub(super) fn new(mut names: Vec<String>, saved: &BTreeMap<String, SourceLogSums>) -> Self {
+    pub(crate) fn new(mut names: Vec<String>, saved: &BTreeMap<String, SourceLogSums>) -> Self {
         if names.len() == 1 {
             names.clear();
         }
@@ -31,7 +31,7 @@ impl SourceSums {
 
     /// Adds a micro-batch of this step; `losses` are those of its supervised tokens, in order. They stay on the device until the
     /// step's end.
-    pub(super) fn add(&mut self, micro_batch: &MicroBatch, batch: &PackedBatch, losses: Tensor<1>) {
+    pub(crate) fn add(&mut self, micro_batch: &MicroBatch, batch: &PackedBatch, losses: Tensor<1>) {
         if !self.names.is_empty() {
             let rows = micro_batch.sources.iter().copied().zip(batch.supervised_per_row()).collect();
             self.of_step.push((rows, losses));
@@ -42,7 +42,7 @@ impl SourceSums {
     ///
     /// # Errors
     /// A device that cannot give its values.
-    pub(super) fn end_step(&mut self, was_skipped: bool) -> Result<()> {
+    pub(crate) fn end_step(&mut self, was_skipped: bool) -> Result<()> {
         for (rows, losses) in std::mem::take(&mut self.of_step) {
             if was_skipped {
                 continue;
@@ -66,7 +66,7 @@ impl SourceSums {
     ///
     /// # Errors
     /// A rank that failed or did not come.
-    pub(super) fn take(
+    pub(crate) fn take(
         &mut self,
         communicator: &mut Communicator,
     ) -> collective::Result<BTreeMap<String, SourceMetrics>> {
