@@ -423,7 +423,10 @@ pub struct QuantizeArgs {
     /// Directory to write; must not exist or be empty.
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
-    /// Store the blocks' largest magnitudes in 8 bits, too.
+    /// 8-bit integers with a scale for each output channel in place of NF4.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub load_in_8bit: bool,
+    /// Of NF4: store the blocks' largest magnitudes in 8 bits, too.
     #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = ArgAction::Set)]
     pub bnb_4bit_use_double_quant: bool,
     /// Largest weights file, bytes; larger models are written in parts with an index.

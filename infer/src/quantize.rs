@@ -1,4 +1,4 @@
-//! `infer quantize`: a model whose language model's matrices are in NF4, written as bitsandbytes writes it.
+//! `infer quantize`: a model whose language model's matrices are in NF4 or 8-bit integers, written as bitsandbytes writes it.
 
 use crate::args::QuantizeArgs;
 use crate::merge::require_exact_weights;
@@ -17,7 +17,7 @@ use store::hub::{self, Wanted};
 pub struct QuantizeReport {
     /// The directory written.
     pub output: PathBuf,
-    /// Matrices in NF4.
+    /// Matrices in few bits.
     pub matrices: usize,
     /// Their values.
     pub values: usize,
@@ -32,10 +32,13 @@ pub struct QuantizeReport {
 pub fn run(args: &QuantizeArgs) -> Result<String> {
     ensure_free(&args.output)?;
     require_exact_weights(&args.model, "infer quantize")?;
-    let format = Quantization::Nf4 { double_quant: args.bnb_4bit_use_double_quant };
+    let format = match args.load_in_8bit {
+        true => Quantization::Int8,
+        false => Quantization::Nf4 { double_quant: args.bnb_4bit_use_double_quant },
+    };
     let (dir, device) = (hub::resolve(&args.model, Wanted::Llava)?, device::cpu());
     let (config, model) = match &args.adapter {
-        None => load_rounded(&dir, LoadAs::Stored, Some(format), &device).context("loading the model")?,
+        None => load_rounded(&dir, LoadAs::Stored, Some(&format.into()), &device).context("loading the model")?,
         Some(adapter) => {
             // The adapter's matrices become part of the weights before these are rounded.
             let (config, mut model) = load_model(&dir, LoadAs::Stored, &device).context("loading the model")?;

@@ -31,6 +31,10 @@ ADAPTERS = {
     "rank_stabilised": ("untied", dict(target_modules=TEXT_QV, use_rslora=True)),
     "dora": ("untied", dict(target_modules="all-linear", use_dora=True)),
     "tied_head_with_dora": ("tied", dict(target_modules=["lm_head", "q_proj"], use_dora=True, use_rslora=True)),
+    "patterns": ("untied", dict(
+        target_modules=["q_proj", "fc1", "lm_head"], use_dora=True, use_rslora=True, lora_alpha=5,
+        rank_pattern={"layers.1.self_attn.q_proj": 3, "q_proj|lm_head": 4, "^fc1": 9}, alpha_pattern={"fc1": 2.5, ".*1.self_attn.*": 11},
+    )),
     "orthogonal": ("untied", dict(target_modules=TEXT_QV, init_lora_weights="orthogonal")),
     "tied_embedding": ("tied", dict(target_modules=TEXT_QV, modules_to_save=["embed_tokens"])),
     "tied_both": ("tied", dict(target_modules=TEXT_QV, modules_to_save=["embed_tokens", "lm_head"])),

@@ -30,6 +30,13 @@ KINDS = {
     "all_linear_alone": dict(target_modules="all-linear"),
     "dora": dict(target_modules=TEXT_QV, use_dora=True, modules_to_save=[PROJECTOR]),
     "dora_all_linear": dict(target_modules="all-linear", use_dora=True, use_rslora=True),
+    "head": dict(target_modules=r".*language_model.*\.q_proj|lm_head", modules_to_save=[PROJECTOR]),
+    "patterns": dict(
+        target_modules=TEXT_QV, use_rslora=True, modules_to_save=[PROJECTOR], rank_pattern={"layers.1.self_attn.q_proj": 3, "v_proj": 2},
+        alpha_pattern={r"layers\.\d+\.self_attn\.q_proj": 24},
+    ),
+    "patterns_head_dora": dict(
+        target_modules=["linear_1", "lm_head", "o_proj"], use_dora=True, rank_pattern={"lm_head": 2}, alpha_pattern={"linear_1": 3}),
     "saved_parts": dict(target_modules=TEXT_QV, modules_to_save=[PROJECTOR, "embed_tokens", "lm_head", "vision_tower"]),
 }
 STEPS = 4

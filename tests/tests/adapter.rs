@@ -140,7 +140,7 @@ fn misfits_are_named() {
     changed.1[0] ^= 1;
     assert!(with(&|t| drop(t.insert(name.replace(NEW, OLD), changed.clone()))).contains("both spellings"));
 
-    for (key, value) in [("peft_type", json!("IA3")), ("bias", json!("all")), ("rank_pattern", json!({"q_proj": 4}))] {
+    for (key, value) in [("peft_type", json!("IA3")), ("bias", json!("all")), ("fan_in_fan_out", json!(true))] {
         let mut config = config_json();
         config[key] = value;
         let text = error(folder(&config, &fixture).path());
@@ -149,6 +149,17 @@ fn misfits_are_named() {
     let mut other_rank = config_json();
     other_rank["r"] = json!(4);
     assert!(error(folder(&other_rank, &fixture).path()).contains("shape"));
+    for (field, value, named) in [
+        ("rank_pattern", json!({"layers.1.self_attn.q_proj": 4}), "q_proj.lora_A.weight of shape [8, 64]"),
+        ("rank_pattern", json!({"q_proj": 0}), "rank_pattern: found 0 for language_model.model.layers.0"),
+        ("rank_pattern", json!({"(q_proj": 4}), "adapter_config.json: rank_pattern: found \"(q_proj\""),
+        ("alpha_pattern", json!({"v_proj": -1.0}), "alpha_pattern: found -1 for language_model.model.layers.0"),
+    ] {
+        let mut config = config_json();
+        config[field] = value;
+        let text = error(folder(&config, &fixture).path());
+        assert!(text.contains(named), "{named}: {text}");
+    }
     assert!(error(Path::new("/nonexistent")).contains("adapter_config.json"));
     let unchanged = tiny::model("llava", &device::cpu());
     assert!(

@@ -34,6 +34,7 @@ mod generic_backend;
 mod hub;
 mod image_zip;
 mod inspect;
+mod int8;
 mod interop;
 mod layouts;
 mod learning_rates;

@@ -3,6 +3,7 @@
 //! PEFT's side is `python/peft_training.py`.
 
 use burn::tensor::{Tensor, TensorData};
+use kernels::Quantization;
 use model::config::{LlavaConfig, WeightDtype};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -18,7 +19,16 @@ use tests::training::{Split, arguments_of, compare, fail, final_weights, metrics
 use tests::{assert_norm_close, assert_relative, program, python, python_script, reference};
 
 /// The kinds of `peft_training.py`.
-const KINDS: [&str; 5] = ["rslora_all_linear", "all_linear_alone", "dora", "dora_all_linear", "saved_parts"];
+const KINDS: [&str; 8] = [
+    "rslora_all_linear",
+    "all_linear_alone",
+    "dora",
+    "dora_all_linear",
+    "saved_parts",
+    "head",
+    "patterns",
+    "patterns_head_dora",
+];
 /// Optimizer steps that it trains.
 const STEPS: &str = "4";
 /// f32 sums in another order, of the largest value.
@@ -86,6 +96,38 @@ fn training_follows_peft() {
     }
 }
 
+/// On a base in few bits, too: as PEFT trains on the values that the codes stand for.
+#[test]
+fn dora_on_a_rounded_base_follows_peft() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let kinds = ["dora", "dora_all_linear", "patterns_head_dora"];
+    for (option, format) in
+        [("--load_in_4bit", Quantization::Nf4 { double_quant: true }), ("--load_in_8bit", Quantization::Int8)]
+    {
+        let (rounded, made) = (folder.path().join(format!("{format}")), folder.path().join(format!("peft {format}")));
+        super::quantized_training::rounded_model(format, &rounded.join("llava"));
+        for file in ["pixels.safetensors", "samples.json", "spec.json"] {
+            std::fs::copy(reference("tiny").join(file), rounded.join(file)).expect("copied");
+        }
+        if !peft(&[&["train", text(&rounded), text(&made)], &kinds[..]].concat()) {
+            return;
+        }
+        for kind in kinds {
+            let (of_peft, output) = (made.join(kind), folder.path().join(format!("{kind} {format}")));
+            let log = json_file(&of_peft.join("log.json")).as_array().expect("a list of steps").clone();
+            let split = Split { ranks: 1, micro_batch: 2, accumulation: 2 };
+            succeed(&mut train(TINY, &output, split, &["--init_adapter", text(&of_peft.join("init")), option]));
+            let (name, found) = (format!("{kind}, {format}"), metrics(&output));
+            compare(&name, "loss", &found, &log, 1e-4);
+            compare(&name, "grad_norm", &found, &log, 1e-3);
+            let found = adapter_tensors(&output);
+            for (tensor, (values, _)) in &adapter_tensors(&of_peft.join("trained")) {
+                assert_norm_close(&format!("{name}: {tensor}"), &found[tensor].0, values, 1e-3);
+            }
+        }
+    }
+}
+
 /// Options of a run, and the arguments of PEFT's `LoraConfig` that mean the same.
 fn choices() -> Vec<(Reference, Vec<&'static str>, Value)> {
     const QKVO: &str = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)";
@@ -109,6 +151,28 @@ fn choices() -> Vec<(Reference, Vec<&'static str>, Value)> {
             TINY,
             vec!["--modules_to_save", "multi_modal_projector, embed_tokens, lm_head"],
             json!({"target_modules": QKVO, "modules_to_save": [projector, "embed_tokens", "lm_head"]}),
+        ),
+        (
+            TINY,
+            vec!["--lora_target_modules", "q_proj,lm_head", "--use_dora"],
+            json!({
+                "target_modules": r".*language_model.*\.(q_proj)|(.*\.)?lm_head", "use_dora": true,
+                "modules_to_save": [projector]
+            }),
+        ),
+        (
+            TINY,
+            vec![
+                "--rank_pattern",
+                r#"{"layers.0.self_attn.q_proj": 2, "v_proj|k_proj": 8}"#,
+                "--alpha_pattern",
+                r#"{"self_attn.v_proj": 3.5}"#,
+                "--use_rslora",
+            ],
+            json!({
+                "target_modules": QKVO, "use_rslora": true, "modules_to_save": [projector],
+                "rank_pattern": {"layers.0.self_attn.q_proj": 2, "v_proj|k_proj": 8}, "alpha_pattern": {"self_attn.v_proj": 3.5}
+            }),
         ),
         (
             TINY,
@@ -282,6 +346,17 @@ fn ranks_and_resuming_change_nothing() {
         ),
         ("DoRA", vec!["--use_dora", "--lora_vision"]),
         ("saved modules", vec!["--modules_to_save", "embed_tokens,lm_head"]),
+        (
+            "head and patterns",
+            vec![
+                "--lora_target_modules",
+                "v_proj,lm_head",
+                "--rank_pattern",
+                r#"{"lm_head": 3}"#,
+                "--alpha_pattern",
+                r#"{"v_proj": 5}"#,
+            ],
+        ),
     ] {
         let mut expected = Vec::new();
         for ranks in [1, 2, 3] {
@@ -331,6 +406,10 @@ fn modules_that_cannot_be_are_refused_before_work() {
     for (options, named) in [
         (&["--lora_target_modules", "all-linear,q_proj"][..], &["lora_target_modules", "all-linear alone"][..]),
         (&["--lora_target_modules", "qkv"], &["lora_target_modules", "\"qkv\"", "q_proj"]),
+        (&["--rank_pattern", r#"{"q_proj": 0}"#], &["rank_pattern: found 0 for ", "q_proj"]),
+        (&["--rank_pattern", r#"{"q_(proj": 2}"#], &["rank_pattern", "q_(proj", "regular expression"]),
+        (&["--rank_pattern", "q_proj"], &["rank_pattern", "JSON such as"]),
+        (&["--alpha_pattern", r#"{"v_proj": 0}"#], &["alpha_pattern: found 0 for ", "above 0"]),
         (&["--modules_to_save", "score"], &["modules_to_save", "\"score\"", "embed_tokens"]),
         (&["--modules_to_save", "language_model"], &["modules_to_save", "language_model", "lora_target_modules"]),
         (

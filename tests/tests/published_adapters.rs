@@ -47,17 +47,12 @@ fn adapters_of_other_programs() {
         ("rank-stabilised", json!({"use_rslora": true}), QV, Ok(())),
         ("LoRA of EVA", json!({"init_lora_weights": "eva", "eva_config": {"rho": 1.0}}), QV, Ok(())),
         ("loftq_config without loftq", json!({"loftq_config": {"loftq_bits": 4}}), QV, Ok(())),
-        (
-            "EVA with ranks of its own",
-            json!({"init_lora_weights": "eva", "rank_pattern": {"q_proj": 6}}),
-            QV,
-            Err(&["adapter_config.json", "rank_pattern {\"q_proj\":6}"][..]),
-        ),
+        ("EVA with ranks of its own", json!({"init_lora_weights": "eva", "rank_pattern": {"q_proj": 6}}), QV, Ok(())),
         (
             "PiSSA, fast",
             json!({"init_lora_weights": "pissa_niter_16"}),
             QV,
-            Err(&["init_lora_weights \"pissa_niter_16\"", "convert"]),
+            Err(&["init_lora_weights \"pissa_niter_16\"", "convert"][..]),
         ),
         ("OLoRA in capitals", json!({"init_lora_weights": "OLoRA"}), QV, Err(&["init_lora_weights \"OLoRA\""])),
         (

@@ -38,13 +38,11 @@ fn mixed() -> LoraConfig {
     let modules = AdapterModules {
         lora: set(&lora),
         trained: set(&[names::EMBED_TOKENS, names::LM_HEAD]),
-        kept: BTreeSet::new(),
-        unties_head: false,
-        untrainable: None,
         fields: vec![
             ("target_modules".into(), json!(lora)),
             ("modules_to_save".into(), json!(["embed_tokens", "lm_head"])),
         ],
+        ..AdapterModules::default()
     };
     LoraConfig {
         r: 4,
@@ -214,17 +212,19 @@ fn what_cannot_be_trained_is_said_before_the_run() {
     let shards = runs::shards_with_validation(folder.path());
     let given = folder.path().join("given");
     std::fs::create_dir(&given).expect("made");
-    let config = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["lm_head"]});
+    let config = json!({
+        "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["lm_head"], "init_lora_weights": "mica"
+    });
     let head = "base_model.model.lm_head";
     let matrices = [(format!("{head}.lora_A.weight"), vec![4, 64]), (format!("{head}.lora_B.weight"), vec![640, 4])];
     adapters::write(&given, &config, &matrices);
     let mut command = runs::train(&shards, &folder.path().join("run"), &["--train_type", "use_lora"]);
     let error = fail(command.arg("--init_adapter").arg(&given));
-    assert!(error.contains("LoRA on lm_head") && error.contains("infer merge"), "{error}");
+    assert!(error.contains("init_lora_weights mica") && error.contains("infer merge"), "{error}");
     let mut plan = Command::new(program("train"));
     plan.arg("plan").arg("--model_name_or_path").arg(reference("tiny/llava")).args(["--train_type", "use_lora"]);
     let error = fail(plan.arg("--data_path").arg(&shards).arg("--init_adapter").arg(&given));
-    assert!(error.contains("LoRA on lm_head"), "{error}");
+    assert!(error.contains("init_lora_weights mica"), "{error}");
     // It can be used, and merged.
     let mut model = tiny::model("llava", &cpu());
     assert!(load_adapter(&mut model, &given, &cpu()).expect("loads").has_lora(names::HEAD));

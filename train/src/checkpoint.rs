@@ -15,13 +15,14 @@ use crate::zero::OptimizerState;
 use anyhow::{Context, Result};
 use base::{Error, files, json, names};
 use model::config::WeightDtype;
+use model::quantized;
 use optimizer::Masters;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::adapter;
-use store::checkpoint::{copy_processor_files, model_tensors, write_tensors};
+use store::checkpoint::{TensorFiles, copy_processor_files, model_tensors, replace_rounded, write_tensors};
 
 /// Weights larger than this are written in parts, bytes.
 pub const MAX_PART_BYTES: usize = 5_000_000_000;
@@ -109,9 +110,15 @@ pub fn save_weights(config: &Config, trainee: Trainee, dir: &Path) -> Result<()>
         }
         None => {
             llava_config.write(dir)?;
+            // What is held in few bits is frozen, and written as the base's files have it.
+            let rounded = quantized::weights(&model);
+            let base = (!rounded.is_empty()).then(|| TensorFiles::open(&config.model_name_or_path)).transpose()?;
             // Only the tensors' own handles stay, and each of them until it is written.
-            let tensors = model_tensors(&model, llava_config.dtype);
+            let mut tensors = model_tensors(&model, llava_config.dtype);
             drop(model);
+            if let Some(base) = &base {
+                replace_rounded(&mut tensors, rounded, base, llava_config.dtype)?;
+            }
             write_tensors(tensors, dir, MAX_PART_BYTES)?;
             copy_processor_files(&config.model_name_or_path, dir)?;
         }

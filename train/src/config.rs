@@ -28,7 +28,7 @@ use model::lora::{LoraConfig, TEXT_PROJECTIONS};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::convert::Infallible;
 use std::path::PathBuf;
-use store::adapter::{ALL_LINEAR, AdapterOptions};
+use store::adapter::{ALL_LINEAR, AdapterOptions, LayerPattern};
 
 /// How a run begins, as `resume_from_checkpoint` says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -275,7 +275,7 @@ pub struct Config {
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     #[serde(default)]
     pub use_dora: bool,
-    /// Projections of the language model that get LoRA, with commas between. `all-linear`: every linear layer but the output
+    /// Projections of the language model that get LoRA, with commas between; `lm_head`: its output weights. `all-linear`: every linear layer but the output
     /// weights, as in PEFT: those of the language model, of the vision tower, and of a projector that is not in
     /// `modules_to_save`.
     #[arg(long, value_delimiter = ',', default_value = "q_proj,k_proj,v_proj,o_proj", value_parser = trimmed)]
@@ -286,11 +286,20 @@ pub struct Config {
     #[arg(long, value_delimiter = ',', default_value = PROJECTOR, value_parser = trimmed)]
     #[serde(default = "projector_alone")]
     pub modules_to_save: Vec<String>,
+    /// Ranks of single layers as JSON, as in PEFT: regular expressions for the ends of their paths, of which the first that fits
+    /// counts (`{"layers.0.self_attn.q_proj": 16, "v_proj": 8}`).
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    #[serde(default)]
+    pub rank_pattern: LayerPattern<usize>,
+    /// The same for `lora_alpha`.
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    #[serde(default)]
+    pub alpha_pattern: LayerPattern<f64>,
     /// LoRA on the vision tower's q, k, v as well.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub lora_vision: bool,
-    /// Hold the frozen matrices of the language model's layers in 8-bit integers, one scale for each output channel (`use_lora`).
-    /// Products are computed in the run's dtype; the adapter belongs to the model as it is stored.
+    /// Hold the frozen matrices of the language model's layers in 8-bit integers, one scale for each output channel (`use_lora`,
+    /// `projector`). Products are computed in the run's dtype; what is written belongs to the model as it is stored.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     #[serde(default)]
     pub load_in_8bit: bool,
@@ -302,6 +311,11 @@ pub struct Config {
     #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     #[serde(default = "yes")]
     pub bnb_4bit_use_double_quant: bool,
+    /// Layers that stay as they are where the others are rounded, as in transformers: the beginnings (regular expressions) or the
+    /// ends of their paths, with commas between (`down_proj,model.language_model.layers.0`); `None`: none.
+    #[arg(long, value_delimiter = ',', value_parser = trimmed)]
+    #[serde(default)]
+    pub llm_int8_skip_modules: Vec<String>,
     /// Longest time that a rank may wait for another one without any progress of it before the run is ended, seconds.
     /// A rank that loads, hashes, evaluates or saves makes progress.
     #[arg(long, default_value_t = 600)]
@@ -545,7 +559,13 @@ impl Config {
             modules: None,
         };
         lora.validate()?;
-        Ok(AdapterOptions { lora, all_linear, modules_to_save: self.saved_modules() })
+        Ok(AdapterOptions {
+            lora,
+            all_linear,
+            modules_to_save: self.saved_modules(),
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
+        })
     }
 
     /// LoRA on every linear layer.
@@ -556,6 +576,11 @@ impl Config {
     /// Names of the modules that are trained in full beside LoRA.
     pub fn saved_modules(&self) -> Vec<String> {
         self.modules_to_save.iter().filter(|name| !is_nothing(name)).cloned().collect()
+    }
+
+    /// Names of layers that are not rounded.
+    pub fn skipped_modules(&self) -> Vec<String> {
+        self.llm_int8_skip_modules.iter().filter(|name| !is_nothing(name)).cloned().collect()
     }
 
     /// The format that the frozen base is rounded to, if it is.

@@ -23,12 +23,14 @@ pub enum Part {
     LanguageModelLora,
     /// Final norm and output weights.
     Head,
+    /// LoRA matrices of the output weights.
+    HeadLora,
 }
 
 impl Part {
     /// LoRA matrices.
     pub fn is_lora(self) -> bool {
-        matches!(self, Self::VisionTowerLora | Self::ProjectorLora | Self::LanguageModelLora)
+        matches!(self, Self::VisionTowerLora | Self::ProjectorLora | Self::LanguageModelLora | Self::HeadLora)
     }
 
     /// The part of a tensor by its published name; `None` for a name that no LLaVA has.
@@ -42,6 +44,7 @@ impl Part {
             Block::TokenEmbeddings => Self::TokenEmbeddings,
             Block::TextLayer(_) if lora => Self::LanguageModelLora,
             Block::TextLayer(_) => Self::LanguageModel,
+            Block::Head if lora => Self::HeadLora,
             Block::Head => Self::Head,
         })
     }
@@ -51,7 +54,7 @@ impl Part {
         match self {
             Self::VisionTower | Self::VisionTowerLora => Some("vision_tower_lr"),
             Self::Projector | Self::ProjectorLora => Some("mm_projector_lr"),
-            Self::TokenEmbeddings | Self::LanguageModel | Self::LanguageModelLora | Self::Head => None,
+            Self::TokenEmbeddings | Self::LanguageModel | Self::LanguageModelLora | Self::Head | Self::HeadLora => None,
         }
     }
 
@@ -66,6 +69,7 @@ impl Part {
             Self::LanguageModel => "language model's layers",
             Self::LanguageModelLora => "LoRA in the language model",
             Self::Head => "norm and head",
+            Self::HeadLora => "LoRA in the head",
         }
     }
 }

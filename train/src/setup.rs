@@ -112,8 +112,8 @@ pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> R
         false => None,
     };
     let weights = checkpoint.filter(|_| !of_adapter).unwrap_or(&config.model_name_or_path);
-    let format = base_format::of_run(config, &LlavaConfig::read(weights)?, None)?;
-    let (llava_config, mut model) = load_rounded(weights, LoadAs::F32, format, device)?;
+    let rounding = base_format::of_run(config, &LlavaConfig::read(weights)?, None)?;
+    let (llava_config, mut model) = load_rounded(weights, LoadAs::F32, rounding.as_ref(), device)?;
     let lora = match (checkpoint.or(config.init_adapter.as_deref()).filter(|_| of_adapter), own) {
         (Some(dir), own) => {
             let loaded = adapter::load_adapter(&mut model, dir, device)?;

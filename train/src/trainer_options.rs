@@ -96,7 +96,6 @@ pub const TRAINER_OPTIONS: &[(&str, Answer)] = &[
     ("bnb_4bit_compute_dtype", NoEffect("products are computed in the run's dtype: f32 on a CPU, bf16 on a GPU with --bf16")),
     ("bnb_4bit_quant_storage", Only(&["uint8", "torch.uint8"], "codes are held as bytes")),
     ("llm_int8_threshold", NoEffect(WEIGHTS_ONLY)),
-    ("llm_int8_skip_modules", Only(NOTHING, "the matrices of the language model's layers are rounded, and nothing else")),
     ("llm_int8_enable_fp32_cpu_offload", Only(FALSE, "all of the model is on one device")),
     ("llm_int8_has_fp16_weight", Only(FALSE, WEIGHTS_ONLY)),
     // Ranks.
@@ -383,7 +382,6 @@ mod tests {
             ("--bits 2", "8 or 4 bits"),
             ("--quant_type fp4", "NF4"),
             ("--bnb_4bit_quant_type fp4", "NF4"),
-            ("--llm_int8_skip_modules lm_head", "nothing else"),
             ("--data_seed 7", "--seed"),
         ] {
             let error = translated(line).expect_err(line).to_string();

@@ -43,14 +43,24 @@ impl<'a> SiteDropout<'a> {
 
     /// For the tokens of the batch.
     pub fn of_values(&self) -> Dropout {
-        let LoraDropout { probability, seed, ref row_keys } = *self.dropout;
-        let streams = (row_keys.iter().zip(self.seq_lens).zip(self.last.unwrap_or(self.seq_lens)))
+        Dropout::new(self.streams(), self.dropout.probability)
+    }
+
+    /// For single tokens of the batch, by their positions in it.
+    pub fn of_positions(&self, positions: &[usize]) -> Dropout {
+        let all = self.streams();
+        Dropout::new(positions.iter().map(|&position| all[position]).collect(), self.dropout.probability)
+    }
+
+    /// A number for each token.
+    fn streams(&self) -> Vec<u64> {
+        let LoraDropout { seed, ref row_keys, .. } = *self.dropout;
+        (row_keys.iter().zip(self.seq_lens).zip(self.last.unwrap_or(self.seq_lens)))
             .flat_map(|((&key, &len), &last)| {
                 let row = splitmix(splitmix(seed ^ splitmix(key)) ^ self.site);
                 (len - last..len).map(move |token| splitmix(row ^ token as u64))
             })
-            .collect();
-        Dropout::new(streams, probability)
+            .collect()
     }
 }
 
@@ -79,6 +89,7 @@ mod tests {
         let site = dropout.at(&[5, 3], 2, 1).expect("a probability above 0");
         let all = site.of_values().mask_values(10);
         assert_eq!(site.of_last(&[2, 3]).of_values().mask_values(10), all[30..]);
+        assert_eq!(site.of_positions(&[1, 6]).mask_values(10), [&all[10..20], &all[60..70]].concat());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use base::{Error, Result};
 use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor};
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What an adapter says of itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,10 +35,14 @@ pub struct LoraConfig {
 }
 
 /// The parts of an adapter, by published names.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct AdapterModules {
     /// Layers with LoRA.
     pub lora: BTreeSet<String>,
+    /// Ranks of layers that have another one than [`LoraConfig::r`].
+    pub ranks: BTreeMap<String, usize>,
+    /// Numerators of the scales of layers that have another one than [`LoraConfig::lora_alpha`].
+    pub alphas: BTreeMap<String, f64>,
     /// Tensors that are trained in full (of `modules_to_save`).
     pub trained: BTreeSet<String>,
     /// Further tensors that the adapter brings along and that are not trained.
@@ -53,14 +57,36 @@ pub struct AdapterModules {
 
 /// Projections of the language model's layers that can carry LoRA.
 pub const TEXT_PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/// Names the output weights as a target of LoRA.
+pub const LM_HEAD_TARGET: &str = "lm_head";
 /// Projections of the vision tower's layers that get LoRA with `lora_vision`.
 pub const VISION_PROJECTIONS: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
 
 impl LoraConfig {
-    /// Factor of the LoRA branch.
+    /// Factor of the LoRA branch of layers without a rank or numerator of their own.
     pub fn scale(&self) -> f32 {
-        let rank = self.r as f64;
-        (self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
+        self.scale_with(self.lora_alpha, self.r)
+    }
+
+    fn scale_with(&self, alpha: f64, rank: usize) -> f32 {
+        let rank = rank as f64;
+        (alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
+    }
+
+    /// Rank of a layer's matrices, by its published path.
+    pub fn rank_of(&self, path: &str) -> usize {
+        self.modules.as_ref().and_then(|modules| modules.ranks.get(path)).copied().unwrap_or(self.r)
+    }
+
+    /// Factor of a layer's LoRA branch.
+    pub fn scale_of(&self, path: &str) -> f32 {
+        let alpha = self.modules.as_ref().and_then(|modules| modules.alphas.get(path));
+        self.scale_with(alpha.copied().unwrap_or(self.lora_alpha), self.rank_of(path))
+    }
+
+    /// Whether the projections of a new adapter name the output weights.
+    pub fn targets_head(&self) -> bool {
+        self.target_modules.iter().any(|target| target == LM_HEAD_TARGET)
     }
 
     /// Refuses a rank of 0, a dropout outside `0..1` and targets that the language model does not have.
@@ -70,9 +96,17 @@ impl LoraConfig {
     pub fn validate(&self) -> Result<()> {
         let wrong =
             |place: &str, found: String, expected: &str| Err(Error::invalid(place, found, expected, "change it"));
-        let choices = format!("some of {}, or all-linear alone", TEXT_PROJECTIONS.join(", "));
+        let choices = format!("some of {}, {LM_HEAD_TARGET}, or all-linear alone", TEXT_PROJECTIONS.join(", "));
         if self.r == 0 {
             return wrong("lora_r", "0".into(), "a rank of at least 1");
+        }
+        let mut of_layers = self.modules.iter().flat_map(|modules| &modules.ranks);
+        if let Some((layer, _)) = of_layers.find(|(_, rank)| **rank == 0) {
+            return wrong("rank_pattern", format!("0 for {layer}"), "a rank of at least 1");
+        }
+        let mut of_layers = self.modules.iter().flat_map(|modules| &modules.alphas);
+        if let Some((layer, alpha)) = of_layers.find(|(_, alpha)| !(alpha.is_finite() && **alpha > 0.0)) {
+            return wrong("alpha_pattern", format!("{alpha} for {layer}"), "a number above 0");
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return wrong("lora_dropout", self.lora_dropout.to_string(), "a probability from 0 to below 1");
@@ -80,7 +114,8 @@ impl LoraConfig {
         if self.target_modules.is_empty() && self.modules.is_none() {
             return wrong("lora_target_modules", "an empty list".into(), &choices);
         }
-        match self.target_modules.iter().find(|target| !TEXT_PROJECTIONS.contains(&target.as_str())) {
+        let is_known = |target: &str| TEXT_PROJECTIONS.contains(&target) || target == LM_HEAD_TARGET;
+        match self.target_modules.iter().find(|target| !is_known(target)) {
             Some(unknown) => wrong("lora_target_modules", format!("\"{unknown}\""), &choices),
             None => Ok(()),
         }
@@ -137,20 +172,21 @@ pub fn attach_unset(model: &mut Llava, config: &LoraConfig, seed: u64, device: &
     if config.unties_head() || config.has_lora(names::HEAD) {
         untied_head(&mut model.language_model);
     }
-    let set = |slots: LoraSlots<'_>, seed: u64| {
-        let [outputs, inputs] = slots.dims();
-        *slots.a = Some(LoraMatrix::random(config.r, inputs, seed, device));
-        *slots.b = Some(LoraMatrix::zeros(outputs, config.r, device));
+    let set = |path: &str, slots: LoraSlots<'_>, seed: u64| {
+        let ([outputs, inputs], rank) = (slots.dims(), config.rank_of(path));
+        *slots.a = Some(LoraMatrix::random(rank, inputs, seed, device));
+        *slots.b = Some(LoraMatrix::zeros(outputs, rank, device));
         let zeros = || Param::from_tensor(Tensor::zeros([outputs], (device, DType::F32)));
         *slots.magnitude = config.use_dora.then(zeros);
-        *slots.scale = config.scale();
+        *slots.scale = config.scale_of(path);
     };
-    for (index, linear) in targets(model, config).into_iter().enumerate() {
+    let targets = linears(model).into_iter().filter(|(path, _)| config.has_lora(path));
+    for (index, (path, linear)) in targets.enumerate() {
         // Seeds far apart for neighbouring layers and neighbouring runs.
-        set(linear.lora_mut(), seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(index as u64));
+        set(&path, linear.lora_mut(), seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(index as u64));
     }
     if let Some(head) = model.language_model.lm_head.as_mut().filter(|_| config.has_lora(names::HEAD)) {
-        set(head.lora_mut(), seed);
+        set(names::HEAD, head.lora_mut(), seed);
     }
 }
 

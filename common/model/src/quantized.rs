@@ -4,8 +4,9 @@ use crate::Llava;
 use crate::lora::linears;
 use crate::text::TEXT_LINEARS;
 use base::names::{self, Block};
-use kernels::QuantizedWeight;
-use std::collections::BTreeMap;
+use kernels::{Quantization, QuantizedWeight};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 /// Whether a tensor is rounded when a model is loaded in few bits, by its published name: the matrices of the language model's
 /// layers. Vision tower, projector, embeddings and head stay as they are.
@@ -19,6 +20,40 @@ pub fn is_rounded(name: &str) -> bool {
     let path = name.strip_suffix(".weight");
     let is_linear = path.is_some_and(|path| TEXT_LINEARS.iter().any(|linear| path.ends_with(linear)));
     is_linear && matches!(names::block(name), Some(Block::TextLayer(_)))
+}
+
+/// What of a model is held in few bits, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rounding {
+    /// The format.
+    pub format: Quantization,
+    /// Layers that stay as they are, by their published paths.
+    pub skipped: BTreeSet<String>,
+}
+
+impl Rounding {
+    /// Whether a tensor is rounded, by its published name.
+    pub fn rounds(&self, name: &str) -> bool {
+        let is_skipped = || name.strip_suffix(".weight").is_some_and(|path| self.skipped.contains(path));
+        is_rounded(name) && !is_skipped()
+    }
+}
+
+impl From<Quantization> for Rounding {
+    /// Of all matrices of the language model's layers.
+    fn from(format: Quantization) -> Self {
+        Self { format, skipped: BTreeSet::new() }
+    }
+}
+
+impl fmt::Display for Rounding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { format, skipped } = self;
+        match skipped.iter().filter(|path| is_rounded(&format!("{path}.weight"))).count() {
+            0 => write!(f, "{format}"),
+            count => write!(f, "{format}, {count} of them as they are"),
+        }
+    }
 }
 
 /// Every weight in few bits but the head, by its published name.

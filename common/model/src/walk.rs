@@ -209,7 +209,9 @@ pub fn losses<W: Walk>(
     let embeds = inputs_embeds(walk, batch, context)?;
     let hidden = text_layers(walk, embeds, context)?;
     let language_model = &walk.model(Block::Head)?.language_model;
-    Ok(language_model.losses(hidden, &context.text.places(positions), targets, &context.config.text))
+    let dropout = context.text.head_dropout(positions);
+    let places = context.text.places(positions);
+    Ok(language_model.losses(hidden, &places, targets, &context.config.text, dropout.as_ref()))
 }
 
 /// A forward pass that keeps nothing but, where there are any, keys and values.

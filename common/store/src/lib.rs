@@ -5,3 +5,4 @@ pub mod checkpoint;
 pub mod fingerprint;
 pub mod hub;
 pub mod processors;
+pub mod skip_modules;

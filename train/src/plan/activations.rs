@@ -40,6 +40,12 @@ impl Step<'_> {
     fn head(&self) -> f64 {
         let TextConfig { hidden_size, vocab_size, .. } = self.model.text;
         let rows = whole(self.shape.supervised);
+        if self.lora.is_some_and(|lora| lora.has_lora(names::HEAD)) {
+            // By burn's operations: logits, their logarithms, and the gradients of both.
+            let branch = self.kept_by_linear(names::HEAD, [rows, hidden_size], vocab_size, false);
+            let logits = 4 * size_of::<f32>() * rows * vocab_size;
+            return (norm::rms_norm_kept([rows, hidden_size]) + branch + logits) as f64;
+        }
         let sizes = cross_entropy::Sizes { rows, width: hidden_size, vocabulary: vocab_size };
         let kept = cross_entropy::cross_entropy_sum_kept(sizes, self.blocks.trains_head());
         (norm::rms_norm_kept([rows, hidden_size]) + kept + cross_entropy::cross_entropy_sum_working(sizes)) as f64
@@ -82,8 +88,8 @@ impl Step<'_> {
     /// Bytes that a linear layer of input `x` and `out` outputs keeps.
     fn kept_by_linear(&self, layer: &str, x: [usize; 2], out: usize, recomputed: bool) -> usize {
         match self.lora.filter(|lora| lora.has_lora(layer)) {
-            Some(lora) if lora.use_dora => dora::dora_linear_kept(x, lora.r, out, recomputed),
-            Some(lora) => linear::lora_linear_kept(x, lora.r, recomputed),
+            Some(lora) if lora.use_dora => dora::dora_linear_kept(x, lora.rank_of(layer), out, recomputed),
+            Some(lora) => linear::lora_linear_kept(x, lora.rank_of(layer), recomputed),
             None => {
                 let choice = Choice::new(self.config.train_type, self.lora);
                 linear::linear_kept(x, choice.is_covered(&format!("{layer}.weight")), recomputed)

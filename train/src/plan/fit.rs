@@ -160,7 +160,8 @@ impl Plan {
         let (world_size, here) = launch::ranks(config.nproc);
         let in_bf16 = setup::wants_bf16(config).ok()?;
         let base = base_format::of_run(config, &self.model, lora.as_ref()).ok()?;
-        let setting = Setting { config, model: &self.model, lora: lora.as_ref(), world_size, in_bf16, base };
+        let (lora, base) = (lora.as_ref(), base.as_ref());
+        let setting = Setting { config, model: &self.model, lora, world_size, in_bf16, base };
         let rows = Rows { count: self.data.all_rows, mean: self.data.row };
         Some(Memory::estimate(setting, rows).total() * self.ranks_that_share(here))
     }

@@ -8,10 +8,10 @@ use crate::config::{Accumulate, Config, Strategy};
 use crate::layout::MAX_BUCKET_VALUES;
 use crate::trainable::Choice;
 use base::names::{self, Block};
-use kernels::{MAX_INDEPENDENT_TOKENS, Quantization};
+use kernels::MAX_INDEPENDENT_TOKENS;
 use model::config::{LlavaConfig, TextConfig, VisionConfig};
 use model::lora::LoraConfig;
-use model::quantized::is_rounded;
+use model::quantized::Rounding;
 use std::collections::BTreeMap;
 use store::checkpoint::ExpectedTensor;
 
@@ -54,8 +54,8 @@ pub struct Setting<'a> {
     pub world_size: usize,
     /// Parameters and activations are bf16.
     pub in_bf16: bool,
-    /// The format of the frozen base, where it is in few bits.
-    pub base: Option<Quantization>,
+    /// How the frozen base is held, where it is in few bits.
+    pub base: Option<&'a Rounding>,
 }
 
 /// What a run trains on.
@@ -136,7 +136,7 @@ impl Blocks {
         }
         let bytes = |tensor: &ExpectedTensor| {
             let &[rows, width] = tensor.shape.as_slice() else { return None };
-            base.filter(|_| is_rounded(&tensor.name)).map(|format| format.bytes_of([rows, width]))
+            base.filter(|base| base.rounds(&tensor.name)).map(|base| base.format.bytes_of([rows, width]))
         };
         let all = tensors.iter().filter(|tensor| bytes(tensor).is_none()).map(ExpectedTensor::len).sum::<usize>();
         let rounded = tensors.iter().filter_map(bytes).sum::<usize>();

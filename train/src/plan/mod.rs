@@ -31,8 +31,8 @@ use crate::order::BatchPlan;
 use crate::setup;
 use ::model::config::LlavaConfig;
 use ::model::lora::LoraConfig;
+use ::model::quantized::Rounding;
 use anyhow::Result;
-use kernels::Quantization;
 use model::RecipeTables;
 use std::path::{Path, PathBuf};
 
@@ -75,8 +75,8 @@ pub struct Plan {
     pub model: LlavaConfig,
     /// LoRA, with `use_lora`.
     pub lora: Option<LoraConfig>,
-    /// The format of the frozen base, where it is in few bits.
-    pub base: Option<Quantization>,
+    /// How the frozen base is held, where it is in few bits.
+    pub base: Option<Rounding>,
     /// Where the model's description comes from.
     pub model_source: String,
     /// The rows.
@@ -136,7 +136,7 @@ impl Plan {
         let max_steps = batches.max_steps(config.max_steps, config.num_train_epochs);
         let in_bf16 = setup::wants_bf16(config)?;
         let memory = Memory::estimate(
-            Setting { config, model: &model, lora: lora.as_ref(), world_size, in_bf16, base },
+            Setting { config, model: &model, lora: lora.as_ref(), world_size, in_bf16, base: base.as_ref() },
             Rows { count: data.all_rows, mean: data.row },
         );
         let disk = Disk::estimate(config, &model, &parts, &data, max_steps, batches.steps_per_epoch());

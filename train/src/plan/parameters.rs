@@ -52,8 +52,12 @@ pub fn tensors(config: &LlavaConfig, lora: Option<&LoraConfig>) -> Vec<ExpectedT
         let shape = vec![config.text.vocab_size, config.text.hidden_size];
         tensors.push(ExpectedTensor { name: names::LM_HEAD.to_string(), shape });
     }
-    let matrices: Vec<ExpectedTensor> =
-        lora.map_or(Vec::new(), |lora| tensors.iter().flat_map(|tensor| matrices(tensor, lora)).collect());
+    let Some(lora) = lora else { return tensors };
+    let has_head = tensors.iter().any(|tensor| tensor.name == names::LM_HEAD);
+    let shape = vec![config.text.vocab_size, config.text.hidden_size];
+    // A tied head has matrices of its own; its weights are the embedding's.
+    let tied = (!has_head).then(|| ExpectedTensor { name: names::LM_HEAD.to_string(), shape });
+    let matrices = tensors.iter().chain(&tied).flat_map(|tensor| matrices(tensor, lora)).collect();
     [tensors, matrices].concat()
 }
 
@@ -65,7 +69,8 @@ fn matrices(tensor: &ExpectedTensor, lora: &LoraConfig) -> Vec<ExpectedTensor> {
     if !lora.has_lora(path) {
         return Vec::new();
     }
-    let shapes = [[lora.r, inputs], [outputs, lora.r]];
+    let rank = lora.rank_of(path);
+    let shapes = [[rank, inputs], [outputs, rank]];
     let matrices = names::lora_matrices(path).into_iter().zip(shapes);
     let matrices = matrices.map(|(name, shape)| ExpectedTensor { name, shape: shape.into() });
     let magnitude = lora.use_dora.then(|| ExpectedTensor { name: names::lora_magnitude(path), shape: vec![outputs] });

@@ -26,7 +26,7 @@ impl Plan {
         writeln!(f, "model: {model_source}")?;
         writeln!(f, "device: {}", self.device())?;
         writeln!(f, "train_type {}", train_type(config.train_type))?;
-        if let Some(base) = self.base {
+        if let Some(base) = &self.base {
             writeln!(f, "base in {base}: the matrices of the language model's layers")?;
         }
         writeln!(f, "\n{:<28}{:>15}{:>15}", "parameters", "all", "trained")?;

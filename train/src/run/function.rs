@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use store::fingerprint;
+use store::skip_modules::OPTION as SKIP;
 
 /// Options whose values define the function in every run.
 const OPTIONS: [&str; 4] = ["train_type", "seed", "shuffle", "loss_normalization"];
@@ -77,6 +78,9 @@ impl Function {
         if config.load_in_4bit {
             add(DOUBLE_QUANT);
         }
+        if !config.skipped_modules().is_empty() {
+            function.values.insert(SKIP.to_string(), config.skipped_modules().join(","));
+        }
         if config.train_type.uses_lora() && config.init_adapter.is_none() {
             function.add_later_lora_options(config);
         }
@@ -100,6 +104,8 @@ impl Function {
             ("use_rslora", config.use_rslora.to_string(), !config.use_rslora),
             ("use_dora", config.use_dora.to_string(), !config.use_dora),
             ("modules_to_save", saved.join(","), saved == [names::PROJECTOR]),
+            ("rank_pattern", config.rank_pattern.to_string(), config.rank_pattern.is_empty()),
+            ("alpha_pattern", config.alpha_pattern.to_string(), config.alpha_pattern.is_empty()),
         ] {
             if !is_default {
                 self.values.insert(name.to_string(), value);
@@ -134,7 +140,8 @@ impl Function {
 }
 
 fn is_about_lora(option: &str) -> bool {
-    option.starts_with("lora_") || ["use_rslora", "use_dora", "modules_to_save"].contains(&option)
+    const OTHERS: [&str; 5] = ["use_rslora", "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern"];
+    option.starts_with("lora_") || OTHERS.contains(&option)
 }
 
 /// What may change when a run goes on, and has: `learning_rate 0.001 → 0.0001`. Not what [`Function`] holds, which has to be

@@ -259,8 +259,9 @@ fn loader(
 fn describe_memory(config: &Config, trainee: &Trainee, world_size: usize, shards: &Mixture) -> Result<()> {
     let rows = Rows { count: shards.len(), mean: MeanRow::of(shards, &trainee.config)? };
     let in_bf16 = computes_in_bf16(&trainee.model.device());
-    let base = config.quantization().or(trainee.config.quantization);
-    let setting = Setting { config, model: &trainee.config, lora: trainee.lora.as_ref(), world_size, in_bf16, base };
+    let (model, lora) = (&trainee.config, trainee.lora.as_ref());
+    let base = base_format::of_run(config, model, lora)?;
+    let setting = Setting { config, model, lora, world_size, in_bf16, base: base.as_ref() };
     let memory = Memory::estimate(setting, rows);
     let parts = memory.parts().into_iter().filter(|(_, bytes)| *bytes > 0.0);
     let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", plan::size(bytes))).collect();

@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 /// `BitsAndBytesConfig`.
 const FIELDS: &[Row] = &[
     ("quant_method", Only(&["\"bitsandbytes\""], "other quantized weights are not read")),
-    ("load_in_4bit", Only(&["true"], INT8)),
-    ("_load_in_4bit", Only(&["true"], INT8)),
-    ("load_in_8bit", Only(&["false"], INT8)),
-    ("_load_in_8bit", Only(&["false"], INT8)),
-    ("bnb_4bit_quant_type", Only(&["\"nf4\""], "of the 4-bit formats NF4 is implemented")),
+    ("load_in_4bit", Read),
+    ("_load_in_4bit", Harmless),
+    ("load_in_8bit", Read),
+    ("_load_in_8bit", Harmless),
+    ("bnb_4bit_quant_type", Read),
     ("bnb_4bit_use_double_quant", Read),
     // The dtype of products elsewhere.
     ("bnb_4bit_compute_dtype", Harmless),
@@ -30,8 +30,6 @@ const FIELDS: &[Row] = &[
     ("llm_int8_has_fp16_weight", Harmless),
 ];
 
-const INT8: &str = "of bitsandbytes' files NF4 is read; round the original model with --load_in_8bit";
-
 /// Modules whose matrices are not rounded here. transformers compares names from their start, which is `model.` from 4.52 on.
 const SKIPPED: [&str; 5] =
     ["lm_head", "multi_modal_projector", "vision_tower", "model.multi_modal_projector", "model.vision_tower"];
@@ -42,9 +40,20 @@ pub(super) fn read(config: &Fields<'_>) -> Result<Option<Quantization>> {
     fields.check_only(&[FIELDS], "bitsandbytes' configuration")?;
     let found = fields.get::<String>("quant_method")?;
     fields.at.check(found.is_some(), "quant_method", "nothing", "bitsandbytes")?;
-    let quant_type = fields.get::<String>("bnb_4bit_quant_type")?;
+    let [int8, in_4_bits] = [fields.or("load_in_8bit", false)?, fields.or("load_in_4bit", false)?];
+    let both = format!("load_in_8bit {int8}, load_in_4bit {in_4_bits}");
+    fields.at.require(int8 != in_4_bits, "load_in_8bit, load_in_4bit", both, "one of the two")?;
+    if int8 {
+        return Ok(Some(Quantization::Int8));
+    }
     // Without the field transformers means fp4.
-    fields.at.require(quant_type.is_some(), "bnb_4bit_quant_type", "nothing, which means fp4", "nf4")?;
+    let quant_type = fields.or("bnb_4bit_quant_type", "fp4".to_string())?;
+    fields.at.require(
+        quant_type == "nf4",
+        "bnb_4bit_quant_type",
+        quant_type,
+        "nf4 (of the 4-bit formats NF4 is implemented)",
+    )?;
     Ok(Some(Quantization::Nf4 { double_quant: fields.or("bnb_4bit_use_double_quant", false)? }))
 }
 
@@ -57,7 +66,7 @@ pub(super) fn to_json(quantization: Quantization) -> Value {
         "_load_in_8bit": int8,
         "bnb_4bit_compute_dtype": "float32",
         "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_quant_type": if int8 { "fp4" } else { "nf4" },
         "bnb_4bit_use_double_quant": double_quant,
         "llm_int8_enable_fp32_cpu_offload": false,
         "llm_int8_has_fp16_weight": false,

@@ -5,7 +5,7 @@
 use super::linear::{LoraMatrix, LoraSlots, held, row_norms};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use kernels::{Quantization, QuantizedWeight};
+use kernels::{Dropout, Quantization, QuantizedWeight};
 
 /// A table of rows (`….weight`).
 #[derive(Module, Debug)]
@@ -53,25 +53,21 @@ impl Embedding {
         }
     }
 
-    /// Products with all rows: x `[T, D]` → `[T, rows]`.
-    pub fn logits(&self, x: Tensor<2>) -> Tensor<2> {
-        let branch = self.lora_A.as_ref().zip(self.lora_B.as_ref()).map(|(a, b)| {
-            let low = kernels::linear(x.clone(), a.weight.val(), None);
-            kernels::linear(low, b.weight.val(), None) * self.lora_scale
-        });
-        let logits = kernels::linear(x, held(&self.weight, self.quantized.as_ref()), None);
-        let logits = match branch {
-            Some(branch) => logits + branch,
-            None => logits,
+    /// Products with all rows: x `[T, D]` → `[T, rows]`. `dropout` acts as in [`super::Linear::forward`].
+    pub fn logits(&self, x: Tensor<2>, dropout: Option<&Dropout>) -> Tensor<2> {
+        let weight = held(&self.weight, self.quantized.as_ref());
+        let Some((a, b)) = self.lora_A.as_ref().zip(self.lora_B.as_ref()) else {
+            return kernels::linear(x, weight, None);
         };
-        let current = || {
-            let (a, b) = self.lora_A.as_ref().zip(self.lora_B.as_ref())?;
-            Some(row_norms(&self.weight, self.quantized.as_ref(), (a, b), self.lora_scale))
+        let norms = || {
+            let current = || row_norms(&self.weight, self.quantized.as_ref(), (a, b), self.lora_scale);
+            self.row_norms.clone().unwrap_or_else(current)
         };
-        let norms = || self.row_norms.clone().or_else(current);
-        match self.lora_magnitude_vector.as_ref().and_then(|magnitude| Some(magnitude.val() / norms()?)) {
-            Some(gain) => logits * gain.unsqueeze(),
-            None => logits,
+        let gain = self.lora_magnitude_vector.as_ref().map(|magnitude| magnitude.val() / norms());
+        let (a, b, scale) = (a.weight.val(), b.weight.val(), self.lora_scale);
+        match gain {
+            Some(gain) => kernels::dora_linear(x, weight, None, a, b, scale, gain, dropout),
+            None => kernels::lora_linear(x, weight, None, a, b, scale, dropout),
         }
     }
 

@@ -4,7 +4,7 @@ use super::TextConfig;
 use crate::dropout::{LoraDropout, SiteDropout};
 use burn::tensor::{Device, Tensor};
 use kernels::kv_cache::KvCache;
-use kernels::{LinearInput, Rope};
+use kernels::{Dropout, LinearInput, Rope};
 
 /// A packed batch of T tokens, as the layers see it.
 #[derive(Clone, Debug)]
@@ -81,6 +81,11 @@ impl TextContext {
     /// Dropout at a projection of all tokens.
     pub fn dropout(&self, layer: usize, projection: usize) -> Option<SiteDropout<'_>> {
         self.dropout.as_ref()?.at(&self.seq_lens, layer, projection)
+    }
+
+    /// Dropout at the output weights, of the tokens at `positions`.
+    pub fn head_dropout(&self, positions: &[usize]) -> Option<Dropout> {
+        Some(self.dropout(self.config.num_hidden_layers, 0)?.of_positions(positions))
     }
 
     /// Dropout at a projection of the tokens whose output `layer` computes.

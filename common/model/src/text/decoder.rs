@@ -8,7 +8,7 @@ use crate::nn::{Embedding, Linear, RmsNorm};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
 use kernels::kv_cache::KvCache;
-use kernels::{CrossEntropies, LinearInput, Mask, Quantization, QuantizedWeight};
+use kernels::{CrossEntropies, Dropout, LinearInput, Mask, Quantization, QuantizedWeight};
 
 /// `language_model.…`
 #[derive(Module, Debug)]
@@ -91,21 +91,25 @@ impl LanguageModel {
     /// Logits after the tokens at `positions`: hidden `[T, D]` → `[positions, V]`.
     pub fn logits(&self, hidden: Tensor<2>, positions: &[usize], config: &TextConfig) -> Tensor<2> {
         let rows = kernels::select_rows(hidden, positions);
-        self.head().logits(self.model.norm.forward(rows, config.rms_norm_eps).values)
+        self.head().logits(self.model.norm.forward(rows, config.rms_norm_eps).values, None)
     }
 
-    /// Cross entropy of `targets` at `positions`: hidden `[T, D]`. No other logits are computed.
+    /// Cross entropy of `targets` at `positions`: hidden `[T, D]`. No other logits are computed. `dropout` is that of the head's
+    /// LoRA.
     pub fn losses(
         &self,
         hidden: Tensor<2>,
         positions: &[usize],
         targets: &[u32],
         config: &TextConfig,
+        dropout: Option<&Dropout>,
     ) -> CrossEntropies {
         let rows = kernels::select_rows(hidden, positions);
         let normed = self.model.norm.forward(rows, config.rms_norm_eps).values;
         match self.head() {
-            head if head.is_composed() => kernels::reference::cross_entropy_of_logits(head.logits(normed), targets),
+            head if head.is_composed() => {
+                kernels::reference::cross_entropy_of_logits(head.logits(normed, dropout), targets)
+            }
             head => kernels::cross_entropy_sum(normed, head.weight.val(), targets),
         }
     }

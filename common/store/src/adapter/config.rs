@@ -1,10 +1,11 @@
 //! `adapter_config.json`: read strictly, written with few fields.
 
 use super::fields;
+use super::patterns::LayerPattern;
 use super::targets::RawTargets;
 use base::fields::{Place, check};
 use base::{Error, Result, json, names};
-use model::lora::LoraConfig;
+use model::lora::{LM_HEAD_TARGET, LoraConfig};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -31,6 +32,10 @@ pub struct AdapterFile {
     pub untrainable: Option<&'static str>,
     /// PEFT gives matrices that the weights lack random values, of which the product is not 0: `init_lora_weights: false`.
     pub has_random_init: bool,
+    /// Ranks of single layers.
+    pub rank_pattern: LayerPattern<usize>,
+    /// Numerators of the scales of single layers.
+    pub alpha_pattern: LayerPattern<f64>,
     /// Fields about modules that are set in the file, unchanged.
     pub module_fields: Vec<(String, Value)>,
 }
@@ -62,19 +67,28 @@ struct Raw {
     #[serde(flatten)]
     targets: RawTargets,
     ensure_weight_tying: Option<bool>,
+    rank_pattern: Option<LayerPattern<usize>>,
+    alpha_pattern: Option<LayerPattern<f64>>,
     #[serde(default)]
     init_lora_weights: Value,
 }
 
 /// Fields that say which modules an adapter is about, in PEFT's words.
-const MODULE_FIELDS: [&str; 6] = [
+const MODULE_FIELDS: [&str; 8] = [
     "target_modules",
     "exclude_modules",
     "layers_to_transform",
     "layers_pattern",
     "modules_to_save",
     "ensure_weight_tying",
+    RANK_PATTERN,
+    ALPHA_PATTERN,
 ];
+
+/// The field of the ranks of single layers.
+pub const RANK_PATTERN: &str = "rank_pattern";
+/// The field of the scales of single layers.
+pub const ALPHA_PATTERN: &str = "alpha_pattern";
 
 /// PEFT's rank and alpha where the file says none.
 const DEFAULT_RANK: usize = 8;
@@ -89,7 +103,7 @@ pub fn read(dir: &Path) -> Result<AdapterFile> {
     let object: Map<String, Value> = json::read(&path)?;
     let remedy = "give a plain LoRA adapter";
     check(&object, &[fields::LORA], Place { place: &place, kind: "PEFT's LoraConfig", remedy })?;
-    let is_set = |value: &Value| !(value.is_null() || *value == json!(false));
+    let is_set = |value: &Value| !(value.is_null() || [json!(false), json!({})].contains(value));
     let module_fields = MODULE_FIELDS.into_iter().filter_map(|field| Some((field, object.get(field)?)));
     let module_fields = module_fields.filter(|(_, value)| is_set(value));
     let module_fields = module_fields.map(|(field, value)| (field.to_string(), value.clone())).collect();
@@ -102,6 +116,8 @@ pub fn read(dir: &Path) -> Result<AdapterFile> {
         lora_dropout: raw.lora_dropout.unwrap_or_default(),
         use_rslora: raw.use_rslora.unwrap_or_default(),
         use_dora: raw.use_dora.unwrap_or_default(),
+        rank_pattern: raw.rank_pattern.unwrap_or_default(),
+        alpha_pattern: raw.alpha_pattern.unwrap_or_default(),
         targets: raw.targets,
         ensure_weight_tying: raw.ensure_weight_tying.unwrap_or_default(),
         module_fields,
@@ -173,6 +189,11 @@ fn number(value: f64) -> Value {
 
 /// A regular expression for PEFT: plain names would also hit the vision tower's q, k and v.
 pub fn target_pattern(config: &LoraConfig) -> String {
-    let text = format!(r".*language_model.*\.({})", config.target_modules.join("|"));
-    if config.lora_vision { format!(r"{text}|.*vision_tower.*\.(q_proj|k_proj|v_proj)") } else { text }
+    let projections = config.target_modules.iter().filter(|target| *target != LM_HEAD_TARGET);
+    let projections = projections.map(String::as_str).collect::<Vec<_>>().join("|");
+    let of_layers = (!projections.is_empty()).then(|| format!(r".*language_model.*\.({projections})"));
+    let of_tower = config.lora_vision.then(|| r".*vision_tower.*\.(q_proj|k_proj|v_proj)".to_string());
+    // The head stands beside the language model, or in it, depending on the version of transformers.
+    let of_head = config.targets_head().then(|| format!(r"(.*\.)?{LM_HEAD_TARGET}"));
+    of_layers.into_iter().chain(of_tower).chain(of_head).collect::<Vec<_>>().join("|")
 }

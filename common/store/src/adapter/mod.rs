@@ -5,6 +5,7 @@ mod config;
 mod fields;
 mod modules;
 mod options;
+mod patterns;
 mod targets;
 mod weights;
 
@@ -19,8 +20,10 @@ use model::lora::{self, LoraConfig};
 use model::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use modules::{Head, ModelTensors, Resolved};
 pub use options::{ALL_LINEAR, AdapterOptions};
+pub use patterns::LayerPattern;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+pub(crate) use targets::{is_match, regex};
 use weights::AdapterWeights;
 
 /// Reads what an adapter for a model holds: `dir/adapter_config.json` and the names of the weights beside it.

@@ -1,13 +1,14 @@
 //! The modules of an adapter: by its weights, compared with its configuration.
 
-use super::config::AdapterFile;
+use super::config::{ALPHA_PATTERN, AdapterFile, RANK_PATTERN};
+use super::patterns::LayerPattern;
 use super::targets::Targets;
 use super::weights::AdapterWeights;
 use base::names::{self, Block, EMBED_TOKENS, HEAD, LM_HEAD};
 use base::{Error, Result};
 use model::lora::{AdapterModules, LoraConfig, TEXT_PROJECTIONS, VISION_PROJECTIONS, can_carry_lora};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The field of modules that are trained in full.
 pub const SAVED: &str = "modules_to_save";
@@ -73,7 +74,7 @@ pub fn resolve(file: &AdapterFile, weights: &AdapterWeights, model: &ModelTensor
     let (lora, values) = (weights.lora_layers(), weights.values());
     let mut problems = without_place(weights, model, &lora, &values);
     problems.extend(halves(weights, &lora, file.use_dora));
-    let saved = disagreements(file, &targets, model, &lora, &values, &mut problems);
+    let (saved, spelling) = disagreements(file, &targets, model, &lora, &values, &mut problems);
     let refuse = |found: String, expected: &str, remedy: &str| {
         Err(Error::invalid(weights.path.display(), found, expected, remedy))
     };
@@ -87,7 +88,8 @@ pub fn resolve(file: &AdapterFile, weights: &AdapterWeights, model: &ModelTensor
         return refuse("no LoRA".into(), expected, "give a LoRA adapter of this model");
     }
     let mut trained: BTreeSet<String> = saved.intersection(&values).cloned().collect();
-    let of_tied = lora.contains(HEAD) || [EMBED_TOKENS, LM_HEAD].iter().any(|name| trained.contains(*name));
+    let of_saved = [EMBED_TOKENS, LM_HEAD].iter().any(|name| trained.contains(*name));
+    let of_tied = lora.contains(HEAD) || of_saved;
     if file.ensure_weight_tying && model.is_tied && lora.contains(HEAD) {
         let expected = "LoRA on layers of their own (LoRA on tied output weights is not implemented)";
         return refuse(
@@ -107,23 +109,28 @@ pub fn resolve(file: &AdapterFile, weights: &AdapterWeights, model: &ModelTensor
     }
     let kept = values.difference(&trained).cloned().collect();
     let mut config = with_projections(file.settings(), &lora);
+    let ranks = of_layers(&file.rank_pattern, file.r, &lora, spelling, &format!("{}: {RANK_PATTERN}", file.place))?;
+    let place = format!("{}: {ALPHA_PATTERN}", file.place);
+    let alphas = of_layers(&file.alpha_pattern, file.lora_alpha, &lora, spelling, &place)?;
     let is_plain = trained.iter().all(|name| name.starts_with(names::PROJECTOR))
         && values == trained
         && model.linears().all(|layer| config.has_lora(layer) == lora.contains(layer))
         && !config.target_modules.is_empty()
+        && ranks.is_empty()
+        && alphas.is_empty()
         && file.untrainable.is_none();
     if !is_plain {
-        let of_head = lora.contains(HEAD).then_some("LoRA on lm_head");
         let tied =
             (head == Head::Tied && of_tied).then_some("modules_to_save of tied weights with ensure_weight_tying");
-        let (untrainable, mut fields) = (file.untrainable.or(of_head).or(tied), file.module_fields.clone());
+        let (untrainable, mut fields) = (file.untrainable.or(tied), file.module_fields.clone());
         let has_projector = lora.iter().chain(&trained).any(|name| name.starts_with(names::PROJECTOR));
         if !has_projector {
             trained.extend(model.names.iter().filter(|name| name.starts_with(names::PROJECTOR)).cloned());
             save_projector(&mut fields);
         }
-        let unties_head = head == Head::Untied;
-        config.modules = Some(AdapterModules { lora, trained, kept, unties_head, untrainable, fields });
+        // LoRA on tied output weights leaves their values shared.
+        let unties_head = head == Head::Untied && of_saved;
+        config.modules = Some(AdapterModules { lora, ranks, alphas, trained, kept, unties_head, untrainable, fields });
     }
     config.validate()?;
     Ok(Resolved { lora: config, head })
@@ -178,8 +185,24 @@ fn halves(weights: &AdapterWeights, lora: &BTreeSet<String>, use_dora: bool) -> 
     missing.chain(unwanted.map(|name| format!("tensor {name}, which belongs to use_dora true"))).collect()
 }
 
+/// The values of layers with LoRA that are not the adapter's own.
+pub fn of_layers<T: Copy + PartialEq>(
+    pattern: &LayerPattern<T>,
+    of_adapter: T,
+    lora: &BTreeSet<String>,
+    spelling: usize,
+    place: &str,
+) -> Result<BTreeMap<String, T>> {
+    let compiled = pattern.compiled(place)?;
+    let value = |layer: &String| {
+        let found = compiled.of(&names::module_spellings(layer)[spelling]);
+        Some((layer.clone(), found.filter(|value| *value != of_adapter)?))
+    };
+    Ok(lora.iter().filter_map(value).collect())
+}
+
 /// Compares the weights with the configuration in the spelling of module paths that fits them best, and tells problems. Returns
-/// the tensors that `modules_to_save` names.
+/// the tensors that `modules_to_save` names, and the spelling.
 ///
 /// A part of the model (a tower, the projector, the head) without any LoRA in the file may be named nevertheless: PEFT gives it
 /// fresh matrices, which change nothing, unless it initialises them at random.
@@ -190,7 +213,7 @@ fn disagreements(
     lora: &BTreeSet<String>,
     values: &BTreeSet<String>,
     problems: &mut Vec<String>,
-) -> BTreeSet<String> {
+) -> (BTreeSet<String>, usize) {
     let parts: BTreeSet<_> = lora.iter().map(|layer| part(layer)).collect();
     let in_spelling = |spelling: usize| {
         let mut problems = Vec::new();
@@ -215,12 +238,12 @@ fn disagreements(
             problems.extend(missing.map(|tensor| format!("no tensor {tensor}, which modules_to_save {name:?} names")));
             saved.extend(found.into_iter().cloned());
         }
-        (problems, saved)
+        (problems, saved, spelling)
     };
-    let best = (0..names::SPELLINGS_OF_MODULES).map(in_spelling).min_by_key(|(problems, _)| problems.len());
-    let (found, saved) = best.unwrap_or_default();
+    let best = (0..names::SPELLINGS_OF_MODULES).map(in_spelling).min_by_key(|(problems, ..)| problems.len());
+    let (found, saved, spelling) = best.unwrap_or_default();
     problems.extend(found);
-    saved
+    (saved, spelling)
 }
 
 /// Whether a tensor lies in a module that `modules_to_save` names.

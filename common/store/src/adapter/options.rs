@@ -1,7 +1,8 @@
 //! The modules of a new adapter: from a run's options, as PEFT chooses them.
 
-use super::config::target_pattern;
-use super::modules::{ModelTensors, SAVED, is_saved, with_projections};
+use super::config::{ALPHA_PATTERN, RANK_PATTERN, target_pattern};
+use super::modules::{ModelTensors, SAVED, is_saved, of_layers, with_projections};
+use super::patterns::LayerPattern;
 use super::targets::{Modules, RawTargets, Targets};
 use crate::checkpoint::expected_tensors;
 use base::names::{self, EMBED_TOKENS, LM_HEAD};
@@ -25,6 +26,10 @@ pub struct AdapterOptions {
     pub all_linear: bool,
     /// Modules that are trained in full, by the ends of their paths.
     pub modules_to_save: Vec<String>,
+    /// Ranks of single layers.
+    pub rank_pattern: LayerPattern<usize>,
+    /// Numerators of the scales of single layers.
+    pub alpha_pattern: LayerPattern<f64>,
 }
 
 impl AdapterOptions {
@@ -36,7 +41,9 @@ impl AdapterOptions {
     /// peft 0.21, `tuners/tuners_utils.py`: `_maybe_include_all_linear_layers`, `check_target_module_exists`;
     /// `utils/other.py`: `_set_trainable`.
     pub fn resolve(self, model: &LlavaConfig) -> Result<LoraConfig> {
-        if !self.all_linear && self.modules_to_save == [names::PROJECTOR] {
+        let has_patterns = !(self.rank_pattern.is_empty() && self.alpha_pattern.is_empty());
+        if !self.all_linear && self.modules_to_save == [names::PROJECTOR] && !has_patterns && !self.lora.targets_head()
+        {
             self.lora.validate()?;
             return Ok(self.lora);
         }
@@ -45,6 +52,12 @@ impl AdapterOptions {
         let saved = Some(self.modules_to_save.clone()).filter(|names| !names.is_empty());
         let mut fields = vec![("target_modules".to_string(), json!(target))];
         fields.extend(saved.as_ref().map(|names| (SAVED.to_string(), json!(names))));
+        for (field, value, is_empty) in [
+            (RANK_PATTERN, json!(self.rank_pattern), self.rank_pattern.is_empty()),
+            (ALPHA_PATTERN, json!(self.alpha_pattern), self.alpha_pattern.is_empty()),
+        ] {
+            fields.extend((!is_empty).then(|| (field.to_string(), value)));
+        }
         let raw = RawTargets {
             target_modules: Some(Modules::Pattern(target)),
             modules_to_save: saved,
@@ -56,9 +69,10 @@ impl AdapterOptions {
         let trained = saved_tensors(&targets, &tensors)?;
         self.require_apart(&lora, &trained)?;
         let unties_head = tensors.is_tied() && [EMBED_TOKENS, LM_HEAD].iter().any(|name| trained.contains(*name));
+        let ranks = of_layers(&self.rank_pattern, self.lora.r, &lora, SPELLING, RANK_PATTERN)?;
+        let alphas = of_layers(&self.alpha_pattern, self.lora.lora_alpha, &lora, SPELLING, ALPHA_PATTERN)?;
         let config = with_projections(self.lora, &lora);
-        let kept = BTreeSet::new();
-        let modules = AdapterModules { lora, trained, kept, unties_head, untrainable: None, fields };
+        let modules = AdapterModules { lora, ranks, alphas, trained, unties_head, fields, ..AdapterModules::default() };
         let config = LoraConfig { modules: Some(modules), ..config };
         config.validate()?;
         Ok(config)

@@ -157,8 +157,13 @@ fn holds_component(path: &str, name: &str) -> bool {
 }
 
 /// Python's `re.fullmatch`: Perl's syntax has the same operators, but for the spelling of named groups.
-fn whole(text: &str, place: &str) -> Result<Regex> {
-    let pattern = format!(r"\A(?:{})\z", text.replace("(?P<", "(?<"));
+pub(super) fn whole(text: &str, place: &str) -> Result<Regex> {
+    regex(&format!(r"\A(?:{text})\z"), text, place)
+}
+
+/// An expression of Python; `text` is the part of it that errors show.
+pub(crate) fn regex(pattern: &str, text: &str, place: &str) -> Result<Regex> {
+    let pattern = pattern.replace("(?P<", "(?<");
     Regex::with_options(&pattern, RegexOptions::REGEX_OPTION_NONE, Syntax::perl_ng()).map_err(|error| {
         let found = format!("{text:?} ({})", error.description());
         Error::invalid(place, found, "a regular expression of Python or a list of names", "correct the file")
@@ -166,7 +171,7 @@ fn whole(text: &str, place: &str) -> Result<Regex> {
 }
 
 /// A pattern that takes too long does not match.
-fn is_match(pattern: &Regex, path: &str) -> bool {
+pub(crate) fn is_match(pattern: &Regex, path: &str) -> bool {
     let found = pattern.match_with_param(path, 0, SearchOptions::SEARCH_OPTION_NONE, None, MatchParam::default());
     found.is_ok_and(|length| length.is_some())
 }

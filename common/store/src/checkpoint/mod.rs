@@ -1,5 +1,6 @@
 //! Model directories: memory-mapped safetensors (or a pickled file) in, safetensors (in parts when large) out.
 
+pub mod int8;
 mod nf4;
 mod pickled;
 mod read;
@@ -10,18 +11,18 @@ pub use model::expected::{ExpectedTensor, expected_projector, expected_tensors, 
 pub use read::{TensorFiles, TensorView};
 pub use resolve::Weights;
 pub use write::{
-    TensorDtype, TensorSource, from_f32, model_tensors, module_tensors, renamed_tensors, save_model, write_file,
-    write_tensors,
+    TensorDtype, TensorSource, from_f32, model_tensors, module_tensors, renamed_tensors, replace_rounded, save_model,
+    write_file, write_tensors,
 };
 
 use base::{Error, Result, names, pulse};
 use burn::module::Param;
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
-use kernels::{Quantization, QuantizedWeight};
+use kernels::QuantizedWeight;
 use model::Llava;
 use model::config::{LlavaConfig, TextConfig, WeightDtype};
 use model::named::{NamedMapper, map_named};
-use model::quantized;
+use model::quantized::{self, Rounding};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,15 +50,14 @@ pub fn load_model(dir: &Path, load_as: LoadAs, device: &Device) -> Result<(Llava
     load_rounded(dir, load_as, None, device)
 }
 
-/// As [`load_model`]; the matrices of the language model's layers ([`quantized::is_rounded`]) are rounded as they are read, so that
-/// no float copy of the model exists. Matrices that are stored in few bits stay as they are.
+/// As [`load_model`]; the matrices that `rounding` names are rounded as they are read, so that no float copy of the model exists. Matrices that are stored in few bits stay as they are.
 ///
 /// # Errors
 /// As [`load_model`].
 pub fn load_rounded(
     dir: &Path,
     load_as: LoadAs,
-    format: Option<Quantization>,
+    rounding: Option<&Rounding>,
     device: &Device,
 ) -> Result<(LlavaConfig, Llava)> {
     let config = LlavaConfig::read(dir)?;
@@ -69,7 +69,7 @@ pub fn load_rounded(
         LoadAs::F32 => Some(WeightDtype::F32),
         LoadAs::Stored => is_mixed(&weights, &expected).then_some(config.dtype),
     };
-    let mut loader = Loader { weights: &weights, dtype, format, device, rounded: BTreeMap::new(), error: None };
+    let mut loader = Loader { weights: &weights, dtype, rounding, device, rounded: BTreeMap::new(), error: None };
     let mut model = map_named(Llava::zeros(&config, device), &mut loader);
     if let Some(error) = loader.error {
         return Err(error);
@@ -96,7 +96,7 @@ struct Loader<'a> {
     /// `None` keeps each tensor's own.
     dtype: Option<WeightDtype>,
     /// Of the matrices that are rounded.
-    format: Option<Quantization>,
+    rounding: Option<&'a Rounding>,
     device: &'a Device,
     rounded: BTreeMap<String, QuantizedWeight>,
     error: Option<Error>,
@@ -105,12 +105,12 @@ struct Loader<'a> {
 impl Loader<'_> {
     /// A weight in few bits, as it is stored or as it is to be held.
     fn rounded(&self, name: &str) -> Option<Result<QuantizedWeight>> {
-        if let Some(weight) = self.weights.nf4(name, self.device) {
-            return Some(weight.map(QuantizedWeight::from));
+        if let Some(weight) = self.weights.in_few_bits(name, self.device) {
+            return Some(weight);
         }
-        let (format, view) = (self.format.filter(|_| quantized::is_rounded(name))?, self.weights.get(name)?);
+        let (rounding, view) = (self.rounding.filter(|rounding| rounding.rounds(name))?, self.weights.get(name)?);
         let weight = view.to_tensor(view.dtype, &self.device.clone().without_autodiff());
-        Some(Ok(QuantizedWeight::quantize(weight, format)))
+        Some(Ok(QuantizedWeight::quantize(weight, rounding.format)))
     }
 }
 

@@ -39,7 +39,7 @@ impl Nf4State {
     /// Of the weight with this name.
     pub(super) fn read(files: &TensorFiles, weight: &str) -> Result<Self> {
         let name = format!("{weight}{STATE}");
-        let state: Self = serde_json::from_slice(files.part(&name).unwrap_or_default())
+        let state: Self = serde_json::from_slice(files.part(&name).map_or(&[][..], |(.., bytes)| bytes))
             .map_err(|error| wrong(files, &name, error, "bitsandbytes' description of a weight"))?;
         if state.quant_type != "nf4" {
             return Err(wrong(files, &name, format!("quant_type {}", state.quant_type), "nf4"));
@@ -77,9 +77,9 @@ impl Nf4State {
     fn bytes<'a>(&self, files: &'a TensorFiles, name: &str, part: &str, len: usize) -> Result<&'a [u8]> {
         let name = format!("{name}{part}");
         match files.part(&name) {
-            Some(bytes) if bytes.len() == len => Ok(bytes),
+            Some((.., bytes)) if bytes.len() == len => Ok(bytes),
             found => {
-                let found = found.map_or("none".into(), |bytes| format!("{} bytes", bytes.len()));
+                let found = found.map_or("none".into(), |(.., bytes)| format!("{} bytes", bytes.len()));
                 Err(wrong(files, &name, found, format!("{len} bytes")))
             }
         }

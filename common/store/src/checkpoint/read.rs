@@ -1,9 +1,12 @@
 //! Memory-mapped weights: single `*.safetensors`, parts with an index, or a pickled file rewritten as one.
 
+use super::int8;
 use super::nf4::Nf4State;
 use super::pickled;
 use base::{Error, Result, files, json, names};
+use burn::tensor::Device;
 use half::{bf16, f16};
+use kernels::QuantizedWeight;
 use memmap2::{Mmap, UncheckedAdvice};
 use model::config::WeightDtype;
 use safetensors::SafeTensors;
@@ -45,8 +48,10 @@ impl TensorView<'_> {
 pub struct TensorFiles {
     files: Vec<MappedFile>,
     entries: BTreeMap<String, Entry>,
-    /// Weights in NF4 by their names, and the tensors that they consist of, which are no others' business.
+    /// Weights in NF4 by their names, shapes of those in 8-bit integers, and the tensors that they consist of, which are no others'
+    /// business.
     nf4: BTreeMap<String, Nf4State>,
+    int8: BTreeMap<String, Vec<usize>>,
     parts: BTreeMap<String, Entry>,
     /// The temporary file that is mapped, if there is one.
     rewritten: Option<pickled::Rewritten>,
@@ -127,6 +132,7 @@ impl TensorFiles {
             files: Vec::with_capacity(paths.len()),
             entries: BTreeMap::new(),
             nf4: BTreeMap::new(),
+            int8: BTreeMap::new(),
             parts: BTreeMap::new(),
             rewritten: None,
         };
@@ -134,6 +140,7 @@ impl TensorFiles {
             opened.add(path)?;
         }
         opened.take_nf4()?;
+        opened.take_int8()?;
         for (name, entry) in &opened.entries {
             weight_dtype(entry.dtype, &opened.files[entry.file].path, name)?;
         }
@@ -156,25 +163,43 @@ impl TensorFiles {
         Ok(())
     }
 
+    /// The same for weights in 8-bit integers.
+    fn take_int8(&mut self) -> Result<()> {
+        for weight in self.entries.keys().filter_map(|name| int8::weight_of(name)).collect::<Vec<_>>() {
+            for name in int8::parts_of(&weight).into_iter().chain([weight.clone()]) {
+                if let Some(entry) = self.entries.remove(&name) {
+                    self.parts.insert(name, entry);
+                }
+            }
+            let shape = int8::shape(self, &weight)?;
+            self.int8.insert(weight, shape);
+        }
+        Ok(())
+    }
+
     fn has(&self, name: &str) -> bool {
         self.entries.contains_key(name) || self.parts.contains_key(name)
     }
 
-    /// A weight in NF4 by the name that stands in the files.
-    pub(super) fn nf4(&self, name: &str) -> Option<&Nf4State> {
-        self.nf4.get(name)
+    /// A weight in few bits by the name that stands in the files; `None` for other tensors.
+    pub(super) fn in_few_bits(&self, name: &str, device: &Device) -> Option<Result<QuantizedWeight>> {
+        if self.int8.contains_key(name) {
+            return Some(int8::weight(self, name, device).map(QuantizedWeight::from));
+        }
+        Some(self.nf4.get(name)?.weight(self, name, device).map(QuantizedWeight::from))
     }
 
-    /// The bytes of a tensor that a weight in NF4 consists of.
-    pub(super) fn part(&self, name: &str) -> Option<&[u8]> {
-        let Entry { file, range, .. } = self.parts.get(name)?;
-        Some(&self.files[*file].map[range.clone()])
+    /// Dtype, shape and bytes of a tensor that a weight in few bits consists of.
+    pub(super) fn part(&self, name: &str) -> Option<(Dtype, &[usize], &[u8])> {
+        let Entry { file, range, dtype, shape } = self.parts.get(name)?;
+        Some((*dtype, shape.as_slice(), &self.files[*file].map[range.clone()]))
     }
 
-    /// The shape of a tensor, in NF4 or not, by the name that stands in the files.
+    /// The shape of a tensor, in few bits or not, by the name that stands in the files.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         let of_nf4 = self.nf4.get(name).map(|state| &state.shape[..]);
-        of_nf4.or_else(|| self.entries.get(name).map(|entry| &entry.shape[..]))
+        let in_few_bits = of_nf4.or_else(|| self.int8.get(name).map(Vec::as_slice));
+        in_few_bits.or_else(|| self.entries.get(name).map(|entry| &entry.shape[..]))
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
@@ -213,10 +238,10 @@ impl TensorFiles {
 
     /// Names as they stand in the files.
     pub fn names(&self) -> Vec<&str> {
-        self.entries.keys().chain(self.nf4.keys()).map(String::as_str).collect()
+        self.entries.keys().chain(self.nf4.keys()).chain(self.int8.keys()).map(String::as_str).collect()
     }
 
-    /// A tensor by the name that stands in the files; `None` in NF4.
+    /// A tensor by the name that stands in the files; `None` for one in few bits.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let Entry { file, dtype, shape, range } = self.entries.get(name)?;
         let MappedFile { path, map } = &self.files[*file];
@@ -265,7 +290,7 @@ fn weight_dtype(dtype: Dtype, path: &Path, name: &str) -> Result<WeightDtype> {
             format!("{}: tensor {name}", path.display()),
             format!("{other:?}"),
             "F32, BF16 or F16",
-            "convert the weights; of quantized ones, bitsandbytes' NF4 is read",
+            "convert the weights; of quantized ones, bitsandbytes' NF4 and 8-bit integers are read",
         )),
     }
 }

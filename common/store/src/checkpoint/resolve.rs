@@ -3,7 +3,7 @@
 use super::read::{TensorFiles, TensorView};
 use base::{Error, Result, names};
 use burn::tensor::Device;
-use kernels::nf4::Nf4Weight;
+use kernels::QuantizedWeight;
 use model::expected::ExpectedTensor;
 use std::collections::BTreeMap;
 
@@ -54,16 +54,15 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// A weight in NF4 by its published name, on a device; `None` for other tensors.
+    /// A weight in NF4 or 8-bit integers by its published name, on a device; `None` for other tensors.
     ///
     /// # Errors
     /// Parts that do not fit each other.
-    pub fn nf4(&self, name: &str, device: &Device) -> Option<Result<Nf4Weight>> {
-        let stored = self.stored_names.get(name)?;
-        Some(self.files.nf4(stored)?.weight(self.files, stored, device))
+    pub fn in_few_bits(&self, name: &str, device: &Device) -> Option<Result<QuantizedWeight>> {
+        self.files.in_few_bits(self.stored_names.get(name)?, device)
     }
 
-    /// A tensor by its published name; `None` in NF4.
+    /// A tensor by its published name; `None` for one in few bits.
     pub fn get(&self, name: &str) -> Option<TensorView<'a>> {
         self.files.get(self.stored_names.get(name)?)
     }

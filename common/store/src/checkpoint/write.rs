@@ -1,6 +1,7 @@
 //! Safetensors out: one file, or parts with an index; streamed, so that no second copy of the weights is ever held.
 
-use super::nf4;
+use super::read::{TensorFiles, TensorView};
+use super::{int8, nf4};
 use base::files::AtomicFile;
 use base::{Error, Result, json, names};
 use burn::module::{Module, Param};
@@ -23,13 +24,15 @@ pub enum TensorDtype {
     Float(WeightDtype),
     /// Codes.
     U8,
+    /// Codes with a sign.
+    I8,
 }
 
 impl TensorDtype {
     fn size(self) -> usize {
         match self {
             Self::Float(dtype) => dtype.size(),
-            Self::U8 => 1,
+            Self::U8 | Self::I8 => 1,
         }
     }
 
@@ -39,6 +42,7 @@ impl TensorDtype {
             Self::Float(WeightDtype::Bf16) => "BF16",
             Self::Float(WeightDtype::F16) => "F16",
             Self::U8 => "U8",
+            Self::I8 => "I8",
         }
     }
 }
@@ -69,25 +73,18 @@ impl TensorSource<'_> {
 
 /// Writes `config.json` and the weights (published names) into an existing folder; parts of at most `max_part_bytes`.
 ///
-/// Weights are written in the config's format, those in NF4 as bitsandbytes does it; output weights of their own are written, and the config says so, also where
+/// Weights are written in the config's format, those in few bits as bitsandbytes does it; output weights of their own are written, and the config says so, also where
 /// `config` has them tied (an adapter may have separated the two).
 ///
 /// # Errors
-/// A model with LoRA matrices (they have no place in a full checkpoint) or in 8-bit integers, and what the operating system
-/// refuses.
+/// A model with LoRA matrices (they have no place in a full checkpoint), and what the operating system refuses.
 pub fn save_model(model: &Llava, config: &LlavaConfig, dir: &Path, max_part_bytes: usize) -> Result<()> {
     let mut tensors = model_tensors(model, config.dtype);
     let rounded: BTreeMap<String, QuantizedWeight> = quantized::weights(model).into_iter().collect();
     tensors.retain(|tensor| !rounded.contains_key(&tensor.name));
     let format = rounded.values().next().map(QuantizedWeight::format);
     for (name, weight) in rounded {
-        match weight {
-            QuantizedWeight::Nf4(weight) => tensors.extend(nf4::sources(&name, &weight, config.dtype)?),
-            QuantizedWeight::Int8(_) => {
-                let place = format!("{}: tensor {name}", dir.display());
-                return Err(Error::invalid(place, "8-bit integers", "a dtype that files have", "round to nf4 instead"));
-            }
-        }
+        tensors.extend(in_few_bits(&name, &weight, config.dtype)?);
     }
     if let Some(lora) = tensors.iter().find(|tensor| names::is_lora(&tensor.name)) {
         let found = format!("LoRA matrices ({})", lora.name);
@@ -98,6 +95,40 @@ pub fn save_model(model: &Llava, config: &LlavaConfig, dir: &Path, max_part_byte
     config.quantization = format;
     config.write(dir)?;
     write_tensors(tensors, dir, max_part_bytes)
+}
+
+/// A weight's tensors as bitsandbytes names them.
+fn in_few_bits(name: &str, weight: &QuantizedWeight, dtype: WeightDtype) -> Result<Vec<TensorSource<'static>>> {
+    match weight {
+        QuantizedWeight::Nf4(weight) => nf4::sources(name, weight, dtype),
+        QuantizedWeight::Int8(weight) => Ok(int8::sources(name, weight)),
+    }
+}
+
+/// Puts what stands in the files of a base in the place of its weights that are held in few bits: floats, or the same codes.
+///
+/// # Errors
+/// A weight whose description cannot be written.
+pub fn replace_rounded<'a>(
+    tensors: &mut Vec<TensorSource<'a>>,
+    rounded: Vec<(String, QuantizedWeight)>,
+    base: &'a TensorFiles,
+    dtype: WeightDtype,
+) -> Result<()> {
+    let stored: BTreeMap<String, TensorView<'a>> =
+        base.names().into_iter().filter_map(|name| Some((names::canonical(name)?, base.get(name)?))).collect();
+    let rounded: BTreeMap<String, QuantizedWeight> = rounded.into_iter().collect();
+    tensors.retain(|tensor| !rounded.contains_key(&tensor.name));
+    for (name, weight) in rounded {
+        match stored.get(&name) {
+            Some(&TensorView { dtype, shape, bytes }) => {
+                let (dtype, shape, bytes) = (dtype.into(), shape.to_vec(), Box::new(move || Ok(bytes.to_vec())));
+                tensors.push(TensorSource { name, dtype, shape, bytes });
+            }
+            None => tensors.extend(in_few_bits(&name, &weight, dtype)?),
+        }
+    }
+    Ok(())
 }
 
 /// The model's parameters by module path, each copied from its device when its turn has come.
@@ -213,7 +244,9 @@ fn remove(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// As [`write_tensors`].
-pub fn write_file(tensors: Vec<TensorSource<'_>>, path: &Path) -> Result<()> {
+pub fn write_file(mut tensors: Vec<TensorSource<'_>>, path: &Path) -> Result<()> {
+    // Floats first, so that codes of any number leave them aligned.
+    tensors.sort_by_key(|tensor| tensor.dtype.size() == 1);
     let mut header = Map::new();
     header.insert("__metadata__".into(), serde_json::json!({ "format": "pt" }));
     let mut offset = 0;

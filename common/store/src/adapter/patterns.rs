@@ -1,0 +1,130 @@
+//! `rank_pattern` and `alpha_pattern`: other values for single layers, by regular expressions for the ends of their paths.
+//!
+//! # Source
+//! peft 0.21, `utils/other.py`, `get_pattern_key`.
+
+use super::targets::{is_match, whole};
+use base::Result;
+use onig::Regex;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Map, Value, json};
+use std::fmt;
+use std::str::FromStr;
+
+/// Expressions and values, in their order: the first that fits a layer counts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerPattern<T>(Vec<(String, T)>);
+
+impl<T> Default for LayerPattern<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> LayerPattern<T> {
+    /// Without an expression.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The values.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|(_, value)| value)
+    }
+}
+
+impl<T: Copy> LayerPattern<T> {
+    /// Ready to be compared with paths; `place` is where it stands, for errors.
+    ///
+    /// # Errors
+    /// No regular expression.
+    pub(super) fn compiled(&self, place: &str) -> Result<Compiled<T>> {
+        let compile = |(text, value): &(String, T)| Ok((whole(&format!(r"(?:.*\.)?(?:{text})"), place)?, *value));
+        self.0.iter().map(compile).collect::<Result<_>>().map(Compiled)
+    }
+}
+
+/// A [`LayerPattern`] whose expressions are compiled.
+pub(super) struct Compiled<T>(Vec<(Regex, T)>);
+
+impl<T: Copy> Compiled<T> {
+    /// The value of a layer, by its path in one of transformers' spellings.
+    pub(super) fn of(&self, path: &str) -> Option<T> {
+        self.0.iter().find(|(pattern, _)| is_match(pattern, path)).map(|(_, value)| *value)
+    }
+}
+
+impl<T: DeserializeOwned> LayerPattern<T> {
+    fn of_json(object: Map<String, Value>) -> serde_json::Result<Self> {
+        let entry = |(pattern, value): (String, Value)| -> serde_json::Result<(String, T)> {
+            Ok((pattern, serde_json::from_value(value)?))
+        };
+        object.into_iter().map(entry).collect::<serde_json::Result<_>>().map(Self)
+    }
+}
+
+impl<T: DeserializeOwned> FromStr for LayerPattern<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let expected = r#"JSON such as {"q_proj": 4, "layers.0.self_attn.v_proj": 16}"#;
+        serde_json::from_str(text)
+            .and_then(Self::of_json)
+            .map_err(|error| format!("found {text:?} ({error}), expected {expected}"))
+    }
+}
+
+impl<T: Serialize> fmt::Display for LayerPattern<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let object: Map<String, Value> =
+            self.0.iter().map(|(pattern, value)| (pattern.clone(), json!(value))).collect();
+        write!(f, "{}", Value::Object(object))
+    }
+}
+
+impl<T: Serialize> Serialize for LayerPattern<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(pattern, value)| (pattern, value)))
+    }
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for LayerPattern<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        Self::of_json(Map::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Verdicts of peft 0.21's `get_pattern_key`.
+    #[test]
+    fn the_first_expression_that_fits_the_end_of_a_path_counts() {
+        let pattern: LayerPattern<usize> =
+            r#"{"layers.1.self_attn.q_proj": 2, "q_proj": 4, "^v_proj": 5, ".*mlp.*": 6, "head": 7, "lm_head|fc1": 8}"#
+                .parse()
+                .expect("a pattern");
+        let compiled = pattern.compiled("here").expect("expressions");
+        for (path, expected) in [
+            ("model.language_model.layers.1.self_attn.q_proj", Some(2)),
+            ("model.language_model.layers.11.self_attn.q_proj", Some(4)),
+            ("model.language_model.layers.1.self_attn.v_proj", None),
+            ("v_proj", Some(5)),
+            ("model.language_model.layers.1.mlp.up_proj", Some(6)),
+            ("lm_head", Some(8)),
+            ("model.vision_tower.encoder.layers.0.mlp.fc1", Some(6)),
+        ] {
+            assert_eq!(compiled.of(path), expected, "{path}");
+        }
+        assert_eq!(pattern.to_string().parse(), Ok(pattern));
+        let wrong = "{\"(q\": 4}".parse::<LayerPattern<usize>>().expect("JSON").compiled("rank_pattern");
+        let error = wrong.err().expect("refused").to_string();
+        assert!(error.contains("rank_pattern") && error.contains("(q"), "{error}");
+        for text in ["q_proj", "{\"q_proj\": -1}", "[4]", "{\"q_proj\": \"a\"}"] {
+            let error = text.parse::<LayerPattern<usize>>().expect_err("refused").replace('\\', "");
+            assert!(error.contains(text) && error.contains("JSON such as"), "{error}");
+        }
+    }
+}
