@@ -148,6 +148,10 @@ def files(args):
 
 
 def speed(args):
+    import xllamacpp
+
+    # Wheels are built for one instruction set, whatever the machine has.
+    print("llama.cpp:", xllamacpp.get_system_info())
     paths = files(args)
     environment = {**os.environ, "RAYON_NUM_THREADS": str(args.threads)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}

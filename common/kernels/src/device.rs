@@ -21,6 +21,12 @@ pub fn computes_in_bf16(device: &Device) -> bool {
     device.settings().float_dtype == FloatDType::BF16
 }
 
+/// Whether products on a CPU may use AMX: not with `LLAVA_CPU_AMX=0`.
+#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), allow(dead_code))]
+pub(crate) fn may_use_amx() -> bool {
+    std::env::var_os("LLAVA_CPU_AMX").is_none_or(|value| value != "0")
+}
+
 /// What `--device` names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceKind {

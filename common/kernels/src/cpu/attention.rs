@@ -296,9 +296,11 @@ impl<'a> Context<'a> {
                 let (query, (groups, rest)) = (q.row(row), scores[..most].as_chunks_mut::<KEYS>());
                 let first_of_rest = groups.len() * KEYS;
                 for (group, scores) in groups.iter_mut().enumerate() {
-                    *scores = dots(std::array::from_fn(|key| self.k.row(group * KEYS + key)), query);
+                    [*scores] = dots(std::array::from_fn(|key| self.k.row(group * KEYS + key)), [query]);
                 }
-                rest.iter_mut().zip(first_of_rest..).for_each(|(score, key)| [*score] = dots([self.k.row(key)], query));
+                rest.iter_mut()
+                    .zip(first_of_rest..)
+                    .for_each(|(score, key)| [[*score]] = dots([self.k.row(key)], [query]));
             }),
             Some([keys, _]) => {
                 let columns = width.min(keys.padded_columns());

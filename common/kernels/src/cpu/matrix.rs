@@ -134,6 +134,16 @@ impl<'a, T> MatrixMut<'a, T> {
         MatrixMut { data, rows: rows.len(), exclusive: PhantomData, ..*self }
     }
 
+    /// Some columns.
+    ///
+    /// # Panics
+    /// If the range reaches outside.
+    pub fn columns(self, columns: Range<usize>) -> Self {
+        assert!(columns.start <= columns.end && columns.end <= self.columns, "columns {columns:?} of {}", self.columns);
+        // No columns may begin behind the slice, where nothing is.
+        Self { data: self.data.wrapping_add(columns.start), columns: columns.len(), ..self }
+    }
+
     /// The first columns.
     ///
     /// # Panics

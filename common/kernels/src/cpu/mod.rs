@@ -8,15 +8,16 @@ pub mod activation;
 mod adamw;
 pub mod add;
 mod again;
+#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux", not(miri))), allow(dead_code))]
+mod amx;
 pub mod attention;
 pub mod cross_entropy;
 pub mod dora;
 mod dot_products;
 mod dropout;
+mod few;
 pub mod gemm;
 mod int8;
-#[cfg(target_arch = "x86_64")]
-mod int8_dots;
 pub mod linear;
 pub mod matrix;
 mod microkernel;

@@ -1,10 +1,13 @@
 //! NF4 weights on the CPU: codes become f32 a slice of rows at a time.
 
+use super::dot_products::dots;
+use super::few::{Dots, few};
 use super::matrix::Matrix;
 use super::operand::{self, floats};
 use super::output::{Place, fill_rows, filled, filled_chunks, write};
-use super::simd::multiversion;
-use super::weights::few;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Isa, isa};
+use super::simd::{LANES, fold, multiversion};
 use crate::nf4::{Absmax, Nf4Weight, VALUES};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
@@ -122,7 +125,10 @@ impl Nf4Rows<'_> {
     /// `x Wᵀ + bias` for few tokens. x `[T, in]` → `[T, out]`.
     pub fn few(&self, x: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
         let (out, width) = self.sizes();
-        few(x, out, bias, |row| filled(width, |to| self.row(row, to)))
+        if Codes::fit(width, self.block) {
+            return few(&Codes { weight: *self, x: pairs_apart(x) }, x.rows, out, bias);
+        }
+        few(&Widened { weight: *self, x }, x.rows, out, bias)
     }
 
     /// A row in f32.
@@ -143,6 +149,152 @@ impl Nf4Rows<'_> {
     }
 }
 
+/// Rows of x with rows of a weight that are not whole blocks: these become f32.
+struct Widened<'a> {
+    weight: Nf4Rows<'a>,
+    x: Matrix<'a>,
+}
+
+impl Dots for Widened<'_> {
+    fn dots<const T: usize, const R: usize>(&self, token: usize, channel: usize) -> [[f32; T]; R] {
+        std::array::from_fn(|r| {
+            let row = filled(self.x.columns, |to| self.weight.row(channel + r, to));
+            let [sums] = dots(std::array::from_fn(|t| self.x.row(token + t)), [row.as_slice()]);
+            sums
+        })
+    }
+}
+
+/// Bytes whose values are multiplied at a time.
+const BYTES: usize = LANES;
+
+/// Rows of x with rows of a weight that are whole blocks: the codes' values are summed block by block, in sixteen lanes (two values a lane
+/// and step), and each block's sum is multiplied with its largest magnitude.
+struct Codes<'a> {
+    weight: Nf4Rows<'a>,
+    /// As [`pairs_apart`] makes it.
+    x: Vec<f32>,
+}
+
+/// x with the values of even position in front of those of odd position, in each 32.
+fn pairs_apart(x: Matrix) -> Vec<f32> {
+    let mut apart = Vec::with_capacity(x.rows * x.columns);
+    for row in 0..x.rows {
+        for values in x.row(row).chunks(2 * BYTES) {
+            apart.extend(values.iter().step_by(2));
+            apart.extend(values.iter().skip(1).step_by(2));
+        }
+    }
+    apart
+}
+
+impl Codes<'_> {
+    /// Whether a weight's rows are whole blocks, and these whole steps.
+    fn fit(width: usize, block: usize) -> bool {
+        width.is_multiple_of(block) && block.is_multiple_of(2 * BYTES)
+    }
+
+    /// A row's products with `T` rows of x.
+    fn row<const T: usize>(&self, token: usize, channel: usize) -> [f32; T] {
+        let (Nf4Rows { codes, absmax, block, .. }, width) = (self.weight, self.weight.shape[1]);
+        let inputs: [&[f32]; T] = std::array::from_fn(|t| &self.x[(token + t) * width..][..width]);
+        let codes = &codes[channel * width / 2..][..width / 2];
+        let absmax = |index: usize| absmax.get(channel * width / block + index);
+        #[cfg(target_arch = "x86_64")]
+        if isa() == Isa::Avx512 {
+            // SAFETY: the machine has AVX-512; inputs and codes are as long as a row, which is whole blocks (`fit`).
+            return unsafe { codes_avx512(inputs, codes, absmax, block) };
+        }
+        codes_portable(inputs, codes, absmax, block)
+    }
+}
+
+impl Dots for Codes<'_> {
+    fn dots<const T: usize, const R: usize>(&self, token: usize, channel: usize) -> [[f32; T]; R] {
+        std::array::from_fn(|r| self.row(token, channel + r))
+    }
+}
+
+/// The definition.
+fn codes_portable<const T: usize>(
+    inputs: [&[f32]; T],
+    codes: &[u8],
+    absmax: impl Fn(usize) -> f32,
+    block: usize,
+) -> [f32; T] {
+    let mut sums = [[0f32; LANES]; T];
+    for (index, codes) in codes.chunks_exact(block / 2).enumerate() {
+        let scale = absmax(index);
+        let mut of_block = [[0f32; LANES]; T];
+        for (step, bytes) in codes.as_chunks::<BYTES>().0.iter().enumerate() {
+            let values: [[f32; LANES]; 2] = std::array::from_fn(|odd| bytes.map(|byte| PAIRS[usize::from(byte)][odd]));
+            for (sums, input) in of_block.iter_mut().zip(inputs) {
+                add_products(sums, &values, &input[index * block + step * 2 * BYTES..][..2 * BYTES]);
+            }
+        }
+        for (sums, of_block) in sums.iter_mut().zip(of_block) {
+            sums.iter_mut().zip(of_block).for_each(|(sum, of_block)| *sum = of_block.mul_add(scale, *sum));
+        }
+    }
+    sums.map(fold)
+}
+
+multiversion! {
+    fn add_products(sums: &mut [f32; LANES], values: &[[f32; LANES]; 2], input: &[f32]) {
+        let (input, _) = input.as_chunks::<LANES>();
+        for (values, input) in values.iter().zip(input) {
+            for lane in 0..LANES {
+                sums[lane] = input[lane].mul_add(values[lane], sums[lane]);
+            }
+        }
+    }
+}
+
+/// The same with AVX-512: the sixteen values are a register, which the codes index.
+///
+/// # Safety
+/// The machine has AVX-512; codes are whole blocks of whole steps, and inputs are twice as long.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn codes_avx512<const T: usize>(
+    inputs: [&[f32]; T],
+    codes: &[u8],
+    absmax: impl Fn(usize) -> f32,
+    block: usize,
+) -> [f32; T] {
+    use std::arch::x86_64::*;
+    // SAFETY: sixteen values are there.
+    let values = unsafe { _mm512_loadu_ps(VALUES.as_ptr()) };
+    let mut sums = [_mm512_setzero_ps(); T];
+    for (index, codes) in codes.chunks_exact(block / 2).enumerate() {
+        let mut of_block = [_mm512_setzero_ps(); T];
+        for (step, bytes) in codes.as_chunks::<BYTES>().0.iter().enumerate() {
+            // SAFETY: sixteen bytes are there, and inputs have 32 values from the step's first on.
+            unsafe {
+                let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+                // Of an index only the low four bits count.
+                let even = _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(codes), values);
+                let odd = _mm512_permutexvar_ps(codes, values);
+                for (sum, input) in of_block.iter_mut().zip(inputs) {
+                    let input = input.as_ptr().add(index * block + step * 2 * BYTES);
+                    *sum = _mm512_fmadd_ps(_mm512_loadu_ps(input), even, *sum);
+                    *sum = _mm512_fmadd_ps(_mm512_loadu_ps(input.add(BYTES)), odd, *sum);
+                }
+            }
+        }
+        let scale = _mm512_set1_ps(absmax(index));
+        for (sum, of_block) in sums.iter_mut().zip(of_block) {
+            *sum = _mm512_fmadd_ps(of_block, scale, *sum);
+        }
+    }
+    sums.map(|sum| {
+        let mut lanes = [0f32; LANES];
+        // SAFETY: there is room for sixteen values.
+        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
+        fold(lanes)
+    })
+}
+
 multiversion! {
     /// Two values a byte.
     fn decode<'t>(bytes: &[u8], absmax: f32, to: &'t mut [Place]) -> &'t mut [f32] {
@@ -155,5 +307,70 @@ multiversion! {
         }
         // SAFETY: every pair was written, and there are no other places.
         unsafe { to.assume_init_mut() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, Distribution};
+
+    fn random(shape: [usize; 2]) -> Tensor<2> {
+        Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+    }
+
+    fn values(tensor: Tensor<2>) -> Vec<f32> {
+        tensor.try_into_vec_as::<f32>().expect("f32 values")
+    }
+
+    /// Rows of whole blocks are summed from their codes, others are widened; alone or with others a row of x gives the same bits.
+    #[test]
+    fn few_tokens_give_the_product_of_the_widened_weight() {
+        for (tokens, width, out, nested) in [
+            (1, 64, 33, true),
+            (8, 576, 70, true),
+            (5, 192, 9, false),
+            (3, 32, 5, true),
+            (7, 100, 12, false),
+            (2, 2048, 3, true),
+        ] {
+            let x = values(random([tokens, width]));
+            let nf4 = Nf4Weight::quantize(random([out, width]), nested);
+            let operand = Nf4Operand::new(&nf4).expect("the CPU backend");
+            let rows = operand.rows().expect("codes");
+            let bias: Vec<f32> = (0..out).map(|channel| channel as f32).collect();
+            let (found, weight) = (rows.few(Matrix::new(&x, tokens, width), Some(&bias)), rows.widened(0..out));
+            let mut largest = 0f64;
+            for (index, &found) in found.iter().enumerate() {
+                let (token, channel) = (index / out, index % out);
+                let row = x[token * width..][..width].iter().zip(&weight[channel * width..]);
+                let expected = f64::from(bias[channel]) + row.map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>();
+                largest = largest.max((f64::from(found) - expected).abs());
+            }
+            let tolerance = 1e-6 * (width as f64).sqrt() + 1e-6 * out as f64;
+            println!("{tokens} × {width} × {out}: largest difference {largest:e} (tolerance {tolerance:e})");
+            assert!(largest < tolerance);
+            for token in 0..tokens {
+                let alone = rows.few(Matrix::new(&x[token * width..][..width], 1, width), Some(&bias));
+                assert_eq!(alone, found[token * out..][..out], "{tokens} × {width} × {out}: row {token} alone");
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_give_the_bits_of_the_definition() {
+        for (width, block) in [(64, 64), (576, 64), (128, 32), (256, 128)] {
+            let x = values(random([3, width]));
+            let codes: Vec<u8> = (0..width / 2).map(|index| (index * 37 % 256) as u8).collect();
+            let inputs: [&[f32]; 3] = std::array::from_fn(|t| &x[t * width..][..width]);
+            let absmax = |index: usize| 0.3 + index as f32;
+            let expected = codes_portable(inputs, &codes, absmax, block);
+            #[cfg(target_arch = "x86_64")]
+            if isa() == Isa::Avx512 {
+                // SAFETY: the machine has AVX-512; the sizes are those of the definition.
+                assert_eq!(unsafe { codes_avx512(inputs, &codes, absmax, block) }, expected, "{width} values");
+            }
+            assert!(expected.iter().all(|value| value.is_finite()));
+        }
     }
 }

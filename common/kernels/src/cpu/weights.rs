@@ -1,15 +1,15 @@
 //! Weight matrices in f32, bf16 or f16 as factors of a product; half precision is widened a few rows at a time, so that no
 //! second copy of a weight comes into being.
 
-#[cfg(target_arch = "x86_64")]
-use super::dot_products::avx2;
-use super::dot_products::dots;
+use super::amx::{self, Lines, Right};
+use super::dot_products::Element;
+use super::few::{Rows, few};
 use super::gemm::{Start, gemm, gemm_into};
 use super::int8::{self, Int8Operand, Int8Rows};
 use super::matrix::{Matrix, MatrixMut};
 use super::nf4::{Nf4Operand, Nf4Rows};
 use super::operand::{self, Node, dims, floats};
-use super::output::{Place, fill_rows, filled, filled_chunks, write};
+use super::output::{Place, filled, filled_chunks, write};
 use super::simd::multiversion;
 use crate::quantized::{LinearWeight, QuantizedWeight};
 use burn::backend::flex::FlexTensor;
@@ -20,68 +20,8 @@ use std::ops::Range;
 
 /// Up to so many rows of x, reading the weight is what takes time: it is read once, where it lies.
 const FEW_ROWS: usize = crate::MAX_INDEPENDENT_TOKENS;
-/// Rows of x that share a pass over a weight row.
-const TOGETHER: usize = 4;
-/// Weight rows in one task.
-const TASK_ROWS: usize = 32;
 /// Values that are widened at a time.
 const WIDENED: usize = 1 << 20;
-
-/// A dtype of weights.
-pub trait Element: Copy + Send + Sync + 'static {
-    /// The value in f32, without branches, so that it can be done for many at once.
-    fn widen(self) -> f32;
-    /// Dot products with vector instructions.
-    ///
-    /// # Safety
-    /// The machine has AVX2 and F16C.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn dots_avx2<const N: usize>(inputs: [&[f32]; N], weight: &[Self]) -> [f32; N];
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn dots_avx2<const N: usize>(inputs: [&[f32]; N], weight: &[Self]) -> [f32; N] {
-        // SAFETY: passed on.
-        unsafe { avx2::of_f32(inputs, weight) }
-    }
-}
-
-impl Element for bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn dots_avx2<const N: usize>(inputs: [&[f32]; N], weight: &[Self]) -> [f32; N] {
-        // SAFETY: passed on.
-        unsafe { avx2::of_bf16(inputs, weight) }
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        let bits = u32::from(self.to_bits());
-        // The exponent moves by the difference of the biases, 2¹¹², which also makes subnormal numbers right.
-        let magnitude = f32::from_bits((bits & 0x7FFF) << 13) * f32::from_bits(0x7780_0000);
-        // Infinity and NaN have all exponent bits in either format.
-        let special = if bits & 0x7C00 == 0x7C00 { 0x7F80_0000 } else { 0 };
-        f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn dots_avx2<const N: usize>(inputs: [&[f32]; N], weight: &[Self]) -> [f32; N] {
-        // SAFETY: passed on.
-        unsafe { avx2::of_f16(inputs, weight) }
-    }
-}
 
 /// A weight on the CPU backend, which a backward step can keep.
 #[derive(Clone, Debug)]
@@ -159,19 +99,59 @@ impl<'a> Weight<'a> {
         }
     }
 
+    /// Wᵀ as right factor where the machine has tiles for it.
+    fn columns(&self) -> Option<Right<'a>> {
+        let (out, inputs) = self.sizes();
+        match *self {
+            _ if !self.has_tiles() => None,
+            Self::Bf16(values, ..) => Some(Right::new(Lines::Bf16(values, out, inputs))),
+            Self::Int8(rows) => Some(rows.columns()),
+            Self::F32(_) | Self::F16(..) | Self::Nf4(_) => None,
+        }
+    }
+
+    /// W as right factor where the machine has tiles for it.
+    fn rows(&self) -> Option<Right<'a>> {
+        let (out, inputs) = self.sizes();
+        match *self {
+            _ if !self.has_tiles() => None,
+            Self::Bf16(values, ..) => Some(Right::new(Lines::Bf16Across(values, inputs, out))),
+            Self::Int8(rows) => Some(rows.rows()),
+            Self::F32(_) | Self::F16(..) | Self::Nf4(_) => None,
+        }
+    }
+
+    /// Whether the machine has tiles, and this is more than a handful of values, which would fill none.
+    fn has_tiles(&self) -> bool {
+        /// Rows and columns of half a tile.
+        const SMALL: usize = 16;
+        let (out, inputs) = self.sizes();
+        out >= SMALL && inputs >= SMALL && amx::available()
+    }
+
     /// `x Wᵀ + bias`. x `[T, in]` → `[T, out]`.
     pub fn forward(&self, x: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
+        fn few_of<E: Element>(x: Matrix, weight: &[E], out: usize, bias: Option<&[f32]>) -> Vec<f32> {
+            few(&Rows { x, weight, scales: None }, x.rows, out, bias)
+        }
         let (out, _) = self.sizes();
+        let columns = self.columns();
         match *self {
             Self::F32(matrix) if x.rows <= FEW_ROWS => return few_of(x, matrix.values(), out, bias),
             Self::Bf16(values, ..) if x.rows <= FEW_ROWS => return few_of(x, values, out, bias),
             Self::F16(values, ..) if x.rows <= FEW_ROWS => return few_of(x, values, out, bias),
-            Self::Int8(rows) if x.rows <= int8::MAX_DIRECT_TOKENS => return rows.few(x, bias),
+            Self::Int8(rows) if x.rows <= FEW_ROWS => return rows.few(x, bias),
+            Self::Int8(rows) if x.rows <= int8::MAX_DIRECT_TOKENS && columns.is_none() => return rows.few(x, bias),
             Self::Nf4(rows) if x.rows <= FEW_ROWS => return rows.few(x, bias),
             _ => {}
         }
         filled(x.rows * out, |output| {
             let mut output = MatrixMut::new(output, x.rows, out);
+            if let Some(columns) = columns {
+                let start = bias.map_or(Start::Zero, Start::Bias);
+                // SAFETY: nothing is kept.
+                return unsafe { columns.product(x, output, start) }.into_values();
+            }
             if let Self::F32(matrix) = self {
                 return gemm_into(x, matrix.transposed(), output, bias).into_values();
             }
@@ -191,6 +171,10 @@ impl<'a> Weight<'a> {
         let (_, inputs) = self.sizes();
         filled(d.rows * inputs, |output| {
             let output = MatrixMut::new(output, d.rows, inputs);
+            if let Some(rows) = self.rows() {
+                // SAFETY: nothing is kept.
+                return unsafe { rows.product(d, output, Start::Zero) }.into_values();
+            }
             let columns = self.group(0);
             let mut sum = self.widened(0, |part| gemm_into(d.block(0..d.rows, columns), part, output, None));
             self.add_groups(1, d, &mut sum);
@@ -201,7 +185,14 @@ impl<'a> Weight<'a> {
     /// Adds `d W` to `output` `[T, in]`.
     pub fn add_backward(&self, d: Matrix, output: &mut [f32]) {
         let (_, inputs) = self.sizes();
-        self.add_groups(0, d, &mut MatrixMut::new(output, d.rows, inputs));
+        let mut output = MatrixMut::new(output, d.rows, inputs);
+        match self.rows() {
+            Some(rows) => {
+                // SAFETY: the output has values, and gets values.
+                unsafe { rows.product(d, output.into_places(), Start::Keep) };
+            }
+            None => self.add_groups(0, d, &mut output),
+        }
     }
 
     /// Adds rows of the weight, the `first`-th and those behind it, to `sums`.
@@ -265,56 +256,5 @@ fn widened<E: Element>(values: &[E]) -> Vec<f32> {
 multiversion! {
     fn widen<'a, E: Element>(from: &[E], to: &'a mut [Place]) -> &'a mut [f32] {
         write(to, from.iter().map(|value| value.widen()))
-    }
-}
-
-/// [`few`] with a weight whose rows follow each other.
-fn few_of<E: Element>(x: Matrix, weight: &[E], out: usize, bias: Option<&[f32]>) -> Vec<f32> {
-    few(x, out, bias, |row| &weight[row * x.columns..][..x.columns])
-}
-
-/// `x Wᵀ` for few rows of x: dot products along the weight's rows, which `row_of` gives. Batch-invariant: a row of x gives the
-/// same bits whatever the other rows are.
-pub fn few<E: Element, R: AsRef<[E]>>(
-    x: Matrix,
-    out: usize,
-    bias: Option<&[f32]>,
-    row_of: impl Fn(usize) -> R + Sync,
-) -> Vec<f32> {
-    let tokens = x.rows;
-    let mut by_channel = vec![0.0; tokens * out];
-    by_channel.par_chunks_mut((TASK_ROWS * tokens).max(1)).enumerate().for_each(|(task, part)| {
-        for (row, part) in part.chunks_mut(tokens).enumerate() {
-            let weight = row_of(task * TASK_ROWS + row);
-            let weight = weight.as_ref();
-            for (group, part) in part.chunks_mut(TOGETHER).enumerate() {
-                let inputs: [&[f32]; TOGETHER] = std::array::from_fn(|i| x.row((group * TOGETHER + i).min(tokens - 1)));
-                match part.len() {
-                    1 => part.copy_from_slice(&dots([inputs[0]], weight)),
-                    len => part.copy_from_slice(&dots(inputs, weight)[..len]),
-                }
-            }
-        }
-    });
-    filled(tokens * out, |output| {
-        fill_rows(output, out, 0..tokens, |token, output| {
-            let value = |channel: usize| by_channel[channel * tokens + token] + bias.map_or(0.0, |bias| bias[channel]);
-            write(output, (0..out).map(value))
-        })
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn widening_is_exact() {
-        for bits in 0..=u16::MAX {
-            let (half, brain) = (f16::from_bits(bits), bf16::from_bits(bits));
-            let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
-            assert!(same(half.widen(), half.to_f32()), "f16 {bits:#x}: {} where {half}", half.widen());
-            assert!(same(brain.widen(), brain.to_f32()), "bf16 {bits:#x}");
-        }
     }
 }
