@@ -1,6 +1,6 @@
-//! Devices: a CPU (burn-flex) by default, CUDA with the feature `cuda`.
+//! Devices: a CPU (burn-flex) by default, CUDA with the feature `cuda`, Vulkan with the feature `wgpu`.
 
-use crate::cuda;
+use crate::{cuda, vulkan};
 use base::{Error, Result};
 use burn::tensor::{Device, DeviceConfig, FloatDType};
 use std::fmt;
@@ -35,8 +35,10 @@ pub enum DeviceKind {
     Cpu,
     /// The CPU in bf16, with the plain operations: slower than f32, to test the path that a GPU takes.
     CpuBf16,
-    /// An NVIDIA GPU by index, with the plain operations.
+    /// An NVIDIA GPU by index.
     Cuda(usize),
+    /// A device that Vulkan lists, by index: see [`vulkan::gpus`].
+    Vulkan(usize),
     /// burn's ndarray backend: the plain operations on a CPU, to test the path that a GPU takes.
     Ndarray,
 }
@@ -45,7 +47,7 @@ impl DeviceKind {
     /// The device, without autodiff.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when this build has no CUDA, or this machine has no driver.
+    /// [`Error::Invalid`] when this build has no such devices, or this machine has no driver; a device that computes wrongly.
     pub fn open(self) -> Result<Device> {
         let device = self.found()?;
         self.require_right(&device)?;
@@ -61,6 +63,7 @@ impl DeviceKind {
         match self {
             Self::Cpu | Self::CpuBf16 => Ok(cpu()),
             Self::Cuda(index) => gpu(index),
+            Self::Vulkan(index) => vulkan::open(index),
             Self::Ndarray => ndarray(),
         }
     }
@@ -68,8 +71,8 @@ impl DeviceKind {
     /// Refuses a GPU that computes wrongly.
     fn require_right(self, device: &Device) -> Result<()> {
         match self {
-            #[cfg(feature = "cuda")]
-            Self::Cuda(_) => cuda::self_test(device, &format!("device {self}")),
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
+            Self::Cuda(_) | Self::Vulkan(_) => crate::self_test::self_test(device, &format!("device {self}")),
             _ => {
                 let _ = device;
                 Ok(())
@@ -104,23 +107,29 @@ impl DeviceKind {
     pub fn of_rank(self, local_rank: usize) -> Self {
         match self {
             Self::Cuda(first) => Self::Cuda(first + local_rank),
+            Self::Vulkan(first) => Self::Vulkan(first + local_rank),
             other => other,
         }
     }
 }
 
+/// Names of devices, for messages.
+const DEVICES: &str = "auto, cpu, cuda, cuda:N, vulkan or vulkan:N";
+
 impl FromStr for DeviceKind {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::invalid("device", format!("\"{text}\""), "auto, cpu, cuda or cuda:N", "name one of them");
+        let wrong = || Error::invalid("device", format!("\"{text}\""), DEVICES, "name one of them");
         match text.split_once(':') {
             None if text == "auto" => Ok(Self::best()),
             None if text == "cpu" => Ok(Self::Cpu),
             None if text == "cpu-bf16" => Ok(Self::CpuBf16),
             None if text == "cuda" => Ok(Self::Cuda(0)),
+            None if text == "vulkan" => Ok(Self::Vulkan(0)),
             None if text == "ndarray" => Ok(Self::Ndarray),
             Some(("cuda", index)) => Ok(Self::Cuda(index.parse().map_err(|_| wrong())?)),
+            Some(("vulkan", index)) => Ok(Self::Vulkan(index.parse().map_err(|_| wrong())?)),
             _ => Err(wrong()),
         }
     }
@@ -132,6 +141,7 @@ impl fmt::Display for DeviceKind {
             Self::Cpu => f.write_str("cpu"),
             Self::CpuBf16 => f.write_str("cpu-bf16"),
             Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Vulkan(index) => write!(f, "vulkan:{index}"),
             Self::Ndarray => f.write_str("ndarray"),
         }
     }
@@ -172,6 +182,7 @@ mod tests {
             ("cpu", DeviceKind::Cpu),
             ("cpu-bf16", DeviceKind::CpuBf16),
             ("cuda:0", DeviceKind::Cuda(0)),
+            ("vulkan:1", DeviceKind::Vulkan(1)),
             ("ndarray", DeviceKind::Ndarray),
         ] {
             assert_eq!(text.parse::<DeviceKind>().expect("a device"), kind);
@@ -179,7 +190,7 @@ mod tests {
         }
         assert_eq!("cuda".parse::<DeviceKind>().expect("a device"), DeviceKind::Cuda(0));
         assert!("auto".parse::<DeviceKind>().is_ok());
-        for wrong in ["", "gpu", "cuda:", "cuda:x", "cpu:0"] {
+        for wrong in ["", "gpu", "cuda:", "cuda:x", "vulkan:", "cpu:0"] {
             assert!(wrong.parse::<DeviceKind>().is_err(), "{wrong}");
         }
     }
@@ -187,6 +198,7 @@ mod tests {
     #[test]
     fn ranks_get_gpus_of_their_own() {
         assert_eq!(DeviceKind::Cuda(2).of_rank(3), DeviceKind::Cuda(5));
+        assert_eq!(DeviceKind::Vulkan(0).of_rank(1), DeviceKind::Vulkan(1));
         assert_eq!(DeviceKind::Cpu.of_rank(3), DeviceKind::Cpu);
     }
 
@@ -195,5 +207,12 @@ mod tests {
     fn without_the_feature_the_remedy_is_named() {
         let error = DeviceKind::Cuda(1).open().expect_err("no CUDA in this build").to_string();
         assert!(error.contains("cuda:1") && error.contains("--features cuda"), "{error}");
+    }
+
+    #[test]
+    #[cfg(not(feature = "wgpu"))]
+    fn without_vulkan_the_remedy_is_named() {
+        let error = DeviceKind::Vulkan(1).open().expect_err("no Vulkan in this build").to_string();
+        assert!(error.contains("vulkan:1") && error.contains("--features wgpu"), "{error}");
     }
 }

@@ -1,8 +1,10 @@
 //! Dropout as a function of token and channel: masks are computed where they are needed and never stored.
 
 use super::cpu;
+use base::splitmix;
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Dropout of an input `[T, width]`.
@@ -10,22 +12,47 @@ use std::sync::Arc;
 pub struct Dropout {
     /// For each token the number that, with the channel, decides whether a value is dropped.
     pub(super) streams: Arc<[u64]>,
+    /// What the streams follow from, for devices that compute them where they need them.
+    #[cfg_attr(not(feature = "cube"), allow(dead_code))]
+    pub(super) sequences: Option<Arc<[SequenceStreams]>>,
     /// Of 65,536: how many values are dropped.
     pub(super) threshold: u16,
     /// What the others are multiplied by.
     pub(super) kept: f32,
 }
 
+/// The streams of a sequence's tokens: token t has `splitmix(hash ^ t)`.
+#[derive(Clone, Debug)]
+pub struct SequenceStreams {
+    /// That of the sequence.
+    pub hash: u64,
+    /// Numbers of the tokens that are computed.
+    pub tokens: Range<usize>,
+}
+
 impl Dropout {
+    /// As [`Dropout::new`], for sequences one after another.
+    pub fn of_sequences(sequences: Vec<SequenceStreams>, probability: f64) -> Self {
+        let stream = |hash: u64| move |token: usize| splitmix(hash ^ token as u64);
+        let streams =
+            sequences.iter().flat_map(|sequence| sequence.tokens.clone().map(stream(sequence.hash))).collect();
+        let sequences = sequences.into_iter().filter(|sequence| !sequence.tokens.is_empty());
+        Self { sequences: Some(sequences.collect()), ..Self::new(streams, probability) }
+    }
+
     /// Drops each value with `probability` (below 1) and divides the others by 1 − probability. `streams` has a number for each
     /// token.
     pub fn new(streams: Vec<u64>, probability: f64) -> Self {
         let threshold = (probability * 65536.0).round() as u16;
-        Self { streams: streams.into(), threshold, kept: (1.0 / (1.0 - probability)) as f32 }
+        Self { streams: streams.into(), sequences: None, threshold, kept: (1.0 / (1.0 - probability)) as f32 }
     }
 
     /// What an input is multiplied by, 0 or 1 / (1 − probability): `[T, width]`.
     pub fn mask(&self, width: usize, device: &Device) -> Tensor<2> {
+        #[cfg(feature = "cube")]
+        if let Some(mask) = crate::cube::dropout::mask(self, width, device) {
+            return mask;
+        }
         Tensor::from_data(TensorData::new(self.mask_values(width), [self.streams.len(), width]), device)
     }
 

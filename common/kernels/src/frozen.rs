@@ -21,8 +21,8 @@ pub fn product(x: Tensor<2>, weight: &QuantizedWeight) -> Tensor<2> {
     let recorded = on_flex(&x, weight);
     #[cfg(feature = "ndarray")]
     let recorded = recorded.or_else(|| on_ndarray(&x, weight));
-    #[cfg(feature = "cuda")]
-    let recorded = recorded.or_else(|| on_cuda(&x, weight));
+    #[cfg(feature = "cube")]
+    let recorded = recorded.or_else(|| on_gpu(&x, weight));
     // A backend without a step of its own keeps the float rows in its graph.
     recorded.unwrap_or_else(|| {
         let dtype = x.dtype();
@@ -48,7 +48,7 @@ fn forward(x: Tensor<2>, weight: &QuantizedWeight) -> Tensor<2> {
 }
 
 /// `d W`, without autodiff: d `[T, out]` → `[T, in]`.
-fn input_gradient(d: Tensor<2>, weight: &QuantizedWeight) -> Option<Tensor<2>> {
+pub(crate) fn input_gradient(d: Tensor<2>, weight: &QuantizedWeight) -> Option<Tensor<2>> {
     let dtype = d.dtype();
     let part = |range: Range<usize>| {
         let d = d.clone().narrow(1, range.start, range.len());
@@ -102,7 +102,7 @@ recorded_on!(
     burn::backend::NdArray
 );
 recorded_on!(
-    #[cfg(feature = "cuda")]
-    on_cuda,
-    burn::backend::Cuda
+    #[cfg(feature = "cube")]
+    on_gpu,
+    burn_cubecl::CubeBackend
 );

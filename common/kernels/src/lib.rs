@@ -1,12 +1,15 @@
 //! Numerical operations of the model on packed sequences. `reference` defines them as compositions of burn operations, which run
-//! on every backend; `cpu` has kernels for the CPU that replace them where they apply. The table that says which kernel an
+//! on every backend; `cpu` has kernels for the CPU that replace them where they apply, `cube` kernels for GPUs. The table that says which kernel an
 //! operation tries is `operations`.
 //!
 //! Weights may have another dtype than the activations (bf16, f16): the result has the activations' dtype.
 
 mod activation;
+mod adamw;
 pub mod cpu;
 mod cross_entropies;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod cuda;
 pub mod device;
 pub mod dropout;
@@ -19,10 +22,14 @@ pub mod nf4;
 mod operations;
 pub mod quantized;
 pub mod reference;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod self_test;
+pub mod vulkan;
 
 pub use activation::Activation;
+pub use adamw::{AdamWUpdate, adamw, sum_of_squares};
 pub use cross_entropies::CrossEntropies;
-pub use dropout::Dropout;
+pub use dropout::{Dropout, SequenceStreams};
 pub use linear_input::LinearInput;
 pub use operations::*;
 pub use quantized::{LinearWeight, Quantization, QuantizedWeight};

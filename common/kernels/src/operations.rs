@@ -66,9 +66,27 @@ macro_rules! operation {
     };
 }
 
+/// A call of a kernel; of one for GPUs in builds that have those.
 macro_rules! kernel {
+    (cube::$module:ident::$name:ident ($($arg:ident: $type:ty $(as $into:ty)?),* $(,)?)) => {
+        cube!(crate::cube::$module::$name($($arg.show()),*))
+    };
     ($backend:ident::$module:ident::$name:ident ($($arg:ident: $type:ty $(as $into:ty)?),* $(,)?)) => {
         $backend::$module::$name($($arg.show()),*)
+    };
+}
+
+#[cfg(feature = "cube")]
+macro_rules! cube {
+    ($call:expr) => {
+        $call
+    };
+}
+
+#[cfg(not(feature = "cube"))]
+macro_rules! cube {
+    ($call:expr) => {
+        None
     };
 }
 
@@ -91,7 +109,7 @@ operations! {
         scale: f32,
         dropout: Option<&Dropout>,
     ) -> Tensor<2>
-        = [cpu::linear];
+        = [cpu::linear, cube::lora];
 
     /// DoRA: `gain ∘ (x̃ Wᵀ + scale · x̃ Aᵀ Bᵀ) + (x − x̃) Wᵀ + b` with x̃ the input after `dropout` (x without one). gain `[out]`: trained
     /// lengths of the rows of `W + scale · BA` by their [`row_norms`]; the rest as in [`lora_linear`].
@@ -122,35 +140,35 @@ operations! {
 
     /// RMSNorm over the last dimension. x `[T, D]`, weight `[D]`.
     fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> LinearInput
-        = [cpu::norm];
+        = [cpu::norm, cube::norm];
 
     /// LayerNorm over the last dimension. x `[T, D]`, weight and bias `[D]`.
     fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> LinearInput
-        = [cpu::norm];
+        = [cpu::norm, cube::norm];
 
     /// `silu(gate) ∘ up`, both `[T, F]`.
     fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> LinearInput
-        = [cpu::activation];
+        = [cpu::activation, cube::activation];
 
     /// GELU with tanh in place of erf: `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
     fn gelu_tanh(x: Tensor<2>) -> LinearInput
-        = [cpu::activation];
+        = [cpu::activation, cube::activation];
 
     /// Exact GELU.
     fn gelu(x: Tensor<2>) -> LinearInput
-        = [cpu::activation];
+        = [cpu::activation, cube::activation];
 
     /// `x · sigmoid(1.702 x)`.
     fn quick_gelu(x: Tensor<2>) -> LinearInput
-        = [cpu::activation];
+        = [cpu::activation, cube::activation];
 
     /// `x · sigmoid(x)`.
     fn silu(x: Tensor<2>) -> Tensor<2>
-        = [];
+        = [cube::activation];
 
     /// Rotates the two halves of every head (`rotate_half`). x `[T, heads · head_dim]`.
     fn rope(x: Tensor<2>, rope: &Rope, heads: usize) -> Tensor<2>
-        = [cpu::rope];
+        = [cpu::rope, cube::rope];
 
     /// Attention within each packed sequence, scale 1/√head_dim. q `[T, heads · head_dim]`, k and v `[T, kv_heads · head_dim]`,
     /// `seq_lens` sums to T → `[T, heads · head_dim]`. Query head h uses key/value head `h / (heads / kv_heads)`.
@@ -195,21 +213,21 @@ operations! {
 
     /// Rows of a table. weight `[V, D]`, ids `[T]` → `[T, D]` in the table's dtype.
     fn embedding(weight: Tensor<2>, ids: &[u32]) -> Tensor<2>
-        = [cpu::rows];
+        = [cpu::rows, cube::rows];
 
     /// Rows `positions` of x: `[T, D]` → `[positions, D]`.
     fn select_rows(x: Tensor<2>, positions: &[usize]) -> Tensor<2>
-        = [cpu::rows];
+        = [cpu::rows, cube::rows];
 
     /// x with rows `positions` (ascending, distinct) replaced by `rows`. x `[T, D]`, rows `[positions, D]`.
     fn replace_rows(x: Tensor<2>, positions: &[usize], rows: Tensor<2>) -> Tensor<2>
-        = [cpu::rows];
+        = [cpu::rows, cube::rows];
 
     /// A number whose backward pass starts at `output` with this `gradient` (a tensor without autodiff, shaped like `output`).
     fn with_gradient(output: Tensor<2>, gradient: Tensor<2>) -> Tensor<1>
-        = [cpu::seed];
+        = [cpu::seed, cube::seed];
 
     /// Cross entropy of `hidden · weightᵀ` against `targets`, summed over rows. hidden `[S, D]`, weight `[V, D]`.
     fn cross_entropy_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> CrossEntropies
-        = [cpu::cross_entropy];
+        = [cpu::cross_entropy, cube::cross_entropy];
 }

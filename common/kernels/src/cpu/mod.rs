@@ -31,7 +31,7 @@ mod scratch;
 pub mod seed;
 mod simd;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transpose;
 mod weights;
 

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 /// Values in (−1, 1).
-fn values(seed: u64, len: usize) -> Vec<f32> {
+pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
     let mut random = StdRng::seed_from_u64(seed);
     (0..len).map(|_| random.random_range(-1.0..1.0)).collect()
 }
@@ -54,7 +54,7 @@ fn check(
 }
 
 /// |a − b| ≤ tolerance · largest |b|; NaN equals NaN, infinities equal themselves.
-fn assert_near(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+pub(crate) fn assert_near(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len(), "{name}: number of values");
     let scale = expected.iter().filter(|x| x.is_finite()).fold(1e-6f32, |scale, x| scale.max(x.abs()));
     let mut largest = 0f32;
@@ -69,7 +69,7 @@ fn assert_near(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     println!("{name}: largest difference {largest:e} of the largest value (tolerance {tolerance:e})");
 }
 
-fn row(x: &Tensor<2>) -> Tensor<1> {
+pub(crate) fn row(x: &Tensor<2>) -> Tensor<1> {
     let [_, columns] = x.dims();
     x.clone().reshape([columns])
 }

@@ -7,8 +7,6 @@
 
 mod driver;
 mod headers;
-#[cfg(feature = "cuda")]
-mod self_test;
 mod toolkit;
 
 pub use driver::{Driver, Gpu, driver};
@@ -77,13 +75,6 @@ pub fn require(index: usize) -> Result<()> {
         }
     }
 }
-
-/// Checks that what the device computes is right.
-///
-/// # Errors
-/// [`Error::Invalid`] when it is not.
-#[cfg(feature = "cuda")]
-pub(crate) use self_test::self_test;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,409 @@
+//! Every kernel for GPUs on a Vulkan device (Mesa's software device where there is no other) against its definition on burn-flex and
+//! against the CPU's kernel: values and gradients, odd shapes, half precision, NaN and infinity; twice the same bits.
+
+use crate::cpu::tests::{assert_near, row, values};
+use crate::device::DeviceKind;
+use crate::{CrossEntropies, Dropout, LinearInput, Rope, SequenceStreams, reference};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+
+/// The device without autodiff; a test without one says so.
+fn gpu() -> Option<Device> {
+    match DeviceKind::Vulkan(0).open() {
+        Ok(device) => Some(device),
+        Err(error) => {
+            println!("not run: {error}");
+            None
+        }
+    }
+}
+
+type Inputs = Vec<(Vec<f32>, [usize; 2])>;
+type Operation<'a> = &'a dyn Fn(&[Tensor<2>]) -> Tensor<2>;
+
+fn inputs_of(shapes: &[[usize; 2]]) -> Inputs {
+    (0..).zip(shapes).map(|(seed, &shape)| (values(seed, shape[0] * shape[1]), shape)).collect()
+}
+
+fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.cast(DType::F32).into_data().try_into_vec().expect("f32")
+}
+
+/// The output of `f`, then the gradients of Σ output ∘ (fixed random weights) for every input, computed in `dtype`.
+fn run(inputs: &Inputs, device: &Device, dtype: DType, f: Operation) -> Vec<Vec<f32>> {
+    let device = device.clone().autodiff();
+    let tensor = |values: &[f32], shape: [usize; 2]| {
+        Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), (&device, DType::F32)).cast(dtype).detach()
+    };
+    let inputs: Vec<Tensor<2>> = inputs.iter().map(|(values, shape)| tensor(values, *shape).require_grad()).collect();
+    let output = f(&inputs);
+    let [rows, columns] = output.dims();
+    let weights = tensor(&values(99, rows * columns), [rows, columns]).cast(output.dtype());
+    let gradients = (output.clone() * weights).sum().backward();
+    let of_inputs = inputs.iter().map(|input| read(input.grad(&gradients).expect("a gradient")));
+    std::iter::once(read(output)).chain(of_inputs).collect()
+}
+
+/// Compares a kernel on the GPU with the definition on burn-flex and with the CPU's kernel.
+fn check(
+    name: &str,
+    shapes: &[[usize; 2]],
+    tolerance: f32,
+    kernel: &dyn Fn(&[Tensor<2>]) -> Option<Tensor<2>>,
+    definition: Operation,
+    operation: Operation,
+) {
+    let Some(device) = gpu() else { return };
+    let inputs = inputs_of(shapes);
+    let kernel = |x: &[Tensor<2>]| kernel(x).expect("the kernel applies");
+    let found = run(&inputs, &device, DType::F32, &kernel);
+    let compare = |with: &str, expected: Vec<Vec<f32>>, found: &[Vec<f32>], tolerance: f32| {
+        for (part, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let what = if part == 0 { "values".into() } else { format!("gradient {part}") };
+            assert_near(&format!("{name} {shapes:?} {what} against {with}"), found, &expected, tolerance);
+        }
+    };
+    compare("the definition", run(&inputs, &Device::flex(), DType::F32, definition), &found, tolerance);
+    compare("the CPU's kernel", run(&inputs, &Device::flex(), DType::F32, operation), &found, tolerance);
+    let again = run(&inputs, &device, DType::F32, &kernel);
+    let bits = |parts: &[Vec<f32>]| parts.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert!(bits(&found) == bits(&again), "{name} {shapes:?}: other bits the second time");
+    // Half precision: what is read and written has 11 bits.
+    if device.supports_dtype(FloatDType::F16) {
+        let rounded: Inputs = inputs.iter().map(|(values, shape)| (half(values), *shape)).collect();
+        let found = run(&rounded, &device, DType::F16, &kernel);
+        compare("the definition, in f16", run(&rounded, &Device::flex(), DType::F32, definition), &found, 4e-3);
+    } else {
+        println!("{name}: the device has no f16");
+    }
+}
+
+fn half(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|&value| half::f16::from_f32(value).to_f32()).collect()
+}
+
+fn plain(input: Option<LinearInput>) -> Option<Tensor<2>> {
+    input.map(Tensor::from)
+}
+
+/// Sums of up to some thousand values in another order, and roots and quotients of the device.
+const SUMS: f32 = 1e-5;
+/// Exponentials of the device, of values up to 12: an error of 2⁻²³ of the exponent's argument.
+const EXPONENTIALS: f32 = 6e-6;
+
+#[test]
+fn norms() {
+    for (tokens, width) in [(0, 8), (1, 3), (3, 17), (70, 64), (5, 333), (900, 24), (300, 128), (9, 2560), (66000, 2)] {
+        let shapes = [[tokens, width], [1, width], [1, width]];
+        check(
+            "rms_norm",
+            &shapes[..2],
+            SUMS,
+            &|x| plain(super::norm::rms_norm(&x[0], &row(&x[1]), 1e-6)),
+            &|x| reference::rms_norm(x[0].clone(), row(&x[1]), 1e-6),
+            &|x| crate::rms_norm(x[0].clone(), row(&x[1]), 1e-6).into(),
+        );
+        check(
+            "layer_norm",
+            &shapes,
+            SUMS,
+            &|x| plain(super::norm::layer_norm(&x[0], &row(&x[1]), &row(&x[2]), 1e-5)),
+            &|x| reference::layer_norm(x[0].clone(), row(&x[1]), row(&x[2]), 1e-5),
+            &|x| crate::layer_norm(x[0].clone(), row(&x[1]), row(&x[2]), 1e-5).into(),
+        );
+    }
+}
+
+#[test]
+fn activations() {
+    let spread = |x: &Tensor<2>| x.clone() * 12.0;
+    for shape in [[0, 4], [1, 1], [37, 501], [16, 256]] {
+        let shapes = [shape, shape];
+        check(
+            "swiglu",
+            &shapes,
+            EXPONENTIALS,
+            &|x| plain(super::activation::swiglu(&spread(&x[0]), &x[1])),
+            &|x| reference::swiglu(spread(&x[0]), x[1].clone()),
+            &|x| crate::swiglu(spread(&x[0]), x[1].clone()).into(),
+        );
+        type Kernel = fn(&Tensor<2>) -> Option<LinearInput>;
+        type Plain = fn(Tensor<2>) -> Tensor<2>;
+        let silu: Kernel = |x| super::activation::silu(x).map(Into::into);
+        let unary: [(&str, Kernel, Plain, Plain); 4] = [
+            ("gelu", super::activation::gelu, reference::gelu, |x| crate::gelu(x).into()),
+            ("gelu_tanh", super::activation::gelu_tanh, reference::gelu_tanh, |x| crate::gelu_tanh(x).into()),
+            ("quick_gelu", super::activation::quick_gelu, reference::quick_gelu, |x| crate::quick_gelu(x).into()),
+            ("silu", silu, reference::silu, crate::silu),
+        ];
+        for (name, kernel, definition, operation) in unary {
+            check(
+                name,
+                &shapes[..1],
+                EXPONENTIALS,
+                &|x| plain(kernel(&spread(&x[0]))),
+                &|x| definition(spread(&x[0])),
+                &|x| operation(spread(&x[0])),
+            );
+        }
+    }
+}
+
+#[test]
+fn rope() {
+    for (lens, heads, head_dim) in [
+        (vec![1], 1, 2),
+        (vec![5, 30], 3, 16),
+        (vec![40], 2, 64),
+        (vec![9], 2, 6),
+        (vec![20, 3], 3, 80),
+        (vec![33], 2, 128),
+    ] {
+        let tokens = lens.iter().sum();
+        let table = |x: &Tensor<2>| Rope::packed(&lens, &Rope::frequencies(head_dim, 1e4), &x.device());
+        check(
+            "rope",
+            &[[tokens, heads * head_dim]],
+            1e-6,
+            &|x| super::rope::rope(&x[0], &table(&x[0]), heads),
+            &|x| reference::rope(x[0].clone(), &table(&x[0]), heads),
+            &|x| crate::rope(x[0].clone(), &table(&x[0]), heads),
+        );
+    }
+}
+
+#[test]
+fn rows() {
+    for (available, width, picked) in
+        [(1, 1, vec![0, 0]), (7, 20, vec![6, 0, 3, 3, 0, 3]), (40, 37, vec![1]), (9, 64, vec![8])]
+    {
+        let ids: Vec<u32> = picked.iter().map(|&row| row as u32).collect();
+        check(
+            "select_rows",
+            &[[available, width]],
+            1e-6,
+            &|x| super::rows::select_rows(&x[0], &picked),
+            &|x| reference::select_rows(x[0].clone(), &picked),
+            &|x| crate::embedding(x[0].clone(), &ids),
+        );
+        let mut positions = picked.clone();
+        positions.sort_unstable();
+        positions.dedup();
+        check(
+            "replace_rows",
+            &[[available, width], [positions.len(), width]],
+            0.0,
+            &|x| super::rows::replace_rows(&x[0], &positions, &x[1]),
+            &|x| reference::replace_rows(x[0].clone(), &positions, x[1].clone()),
+            &|x| crate::replace_rows(x[0].clone(), &positions, x[1].clone()),
+        );
+    }
+}
+
+#[test]
+fn no_rows() {
+    let Some(device) = gpu() else { return };
+    let x = Tensor::<2>::from_data(TensorData::new(values(1, 35), [5, 7]), &device);
+    let none = super::rows::select_rows(&x, &[]).expect("the kernel applies");
+    assert_eq!(none.dims(), [0, 7]);
+    let same = super::rows::replace_rows(&x, &[], &none).expect("the kernel applies");
+    assert_eq!(read(same), values(1, 35));
+}
+
+#[test]
+fn a_backward_pass_starts_at_a_given_gradient() {
+    let Some(device) = gpu() else { return };
+    let tensor = |seed, device: &Device| Tensor::<2>::from_data(TensorData::new(values(seed, 35), [5, 7]), device);
+    let x = tensor(1, &device.clone().autodiff()).require_grad();
+    let seed = super::seed::with_gradient(&(x.clone() * 2.0), &tensor(2, &device)).expect("the kernel applies");
+    let expected: Vec<f32> = values(2, 35).iter().map(|value| 2.0 * value).collect();
+    assert_eq!(read(x.grad(&seed.backward()).expect("a gradient")), expected);
+}
+
+fn dropouts(tokens: usize) -> [Option<Dropout>; 3] {
+    let streams = Dropout::new((0..tokens as u64).map(|token| token * 977).collect(), 0.25);
+    let (short, empty) = (tokens / 3, tokens / 2);
+    let ranges = [5..5 + short, 7..7, 2..2 + empty - short, 0..tokens - empty];
+    let sequences = (1..).zip(ranges).map(|(hash, tokens)| SequenceStreams { hash: hash << 60 | hash, tokens });
+    [None, Some(streams), Some(Dropout::of_sequences(sequences.collect(), 0.1))]
+}
+
+#[test]
+fn dropout_has_the_masks_of_the_cpu() {
+    let Some(device) = gpu() else { return };
+    for (tokens, width) in [(1, 1), (7, 20), (130, 96), (33, 37), (500, 6)] {
+        for dropout in dropouts(tokens).into_iter().flatten() {
+            for device in [device.clone(), device.clone().autodiff()] {
+                let found = read(dropout.mask(width, &device));
+                assert!(found == dropout.mask_values(width), "[{tokens}, {width}]: another mask");
+            }
+        }
+    }
+}
+
+#[test]
+fn lora_linear() {
+    for (tokens, inputs, out, rank) in [(1, 3, 2, 1), (7, 20, 33, 4), (130, 96, 80, 32)] {
+        let shapes = [[tokens, inputs], [out, inputs], [1, out], [rank, inputs], [out, rank]];
+        for dropout in dropouts(tokens) {
+            let dropout = dropout.as_ref();
+            check(
+                "lora_linear",
+                &shapes,
+                SUMS,
+                &|x| {
+                    let (input, weight) = (x[0].clone().into(), x[1].clone().into());
+                    super::lora::lora_linear(&input, &weight, Some(&row(&x[2])), &x[3], &x[4], 0.25, dropout)
+                },
+                &|x| {
+                    let (a, b, bias) = (x[3].clone(), x[4].clone(), Some(row(&x[2])));
+                    reference::lora_linear(x[0].clone(), x[1].clone(), bias, a, b, 0.25, dropout)
+                },
+                &|x| {
+                    let (a, b, bias) = (x[3].clone(), x[4].clone(), Some(row(&x[2])));
+                    crate::lora_linear(x[0].clone(), x[1].clone(), bias, a, b, 0.25, dropout)
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn cross_entropy() {
+    // Logits at once: all, two thirds of the rows, one row.
+    for (rows, width, vocabulary) in [(1, 3, 2), (5, 16, 33), (37, 24, 1000), (9, 8, 5003)] {
+        let targets: Vec<u32> = (0..rows as u32).map(|row| (row * 7919) % vocabulary as u32).collect();
+        let as_matrix = |x: Tensor<1>| x.unsqueeze::<2>();
+        for logits in [1 << 20, rows * vocabulary * 2 / 3, 1] {
+            check(
+                "cross_entropy_sum",
+                &[[rows, width], [vocabulary, width]],
+                SUMS,
+                &|x| {
+                    let found = super::cross_entropy::in_chunks(&(x[0].clone() * 4.0), &x[1], &targets, logits)?;
+                    assert_near("its rows", &[read(found.rows).iter().sum()], &read(found.sum.clone()), 1e-5);
+                    Some(as_matrix(found.sum))
+                },
+                &|x| as_matrix(reference::cross_entropy_sum(x[0].clone() * 4.0, x[1].clone(), &targets).sum),
+                &|x| as_matrix(crate::cross_entropy_sum(x[0].clone() * 4.0, x[1].clone(), &targets).sum),
+            );
+        }
+    }
+}
+
+#[test]
+fn adamw_and_sums_of_squares() {
+    let Some(device) = gpu() else { return };
+    for len in [1, 97, 4096, 300_001] {
+        let vector = |seed| values(seed, len);
+        let tensor = |values: &[f32]| Tensor::<1>::from_data(TensorData::new(values.to_vec(), [len]), &device);
+        let c = crate::cpu::AdamWCoefficients {
+            gradient_scale: 0.3,
+            beta1: 0.9,
+            one_minus_beta1: 0.1,
+            beta2: 0.999,
+            one_minus_beta2: 0.001,
+            keep: 0.999,
+            step_size: 0.01,
+            root_scale: 1.5,
+            epsilon: 1e-8,
+        };
+        let (mut weights, mut first, mut second) = (vector(1), vec![0.0; len], vec![0.0; len]);
+        let moments = (tensor(&first), tensor(&second));
+        let mut state =
+            crate::AdamWUpdate { values: tensor(&weights), exp_avg: moments.0, exp_avg_sq: moments.1, rounded: None };
+        for step in 1..=4 {
+            let gradient = if step == 3 { vec![0.0; len] } else { vector(1 + step) };
+            // Shared: not to be written to.
+            let (before, held) = (read(state.values.clone()), (step == 2).then(|| state.clone()));
+            let rounded = device.supports_dtype(FloatDType::F16).then_some(DType::F16);
+            let Ok(update) = super::adamw::adamw(state, (step != 3).then(|| tensor(&gradient)), c, rounded) else {
+                panic!("the kernel applies")
+            };
+            state = update;
+            crate::cpu::adamw(&mut weights, &gradient, &mut first, &mut second, c);
+            if let Some(held) = held {
+                assert_eq!(read(held.values), before, "a shared tensor was written to");
+            }
+            if let Some(rounded) = state.rounded.take() {
+                assert_eq!(read(rounded), half(&read(state.values.clone())), "rounded values");
+            }
+        }
+        // Quotients and roots of the device.
+        assert_near(&format!("adamw [{len}] values"), &read(state.values), &weights, 1e-6);
+        assert_near(&format!("adamw [{len}] exp_avg"), &read(state.exp_avg), &first, 1e-6);
+        assert_near(&format!("adamw [{len}] exp_avg_sq"), &read(state.exp_avg_sq), &second, 1e-6);
+        let squares: f64 = vector(7).iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        let found = read(crate::sum_of_squares(&tensor(&vector(7))));
+        assert_near(&format!("sum_of_squares [{len}]"), &found, &[squares as f32], 1e-5);
+        let not_finite = read(crate::sum_of_squares(&tensor(&vec![f32::NAN; len])));
+        assert!(not_finite[0].is_nan());
+    }
+}
+
+#[test]
+fn nan_and_infinity_come_through() {
+    let Some(device) = gpu() else { return };
+    for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut data = values(1, 20 * 16);
+        data[37] = special;
+        let inputs = |device: &Device| {
+            let tensor = |data: Vec<f32>| Tensor::<2>::from_data(TensorData::new(data, [20, 16]), device);
+            let (x, y) = (tensor(data.clone()), tensor(values(2, 20 * 16)));
+            let weight = row(&y.clone().narrow(0, 0, 1));
+            (x, y, weight)
+        };
+        let (x, y, weight) = inputs(&device);
+        let (of_x, of_y, of_weight) = inputs(&Device::flex());
+        let targets: Vec<u32> = (0..20).map(|row| row % 20).collect();
+        let losses = |losses: CrossEntropies| losses.rows.unsqueeze::<2>();
+        let dropout = Dropout::new((0..20).collect(), 0.25);
+        let square = |y: &Tensor<2>| y.clone().matmul(y.clone().transpose());
+        let pairs: Vec<(&str, Option<Tensor<2>>, Tensor<2>)> = vec![
+            (
+                "rms_norm",
+                plain(super::norm::rms_norm(&x, &weight, 1e-6)),
+                reference::rms_norm(of_x.clone(), of_weight.clone(), 1e-6),
+            ),
+            (
+                "layer_norm",
+                plain(super::norm::layer_norm(&x, &weight, &weight, 1e-6)),
+                reference::layer_norm(of_x.clone(), of_weight.clone(), of_weight, 1e-6),
+            ),
+            ("swiglu", plain(super::activation::swiglu(&x, &y)), reference::swiglu(of_x.clone(), of_y.clone())),
+            ("gelu", plain(super::activation::gelu(&x)), reference::gelu(of_x.clone())),
+            ("gelu_tanh", plain(super::activation::gelu_tanh(&x)), reference::gelu_tanh(of_x.clone())),
+            ("quick_gelu", plain(super::activation::quick_gelu(&x)), reference::quick_gelu(of_x.clone())),
+            (
+                "lora_linear",
+                super::lora::lora_linear(
+                    &x.clone().into(),
+                    &y.clone().into(),
+                    None,
+                    &y,
+                    &square(&y),
+                    0.5,
+                    Some(&dropout),
+                ),
+                reference::lora_linear(
+                    of_x.clone(),
+                    of_y.clone(),
+                    None,
+                    of_y.clone(),
+                    square(&of_y),
+                    0.5,
+                    Some(&dropout),
+                ),
+            ),
+            (
+                "cross_entropy_sum",
+                super::cross_entropy::cross_entropy_sum(&x, &y, &targets).map(losses),
+                losses(reference::cross_entropy_sum(of_x.clone(), of_y.clone(), &targets)),
+            ),
+        ];
+        for (name, found, expected) in pairs {
+            let (found, expected) = (read(found.expect("the kernel applies")), read(expected));
+            let differ = found.iter().zip(&expected).position(|(a, b)| a.is_finite() != b.is_finite());
+            assert_eq!(differ, None, "{name} with {special}: finite in one and not in the other");
+        }
+    }
+}
