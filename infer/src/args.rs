@@ -92,7 +92,7 @@ pub struct ModelArgs {
     /// Short for --weights: 8-bit weights with one scale per output channel, or 4-bit weights as bitsandbytes rounds them.
     #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "weights")]
     pub quantize: Option<Quantization>,
-    /// Device: auto (a GPU that `train devices` lists, else the CPU), cpu, cuda or cuda:N.
+    /// Device: auto (a GPU that `train devices` lists, else the CPU), cpu, cuda or cuda:N, vulkan or vulkan:N.
     #[arg(long, default_value = "auto")]
     pub device: DeviceKind,
 }

@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     unsafe { kernels::cuda::prepare() };
     cli::log::start();
     let cpu = format!("{} kernels, {}", kernels::cpu::isa(), images::image_processor::decoder_build());
-    let cli: Cli = cli::args::parse(std::env::args_os(), cli::long_version!(["cuda", "ndarray"], cpu));
+    let cli: Cli = cli::args::parse(std::env::args_os(), cli::long_version!(["cuda", "wgpu", "ndarray"], cpu));
     match run(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => cli::exit::failed(&error),

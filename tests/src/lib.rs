@@ -20,6 +20,7 @@ pub mod training;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use burn::tensor::Device;
+use kernels::device::DeviceKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -145,4 +146,16 @@ pub fn devices() -> Vec<(&'static str, Device)> {
         #[cfg(feature = "ndarray")]
         ("ndarray", Device::ndarray()),
     ]
+    .into_iter()
+    .chain(vulkan().map(|device| ("vulkan", device)))
+    .collect()
+}
+
+/// The first Vulkan device in builds with the feature `wgpu`; says so where there is none.
+pub fn vulkan() -> Option<Device> {
+    if cfg!(not(feature = "wgpu")) {
+        return None;
+    }
+    let opened = DeviceKind::Vulkan(0).open();
+    opened.inspect_err(|error| println!("not run: {error}")).ok()
 }

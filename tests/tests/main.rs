@@ -29,7 +29,7 @@ mod forward;
 mod fuzz_seeds;
 mod generate;
 mod generation;
-#[cfg(feature = "ndarray")]
+#[cfg(any(feature = "ndarray", feature = "wgpu"))]
 mod generic_backend;
 mod hub;
 mod image_zip;

@@ -21,8 +21,10 @@ fn versions_name_commit_features_and_cpu_path() {
         assert_eq!(said(Command::new(program(name)).arg("-V")).trim_end(), version, "-V has no commit");
         assert!(commit.starts_with("commit    ") && features.starts_with("features  "), "{long}");
         assert!(cpu.starts_with("CPU       ") && cpu.contains("kernels"), "{long}");
-        let ndarray = cfg!(feature = "ndarray") && ["train", "infer"].contains(&name);
-        assert_eq!(features.contains("ndarray"), ndarray, "{long}");
+        for (feature, is_on) in [("ndarray", cfg!(feature = "ndarray")), ("wgpu", cfg!(feature = "wgpu"))] {
+            let expected = is_on && ["train", "infer"].contains(&name);
+            assert_eq!(features.contains(feature), expected, "{long}");
+        }
     }
 }
 

@@ -321,7 +321,7 @@ pub struct Config {
     #[arg(long, default_value_t = 600)]
     pub collective_timeout_seconds: u64,
     /// Where to compute: `auto` (a GPU that `train devices` lists, else the CPU), `cpu`, or `cuda:N` (rank r of a machine on GPU
-    /// N + r; needs a build with `--features cuda`).
+    /// N + r; needs a build with `--features cuda`), or `vulkan:N` (needs a build with `--features wgpu`).
     #[arg(long, default_value = AUTO)]
     pub device: String,
 }

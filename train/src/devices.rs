@@ -4,6 +4,7 @@ use cli::units::bytes;
 use kernels::cpu::isa;
 use kernels::cuda::{self, Gpu, Toolkit};
 use kernels::device::DeviceKind;
+use kernels::vulkan;
 
 /// A table for people: the CPU, every GPU with the device's name, and what GPUs need beside the program.
 pub fn table() -> String {
@@ -17,6 +18,7 @@ pub fn table() -> String {
         }
         Err(found) => rows.push(("driver".into(), format!("{found}: no NVIDIA GPU can be used"))),
     }
+    rows.extend(vulkan());
     let toolkit = Toolkit::find();
     let parts = toolkit.parts();
     let missing = parts.iter().any(|part| part.found.is_none());
@@ -43,6 +45,23 @@ fn cpu() -> String {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let cores = if cores == 1 { "1 core".to_owned() } else { format!("{cores} cores") };
     format!("{cores}, {} kernels", isa())
+}
+
+/// What Vulkan lists, or why there is nothing.
+fn vulkan() -> Vec<(String, String)> {
+    let gpus = vulkan::gpus();
+    if gpus.is_empty() {
+        let found = if cfg!(feature = "wgpu") {
+            format!("no device; with Mesa's software device: {}", vulkan::PACKAGES)
+        } else {
+            "not in this build; with it: cargo build --release --features wgpu -p train -p infer".to_owned()
+        };
+        return vec![("Vulkan".into(), found)];
+    }
+    let row = |(index, gpu): (usize, &vulkan::Gpu)| {
+        (DeviceKind::Vulkan(index).to_string(), format!("{}, {}", gpu.name, gpu.kind))
+    };
+    gpus.iter().enumerate().map(row).collect()
 }
 
 fn gpu(gpu: &Gpu) -> String {

@@ -197,7 +197,7 @@ const PLAN_OPTIONS: &[&str] = &["vision_tower", "language_model"];
 fn command() -> clap::Command {
     let lenient = |command: clap::Command| command.args_override_self(true);
     let cpu = format!("{} kernels, {}", kernels::cpu::isa(), images::image_processor::decoder_build());
-    let command = lenient(Cli::command().long_version(cli::long_version!(["cuda", "ndarray"], cpu)));
+    let command = lenient(Cli::command().long_version(cli::long_version!(["cuda", "wgpu", "ndarray"], cpu)));
     let end = command.get_after_help().map(|end| format!("\n{end}\n")).unwrap_or_default();
     command.after_long_help(trainer_options::help() + &end).mut_subcommand("plan", lenient)
 }

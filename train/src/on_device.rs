@@ -5,6 +5,7 @@ use crate::adamw::AdamW;
 use crate::layout::{BlockLayout, Layout};
 use crate::partitions::Partitions;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use kernels::AdamWUpdate;
 use kernels::device::computes_in_bf16;
 use replace_with::replace_with_or_abort_and_return;
 use std::sync::Arc;
@@ -101,7 +102,7 @@ impl Sums {
 
     /// Sums of squares whose sum is that of the whole gradient, `[1]` each; not finite if a gradient is not.
     pub fn squares(&self) -> Vec<Tensor<1>> {
-        self.0.iter().flatten().flatten().map(|sum| sum.clone().square().sum()).collect()
+        self.0.iter().flatten().flatten().map(kernels::sum_of_squares).collect()
     }
 
     /// Takes a parameter's.
@@ -122,28 +123,27 @@ pub struct ParamState {
 }
 
 impl ParamState {
-    /// Updates the parameter and gives its new values; `of_model` are its old ones where no master is kept. Without a gradient,
-    /// moments decay all the same. The operations and their order are those of [`kernels::cpu::adamw`].
+    /// Updates the parameter and gives its new values, rounded to the model's dtype where a master is kept; `of_model` are its old
+    /// ones. Without a gradient, moments decay all the same.
     pub fn update(
         &mut self,
-        of_model: impl FnOnce() -> Tensor<1>,
+        of_model: Tensor<1>,
         gradient: Option<Tensor<1>>,
         adamw: &AdamW,
         weight_decay: f64,
     ) -> Tensor<1> {
-        let c = adamw.coefficients(weight_decay);
+        let coefficients = adamw.coefficients(weight_decay);
         // Moved out and in again: a tensor with one owner is changed where it is.
         replace_with_or_abort_and_return(self, |Self { master, exp_avg, exp_avg_sq }| {
-            let (mut exp_avg, mut exp_avg_sq) = (exp_avg * c.beta1, exp_avg_sq * c.beta2);
-            if let Some(gradient) = gradient {
-                let gradient = gradient * c.gradient_scale;
-                exp_avg = exp_avg + gradient.clone() * c.one_minus_beta1;
-                exp_avg_sq = exp_avg_sq + gradient.clone() * c.one_minus_beta2 * gradient;
+            let rounded = master.is_some().then(|| of_model.dtype());
+            let values = master.unwrap_or(of_model);
+            let state = AdamWUpdate { values, exp_avg, exp_avg_sq, rounded: None };
+            let AdamWUpdate { values, exp_avg, exp_avg_sq, rounded } =
+                kernels::adamw(state, gradient, coefficients, rounded);
+            match rounded {
+                Some(rounded) => (rounded, Self { master: Some(values), exp_avg, exp_avg_sq }),
+                None => (values, Self { master: None, exp_avg, exp_avg_sq }),
             }
-            let step = exp_avg.clone() * c.step_size / (exp_avg_sq.clone().sqrt() * c.root_scale + c.epsilon);
-            let is_kept = master.is_some();
-            let values = master.unwrap_or_else(of_model) * c.keep - step;
-            (values.clone(), Self { master: is_kept.then_some(values), exp_avg, exp_avg_sq })
         })
     }
 }
@@ -214,7 +214,7 @@ mod tests {
             let adamw =
                 AdamW { learning_rate: 0.01, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step, gradient_scale: 0.3 };
             let gradient = if step == 3 { vec![0.0; 97] } else { vector(1 + step) };
-            found = state.update(|| found, (step != 3).then(|| tensor(&gradient)), &adamw, 0.1);
+            found = state.update(found, (step != 3).then(|| tensor(&gradient)), &adamw, 0.1);
             let slices =
                 Slices { values: &mut weights, gradient: &gradient, exp_avg: &mut first, exp_avg_sq: &mut second };
             adamw.update(slices, 0.1);

@@ -248,7 +248,7 @@ impl Optimizer {
                 let param = layout.blocks[block].index_of(slot);
                 let gradient = on_device.sums.take(block, param);
                 let state = &mut on_device.partitions.0[block][param];
-                state.update(|| values, gradient, &adamw[block], self.weight_decay_of(slot))
+                state.update(values, gradient, &adamw[block], self.weight_decay_of(slot))
             });
             self.on_device = Some(on_device);
             return;

@@ -1,7 +1,7 @@
 //! Dropout of the LoRA branches: a pure function of the row, independent of rank and batch.
 
 use base::splitmix;
-use kernels::Dropout;
+use kernels::{Dropout, SequenceStreams};
 
 /// Dropout for the rows of a packed batch.
 ///
@@ -43,24 +43,35 @@ impl<'a> SiteDropout<'a> {
 
     /// For the tokens of the batch.
     pub fn of_values(&self) -> Dropout {
-        Dropout::new(self.streams(), self.dropout.probability)
+        Dropout::of_sequences(self.sequences(), self.dropout.probability)
     }
 
-    /// For single tokens of the batch, by their positions in it.
+    /// For single tokens of the batch, by their positions in it (ascending).
     pub fn of_positions(&self, positions: &[usize]) -> Dropout {
-        let all = self.streams();
-        Dropout::new(positions.iter().map(|&position| all[position]).collect(), self.dropout.probability)
+        let (mut sequences, mut start) = (self.sequences().into_iter().peekable(), 0);
+        let of_position = |&position: &usize| {
+            while let Some(sequence) = sequences.peek() {
+                if position < start + sequence.tokens.len() {
+                    let token = sequence.tokens.start + position - start;
+                    return Some(SequenceStreams { hash: sequence.hash, tokens: token..token + 1 });
+                }
+                start += sequence.tokens.len();
+                sequences.next();
+            }
+            None
+        };
+        Dropout::of_sequences(positions.iter().filter_map(of_position).collect(), self.dropout.probability)
     }
 
-    /// A number for each token.
-    fn streams(&self) -> Vec<u64> {
+    /// The computed tokens of each sequence.
+    fn sequences(&self) -> Vec<SequenceStreams> {
         let LoraDropout { seed, ref row_keys, .. } = *self.dropout;
-        (row_keys.iter().zip(self.seq_lens).zip(self.last.unwrap_or(self.seq_lens)))
-            .flat_map(|((&key, &len), &last)| {
-                let row = splitmix(splitmix(seed ^ splitmix(key)) ^ self.site);
-                (len - last..len).map(move |token| splitmix(row ^ token as u64))
-            })
-            .collect()
+        let rows = row_keys.iter().zip(self.seq_lens).zip(self.last.unwrap_or(self.seq_lens));
+        let of_row = |((&key, &len), &last): ((&u64, &usize), &usize)| {
+            let hash = splitmix(splitmix(seed ^ splitmix(key)) ^ self.site);
+            SequenceStreams { hash, tokens: len - last..len }
+        };
+        rows.map(of_row).collect()
     }
 }
 
