@@ -181,7 +181,7 @@ operations! {
         seq_lens: &[usize],
         mask: Mask,
     ) -> Tensor<2>
-        = [cpu::attention];
+        = [cpu::attention, cube::attention];
 
     /// Causal attention of the last tokens of each packed sequence, scale 1/√head_dim: `query_lens[i]` of the `seq_lens[i]` tokens
     /// of sequence i. q `[Σ query_lens, heads · head_dim]`, k and v `[Σ seq_lens, kv_heads · head_dim]` → as q.
@@ -194,7 +194,7 @@ operations! {
         query_lens: &[usize],
         seq_lens: &[usize],
     ) -> Tensor<2>
-        = [cpu::attention];
+        = [cpu::attention, cube::attention];
 
     /// Causal attention of new tokens over their sequences' caches, which already hold the new tokens' keys and values.
     /// Inference only: no gradient.
@@ -209,7 +209,7 @@ operations! {
         heads: usize,
         kv_heads: usize,
     ) -> Tensor<2>
-        = [cpu::attention];
+        = [cpu::attention, cube::attention];
 
     /// Rows of a table. weight `[V, D]`, ids `[T]` → `[T, D]` in the table's dtype.
     fn embedding(weight: Tensor<2>, ids: &[u32]) -> Tensor<2>

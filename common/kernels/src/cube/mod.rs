@@ -9,6 +9,7 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod attention;
 pub mod cross_entropy;
 pub(crate) mod dropout;
 pub mod lora;
@@ -22,7 +23,7 @@ pub mod seed;
 mod tests;
 
 pub(crate) use operand::{
-    Backend, Node, Operand, constant, empty, incoming, matrix, operand, record, rows_and_width, vector,
+    Backend, Node, Operand, constant, empty, incoming, matrix, operand, record, rows_and_width, strided, vector,
 };
 pub(crate) use reduce::{cube_max, cube_sum, sum_of_squares, total};
 

@@ -58,6 +58,15 @@ pub(crate) fn operand<const D: usize>(tensor: &Tensor<D>) -> Option<Operand> {
     Some(Operand { values: into_contiguous(values), node: Node { guard: Some(guard), tracked } })
 }
 
+/// The values where they lie, rows possibly apart from each other; `None` as [`operand`], and where values of a row are apart.
+pub(crate) fn strided<const D: usize>(tensor: &Tensor<D>) -> Option<CubeTensor> {
+    let values = match tensor.device().is_autodiff() {
+        true => tensor.clone().try_into_primitive::<Differentiable>().ok()?.into_parts().0,
+        false => tensor.clone().try_into_primitive::<Backend>().ok()?,
+    };
+    (values.meta.strides().last() == Some(&1)).then_some(values)
+}
+
 /// Whether this is an f32 vector of this backend without autodiff.
 pub(crate) fn is_float_vector(tensor: &Tensor<1>) -> bool {
     let device = tensor.device();

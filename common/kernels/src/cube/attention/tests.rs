@@ -1,0 +1,204 @@
+//! On a Vulkan device (Mesa's software device where there is no other) against the definition on burn-flex and the CPU's kernel.
+
+use super::*;
+use crate::cpu::tests::{assert_near, values};
+use crate::device::DeviceKind;
+use crate::kv_cache::KvCache;
+use crate::{cpu, reference};
+use burn::tensor::{Device, TensorData};
+
+/// The device without autodiff; a test without one says so.
+fn gpu() -> Option<Device> {
+    match DeviceKind::Vulkan(0).open() {
+        Ok(device) => Some(device),
+        Err(error) => {
+            println!("not run: {error}");
+            None
+        }
+    }
+}
+
+/// Last tokens and tokens of each sequence; query heads, key/value heads, their width.
+#[derive(Clone, Debug)]
+struct Case {
+    last: Vec<usize>,
+    lens: Vec<usize>,
+    heads: [usize; 2],
+    head_dim: usize,
+    mask: Mask,
+}
+
+impl Case {
+    fn new(lens: &[usize], heads: [usize; 2], head_dim: usize, mask: Mask) -> Self {
+        Self { last: lens.to_vec(), lens: lens.to_vec(), heads, head_dim, mask }
+    }
+
+    /// Rows and width of q, k and v.
+    fn shapes(&self) -> [[usize; 2]; 3] {
+        let ([heads, kv_heads], tokens) = (self.heads, self.lens.iter().sum());
+        let keys = [tokens, kv_heads * self.head_dim];
+        [[self.last.iter().sum(), heads * self.head_dim], keys, keys]
+    }
+
+    /// q, k, v in (−size, size).
+    fn inputs(&self, size: f32) -> [Vec<f32>; 3] {
+        let random =
+            |(seed, [rows, width]): (u64, [usize; 2])| values(seed, rows * width).iter().map(|x| x * size).collect();
+        let mut inputs = (0..).zip(self.shapes()).map(random);
+        std::array::from_fn(|_| inputs.next().expect("three"))
+    }
+
+    fn definition(&self, [q, k, v]: [Tensor<2>; 3]) -> Tensor<2> {
+        let [heads, kv_heads] = self.heads;
+        match self.mask {
+            Mask::Causal => reference::attention_of_last(q, k, v, heads, kv_heads, &self.last, &self.lens),
+            Mask::Full => reference::attention(q, k, v, heads, kv_heads, &self.lens, Mask::Full),
+        }
+    }
+
+    fn of_cpu(&self, [q, k, v]: [Tensor<2>; 3]) -> Tensor<2> {
+        let [heads, kv_heads] = self.heads;
+        let found = match self.mask {
+            Mask::Causal => cpu::attention::attention_of_last(&q, &k, &v, heads, kv_heads, &self.last, &self.lens),
+            Mask::Full => cpu::attention::attention(&q, &k, &v, heads, kv_heads, &self.lens, Mask::Full),
+        };
+        found.expect("the CPU's kernel applies")
+    }
+
+    fn kernel(&self, [q, k, v]: [Tensor<2>; 3], products: Products) -> Tensor<2> {
+        of_sequences(&q, &k, &v, self.heads, &self.last, &self.lens, self.mask, Some(products))
+            .expect("the kernel applies")
+    }
+
+    /// The output, then the gradients of Σ output ∘ (fixed random weights).
+    fn run(&self, inputs: &[Vec<f32>; 3], device: &Device, f: &dyn Fn([Tensor<2>; 3]) -> Tensor<2>) -> Vec<Vec<f32>> {
+        let device = device.clone().autodiff();
+        let tensor = |values: &[f32], shape: [usize; 2]| {
+            Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &device)
+        };
+        let shapes = self.shapes();
+        let inputs: [Tensor<2>; 3] = std::array::from_fn(|i| tensor(&inputs[i], shapes[i]).require_grad());
+        let output = f(inputs.clone());
+        let [rows, columns] = shapes[0];
+        let gradients = (output.clone() * tensor(&values(99, rows * columns), shapes[0])).sum().backward();
+        let read = |x: Tensor<2>| x.into_data().try_into_vec::<f32>().expect("f32");
+        let of_inputs = inputs.iter().map(|input| read(input.grad(&gradients).expect("a gradient")));
+        std::iter::once(read(output)).chain(of_inputs).collect()
+    }
+
+    /// Compares the kernels with the definition and the CPU's kernel; twice the same bits.
+    fn check(&self, size: f32, products: Products, tolerance: f32) {
+        let Some(device) = gpu() else { return };
+        let inputs = self.inputs(size);
+        let kernel = |inputs| self.kernel(inputs, products);
+        let found = self.run(&inputs, &device, &kernel);
+        let expected = self.run(&inputs, &Device::flex(), &|inputs| self.definition(inputs));
+        let of_cpu = self.run(&inputs, &Device::flex(), &|inputs| self.of_cpu(inputs));
+        for (part, name) in ["values", "gradient of q", "gradient of k", "gradient of v"].into_iter().enumerate() {
+            let name = format!("{self:?} {products:?}, {name}");
+            assert!(found[part].iter().all(|x| x.is_finite()), "{name}: not finite");
+            // Of one key, the weight is 1 whatever q and k are: these gradients are 0, here by rounding.
+            let scale = expected[part].iter().fold(0f32, |scale, x| scale.max(x.abs()));
+            if scale < 1e-5 {
+                assert!(found[part].iter().all(|x| x.abs() < 1e-5), "{name}: not 0");
+                continue;
+            }
+            assert_near(&format!("{name} against the definition"), &found[part], &expected[part], tolerance);
+            assert_near(&format!("{name} against the CPU's kernel"), &found[part], &of_cpu[part], tolerance);
+        }
+        let again = self.run(&inputs, &device, &kernel);
+        let same = again.iter().flatten().map(|x| x.to_bits()).eq(found.iter().flatten().map(|x| x.to_bits()));
+        assert!(same, "{self:?}: other bits the second time");
+    }
+}
+
+/// A kernel is compiled for each head_dim and number of query heads of a key/value head: seconds on the software device.
+const SIZES: [([usize; 2], usize); 7] =
+    [([1, 1], 32), ([4, 1], 40), ([2, 2], 64), ([3, 3], 72), ([8, 2], 80), ([1, 1], 96), ([8, 1], 128)];
+
+#[test]
+fn of_whole_sequences() {
+    for (heads, head_dim) in SIZES {
+        for mask in [Mask::Causal, Mask::Full] {
+            Case::new(&[1], heads, head_dim, mask).check(1.0, Products::Plain, 4e-6);
+            Case::new(&[5, 64, 0, 65, 1], heads, head_dim, mask).check(1.0, Products::Plain, 4e-6);
+        }
+        Case::new(&[131, 63], heads, head_dim, Mask::Causal).check(1.0, Products::Plain, 4e-6);
+        let last = Case { last: vec![1, 20, 0, 64], ..Case::new(&[70, 90, 5, 64], heads, head_dim, Mask::Causal) };
+        last.check(1.0, Products::Plain, 4e-6);
+    }
+}
+
+/// Scores of some hundreds: their exponentials overflow unless the largest is taken off.
+#[test]
+fn of_large_scores() {
+    Case::new(&[70, 9], [2, 2], 64, Mask::Causal).check(20.0, Products::Plain, 1e-4);
+}
+
+/// The tiles of tensor cores, with their instruction computed from its definition.
+#[test]
+fn by_simulated_tensor_cores() {
+    for (heads, head_dim) in [([4, 1], 40), ([2, 2], 64)] {
+        Case::new(&[70, 1], heads, head_dim, Mask::Causal).check(1.0, Products::Simulated, 4e-6);
+        Case::new(&[66], heads, head_dim, Mask::Full).check(1.0, Products::Simulated, 4e-6);
+    }
+}
+
+#[test]
+fn a_nan_stays_in_its_sequence() {
+    let Some(device) = gpu() else { return };
+    let case = Case::new(&[7, 70, 9], [2, 2], 64, Mask::Causal);
+    for input in 0..3 {
+        let mut inputs = case.inputs(1.0);
+        inputs[input][(7 + 3) * 2 * 64] = f32::NAN;
+        let found = case.run(&inputs, &device, &|inputs| case.kernel(inputs, Products::Plain));
+        for (part, values) in found.iter().enumerate() {
+            let nan: Vec<usize> = (0..86).filter(|row| values[row * 128..][..128].iter().any(|x| x.is_nan())).collect();
+            assert!(nan.iter().all(|row| (7..77).contains(row)), "input {input}, part {part}: rows {nan:?} are NaN");
+            // The gradient of v does not depend on v.
+            assert!(!nan.is_empty() || [input, part] == [2, 3], "input {input}, part {part}: no NaN");
+        }
+        let own = found[0][(7 + 3) * 128..][..64].iter().all(|x| x.is_nan()) || input == 2;
+        assert!(own, "input {input}: its own row is not NaN");
+    }
+}
+
+#[test]
+fn over_caches() {
+    let Some(device) = gpu() else { return };
+    for (heads, kv_heads, head_dim) in [(2, 2, 64), (8, 1, 128)] {
+        // Sequences in all states: first tokens, one more token, a few more.
+        let (past, new) = ([0, 100, 37, 5], [70, 1, 3, 9]);
+        let run = |device: &Device, f: &dyn Fn(Tensor<2>, &[&LayerCache]) -> Tensor<2>| {
+            let random = |seed, rows, heads: usize| {
+                let shape = [rows, heads * head_dim];
+                Tensor::<2>::from_data(TensorData::new(values(seed, rows * heads * head_dim), shape), device)
+            };
+            let caches = past.iter().zip(&new).map(|(past, new)| {
+                let mut cache = KvCache::new(1, kv_heads, head_dim, past + new + 3, device);
+                cache.layer_mut(0).append(random(1, past + new, kv_heads), random(2, past + new, kv_heads));
+                cache
+            });
+            let caches: Vec<KvCache> = caches.collect();
+            let layers: Vec<_> = caches.iter().map(|cache| cache.layer(0)).collect();
+            let output = f(random(3, new.iter().sum(), heads), &layers);
+            output.into_data().try_into_vec::<f32>().expect("f32")
+        };
+        let found =
+            run(&device, &|q, caches| attention_cached(&q, caches, &new, heads, kv_heads).expect("the kernel applies"));
+        let expected = run(&Device::flex(), &|q, caches| reference::attention_cached(q, caches, &new, heads, kv_heads));
+        assert_near(&format!("attention_cached, head_dim {head_dim}"), &found, &expected, 4e-6);
+    }
+}
+
+#[test]
+fn other_sizes_are_for_the_definition() {
+    let Some(device) = gpu() else { return };
+    for (head_dim, applies) in [(24, false), (36, false), (64, true), (136, false)] {
+        let x = Tensor::<2>::ones([3, 2 * head_dim], &device);
+        let found = attention(&x, &x, &x, 2, 2, &[3], Mask::Full);
+        assert_eq!(found.is_some(), applies, "head_dim {head_dim}");
+    }
+    let x = Tensor::<2>::ones([3, 64], &device);
+    assert!(attention(&x, &x, &x, 1, 1, &[2], Mask::Full).is_none(), "lengths of other tokens");
+}
