@@ -1,6 +1,8 @@
 //! Weights: all namings are read, written weights equal the read ones, wrong shapes and names are errors.
 
+use burn::tensor::{DType, Tensor};
 use kernels::device;
+use model::Llava;
 use model::config::{LlavaConfig, WeightDtype};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -137,6 +139,24 @@ fn half_precision_is_kept_or_widened() {
             assert!(stored(resaved.path()) == narrow, "{dtype:?} through {load_as:?}: other bytes");
         }
     }
+}
+
+/// As training in bf16 loads: frozen weights rounded to nearest even, masters with all their digits.
+#[test]
+fn weights_are_rounded_as_they_are_read_but_for_those_named() {
+    let is_master = |name: &str| name.starts_with("multi_modal_projector");
+    let (_, exact) = load_model(&reference("tiny/llava"), LoadAs::F32, &device::cpu()).expect("loads");
+    let (_, mixed) =
+        load_model(&reference("tiny/llava"), LoadAs::Bf16Except(&is_master), &device::cpu()).expect("loads");
+    let values = |tensor: Tensor<2>| tensor.cast(DType::F32).into_data().try_to_vec::<f32>().expect("f32");
+    let weights = |model: &Llava| {
+        let layer = model.language_model.model.layers[0].mlp.up_proj.weight.val();
+        [model.multi_modal_projector.linear_1.weight.val(), layer]
+    };
+    let ([exact_master, exact_frozen], [master, frozen]) = (weights(&exact), weights(&mixed));
+    assert_eq!((master.dtype(), frozen.dtype()), (DType::F32, DType::BF16));
+    assert_eq!(values(master), values(exact_master));
+    assert_eq!(values(frozen), values(exact_frozen.cast(DType::BF16)));
 }
 
 #[test]

@@ -31,6 +31,8 @@ mod generate;
 mod generation;
 #[cfg(any(feature = "ndarray", feature = "wgpu"))]
 mod generic_backend;
+#[cfg(target_os = "linux")]
+mod gpu_job;
 mod hub;
 mod image_zip;
 mod inspect;

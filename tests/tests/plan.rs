@@ -355,3 +355,22 @@ fn the_memory_of_a_gpu_is_compared_or_said_not_to_be() {
     assert!(text.contains("helps: ") && !text.contains("--nproc 1"), "{text}");
     assert_eq!(plan(&["--gpu-memory", "0"]).0, Some(2));
 }
+
+/// What a GPU has to have for the real job: the goals of its recipes. How near the forecast is to what the programs ask of a driver
+/// is in `tests/gpu/budget`.
+#[test]
+fn the_real_job_fits_its_gpus() {
+    let gpu = ["--device", "cuda", "--bf16", "true", "--nproc", "1", "--gradient_accumulation_steps", "1"];
+    let peak = |more: &[&str]| {
+        let plan = real_plan(&[&gpu, more].concat());
+        assert!(plan.contains("memory of each GPU"), "{plan}");
+        println!("{more:?}: {:.1} GB", bytes(&plan, "peak") / 1e9);
+        bytes(&plan, "peak")
+    };
+    let lora = peak(&["--train_type", "use_lora", "--per_device_train_batch_size", "8"]);
+    let small = ["--per_device_train_batch_size", "1", "--gradient_checkpointing", "true"];
+    let small = peak(&[&["--train_type", "use_lora"], &small[..]].concat());
+    let full = peak(&["--train_type", "none", "--per_device_train_batch_size", "8"]);
+    assert!(lora < 40e9 && small < 16e9 && full < 141e9, "{lora} {small} {full}");
+    assert!(small > 8.5e9 && lora > small && full > 4.2e9 * 18.0, "weights, masters, gradients, moments: {lora} {small} {full}");
+}

@@ -4,9 +4,11 @@
 use crate::adamw::AdamW;
 use crate::layout::{BlockLayout, Layout};
 use crate::partitions::Partitions;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use kernels::AdamWUpdate;
 use kernels::device::computes_in_bf16;
+use model::Llava;
 use replace_with::replace_with_or_abort_and_return;
 use std::sync::Arc;
 
@@ -153,6 +155,16 @@ impl ParamState {
 pub struct DevicePartitions(pub Vec<Vec<ParamState>>);
 
 impl DevicePartitions {
+    /// Moments of zero, for a run that begins: the host holds none of them. With `keep_masters`, the model's values (f32) are
+    /// masters from here on: the model may be rounded then.
+    pub fn fresh(model: &Llava, layout: &Layout, keep_masters: bool) -> Self {
+        let blocks = layout.blocks.iter().map(|block| vec![None; block.params.len()]);
+        let mut maker = Maker { layout, keep_masters, blocks: blocks.collect() };
+        model.visit(&mut maker);
+        // Every trained parameter is one of the model's.
+        Self(maker.blocks.into_iter().map(|block| block.into_iter().flatten().collect()).collect())
+    }
+
     /// Puts a rank's partitions, which are everything, on the device.
     pub fn new(partitions: Partitions, layout: &Layout, device: &Device) -> Self {
         let Partitions { masters, exp_avg, exp_avg_sq } = partitions;
@@ -176,6 +188,27 @@ impl DevicePartitions {
     /// Whether masters are kept.
     pub fn has_masters(&self) -> bool {
         self.0.iter().flatten().any(|state| state.master.is_some())
+    }
+}
+
+struct Maker<'a> {
+    layout: &'a Layout,
+    keep_masters: bool,
+    blocks: Vec<Vec<Option<ParamState>>>,
+}
+
+impl ModuleVisitor for Maker<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some((block, slot)) = self.layout.find(param.id) else { return };
+        let tensor = param.val();
+        let tensor = if tensor.device().is_autodiff() { tensor.inner() } else { tensor };
+        let device = tensor.device();
+        let state = ParamState {
+            master: self.keep_masters.then(|| tensor.cast(DType::F32).reshape([slot.len])),
+            exp_avg: zeros(slot.len, &device),
+            exp_avg_sq: zeros(slot.len, &device),
+        };
+        self.blocks[block][self.layout.blocks[block].index_of(slot)] = Some(state);
     }
 }
 

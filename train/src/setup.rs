@@ -13,7 +13,7 @@ use base::names::Block;
 use base::{Error, files};
 use burn::tensor::Device;
 use cli::weighted::WeightedFolder;
-use kernels::device::DeviceKind;
+use kernels::device::{DeviceKind, computes_in_bf16};
 use model::Llava;
 use model::config::LlavaConfig;
 use model::lora::{self, LoraConfig};
@@ -112,8 +112,15 @@ pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> R
         false => None,
     };
     let weights = checkpoint.filter(|_| !of_adapter).unwrap_or(&config.model_name_or_path);
-    let rounding = base_format::of_run(config, &LlavaConfig::read(weights)?, None)?;
-    let (llava_config, mut model) = load_rounded(weights, LoadAs::F32, rounding.as_ref(), device)?;
+    let description = LlavaConfig::read(weights)?;
+    let rounding = base_format::of_run(config, &description, None)?;
+    let is_f32 = |name: &str| Choice::new(config.train_type, own.as_ref()).is_trained(name, &description);
+    // Which parts an adapter with parts of its own trains is known only when it is loaded.
+    let load_as = match computes_in_bf16(device) && (own.is_some() || !of_adapter) {
+        true => LoadAs::Bf16Except(&is_f32),
+        false => LoadAs::F32,
+    };
+    let (llava_config, mut model) = load_rounded(weights, load_as, rounding.as_ref(), device)?;
     let lora = match (checkpoint.or(config.init_adapter.as_deref()).filter(|_| of_adapter), own) {
         (Some(dir), own) => {
             let loaded = adapter::load_adapter(&mut model, dir, device)?;

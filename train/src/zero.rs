@@ -87,20 +87,23 @@ impl Optimizer {
     /// From moments (and masters) of zero or of a checkpoint; `device` is the model's.
     pub fn new(
         layout: Arc<Layout>,
-        mut partitions: Partitions,
+        state: OptimizerState,
         device: &Device,
         communicator: Communicator,
         accumulate: Accumulate,
         weight_decay: f64,
     ) -> Self {
         let blocks = layout.blocks.len();
-        let on_device = on_device::applies(device, layout.world_size).then(|| {
-            let partitions = std::mem::replace(&mut partitions, Partitions::none());
-            let device = device.clone().inner();
-            OnDevice { partitions: DevicePartitions::new(partitions, &layout, &device), sums: Sums::new(&layout) }
-        });
+        let applies = on_device::applies(device, layout.world_size);
+        let (partitions, of_device) = match state {
+            OptimizerState::Host(partitions) if applies => {
+                (Partitions::none(), Some(DevicePartitions::new(partitions, &layout, &device.clone().inner())))
+            }
+            OptimizerState::Host(partitions) => (partitions, None),
+            OptimizerState::OnDevice(partitions) => (Partitions::none(), Some(partitions)),
+        };
         Self {
-            on_device,
+            on_device: of_device.map(|partitions| OnDevice { partitions, sums: Sums::new(&layout) }),
             exchanges: Exchanges::new(communicator, Arc::clone(&layout), ()),
             layout,
             partitions,
@@ -410,9 +413,8 @@ mod tests {
                 let communicator = Communicator::start(Box::new(rank))?;
                 let rank = communicator.rank();
                 let layout = Arc::new(layout(rank, 3, &LENS));
-                let (partitions, device) = (Partitions::new(&layout), kernels::device::cpu());
-                let mut optimizer =
-                    Optimizer::new(Arc::clone(&layout), partitions, &device, communicator, accumulate, 0.0);
+                let (state, device) = (OptimizerState::Host(Partitions::new(&layout)), kernels::device::cpu());
+                let mut optimizer = Optimizer::new(Arc::clone(&layout), state, &device, communicator, accumulate, 0.0);
                 for micro_step in 0..2 {
                     optimizer.begin_micro_step(micro_step == 1);
                     for block in (0..LENS.len()).rev() {

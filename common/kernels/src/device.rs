@@ -103,6 +103,11 @@ impl DeviceKind {
         }
     }
 
+    /// Whether it is a GPU, with memory of its own.
+    pub fn is_gpu(self) -> bool {
+        matches!(self, Self::Cuda(_))
+    }
+
     /// The device of a rank: GPUs are dealt out from the named one on, a CPU is shared.
     pub fn of_rank(self, local_rank: usize) -> Self {
         match self {

@@ -57,11 +57,19 @@ impl Rope {
     /// # Source
     /// transformers `Qwen2RotaryEmbedding.forward`: angles in f32.
     pub fn new(positions: &[usize], frequencies: &[f32], device: &Device) -> Self {
-        let table = |of: fn(f32) -> f32| {
+        let table = |positions: &[usize], of: fn(f32) -> f32| {
             let values = positions.iter().flat_map(|&p| frequencies.iter().map(move |f| of(p as f32 * f)));
             let shape = [positions.len(), frequencies.len()];
             Tensor::from_data(TensorData::new(values.collect::<Vec<f32>>(), shape), device)
         };
+        // Rows of a batch share positions: only the longest one's rotations are computed and copied to the device.
+        let distinct: Vec<usize> = (0..positions.iter().max().map_or(0, |last| last + 1)).collect();
+        if distinct.len() >= positions.len() {
+            return Self { cos: table(positions, f32::cos), sin: table(positions, f32::sin) };
+        }
+        let rows: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
+        let rows = Tensor::from_data(TensorData::new(rows, [positions.len()]), device);
+        let table = |of: fn(f32) -> f32| table(&distinct, of).select(0, rows.clone());
         Self { cos: table(f32::cos), sin: table(f32::sin) }
     }
 

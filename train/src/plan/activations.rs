@@ -38,6 +38,9 @@ impl Step<'_> {
 
     /// Bytes of the final norm, the logits and the loss.
     fn head(&self) -> f64 {
+        if self.on_gpu {
+            return F32 * self.head_on_gpu();
+        }
         let TextConfig { hidden_size, vocab_size, .. } = self.model.text;
         let rows = whole(self.shape.supervised);
         if self.lora.is_some_and(|lora| lora.has_lora(names::HEAD)) {
@@ -54,6 +57,11 @@ impl Step<'_> {
     /// Bytes that a layer of the language model keeps for its backward step when its keys and values are those of all tokens, and
     /// `queries` of them go on.
     fn kept_by_text_layer(&self, queries: f64) -> f64 {
+        if self.on_gpu {
+            // The output is the next layer's input, and kept as that.
+            let input = self.shape.tokens * self.model.text.hidden_size as f64;
+            return F32 * (input + self.text_layer_on_gpu(self.shape.tokens, queries));
+        }
         let text = &self.model.text;
         let (tokens, queries) = (whole(self.shape.tokens), whole(queries));
         let TextConfig { hidden_size, intermediate_size, num_attention_heads: heads, num_key_value_heads, .. } = *text;
@@ -105,11 +113,15 @@ impl Step<'_> {
         let kept = |linear: &str, inputs, recomputed| {
             self.kept_by_linear(&format!("{}.{linear}", names::PROJECTOR), [features, inputs], hidden, recomputed)
         };
-        let projector = kept("linear_1", inputs, false)
-            + kept("linear_2", hidden, true)
-            + activation::unary_kept([features, hidden]);
+        let projector = match self.on_gpu {
+            true => F32 * self.projector_on_gpu(),
+            false => {
+                let linears = kept("linear_1", inputs, false) + kept("linear_2", hidden, true);
+                (linears + activation::unary_kept([features, hidden])) as f64
+            }
+        };
         let states = F32 * (self.shape.features + self.shape.tokens) * hidden as f64;
-        projector as f64 + states + if self.blocks.trains_vision() { self.vision_kept() } else { 0.0 }
+        projector + states + if self.blocks.trains_vision() { self.vision_kept() } else { 0.0 }
     }
 
     /// Bytes that a trained tower keeps.
@@ -118,8 +130,11 @@ impl Step<'_> {
         let tokens = whole(self.shape.vision_tokens);
         let x = [tokens, hidden_size];
         let layers = self.model.computed_vision_layers();
+        let state = F32 as usize * tokens * hidden_size;
         let per_layer = if self.config.gradient_checkpointing {
-            F32 as usize * tokens * hidden_size
+            state
+        } else if self.on_gpu {
+            state + (F32 * self.vision_layer_on_gpu(tokens as f64)) as usize
         } else {
             let kept_by = |(name, inputs, out, recomputed): (&str, usize, usize, bool)| {
                 let of_layer = |layer: usize| format!("{}.encoder.layers.{layer}.{name}", names::VISION_MODEL);

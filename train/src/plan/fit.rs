@@ -44,12 +44,12 @@ impl fmt::Display for Misfit {
 impl Plan {
     /// The run computes on GPUs.
     pub(super) fn is_on_gpu(&self) -> bool {
-        matches!(self.config.device_kind(), Ok(DeviceKind::Cuda(_)))
+        self.config.device_kind().is_ok_and(DeviceKind::is_gpu)
     }
 
-    /// Memory of the ranks on this machine, bytes.
+    /// Memory of the ranks on this machine, or of the one that a GPU has, bytes.
     pub(super) fn memory_here(&self) -> f64 {
-        self.memory.total() * self.ranks_here as f64
+        self.memory.total() * self.ranks_that_share(self.ranks_here)
     }
 
     /// Disk that the run still takes, bytes.

@@ -9,6 +9,8 @@ pub struct Machine {
     pub available_memory: Option<u64>,
     /// All memory, bytes.
     pub total_memory: Option<u64>,
+    /// Memory of the smallest GPU, bytes.
+    pub gpu_memory: Option<u64>,
     /// Free space where the run will be, bytes.
     pub free_disk: Option<u64>,
     /// The folder that was asked about: the run's, or the nearest one above it that exists.
@@ -28,6 +30,7 @@ impl Machine {
         Self {
             available_memory: meminfo(&info, "MemAvailable:").map(within),
             total_memory: meminfo(&info, "MemTotal:").map(within),
+            gpu_memory: kernels::cuda::driver().ok().and_then(|driver| driver.gpus.iter().map(|gpu| gpu.memory).min()),
             free_disk: rustix::fs::statvfs(&disk_of).ok().map(|stat| stat.f_bavail * stat.f_frsize),
             disk_of,
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),

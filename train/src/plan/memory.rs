@@ -2,6 +2,7 @@
 //! run begins with are the same [`Memory`]. Activations are in `activations.rs`.
 
 use super::data::MeanRow;
+use super::gpu;
 use super::parameters::tensors;
 use crate::captions;
 use crate::config::{Accumulate, Config, Strategy};
@@ -9,6 +10,7 @@ use crate::layout::MAX_BUCKET_VALUES;
 use crate::trainable::Choice;
 use base::names::{self, Block};
 use kernels::MAX_INDEPENDENT_TOKENS;
+use kernels::device::DeviceKind;
 use model::config::{LlavaConfig, TextConfig, VisionConfig};
 use model::lora::LoraConfig;
 use model::quantized::Rounding;
@@ -20,7 +22,7 @@ const BF16: f64 = 2.0;
 /// The program itself, its threads, the tokenizer, the allocator's slack, bytes.
 const BASE: f64 = 40e6;
 
-/// Bytes of a rank.
+/// Bytes of a rank: of its GPU's memory, where it computes on one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Memory {
     /// All parameters; in f32 the owned part of the trained ones is the master copy at the same time.
@@ -37,7 +39,7 @@ pub struct Memory {
     pub exchange: f64,
     /// Micro-batches that were read ahead.
     pub loader: f64,
-    /// The program itself.
+    /// The program itself; of a GPU, what CUDA keeps there.
     pub base: f64,
 }
 
@@ -92,7 +94,8 @@ impl Memory {
         let Setting { config, model, lora, world_size, in_bf16, .. } = setting;
         let blocks = Blocks::of(setting);
         let shape = StepShape::new(config, rows, model);
-        let step = Step { config, model, lora, world_size, blocks: &blocks, shape: &shape };
+        let on_gpu = config.device_kind().is_ok_and(DeviceKind::is_gpu);
+        let step = Step { config, model, lora, world_size, blocks: &blocks, shape: &shape, on_gpu };
         let Moment { activations, exchange, gradients } = step.busiest();
         let micro_batches = if config.dataloader_num_workers == 0 {
             1
@@ -105,11 +108,13 @@ impl Memory {
             weights: of_model * blocks.all + blocks.rounded,
             masters: if in_bf16 { F32 * step.owned() } else { 0.0 },
             gradients: F32 * gradients,
-            moments: 2.0 * F32 * (step.owned() - step.never_updated(rows)),
+            // Memory that is never written takes none, but for a GPU's.
+            moments: 2.0 * F32 * (step.owned() - if on_gpu { 0.0 } else { step.never_updated(rows) }),
             activations: activations * of_model / F32,
             exchange: F32 * exchange,
-            loader: F32 * shape.pixels * micro_batches as f64,
-            base: BASE,
+            // Rows wait in the host's memory, where the program is.
+            loader: if on_gpu { 0.0 } else { F32 * shape.pixels * micro_batches as f64 },
+            base: if on_gpu { gpu::CONTEXT } else { BASE },
         }
     }
 }
@@ -204,6 +209,8 @@ pub(super) struct Step<'a> {
     pub(super) world_size: usize,
     pub(super) blocks: &'a Blocks,
     pub(super) shape: &'a StepShape,
+    /// Values are on a GPU, and kept by its kernels.
+    pub(super) on_gpu: bool,
 }
 
 /// What is held at one moment of a step.

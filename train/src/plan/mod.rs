@@ -4,6 +4,7 @@ mod activations;
 mod data;
 mod disk;
 mod fit;
+mod gpu;
 mod machine;
 mod memory;
 mod model;
@@ -141,6 +142,7 @@ impl Plan {
         );
         let disk = Disk::estimate(config, &model, &parts, &data, max_steps, batches.steps_per_epoch());
         let machine = Machine::look(&config.output_dir);
+        let is_on_gpu = config.device_kind().is_ok_and(DeviceKind::is_gpu);
         Ok(Self {
             config: config.clone(),
             model,
@@ -154,7 +156,7 @@ impl Plan {
             memory,
             disk,
             machine,
-            gpu_memory: args.gpu_memory,
+            gpu_memory: args.gpu_memory.or(machine.gpu_memory).filter(|_| is_on_gpu),
             of_run: config.resume_from_checkpoint.as_ref().map_or(0, |_| machine::bytes_of(&config.output_dir)),
             ranks_here,
             speed: None,
@@ -186,11 +188,8 @@ pub fn misfits(config: &Config) -> Vec<Misfit> {
 pub fn run(stages: &[Config], args: &PlanArgs, recipe: Option<&Path>) -> Result<(String, bool)> {
     let recipe = RecipeTables::read(recipe)?;
     let mut plans: Vec<Plan> = Vec::new();
-    let gpus = kernels::cuda::driver().map(|driver| driver.gpus).unwrap_or_default();
-    let smallest = gpus.iter().map(|gpu| gpu.memory).min();
     for config in stages {
-        let plan = Plan::new(config, args, &recipe, &plans)?;
-        plans.push(Plan { gpu_memory: plan.gpu_memory.or(smallest).filter(|_| plan.is_on_gpu()), ..plan });
+        plans.push(Plan::new(config, args, &recipe, &plans)?);
     }
     let speed = speed::measure();
     plans.iter_mut().filter(|plan| !plan.is_on_gpu()).for_each(|plan| plan.speed = Some(speed));

@@ -100,6 +100,7 @@ impl Plan {
         let memory = &self.memory;
         let ranks = self.batches.world_size;
         match ranks {
+            _ if self.is_on_gpu() => writeln!(f, "\nmemory of each GPU")?,
             1 => writeln!(f, "\nmemory")?,
             _ => writeln!(f, "\nmemory of each of {ranks} ranks")?,
         }

@@ -14,6 +14,7 @@ use crate::layout::Layout;
 use crate::learning_rates::LearningRates;
 use crate::loader::{self, Loader};
 use crate::mixture::{Mixture, Source};
+use crate::on_device::{self, DevicePartitions};
 use crate::order::{BatchPlan, SourceRows};
 use crate::parameters;
 use crate::partitions::Partitions;
@@ -29,7 +30,7 @@ use crate::signals::StopRequest;
 use crate::state::{RunState, TrainerState};
 use crate::trainable;
 use crate::watch::Watch;
-use crate::zero::Optimizer;
+use crate::zero::{Optimizer, OptimizerState};
 use anyhow::{Context, Result};
 use base::names;
 use base::pulse::Pulse;
@@ -85,11 +86,11 @@ pub fn run(
     let chosen_before = state.choose_by(Best::of(config)?);
     let since_log = std::mem::take(&mut state.run.since_log);
     let loaded = communicator.attend("model", &Pulse::default(), || -> Result<_> {
-        let (trainee, layout, partitions) = load(config, found.as_ref(), device, (rank, world_size))?;
+        let (trainee, layout, optimizer) = load(config, found.as_ref(), device, (rank, world_size))?;
         let kept_features = setup::kept_features(config, &trainee, &layout, &shards)?;
-        Ok((trainee, layout, partitions, kept_features))
+        Ok((trainee, layout, optimizer, kept_features))
     });
-    let (trainee, layout, partitions, kept_features) = loaded??;
+    let (trainee, layout, optimizer, kept_features) = loaded??;
     if rank == 0 {
         describe_memory(config, &trainee, world_size, &shards)?;
         describe_sources(&shards);
@@ -119,7 +120,7 @@ pub fn run(
     }
     let start = || Watch::start(config, &trainee, &state, rank, world_size);
     let watch = communicator.attend("frozen weights", &Pulse::default(), start)??;
-    let optimizer = Optimizer::new(layout, partitions, device, communicator, config.accumulate, config.weight_decay);
+    let optimizer = Optimizer::new(layout, optimizer, device, communicator, config.accumulate, config.weight_decay);
     let none = BTreeMap::new();
     let trainer = Trainer {
         config,
@@ -151,18 +152,29 @@ fn load(
     found: Option<&Found>,
     device: &Device,
     (rank, world_size): (usize, usize),
-) -> Result<(Trainee, Arc<Layout>, Partitions)> {
+) -> Result<(Trainee, Arc<Layout>, OptimizerState)> {
     let mut trainee = setup::trainee(config, found.map(|found| found.dir.as_path()), device)?;
     let layout = trainable::layout(&trainee.model, trainee.choice(config), &trainee.config, rank, world_size);
-    let mut partitions = Partitions::new(&layout);
-    if let Some(found) = found {
-        resume::restore(found, &mut trainee.model, &layout, &mut partitions)?;
-    }
-    if computes_in_bf16(device) {
-        partitions.keep_masters(&trainee.model, &layout)?;
+    let in_bf16 = computes_in_bf16(device);
+    let state = match found {
+        None if on_device::applies(device, world_size) => {
+            OptimizerState::OnDevice(DevicePartitions::fresh(&trainee.model, &layout, in_bf16))
+        }
+        found => {
+            let mut partitions = Partitions::new(&layout);
+            if let Some(found) = found {
+                resume::restore(found, &mut trainee.model, &layout, &mut partitions)?;
+            }
+            if in_bf16 {
+                partitions.keep_masters(&trainee.model, &layout)?;
+            }
+            OptimizerState::Host(partitions)
+        }
+    };
+    if in_bf16 {
         trainee.model = parameters::in_bf16(trainee.model);
     }
-    Ok((trainee, Arc::new(layout), partitions))
+    Ok((trainee, Arc::new(layout), state))
 }
 
 /// Makes the run's folder this program's own, and puts it in order.

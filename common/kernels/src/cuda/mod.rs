@@ -14,9 +14,10 @@ pub use toolkit::{Part, Toolkit};
 
 use base::{Error, Result};
 
-/// What `pip` installs of what a program needs beside the driver.
-pub const WHEELS: &str =
-    "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl nvidia-cublas";
+/// What `pip` installs of what a program needs beside the driver. Of the driver's CUDA version: an older driver does not load what a
+/// newer NVRTC compiles.
+pub const WHEELS: &str = "pip install nvidia-cuda-nvrtc==13.0.* nvidia-cuda-runtime==13.0.* nvidia-cuda-crt==13.0.* \
+                          nvidia-cuda-cccl==13.0.* nvidia-cublas==13.*";
 
 /// The oldest CUDA that the driver has to run: the one whose interface is compiled in (`CUDARC_CUDA_VERSION`).
 pub const LEAST_DRIVER: i32 = 13_000;

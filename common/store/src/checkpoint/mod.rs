@@ -25,18 +25,32 @@ use model::named::{NamedMapper, map_named};
 use model::quantized::{self, Rounding};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 /// Parts that transformers makes by default, bytes.
 pub const DEFAULT_MAX_PART_BYTES: usize = 5_000_000_000;
 
 /// How weights are held in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LoadAs {
+#[derive(Clone, Copy)]
+pub enum LoadAs<'a> {
     /// f32, whatever the file holds (training).
     F32,
     /// As in the file; when the file mixes formats, all in the config's (inference).
     Stored,
+    /// bf16, but f32 where this holds for a tensor's name (training in bf16: the f32 values become masters). Rounded as they are
+    /// read, so that a device never holds more than one frozen tensor in f32.
+    Bf16Except(&'a dyn Fn(&str) -> bool),
+}
+
+impl fmt::Debug for LoadAs<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "F32",
+            Self::Stored => "Stored",
+            Self::Bf16Except(_) => "Bf16Except",
+        })
+    }
 }
 
 /// Reads config and weights; a missing, extra or misshapen tensor is an error that names it.
@@ -46,7 +60,7 @@ pub enum LoadAs {
 ///
 /// # Errors
 /// Unreadable files, and the first tensor that does not fit the config.
-pub fn load_model(dir: &Path, load_as: LoadAs, device: &Device) -> Result<(LlavaConfig, Llava)> {
+pub fn load_model(dir: &Path, load_as: LoadAs<'_>, device: &Device) -> Result<(LlavaConfig, Llava)> {
     load_rounded(dir, load_as, None, device)
 }
 
@@ -56,7 +70,7 @@ pub fn load_model(dir: &Path, load_as: LoadAs, device: &Device) -> Result<(Llava
 /// As [`load_model`].
 pub fn load_rounded(
     dir: &Path,
-    load_as: LoadAs,
+    load_as: LoadAs<'_>,
     rounding: Option<&Rounding>,
     device: &Device,
 ) -> Result<(LlavaConfig, Llava)> {
@@ -65,11 +79,19 @@ pub fn load_rounded(
     let expected = expected_tensors(&config);
     let is_unused = |stored: &str| is_tied_head(&config.text, &files, stored) || names::is_pooling_head(stored);
     let weights = Weights::resolve(&files, &expected, is_unused)?;
-    let dtype = match load_as {
-        LoadAs::F32 => Some(WeightDtype::F32),
-        LoadAs::Stored => is_mixed(&weights, &expected).then_some(config.dtype),
+    let mixed = is_mixed(&weights, &expected).then_some(config.dtype);
+    let dtype = |name: &str, stored: WeightDtype| match load_as {
+        LoadAs::F32 => WeightDtype::F32,
+        LoadAs::Stored => mixed.unwrap_or(stored),
+        LoadAs::Bf16Except(is_f32) => {
+            if is_f32(name) {
+                WeightDtype::F32
+            } else {
+                WeightDtype::Bf16
+            }
+        }
     };
-    let mut loader = Loader { weights: &weights, dtype, rounding, device, rounded: BTreeMap::new(), error: None };
+    let mut loader = Loader { weights: &weights, dtype: &dtype, rounding, device, rounded: BTreeMap::new(), error: None };
     let mut model = map_named(Llava::zeros(&config, device), &mut loader);
     if let Some(error) = loader.error {
         return Err(error);
@@ -93,8 +115,8 @@ fn is_mixed(weights: &Weights<'_>, expected: &[ExpectedTensor]) -> bool {
 
 struct Loader<'a> {
     weights: &'a Weights<'a>,
-    /// `None` keeps each tensor's own.
-    dtype: Option<WeightDtype>,
+    /// Of a tensor in memory, from its name and its dtype in the file.
+    dtype: &'a dyn Fn(&str, WeightDtype) -> WeightDtype,
     /// Of the matrices that are rounded.
     rounding: Option<&'a Rounding>,
     device: &'a Device,
@@ -127,7 +149,7 @@ impl NamedMapper for Loader<'_> {
         }
         // `resolve` has checked that every parameter of the model is there.
         let Some(view) = self.weights.get(&name) else { return param };
-        let tensor = view.to_tensor(self.dtype.unwrap_or(view.dtype), self.device);
+        let tensor = view.to_tensor((self.dtype)(&name, view.dtype), self.device);
         self.weights.release(&name);
         pulse::mark();
         Param::from_tensor(tensor)
