@@ -33,7 +33,7 @@ class StandIn:
         library = str(self.folder / "lib64")
         return {
             **os.environ,
-            **({"COUNTING_DRIVER_TRACE": str(trace)} if trace else {}),
+            **({"COUNTING_DRIVER_TRACE": str(trace), "LD_PRELOAD": str(self.folder / "lib64/libcuda.so.1")} if trace else {}),
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [library, os.environ.get("LD_LIBRARY_PATH")])),
             "CUDA_PATH": str(self.folder),
             "COUNTING_DRIVER_LOG": str(counts),

@@ -372,5 +372,8 @@ fn the_real_job_fits_its_gpus() {
     let small = peak(&[&["--train_type", "use_lora"], &small[..]].concat());
     let full = peak(&["--train_type", "none", "--per_device_train_batch_size", "8"]);
     assert!(lora < 40e9 && small < 16e9 && full < 141e9, "{lora} {small} {full}");
-    assert!(small > 8.5e9 && lora > small && full > 4.2e9 * 18.0, "weights, masters, gradients, moments: {lora} {small} {full}");
+    assert!(
+        small > 8.5e9 && lora > small && full > 4.2e9 * 18.0,
+        "weights, masters, gradients, moments: {lora} {small} {full}"
+    );
 }

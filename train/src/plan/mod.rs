@@ -34,6 +34,7 @@ use ::model::config::LlavaConfig;
 use ::model::lora::LoraConfig;
 use ::model::quantized::Rounding;
 use anyhow::Result;
+use kernels::device::DeviceKind;
 use model::RecipeTables;
 use std::path::{Path, PathBuf};
 

@@ -91,7 +91,8 @@ pub fn load_rounded(
             }
         }
     };
-    let mut loader = Loader { weights: &weights, dtype: &dtype, rounding, device, rounded: BTreeMap::new(), error: None };
+    let mut loader =
+        Loader { weights: &weights, dtype: &dtype, rounding, device, rounded: BTreeMap::new(), error: None };
     let mut model = map_named(Llava::zeros(&config, device), &mut loader);
     if let Some(error) = loader.error {
         return Err(error);
