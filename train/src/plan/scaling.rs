@@ -349,7 +349,7 @@ impl Plan {
         let (config, model, lora) = (&self.config, &self.model, self.lora.as_ref());
         let in_bf16 = setup::wants_bf16(config)?;
         let base = base_format::of_run(config, model, lora)?;
-        let setting = Setting { config, model, lora, world_size, in_bf16, base };
+        let setting = Setting { config, model, lora, world_size, in_bf16, base: base.as_ref() };
         Ok(Memory::estimate(setting, Rows { count: self.data.all_rows, mean: self.data.row }))
     }
 }
