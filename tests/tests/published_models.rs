@@ -306,3 +306,49 @@ fn what_is_read_of_a_config_is_written_back() {
     assert_eq!(written_json["vision_config"]["attention_dropout"], json!(0.25));
     assert_eq!(LlavaConfig::read(written.path()).expect("read back"), config);
 }
+
+/// A Llama with full attention in every layer, and llama3 scaling with and without the length that it was trained for:
+/// transformers 5.24's frequencies (`ROPE_INIT_FUNCTIONS["llama3"]`). Without it the model's own length is taken, and one beside the
+/// scaling wins over the one in it.
+#[test]
+fn llamas_with_types_of_layers_and_without_an_original_length_are_read() {
+    let llama = |more: Value| {
+        let model = json!({"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 256, "rope_theta": 10_000.0});
+        TextConfig::read(folder("config.json", &with(model, more)).path())
+    };
+    let scaling = |original: Option<usize>| {
+        let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+        match original {
+            Some(length) => with(scaling, json!({"original_max_position_embeddings": length})),
+            None => scaling,
+        }
+    };
+    let of_256 = [0.316_227_76, 0.1, 0.006_613_107, 0.001_25];
+    let of_128 = [0.316_227_76, 0.042_751_178, 0.003_952_847_3, 0.001_25];
+    let of_64 = [0.244_384_59, 0.013_042_256, 0.003_952_847_3, 0.001_25];
+    for (name, more, expected) in [
+        ("rope_scaling", json!({"rope_scaling": scaling(None)}), of_256),
+        ("rope_parameters", json!({"rope_parameters": scaling(None)}), of_256),
+        ("with its length", json!({"rope_scaling": scaling(Some(64))}), of_64),
+        (
+            "a length beside it",
+            json!({"rope_scaling": scaling(Some(64)), "original_max_position_embeddings": 128}),
+            of_128,
+        ),
+    ] {
+        let (config, _) = llama(more).expect(name);
+        let found = config.inverse_frequencies();
+        // One unit in the last place of the powers.
+        for (found, expected) in found[1..5].iter().zip(expected) {
+            assert!((found - expected).abs() <= 1e-6 * expected, "{name}: {found}, {expected} in transformers");
+        }
+    }
+    assert!(llama(json!({"layer_types": ["full_attention", "full_attention"]})).is_ok());
+    assert_verdict(
+        "a window",
+        llama(json!({"layer_types": ["full_attention", "sliding_attention"]})),
+        Err(&["layer_types", "sliding_attention in layer 1"][..]),
+    );
+    assert_verdict("too few", llama(json!({"layer_types": ["full_attention"]})), Err(&["layer_types", "1 layers"][..]));
+}
