@@ -144,6 +144,7 @@ impl Plan {
         let disk = Disk::estimate(config, &model, &parts, &data, max_steps, batches.steps_per_epoch());
         let machine = Machine::look(&config.output_dir);
         let is_on_gpu = config.device_kind().is_ok_and(DeviceKind::is_gpu);
+        let gpu_memory = args.gpu_memory.or(machine.gpu_memory).filter(|_| is_on_gpu);
         Ok(Self {
             config: config.clone(),
             model,
@@ -157,7 +158,7 @@ impl Plan {
             memory,
             disk,
             machine,
-            gpu_memory: args.gpu_memory.or(machine.gpu_memory).filter(|_| is_on_gpu),
+            gpu_memory,
             of_run: config.resume_from_checkpoint.as_ref().map_or(0, |_| machine::bytes_of(&config.output_dir)),
             ranks_here,
             speed: None,
