@@ -55,7 +55,7 @@ struct Case {
 }
 
 fn cases(sizes: Sizes) -> Vec<Case> {
-    let Sizes { rows, tokens, width, inner, heads, vocabulary, patches, vision_width, vision_heads } = sizes;
+    let Sizes { rows, tokens, width, inner, heads, vocabulary, patches, vision_width, .. } = sizes;
     let (all, of_tower) = (rows * tokens, rows * patches);
     let case = |name, inputs: &[([usize; 2], f32)], run: fn(Vec<Tensor<2>>, Sizes) -> Tensor<2>| Case {
         name,

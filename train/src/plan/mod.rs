@@ -56,6 +56,7 @@ pub struct PlanArgs {
     /// Memory of a GPU, for a plan of a machine that is not this one; default: that of this machine's smallest GPU.
     #[arg(long, value_name = "GB", value_parser = gigabytes)]
     pub gpu_memory: Option<u64>,
+    /// The table of more ranks.
     #[command(flatten)]
     pub scaling: ScalingArgs,
 }

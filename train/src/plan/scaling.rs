@@ -157,23 +157,23 @@ impl Exchange {
             return 0.0;
         }
         let bytes = VALUE_BYTES * values as f64;
-        let buckets = values.div_ceil(MAX_BUCKET_VALUES) as f64;
         let (all, here, hosts) = (ranks.all as f64, ranks.per_host as f64, ranks.hosts() as f64);
-        let messages = |count: f64| buckets * count * rates.latency;
+        // A direct exchange waits for each bucket; around a ring the buckets of a block follow each other.
+        let buckets = values.div_ceil(MAX_BUCKET_VALUES) as f64;
         match self {
             Self::Direct => {
                 let local = bytes * (here - 1.0) / all / rates.link;
                 let remote = here * bytes * (all - here) / all / rates.network;
-                local.max(remote) + messages(all - 1.0)
+                local.max(remote) + buckets * (all - 1.0) * rates.latency
             }
             Self::Ring => {
                 let slowest = if hosts > 1.0 { rates.link.min(rates.network) } else { rates.link };
-                bytes * (all - 1.0) / all / slowest + messages(all - 1.0)
+                bytes * (all - 1.0) / all / slowest + (all - 1.0) * rates.latency
             }
             Self::Hierarchy => {
                 let local = bytes * (here - 1.0) / here / rates.link;
                 let remote = bytes * (hosts - 1.0) / hosts / rates.network;
-                local + remote + messages(here - 1.0 + hosts - 1.0)
+                local + remote + (here - 1.0 + hosts - 1.0) * rates.latency
             }
         }
     }
