@@ -30,8 +30,13 @@ pub fn require_replaceable(
     if about.is_dir() {
         return refused("a folder", format!("give another {option}"));
     }
-    // Devices and pipes hold nothing that could be lost.
-    if !about.is_file() || about.len() == 0 || overwrite == Some(true) {
+    // Devices and pipes hold nothing that could be lost; what /dev/stdout is was opened by the shell.
+    if path.starts_with("/dev")
+        || path.starts_with("/proc")
+        || !about.is_file()
+        || about.len() == 0
+        || overwrite == Some(true)
+    {
         return Ok(());
     }
     let mut head = Vec::new();

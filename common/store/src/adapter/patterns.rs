@@ -3,7 +3,7 @@
 //! # Source
 //! peft 0.21, `utils/other.py`, `get_pattern_key`.
 
-use super::targets::{is_match, whole};
+use super::targets::{is_match, regex};
 use base::Result;
 use onig::Regex;
 use serde::de::DeserializeOwned;
@@ -40,7 +40,8 @@ impl<T: Copy> LayerPattern<T> {
     /// # Errors
     /// No regular expression.
     pub(super) fn compiled(&self, place: &str) -> Result<Compiled<T>> {
-        let compile = |(text, value): &(String, T)| Ok((whole(&format!(r"(?:.*\.)?(?:{text})"), place)?, *value));
+        let compile =
+            |(text, value): &(String, T)| Ok((regex(&format!(r"\A(?:.*\.)?(?:{text})\z"), text, place)?, *value));
         self.0.iter().map(compile).collect::<Result<_>>().map(Compiled)
     }
 }
