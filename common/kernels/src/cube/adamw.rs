@@ -12,6 +12,7 @@ use cubecl::prelude::{Tensor as Buffer, *};
 type Inputs = (AdamWUpdate, Option<Tensor<1>>);
 
 /// See [`crate::adamw`]. Gives the inputs back on another backend.
+#[allow(clippy::result_large_err)] // no error: the inputs, once for each parameter and step
 pub(crate) fn adamw(
     state: AdamWUpdate,
     gradient: Option<Tensor<1>>,

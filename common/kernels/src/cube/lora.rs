@@ -36,7 +36,7 @@ pub fn lora_linear(
             if values.dtype != dtype {
                 return None;
             }
-            (Weight::Float(values), node)
+            (Weight::Float(Box::new(values)), node)
         }
     };
     let [out, rank] = rows_and_width(&b.values);
@@ -137,7 +137,7 @@ fn scaled_input(x: &CubeTensor, scale: f32, dropout: Option<&DeviceDropout>) -> 
 
 #[derive(Clone, Debug)]
 enum Weight {
-    Float(CubeTensor),
+    Float(Box<CubeTensor>),
     Quantized(QuantizedWeight),
 }
 

@@ -53,7 +53,7 @@ pub(crate) fn vector_size(width: usize, tensors: &[&CubeTensor]) -> usize {
     };
     [8, 4, 2]
         .into_iter()
-        .find(|&size| width % size == 0 && tensors.iter().all(|tensor| fits(tensor, size)))
+        .find(|&size| width.is_multiple_of(size) && tensors.iter().all(|tensor| fits(tensor, size)))
         .unwrap_or(1)
 }
 

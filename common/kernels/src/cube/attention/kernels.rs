@@ -3,6 +3,9 @@
 //! their way from the one product to the other. How the products are computed, and which values of a block a unit has, is
 //! [`Products`].
 
+// `is_multiple_of` has no expansion in cubecl's language.
+#![allow(clippy::manual_is_multiple_of)]
+
 use super::{plain, tensor_cores};
 use cubecl::prelude::*;
 
