@@ -164,7 +164,7 @@ fn train(settings: Settings, matches: &ArgMatches, args: Vec<OsString>, tell_not
     setup::settle_dtype(&config, launch::local_rank(0))?;
     setup::require_named_cpu(&config)?;
     require_fit(&config)?;
-    Ok(run(&config, args)?)
+    run(&config, args)
 }
 
 /// Before anything is loaded: one process of a machine compares what the run needs with what is there.

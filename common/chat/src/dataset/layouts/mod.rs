@@ -28,6 +28,9 @@ pub(super) struct Asked {
     pub(super) images: usize,
 }
 
+/// Reads the turns of a record.
+type ReadTurns = for<'a> fn(RowParser<'a>, &Object<'a>, Entry<'a>, &Asked) -> Result<Vec<Message>, RecordError>;
+
 /// A way to give turns.
 struct Layout {
     /// The key that a record of this layout has.
@@ -37,7 +40,7 @@ struct Layout {
     /// Its name by the spelling of the key, for people.
     name: fn(&str) -> &'static str,
     /// The turns of a record that has the key, with this value.
-    read: for<'a> fn(RowParser<'a>, &Object<'a>, Entry<'a>, &Asked) -> Result<Vec<Message>, RecordError>,
+    read: ReadTurns,
 }
 
 impl Layout {
