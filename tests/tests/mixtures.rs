@@ -240,7 +240,7 @@ fn what_cannot_be_mixed_is_refused_before_work() {
             mixture(&[(&a, "1"), (&b, "0.01")]),
             vec!["rows-10: found weight 0.01 of 10 rows, which is no row", "at least 0.1"],
         ),
-        (mixture(&[(&a, "1"), (&missing, "1")]), vec!["missing: found no index.json"]),
+        (mixture(&[(&a, "1"), (&missing, "1")]), vec!["missing: found no such folder"]),
         (
             mixture(&[(&a, "1"), (&foreign, "0.5")]),
             vec![
@@ -282,11 +282,6 @@ fn the_plan_counts_every_source() {
     }
     assert!(text.contains("an epoch            6 steps") && text.contains("12 steps, 2.00 epochs"), "{text}");
     assert!(!plan(&a, &[]).contains("an epoch from"), "one folder needs no list");
-    let expected = plan(Path::new("shards/a:1,shards/b:0.5"), &[]);
-    assert!(
-        expected.contains("rows                893,063 (") && expected.contains("shards/b: 595,375 × 0.5"),
-        "{expected}"
-    );
     assert!(plan(Path::new("shards/a:1,shards/b:0.5"), &["--rows", "50"]).contains("rows                50 (--rows)"));
 }
 

@@ -37,6 +37,7 @@ fn accepted() -> Vec<Layout> {
                 question("<image>\nWhat?"), answered("A slope."), question("Why?"), answered("So.")]}),
             Row(&["0.bmp"], "<image>\nWhat?"),
         ),
+        ("Alpaca", json!({"instruction": "Why?", "input": "", "output": "So."}), Row(&[], "Why?")),
         (
             "llava_v1_5_mix665k: text only, with the model that wrote it",
             json!({"id": "wgByO4Y_0", "model": "gpt4", "conversations": turns("Why?")}),
@@ -134,9 +135,9 @@ fn refused() -> Vec<Layout> {
             Refused("unread_key", "\"chosen\""),
         ),
         (
-            "Alpaca",
-            json!({"instruction": "Why?", "input": "", "output": "So."}),
-            Refused("no_turns", "instruction, input, output"),
+            "Alpaca with an input",
+            json!({"instruction": "Why?", "input": "1 + 1", "output": "So."}),
+            Refused("bad_row", "\"input\" is not read beside \"instruction\""),
         ),
         (
             "ms-swift: boxes in place of <bbox>",
@@ -338,15 +339,16 @@ fn an_id_is_a_label_and_rows_are_never_lost_over_it() {
         ] {
             assert_eq!(run.stderr.matches(warning).count(), 1, "{kind}: {warning:?} in {}", run.stderr);
         }
-        // Rows of one id are on one side.
+        // Rows of one picture are on one side, whatever their ids.
         let output = tempfile::tempdir().expect("a temporary folder");
         let run = dataset.run_for(model.path(), output.path(), &["--validation-fraction", "0.4"]);
         assert_eq!(run.code, Some(0), "{kind}: {}", run.stderr);
         let sides = Split::ALL.map(|split| {
             let set = ShardSet::open(output.path(), split).expect("shards");
-            set.texts().filter(|row| row.as_ref().is_ok_and(|row| row.id == "same")).count()
+            let of_picture = |images: &[shards::ImageText]| images.iter().any(|image| image.name == "0.bmp");
+            set.texts().filter(|row| row.as_ref().is_ok_and(|row| of_picture(&row.images))).count()
         });
-        assert_eq!(sides, [0, 3], "{kind}");
+        assert!(sides == [0, 4] || sides == [4, 0], "{kind}: {sides:?}");
         // What finds its own shards whole finds these whole.
         let verify = std::process::Command::new(tests::program("preprocess")).arg("verify").arg(output.path()).output();
         let verify = verify.expect("started");
