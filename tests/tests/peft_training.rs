@@ -60,7 +60,11 @@ fn adapter_tensors(dir: &Path) -> Tensors {
     let tensors = read_tensors_at(&dir.join("adapter_model.safetensors")).into_iter();
     let is_new =
         |name: &str| ["base_model.model.model.", "base_model.model.lm_head."].iter().any(|new| name.starts_with(new));
-    tensors.filter(|(name, _)| is_new(name)).collect()
+    // Beside LoRA on the output weights PEFT also stores these, unchanged; here they are kept where an adapter brought them along.
+    let tensors: Tensors = tensors.filter(|(name, _)| is_new(name)).collect();
+    let has_lora_on_head = tensors.keys().any(|name| name.contains(".lm_head.lora_"));
+    let is_head = |name: &str| name.ends_with(".lm_head.weight") || name.contains(".lm_head.base_layer.");
+    tensors.into_iter().filter(|(name, _)| !(has_lora_on_head && is_head(name))).collect()
 }
 
 fn shapes(tensors: &Tensors) -> BTreeMap<&str, &[usize]> {
