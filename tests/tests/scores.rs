@@ -4,7 +4,6 @@ use clap::{Args, Command, FromArgMatches};
 use metrics::{Expected, Metric};
 use serde_json::{Value, json};
 use shards::{ShardSet, Split};
-use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
@@ -81,8 +80,6 @@ fn scores_are_the_same_on_any_number_of_ranks_and_those_of_infer() {
     // Row by row, on any number of ranks: ids, answers and what they are compared with.
     let by_infer: Vec<Value> =
         lines.iter().map(|line| json!([line["id"], line["caption"], [line["references"][0]]])).collect();
-    let answers: BTreeSet<&str> = lines.iter().filter_map(|line| line["caption"].as_str()).collect();
-    assert!(answers.len() >= 4, "rows have answers of their own: {answers:?}");
     for nproc in ["1", "2", "3"] {
         let rows = json_lines(&folder.path().join(format!("run-{nproc}/answers-1.jsonl")));
         let rows: Vec<Value> = rows.iter().map(|row| json!([row["id"], row["answer"], row["expected"]])).collect();
