@@ -324,7 +324,7 @@ mod tests {
             ),
             (
                 &["--lora_alpha", "16", "--init_adapter", "a"],
-                "--lora_alpha: found 16, which has no effect: init_adapter",
+                "--lora_alpha: found 16.0, which has no effect: init_adapter",
             ),
             (
                 &["--metric_for_best_model", "loss"],
