@@ -54,7 +54,7 @@ pub enum Answer {
 }
 use Answer::{Noted, Refused};
 
-/// Options, what they need, and what becomes of them without it.
+/// Each option with its precondition, and what happens when the precondition is not met.
 #[rustfmt::skip]
 pub const PRECONDITIONS: &[(&str, Need, Answer)] = &[
     ("lora_r", Need::Adapter, Refused),

@@ -102,8 +102,8 @@ impl TrainerState {
         }
     }
 
-    /// From here on the best is chosen by something else: what has been noted so far is counted again from the log. Gives what it
-    /// was chosen by before. Which checkpoint is the best depends on those that exist: [`crate::checkpoint::name_best`].
+    /// Sets the metric that selects the best checkpoint and recomputes the best evaluation from the log. Returns the previous
+    /// metric if it differs. Only existing checkpoints can be selected: [`crate::checkpoint::name_best`].
     pub fn choose_by(&mut self, best_by: Best) -> Option<Best> {
         if self.run.best_by == best_by {
             return None;
