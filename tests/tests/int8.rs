@@ -1,7 +1,7 @@
 //! Files in 8-bit integers as bitsandbytes has them: read with its values, written, trained on. The values are recorded by
 //! `tests/data/int8/make.py`.
 
-use base::names;
+use base::names::{self, int8};
 use kernels::device::cpu;
 use kernels::{Quantization, QuantizedWeight};
 use model::quantized;
@@ -9,7 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use store::checkpoint::{LoadAs, int8, load_model, save_model};
+use store::checkpoint::{LoadAs, load_model, save_model};
 use tests::inference::infer_ok;
 use tests::runs::json_file;
 use tests::{assert_relative, project_file, reference, tiny};

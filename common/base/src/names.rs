@@ -165,6 +165,14 @@ pub mod nf4 {
     pub const PARTS: [&str; 5] = [ABSMAX, QUANT_MAP, NESTED_ABSMAX, NESTED_QUANT_MAP, STATE];
 }
 
+/// Ends of the names of the tensors that bitsandbytes stores for a matrix in 8-bit integers, beside its codes.
+pub mod int8 {
+    /// The largest magnitude of each row.
+    pub const SCB: &str = ".SCB";
+    /// The order of the codes, a number.
+    pub const FORMAT: &str = ".weight_format";
+}
+
 /// Ends of the names of a layer's two LoRA matrices.
 const LORA_ENDS: [&str; 2] = [".lora_A.weight", ".lora_B.weight"];
 /// End of the name of DoRA's magnitudes.

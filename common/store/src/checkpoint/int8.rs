@@ -6,16 +6,12 @@
 
 use super::read::TensorFiles;
 use super::write::{TensorDtype, TensorSource};
+use base::names::int8::{FORMAT, SCB};
 use base::{Error, Result};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use kernels::int8::Int8Weight;
 use model::config::WeightDtype;
 use safetensors::tensor::Dtype;
-
-/// The end of the name of the largest magnitude of each row.
-pub const SCB: &str = ".SCB";
-/// The end of the name of the order of the codes, a number.
-pub const FORMAT: &str = ".weight_format";
 
 /// The largest code.
 const LARGEST: f32 = 127.0;

@@ -1,6 +1,6 @@
 //! Model directories: memory-mapped safetensors (or a pickled file) in, safetensors (in parts when large) out.
 
-pub mod int8;
+mod int8;
 mod nf4;
 mod pickled;
 mod read;
