@@ -233,9 +233,9 @@ pub(super) mod tests {
             ),
             (format!("{{\"messages\": [], {TURNS}}}"), Fault::BadRow, "both `conversations` and `messages`"),
             (
-                r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "Q"}]}]}"#.to_owned(),
+                r#"{"messages": [{"role": "user", "content": {"type": "text", "text": "Q"}}]}"#.to_owned(),
                 Fault::BadRow,
-                "turn 0: content: found a list, expected one text",
+                "turn 0: content: found an object, expected a text with <image> where an image stands, or a list of parts",
             ),
             (r#"{"messages": [{"content": "Q"}]}"#.to_owned(), Fault::BadRow, "turn 0 has no `from` or `role`"),
             (r#"{"messages": [{"role": "user"}]}"#.to_owned(), Fault::BadRow, "turn 0 has no `value` or `content`"),

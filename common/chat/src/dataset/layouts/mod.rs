@@ -1,6 +1,7 @@
 //! How records give their turns: a layout is a file, and a row of [`LAYOUTS`].
 
 mod caption;
+mod parts;
 mod question;
 mod turns;
 

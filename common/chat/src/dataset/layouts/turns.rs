@@ -1,6 +1,6 @@
 //! LLaVA's `conversations` with `from` and `value`, `messages` with `role` and `content`, and mixtures of them: a list of turns.
 
-use super::Layout;
+use super::{Layout, parts};
 use crate::dataset::object::{Kind, Object, RowParser, kind};
 use crate::dataset::record::entry;
 use crate::dataset::{Fault, RecordError, keys};
@@ -19,23 +19,35 @@ pub(super) const LAYOUT: Layout = Layout {
             return Err(parser.unexpected(key, value, "a list of turns"));
         }
         let values: Vec<&RawValue> = parser.parse(value)?;
-        values.into_iter().enumerate().map(|(number, value)| turn(parser, number, value)).collect()
+        let mut images = 0;
+        values.into_iter().enumerate().map(|(number, value)| turn(parser, number, value, &mut images)).collect()
     },
 };
 
-fn turn<'a>(parser: RowParser<'a>, number: usize, value: &'a RawValue) -> Result<Message, RecordError> {
+/// `images`: image parts of the row so far.
+fn turn<'a>(
+    parser: RowParser<'a>,
+    number: usize,
+    value: &'a RawValue,
+    images: &mut usize,
+) -> Result<Message, RecordError> {
     if kind(value) != Kind::Object {
         return Err(parser.unexpected(&format!("turn {number}"), value, "an object with `from` and `value`"));
     }
     let object: Object<'_> = parser.parse(value)?;
-    let text = |spellings: &[&'static str], expected: &str| match entry(parser, &object, spellings)? {
-        Some((key, value)) => parser.text(&format!("turn {number}: {key}"), value, expected),
+    let required = |spellings: &[&'static str]| match entry(parser, &object, spellings)? {
+        Some((key, value)) => Ok((format!("turn {number}: {key}"), value)),
         None => Err(parser.fault(&format!("turn {number} has no `{}`", spellings.join("` or `")))),
     };
-    let from = text(SPEAKER, "text")?;
+    let (place, from) = required(SPEAKER)?;
+    let from = parser.text(&place, from, "text")?;
     keys::check_turn(number, &object, &[SPEAKER, TEXT])?;
     let role = role(number, &from)?;
-    let content = text(TEXT, "one text, with <image> where an image stands")?;
+    let (place, content) = required(TEXT)?;
+    let content = match kind(content) {
+        Kind::List => parts::text(parser, &place, content, images)?,
+        _ => parser.text(&place, content, "a text with <image> where an image stands, or a list of parts")?,
+    };
     Ok(Message { role, content })
 }
 
