@@ -74,6 +74,19 @@ fn files_of_another_origin_are_not_replaced() {
         command
     };
     check("infer eval", &output, &eval, true);
+    // No option gives the questions away.
+    let output = &questions;
+    let mut itself = infer(&["eval", "--metric", "exact", "--max-new-tokens", "2", "--overwrite", "true"]);
+    itself
+        .arg("--questions")
+        .arg(&questions)
+        .arg("--images")
+        .arg(reference("pictures/images"))
+        .arg("--output")
+        .arg(output);
+    let refused = fail(&mut itself);
+    assert!(refused.contains("the file of --questions"), "{refused}");
+    assert_eq!(std::fs::read_to_string(&questions).expect("there"), format!("{question}\n"));
 
     let output = path("shards.html");
     let inspect = || {

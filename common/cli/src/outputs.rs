@@ -48,6 +48,36 @@ pub fn require_replaceable(
     refused("a file of something else", format!("give another {option}{or}"))
 }
 
+/// Refuses an output that is one of the inputs, under whatever name: no option says that this is wanted.
+///
+/// # Errors
+/// Such a file, naming both options.
+pub fn require_no_input(path: &Path, option: &str, inputs: &[(&str, &Path)]) -> Result<()> {
+    let Some(output) = identity(path) else { return Ok(()) };
+    let is_output = |input: &Path| identity(input).is_some_and(|input| input == output);
+    match inputs.iter().find(|(_, input)| is_output(input)) {
+        Some((input, _)) => Err(Error::invalid(
+            path.display(),
+            format!("the file of {input}"),
+            "a new file, or one that this program wrote",
+            format!("give another {option}"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Tells a file from others, whatever its name; `None` where there is none.
+#[cfg(unix)]
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    path.metadata().ok().filter(std::fs::Metadata::is_file).map(|about| (about.dev(), about.ino()))
+}
+
+#[cfg(not(unix))]
+fn identity(path: &Path) -> Option<std::path::PathBuf> {
+    path.canonicalize().ok()
+}
+
 /// The first line of a file's beginning.
 pub fn first_line(head: &[u8]) -> &[u8] {
     head.split(|byte| *byte == b'\n').next().unwrap_or_default()
@@ -56,6 +86,24 @@ pub fn first_line(head: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_output_that_is_an_input_is_refused_under_any_name() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [questions, link, other] = ["questions.jsonl", "link", "other"].map(|name| folder.path().join(name));
+        std::fs::write(&questions, "{}\n").expect("written");
+        std::fs::write(&other, "").expect("written");
+        std::fs::hard_link(&questions, &link).expect("linked");
+        let inputs = [("--annotations", other.as_path()), ("--questions", questions.as_path())];
+        let around = folder.path().join(".").join("questions.jsonl");
+        for output in [&questions, &link, &around] {
+            let error = require_no_input(output, "--output", &inputs).expect_err("an input").to_string();
+            assert!(error.contains("the file of --questions") && error.contains("give another --output"), "{error}");
+        }
+        for output in [folder.path().join("new"), folder.path().to_path_buf()] {
+            require_no_input(&output, "--output", &inputs).expect("no input");
+        }
+    }
 
     #[test]
     fn only_files_of_another_origin_are_refused() {

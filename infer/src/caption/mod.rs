@@ -36,6 +36,8 @@ struct Summary {
 /// error only where more than `max_failed` of them are bad.
 pub fn run(args: &CaptionArgs) -> Result<String> {
     args.sampling.sampling()?;
+    let references = args.references.iter().map(|file| ("--references", file.as_path()));
+    cli::outputs::require_no_input(&args.output, "--output", &references.collect::<Vec<_>>())?;
     // Another model's file is refused before this one is loaded; nothing is written before all of the input is right.
     let settings = settings::settings(args)?;
     journal::check(&args.output, &settings, args.overwrite)?;

@@ -28,6 +28,11 @@ use std::path::{Path, PathBuf};
 /// left out of the scores, and is an error only where more than `max_failed` of them are.
 pub fn run(args: &EvalArgs) -> Result<String> {
     args.sampling.sampling()?;
+    let annotations = args.annotations.iter().map(|file| ("--annotations", file.as_path()));
+    let inputs: Vec<_> = annotations.chain([("--questions", args.questions.as_path())]).collect();
+    for output in [args.output.clone(), beside(args, SCORES), beside(args, SCORED)] {
+        cli::outputs::require_no_input(&output, "--output", &inputs)?;
+    }
     let pictures = pictures(&args.images)?;
     let annotations = Annotations::read(&args.annotations)?;
     let questions = questions::read(&args.questions, args.limit, &pictures, &annotations, args.metric)?;
@@ -121,12 +126,7 @@ fn with_answer(mut line: Line, answer: Result<Answer, String>) -> Line {
 }
 
 fn write_scores(args: &EvalArgs, questions: &[Question], lines: &[Line], scores: &Scores) -> Result<()> {
-    let beside = |ending: &str| {
-        let mut name = args.output.as_os_str().to_os_string();
-        name.push(ending);
-        PathBuf::from(name)
-    };
-    json::write(&beside(".scores.json"), scores)?;
+    json::write(&beside(args, SCORES), scores)?;
     let mut text = String::new();
     for (line, question) in lines.iter().zip(questions) {
         let expected = &question.expected;
@@ -135,5 +135,15 @@ fn write_scores(args: &EvalArgs, questions: &[Question], lines: &[Line], scores:
         let scored = Scored { question_id: id, image, text: answer, score, expected: &expected.answers };
         text += &(serde_json::to_string(&scored)? + "\n");
     }
-    Ok(files::write_atomically(&beside(".scored.jsonl"), text.as_bytes())?)
+    Ok(files::write_atomically(&beside(args, SCORED), text.as_bytes())?)
+}
+
+/// Endings of the files beside the answers.
+const SCORES: &str = ".scores.json";
+const SCORED: &str = ".scored.jsonl";
+
+fn beside(args: &EvalArgs, ending: &str) -> PathBuf {
+    let mut name = args.output.as_os_str().to_os_string();
+    name.push(ending);
+    PathBuf::from(name)
 }
