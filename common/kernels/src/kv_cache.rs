@@ -87,10 +87,42 @@ impl LayerCache {
         let (old_keys, old_values) = self.buffers.take().expect("the buffers are taken only inside append");
         let [kv_heads, _, head_dim] = old_keys.dims();
         let write = |old: Tensor<3>, rows: Tensor<2>| {
-            let rows = rows.reshape([new, kv_heads, head_dim]).permute([1, 0, 2]);
-            old.slice_assign([0..kv_heads, self.len..self.len + new, 0..head_dim], rows)
+            crate::cpu::append_rows(old, &rows, self.len).unwrap_or_else(|old| {
+                let rows = rows.reshape([new, kv_heads, head_dim]).permute([1, 0, 2]);
+                old.slice_assign([0..kv_heads, self.len..self.len + new, 0..head_dim], rows)
+            })
         };
         self.buffers = Some((write(old_keys, keys), write(old_values, values)));
         self.len += new;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn appended_rows_stand_behind_those_of_their_head() {
+        let (device, [kv_heads, head_dim, capacity]) = (Device::flex(), [2, 3, 5]);
+        let mut cache = KvCache::new(1, kv_heads, head_dim, capacity, &device);
+        // Tokens 0, then 1 and 2, then 3: key i of head h of token t is 100 t + 10 h + i, the value is its negative.
+        let rows = |tokens: std::ops::Range<usize>| {
+            let values: Vec<f32> = tokens
+                .clone()
+                .flat_map(|token| (0..kv_heads * head_dim).map(move |at| (100 * token + 10 * (at / 3) + at % 3) as f32))
+                .collect();
+            Tensor::<1>::from_floats(values.as_slice(), &device).reshape([tokens.len(), kv_heads * head_dim])
+        };
+        for tokens in [0..1, 1..3, 3..4] {
+            cache.layer_mut(0).append(rows(tokens.clone()), -rows(tokens));
+        }
+        let (keys, values) = cache.layer(0).filled();
+        let expected: Vec<f32> = (0..kv_heads)
+            .flat_map(|head| {
+                (0..4).flat_map(move |token| (0..head_dim).map(move |i| (100 * token + 10 * head + i) as f32))
+            })
+            .collect();
+        assert_eq!(keys.into_data().try_into_vec::<f32>().expect("f32"), expected);
+        assert_eq!((-values).into_data().try_into_vec::<f32>().expect("f32"), expected);
     }
 }

@@ -7,7 +7,8 @@ use super::matrix::{Matrix, MatrixMut, Tile};
 use super::operand::{self, bytes_of, floats, incoming, record};
 use super::output::{Place, Unwritten};
 use super::scratch::{Aligned, give, take, unused};
-use super::simd::{exp, max, multiversion, sum};
+use super::simd::{Isa, exp, isa, max, multiversion, sum};
+use super::team;
 use crate::Mask;
 use crate::kv_cache::LayerCache;
 use burn::backend::Flex;
@@ -26,8 +27,9 @@ const QUERIES: usize = 64;
 const LANES: usize = 16;
 /// With at most so many new queries, keys are read where they lie.
 const FEW_QUERIES: usize = 4;
-/// Of these, so many at a time.
+/// Of these, so many at a time, for as many queries.
 const KEYS: usize = 4;
+const HEADS: usize = 4;
 
 /// See [`crate::attention`].
 pub fn attention(
@@ -114,7 +116,7 @@ pub fn attention_cached(
     if !layout.has_queries([tokens, width]) {
         return None;
     }
-    let contexts = layout.tasks().into_par_iter().enumerate().map(|(index, task)| {
+    let context = |(index, task): (usize, Task)| {
         let (len, keys, values) = &buffers[index / kv_heads];
         let [k, v] = [keys, values].map(|cache| {
             // `[kv_heads, capacity, head_dim]`
@@ -122,8 +124,12 @@ pub fn attention_cached(
             Matrix::new(&head.unwrap_or_default()[..len * layout.head_dim], *len, layout.head_dim)
         });
         Context::new(layout.queries(floats(&q.values), &task), k, v, Mask::Causal)
-    });
-    let contexts: Vec<Context> = contexts.collect();
+    };
+    let contexts: Vec<Context> = if seq_lens.iter().all(|&queries| queries <= FEW_QUERIES) {
+        layout.tasks().into_iter().enumerate().map(context).collect()
+    } else {
+        layout.tasks().into_par_iter().enumerate().map(context).collect()
+    };
     let (output, _) = attend(&layout, &contexts);
     Some(q.node.constant(operand::tensor(output, [tokens, width])))
 }
@@ -246,9 +252,16 @@ fn attend(layout: &Layout, contexts: &[Context]) -> (Vec<f32>, Vec<Vec<f32>>) {
         }
     }
     let of_group = |(context, blocks): (&Context, Vec<Tile<Place>>)| -> Vec<f32> {
-        blocks.into_iter().flat_map(|block| context.attend(block)).collect()
+        match &context.packed {
+            None => context.attend_few(blocks),
+            Some(packed) => blocks.into_iter().flat_map(|block| context.attend(block, packed)).collect(),
+        }
     };
-    let lse = groups.into_par_iter().with_max_len(1).map(of_group).collect::<Vec<_>>();
+    let lse: Vec<Vec<f32>> = if contexts.iter().all(|context| context.packed.is_none()) {
+        team::map(groups, of_group)
+    } else {
+        groups.into_par_iter().with_max_len(1).map(of_group).collect()
+    };
     assert_eq!(lse.iter().map(Vec::len).sum::<usize>() * head_dim, values, "values of the blocks");
     // SAFETY: a number of `lse` stands for a row of a block that was written, blocks do not overlap, and all have as many values
     // as the output.
@@ -277,52 +290,79 @@ impl<'a> Context<'a> {
         Self { q, k, v, packed, mask }
     }
 
+    /// Keys that a query sees.
+    fn seen(&self, query: usize) -> usize {
+        match self.mask {
+            Mask::Causal => self.k.rows - self.q.rows + query + 1,
+            _ => self.k.rows,
+        }
+    }
+
     /// Writes one head's attention for a block of queries; gives the logarithm of the sum of every query's exponentials.
-    fn attend(&self, block: Tile<Place>) -> Vec<f32> {
-        let Tile { row: first, column, mut part } = block;
-        let (keys, rows, head_dim) = (self.k.rows, part.rows, part.columns);
+    fn attend(&self, block: Tile<Place>, [keys, values]: &[Packed; 2]) -> Vec<f32> {
+        let Tile { row: first, column, part } = block;
+        let (rows, head_dim) = (part.rows, part.columns);
         let q = self.q.block(first..first + rows, column..column + head_dim);
-        let seen = |row: usize| match self.mask {
-            Mask::Causal => keys - self.q.rows + first + row + 1,
-            _ => keys,
-        };
-        let most = seen(rows - 1);
+        let most = self.seen(first + rows - 1);
         let width = most.next_multiple_of(LANES);
         let mut memory = take(&SCORES, rows * width);
         let scores = &mut memory[..rows * width];
-        match &self.packed {
-            None => scores.chunks_exact_mut(width).enumerate().for_each(|(row, scores)| {
-                // The query takes the place of a weight: several keys meet it at a time.
-                let (query, (groups, rest)) = (q.row(row), scores[..most].as_chunks_mut::<KEYS>());
-                let first_of_rest = groups.len() * KEYS;
-                for (group, scores) in groups.iter_mut().enumerate() {
-                    [*scores] = dots(std::array::from_fn(|key| self.k.row(group * KEYS + key)), [query]);
-                }
-                rest.iter_mut()
-                    .zip(first_of_rest..)
-                    .for_each(|(score, key)| [[*score]] = dots([self.k.row(key)], [query]));
-            }),
-            Some([keys, _]) => {
-                let columns = width.min(keys.padded_columns());
-                keys.multiply(q, MatrixMut::new(scores, rows, width).first_columns(columns));
+        keys.multiply(q, MatrixMut::new(scores, rows, width).first_columns(width.min(keys.padded_columns())));
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let lse = scores.chunks_exact_mut(width).zip(first..).map(|(row, query)| softmax(row, self.seen(query), scale));
+        let lse = lse.collect();
+        values.multiply_into(Matrix::new(scores, rows, width).block(0..rows, 0..most), part);
+        give(&SCORES, memory);
+        lse
+    }
+
+    /// The same for blocks of few queries, which have all of a group's rows: keys are read once for several heads.
+    fn attend_few(&self, blocks: Vec<Tile<Place>>) -> Vec<f32> {
+        let (keys, head_dim) = (self.k.rows, self.k.columns);
+        let width = keys.next_multiple_of(LANES);
+        let queries = blocks.iter().flat_map(|block| {
+            let rows = block.row..block.row + block.part.rows;
+            rows.map(|query| (query, &self.q.row(query)[block.column..][..head_dim]))
+        });
+        let queries: Vec<(usize, &[f32])> = queries.collect();
+        let mut memory = take(&SCORES, queries.len() * width);
+        let scores = &mut memory[..queries.len() * width];
+        // As many as have their sums in registers.
+        let together = if isa() == Isa::Avx512 { HEADS } else { 1 };
+        for (queries, scores) in queries.chunks(together).zip(scores.chunks_mut((together * width).max(1))) {
+            match *queries {
+                [(_, a), (_, b), (_, c), (_, d)] => self.scores([a, b, c, d], scores, width),
+                [(_, a), (_, b), (_, c)] => self.scores([a, b, c], scores, width),
+                [(_, a), (_, b)] => self.scores([a, b], scores, width),
+                _ => queries.iter().for_each(|(_, query)| self.scores([query], scores, width)),
             }
         }
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let lse = scores.chunks_exact_mut(width).enumerate().map(|(row, scores)| softmax(scores, seen(row), scale));
-        let lse = lse.collect();
-        match &self.packed {
-            None => {
-                let values = self.v.block(0..most, 0..head_dim);
-                for row in 0..rows {
-                    weighted_sum(&scores[row * width..][..most], values, part.row_mut(row));
-                }
-            }
-            Some([_, values]) => {
-                values.multiply_into(Matrix::new(scores, rows, width).block(0..rows, 0..most), part);
+        let rows = scores.chunks_exact_mut(width.max(1)).zip(&queries);
+        let lse = rows.map(|(scores, &(query, _))| softmax(scores, self.seen(query), scale)).collect();
+        let mut rows = scores.chunks_exact(width.max(1));
+        for Tile { mut part, .. } in blocks {
+            for (row, scores) in (0..part.rows).zip(&mut rows) {
+                weighted_sum(&scores[..keys], self.v, part.row_mut(row));
             }
         }
         give(&SCORES, memory);
         lse
+    }
+
+    /// Scores of some queries, `width` apart. The queries take the place of weights: several keys meet them at a time.
+    fn scores<const Q: usize>(&self, queries: [&[f32]; Q], scores: &mut [f32], width: usize) {
+        let whole = self.k.rows / KEYS * KEYS;
+        for key in (0..whole).step_by(KEYS) {
+            let sums: [[f32; KEYS]; Q] = dots(std::array::from_fn(|next| self.k.row(key + next)), queries);
+            for (query, sums) in sums.iter().enumerate() {
+                scores[query * width + key..][..KEYS].copy_from_slice(sums);
+            }
+        }
+        for key in whole..self.k.rows {
+            let sums: [[f32; 1]; Q] = dots([self.k.row(key)], queries);
+            sums.iter().enumerate().for_each(|(query, [sum])| scores[query * width + key] = *sum);
+        }
     }
 }
 

@@ -9,6 +9,10 @@ use super::simd::{Isa, isa};
 use super::simd::{LANES, fold};
 use half::{bf16, f16};
 
+/// Bytes of a line of the cache.
+#[cfg(target_arch = "x86_64")]
+const CACHE_LINE: usize = 64;
+
 /// A dtype of weights.
 pub trait Element: Copy + Send + Sync + 'static {
     /// The value in f32, without branches, so that it can be done for many at once.
@@ -19,26 +23,41 @@ pub trait Element: Copy + Send + Sync + 'static {
     /// The machine has AVX2, FMA and F16C; all slices are as long as the first weight.
     #[cfg(target_arch = "x86_64")]
     unsafe fn dots_avx2<const T: usize, const R: usize>(inputs: [&[f32]; T], weights: [&[Self]; R]) -> [[f32; T]; R];
-    /// The same of 64 bytes.
+    /// The same of 64 bytes. What lies `ahead` values behind each weight is fetched meanwhile.
     ///
     /// # Safety
     /// The machine has AVX-512; all slices are as long as the first weight.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn dots_avx512<const T: usize, const R: usize>(inputs: [&[f32]; T], weights: [&[Self]; R]) -> [[f32; T]; R];
+    unsafe fn dots_avx512<const T: usize, const R: usize>(
+        inputs: [&[f32]; T],
+        weights: [&[Self]; R],
+        ahead: usize,
+    ) -> [[f32; T]; R];
 }
 
 /// A dot product of each of the weights, which have one length, with each of the inputs, which are at least as long.
 pub fn dots<E: Element, const T: usize, const R: usize>(inputs: [&[f32]; T], weights: [&[E]; R]) -> [[f32; T]; R] {
+    dots_of_rows(inputs, weights, 0)
+}
+
+/// The same of rows of a matrix, of which those `ahead` values behind are used next: the processor by itself does not see that coming,
+/// since every row is short.
+pub fn dots_of_rows<E: Element, const T: usize, const R: usize>(
+    inputs: [&[f32]; T],
+    weights: [&[E]; R],
+    ahead: usize,
+) -> [[f32; T]; R] {
     let len = weights.first().map_or(0, |weight| weight.len());
     let (inputs, weights) = (inputs.map(|input| &input[..len]), weights.map(|weight| &weight[..len]));
     #[cfg(target_arch = "x86_64")]
     match isa() {
         // SAFETY: the machine has it, and the slices are of one length.
-        Isa::Avx512 => return unsafe { E::dots_avx512(inputs, weights) },
+        Isa::Avx512 => return unsafe { E::dots_avx512(inputs, weights, ahead) },
         // SAFETY: as above.
         Isa::Avx2 if is_x86_feature_detected!("f16c") => return unsafe { E::dots_avx2(inputs, weights) },
         _ => {}
     }
+    let _ = ahead;
     portable(inputs, weights)
 }
 
@@ -119,12 +138,18 @@ macro_rules! element {
             unsafe fn dots_avx512<const T: usize, const R: usize>(
                 inputs: [&[f32]; T],
                 weights: [&[Self]; R],
+                ahead: usize,
             ) -> [[f32; T]; R] {
                 use std::arch::x86_64::*;
                 let len = weights.first().map_or(0, |weight| weight.len());
                 let mut sums = [[_mm512_setzero_ps(); T]; R];
                 for k in (0..len).step_by(LANES) {
                     let mask: __mmask16 = if len - k < LANES { (1 << (len - k)) - 1 } else { !0 };
+                    if ahead > 0 && k.is_multiple_of(CACHE_LINE / size_of::<Self>()) {
+                        for r in 0..R {
+                            super::simd::prefetch(weights[r].as_ptr().wrapping_add(k + ahead).cast());
+                        }
+                    }
                     // SAFETY: every weight and input has the values of the mask from k on.
                     unsafe {
                         let mut values = [_mm512_setzero_ps(); R];
@@ -214,6 +239,7 @@ mod tests {
             let weights: [&[E]; 3] = std::array::from_fn(|r| weights[r].as_slice());
             let expected = portable(rows, weights);
             assert_eq!(dots(rows, weights), expected, "{what}, {len} values");
+            assert_eq!(dots_of_rows(rows, weights, 3 * len), expected, "{what}, {len} values");
             #[cfg(target_arch = "x86_64")]
             if isa() >= Isa::Avx2 && is_x86_feature_detected!("f16c") {
                 // SAFETY: the machine has both, and the slices are of one length.

@@ -1,16 +1,22 @@
 //! Products with a weight for few rows of x, as decode steps have them: the weight is read once, where it lies. Batch-invariant: a
 //! row of x gives the same bits whatever the other rows are.
 
-use super::dot_products::{Element, dots};
+use super::dot_products::{Element, dots_of_rows};
 use super::matrix::{Matrix, MatrixMut, Tile};
 use super::output::{Place, filled};
-use rayon::prelude::*;
+use super::team;
 
-/// Output channels in one task.
-const TASK_CHANNELS: usize = 32;
+/// Output channels in one task, at least and at most. Where there are many, a thread's turn is longer.
+const TASK_CHANNELS: [usize; 2] = [32, 256];
+/// Tasks, unless these would be too small or too large.
+const TASKS: usize = 16;
+/// A product with fewer values of the weight is not worth another thread's notice.
+const SMALL: usize = 1 << 14;
 
 /// Dot products of rows of x with rows of a weight.
 pub trait Dots: Sync {
+    /// Values of a row.
+    fn width(&self) -> usize;
     /// Rows of x from `token` on with rows of the weight from `channel` on.
     fn dots<const T: usize, const R: usize>(&self, token: usize, channel: usize) -> [[f32; T]; R];
 }
@@ -23,11 +29,16 @@ pub struct Rows<'a, E> {
 }
 
 impl<E: Element> Dots for Rows<'_, E> {
+    fn width(&self) -> usize {
+        self.x.columns
+    }
+
     #[inline(always)]
     fn dots<const T: usize, const R: usize>(&self, token: usize, channel: usize) -> [[f32; T]; R] {
         let width = self.x.columns;
         let inputs = std::array::from_fn(|t| self.x.row(token + t));
-        let mut sums = dots(inputs, std::array::from_fn(|r| &self.weight[(channel + r) * width..][..width]));
+        let weights = std::array::from_fn(|r| &self.weight[(channel + r) * width..][..width]);
+        let mut sums = dots_of_rows(inputs, weights, R * width);
         if let Some(scales) = self.scales {
             let rows = sums.iter_mut().zip(&scales[channel..]);
             rows.for_each(|(sums, scale)| sums.iter_mut().for_each(|sum| *sum *= scale));
@@ -40,8 +51,9 @@ impl<E: Element> Dots for Rows<'_, E> {
 pub fn few(product: &impl Dots, tokens: usize, out: usize, bias: Option<&[f32]>) -> Vec<f32> {
     filled(tokens * out, |output| {
         let mut output = MatrixMut::new(output, tokens, out);
-        let tasks = output.reborrow().tiles(tokens, TASK_CHANNELS);
-        tasks.into_par_iter().for_each(|task| channels(product, task, bias));
+        let [least, most] = TASK_CHANNELS;
+        let task = if out * product.width() < SMALL { out } else { (out / TASKS).clamp(least, most) };
+        team::map(output.reborrow().tiles(tokens, task), |task| channels(product, task, bias));
         // SAFETY: the tasks have all places, and `channels` writes all of a task's.
         unsafe { output.assume_written() }.into_values()
     })

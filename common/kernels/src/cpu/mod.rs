@@ -30,6 +30,7 @@ pub mod rows;
 mod scratch;
 pub mod seed;
 mod simd;
+mod team;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transpose;
@@ -41,4 +42,5 @@ pub use dropout::drop_values;
 pub use int8::int8_rows;
 pub use nf4::nf4_rows;
 pub use operand::{move_codes_into_huge_pages, move_into_huge_pages};
+pub use rows::append_rows;
 pub use simd::{Isa, isa};

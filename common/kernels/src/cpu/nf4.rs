@@ -94,10 +94,28 @@ enum AbsmaxRows<'a> {
 impl AbsmaxRows<'_> {
     /// The largest magnitude of a block; the product is rounded before the sum.
     fn get(&self, index: usize) -> f32 {
+        let mut value = [0.0];
+        self.fill(index, &mut value);
+        value[0]
+    }
+
+    /// Those of the blocks from `first` on.
+    fn fill(&self, first: usize, to: &mut [f32]) {
         match *self {
-            Self::Plain(absmax) => absmax[index],
+            Self::Plain(absmax) => to.copy_from_slice(&absmax[first..first + to.len()]),
             Self::Nested { codes, map, absmax, block, offset } => {
-                map[usize::from(codes[index])] * absmax[index / block] + offset
+                let (mut first, mut to) = (first, to);
+                while !to.is_empty() {
+                    // Those that share a magnitude of their own.
+                    let outer = first / block;
+                    let count = to.len().min((outer + 1) * block - first);
+                    let (part, rest) = to.split_at_mut(count);
+                    let scale = absmax[outer];
+                    for (to, &code) in part.iter_mut().zip(&codes[first..first + count]) {
+                        *to = map[usize::from(code)] * scale + offset;
+                    }
+                    (first, to) = (first + count, rest);
+                }
             }
         }
     }
@@ -156,6 +174,10 @@ struct Widened<'a> {
 }
 
 impl Dots for Widened<'_> {
+    fn width(&self) -> usize {
+        self.x.columns
+    }
+
     fn dots<const T: usize, const R: usize>(&self, token: usize, channel: usize) -> [[f32; T]; R] {
         std::array::from_fn(|r| {
             let row = filled(self.x.columns, |to| self.weight.row(channel + r, to));
@@ -194,12 +216,12 @@ impl Codes<'_> {
         width.is_multiple_of(block) && block.is_multiple_of(2 * BYTES)
     }
 
-    /// A row's products with `T` rows of x.
-    fn row<const T: usize>(&self, token: usize, channel: usize) -> [f32; T] {
+    /// Products of `R` rows of the weight with `T` rows of x.
+    fn rows<const T: usize, const R: usize>(&self, token: usize, channel: usize) -> [[f32; T]; R] {
         let (Nf4Rows { codes, absmax, block, .. }, width) = (self.weight, self.weight.shape[1]);
         let inputs: [&[f32]; T] = std::array::from_fn(|t| &self.x[(token + t) * width..][..width]);
-        let codes = &codes[channel * width / 2..][..width / 2];
-        let absmax = |index: usize| absmax.get(channel * width / block + index);
+        let codes: [&[u8]; R] = std::array::from_fn(|r| &codes[(channel + r) * width / 2..][..width / 2]);
+        let absmax = |r: usize, first: usize, to: &mut [f32]| absmax.fill((channel + r) * width / block + first, to);
         #[cfg(target_arch = "x86_64")]
         if isa() == Isa::Avx512 {
             // SAFETY: the machine has AVX-512; inputs and codes are as long as a row, which is whole blocks (`fit`).
@@ -210,33 +232,41 @@ impl Codes<'_> {
 }
 
 impl Dots for Codes<'_> {
+    fn width(&self) -> usize {
+        self.weight.shape[1]
+    }
+
     fn dots<const T: usize, const R: usize>(&self, token: usize, channel: usize) -> [[f32; T]; R] {
-        std::array::from_fn(|r| self.row(token, channel + r))
+        self.rows(token, channel)
     }
 }
 
-/// The definition.
-fn codes_portable<const T: usize>(
+/// The definition. `absmax` writes the largest magnitudes of a row's blocks, from one on.
+fn codes_portable<const T: usize, const R: usize>(
     inputs: [&[f32]; T],
-    codes: &[u8],
-    absmax: impl Fn(usize) -> f32,
+    codes: [&[u8]; R],
+    absmax: impl Fn(usize, usize, &mut [f32]),
     block: usize,
-) -> [f32; T] {
-    let mut sums = [[0f32; LANES]; T];
-    for (index, codes) in codes.chunks_exact(block / 2).enumerate() {
-        let scale = absmax(index);
-        let mut of_block = [[0f32; LANES]; T];
-        for (step, bytes) in codes.as_chunks::<BYTES>().0.iter().enumerate() {
-            let values: [[f32; LANES]; 2] = std::array::from_fn(|odd| bytes.map(|byte| PAIRS[usize::from(byte)][odd]));
-            for (sums, input) in of_block.iter_mut().zip(inputs) {
-                add_products(sums, &values, &input[index * block + step * 2 * BYTES..][..2 * BYTES]);
+) -> [[f32; T]; R] {
+    std::array::from_fn(|r| {
+        let mut sums = [[0f32; LANES]; T];
+        for (index, codes) in codes[r].chunks_exact(block / 2).enumerate() {
+            let mut scale = [0.0];
+            absmax(r, index, &mut scale);
+            let mut of_block = [[0f32; LANES]; T];
+            for (step, bytes) in codes.as_chunks::<BYTES>().0.iter().enumerate() {
+                let values: [[f32; LANES]; 2] =
+                    std::array::from_fn(|odd| bytes.map(|byte| PAIRS[usize::from(byte)][odd]));
+                for (sums, input) in of_block.iter_mut().zip(inputs) {
+                    add_products(sums, &values, &input[index * block + step * 2 * BYTES..][..2 * BYTES]);
+                }
+            }
+            for (sums, of_block) in sums.iter_mut().zip(of_block) {
+                sums.iter_mut().zip(of_block).for_each(|(sum, of_block)| *sum = of_block.mul_add(scale[0], *sum));
             }
         }
-        for (sums, of_block) in sums.iter_mut().zip(of_block) {
-            sums.iter_mut().zip(of_block).for_each(|(sum, of_block)| *sum = of_block.mul_add(scale, *sum));
-        }
-    }
-    sums.map(fold)
+        sums.map(fold)
+    })
 }
 
 multiversion! {
@@ -250,48 +280,71 @@ multiversion! {
     }
 }
 
-/// The same with AVX-512: the sixteen values are a register, which the codes index.
+/// Blocks whose largest magnitudes are made at a time.
+#[cfg(target_arch = "x86_64")]
+const SCALES: usize = 8;
+
+/// The same with AVX-512: the sixteen values are a register, which the codes index. Several rows side by side share what is read of x
+/// and do not wait for their sums; the rows behind them are fetched meanwhile.
 ///
 /// # Safety
 /// The machine has AVX-512; codes are whole blocks of whole steps, and inputs are twice as long.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn codes_avx512<const T: usize>(
+#[allow(clippy::needless_range_loop)] // Arrays side by side.
+unsafe fn codes_avx512<const T: usize, const R: usize>(
     inputs: [&[f32]; T],
-    codes: &[u8],
-    absmax: impl Fn(usize) -> f32,
+    codes: [&[u8]; R],
+    absmax: impl Fn(usize, usize, &mut [f32]),
     block: usize,
-) -> [f32; T] {
+) -> [[f32; T]; R] {
+    use super::simd::prefetch;
     use std::arch::x86_64::*;
     // SAFETY: sixteen values are there.
     let values = unsafe { _mm512_loadu_ps(VALUES.as_ptr()) };
-    let mut sums = [_mm512_setzero_ps(); T];
-    for (index, codes) in codes.chunks_exact(block / 2).enumerate() {
-        let mut of_block = [_mm512_setzero_ps(); T];
-        for (step, bytes) in codes.as_chunks::<BYTES>().0.iter().enumerate() {
-            // SAFETY: sixteen bytes are there, and inputs have 32 values from the step's first on.
-            unsafe {
-                let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
-                // Of an index only the low four bits count.
-                let even = _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(codes), values);
-                let odd = _mm512_permutexvar_ps(codes, values);
-                for (sum, input) in of_block.iter_mut().zip(inputs) {
-                    let input = input.as_ptr().add(index * block + step * 2 * BYTES);
-                    *sum = _mm512_fmadd_ps(_mm512_loadu_ps(input), even, *sum);
-                    *sum = _mm512_fmadd_ps(_mm512_loadu_ps(input.add(BYTES)), odd, *sum);
+    let bytes = codes.first().map_or(0, |codes| codes.len());
+    let blocks = 2 * bytes / block;
+    let mut sums = [[_mm512_setzero_ps(); T]; R];
+    for first in (0..blocks).step_by(SCALES) {
+        let count = SCALES.min(blocks - first);
+        let mut scales = [[0f32; SCALES]; R];
+        scales.iter_mut().enumerate().for_each(|(r, scales)| absmax(r, first, &mut scales[..count]));
+        for index in first..first + count {
+            let mut of_block = [[_mm512_setzero_ps(); T]; R];
+            for byte in (index * block / 2..(index + 1) * block / 2).step_by(BYTES) {
+                for r in 0..R {
+                    if byte % 64 < BYTES {
+                        prefetch(codes[r].as_ptr().wrapping_add(byte + R * bytes).cast());
+                    }
+                    // SAFETY: sixteen bytes are there, and inputs have 32 values from twice the byte's place on.
+                    unsafe {
+                        let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes[r].as_ptr().add(byte).cast()));
+                        // Of an index only the low four bits count.
+                        let even = _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(codes), values);
+                        let odd = _mm512_permutexvar_ps(codes, values);
+                        for t in 0..T {
+                            let input = inputs[t].as_ptr().add(2 * byte);
+                            of_block[r][t] = _mm512_fmadd_ps(_mm512_loadu_ps(input), even, of_block[r][t]);
+                            of_block[r][t] = _mm512_fmadd_ps(_mm512_loadu_ps(input.add(BYTES)), odd, of_block[r][t]);
+                        }
+                    }
+                }
+            }
+            for r in 0..R {
+                let scale = _mm512_set1_ps(scales[r][index - first]);
+                for t in 0..T {
+                    sums[r][t] = _mm512_fmadd_ps(of_block[r][t], scale, sums[r][t]);
                 }
             }
         }
-        let scale = _mm512_set1_ps(absmax(index));
-        for (sum, of_block) in sums.iter_mut().zip(of_block) {
-            *sum = _mm512_fmadd_ps(of_block, scale, *sum);
-        }
     }
-    sums.map(|sum| {
-        let mut lanes = [0f32; LANES];
-        // SAFETY: there is room for sixteen values.
-        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
-        fold(lanes)
+    sums.map(|sums| {
+        sums.map(|sum| {
+            let mut lanes = [0f32; LANES];
+            // SAFETY: there is room for sixteen values.
+            unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
+            fold(lanes)
+        })
     })
 }
 
@@ -359,18 +412,22 @@ mod tests {
 
     #[test]
     fn vectors_give_the_bits_of_the_definition() {
-        for (width, block) in [(64, 64), (576, 64), (128, 32), (256, 128)] {
+        for (width, block) in [(64, 64), (576, 64), (1216, 64), (128, 32), (256, 128)] {
             let x = values(random([3, width]));
             let codes: Vec<u8> = (0..width / 2).map(|index| (index * 37 % 256) as u8).collect();
             let inputs: [&[f32]; 3] = std::array::from_fn(|t| &x[t * width..][..width]);
-            let absmax = |index: usize| 0.3 + index as f32;
-            let expected = codes_portable(inputs, &codes, absmax, block);
+            let absmax = |r: usize, first: usize, to: &mut [f32]| {
+                to.iter_mut().enumerate().for_each(|(index, to)| *to = 0.3 + (first + index + 7 * r) as f32);
+            };
+            let reversed: Vec<u8> = codes.iter().rev().copied().collect();
+            let expected = codes_portable(inputs, [codes.as_slice(), &reversed], absmax, block);
             #[cfg(target_arch = "x86_64")]
             if isa() == Isa::Avx512 {
                 // SAFETY: the machine has AVX-512; the sizes are those of the definition.
-                assert_eq!(unsafe { codes_avx512(inputs, &codes, absmax, block) }, expected, "{width} values");
+                let found = unsafe { codes_avx512(inputs, [codes.as_slice(), &reversed], absmax, block) };
+                assert_eq!(found, expected, "{width} values");
             }
-            assert!(expected.iter().all(|value| value.is_finite()));
+            assert!(expected.iter().flatten().all(|value| value.is_finite()));
         }
     }
 }

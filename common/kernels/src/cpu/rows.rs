@@ -9,6 +9,28 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
+/// Writes rows `[new, heads · width]` behind the first `len` rows of each head of a cache `[heads, capacity, width]`, which is given back
+/// unchanged on another backend, or where rows have a gradient.
+///
+/// # Panics
+/// If the cache has no room for the rows.
+pub fn append_rows(cache: Tensor<3>, rows: &Tensor<2>, len: usize) -> Result<Tensor<3>, Tensor<3>> {
+    let Some(rows) = operand::operand(rows).filter(|rows| !rows.node.tracked()) else { return Err(cache) };
+    let Some(operand) = operand::operand(&cache) else { return Err(cache) };
+    let shape = cache.dims();
+    let ([heads, capacity, width], [new, _]) = (shape, operand::dims(&rows.values));
+    assert!(len + new <= capacity, "{len} rows and {new} new ones in a cache for {capacity}");
+    // Lets go of the cache's memory, so that it is written in place.
+    drop(cache);
+    let mut values = operand::own(operand.values);
+    for (index, row) in floats(&rows.values).chunks_exact((heads * width).max(1)).enumerate() {
+        for (head, row) in row.chunks_exact(width.max(1)).enumerate() {
+            values[(head * capacity + len + index) * width..][..width].copy_from_slice(row);
+        }
+    }
+    Ok(operand.node.constant(operand::tensor(values, shape)))
+}
+
 /// See [`crate::embedding`].
 pub fn embedding(weight: &Tensor<2>, ids: &[u32]) -> Option<Tensor<2>> {
     pick(weight, ids.iter().map(|&id| id as usize).collect())
