@@ -75,7 +75,8 @@ impl Answer {
     /// Chooses the next token from its logits `[V]`. Logits that are no numbers are an error: a token chosen among them would
     /// look like an answer.
     fn advance(&mut self, logits: &mut [f32]) -> Result<()> {
-        if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
+        // Without an early end, so that many are compared at once.
+        if logits.iter().fold(false, |found, logit| found | logit.is_nan() | (*logit == f32::INFINITY)) {
             return Err(Error::invalid(
                 format!("token {} of the answer", self.new_ids.len() + 1),
                 "logits that are NaN or infinite",

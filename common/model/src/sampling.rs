@@ -137,13 +137,15 @@ impl Sampler {
 
 /// Index of the largest value, the first of equals (as torch's argmax on a CPU); NaN never wins.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (index, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] || logits[best].is_nan() {
-            best = index;
-        }
-    }
-    best as u32
+    /// Values compared side by side.
+    const LANES: usize = 16;
+    let larger = |largest: f32, logit: f32| if logit > largest { logit } else { largest };
+    let (lanes, rest) = logits.as_chunks::<LANES>();
+    let largest = lanes.iter().fold([f32::NEG_INFINITY; LANES], |largest, logits| {
+        std::array::from_fn(|lane| larger(largest[lane], logits[lane]))
+    });
+    let largest = largest.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger);
+    logits.iter().position(|&logit| logit == largest).unwrap_or(0) as u32
 }
 
 /// Everything below the k-th largest becomes −∞; ties with it stay, as in transformers.
