@@ -106,7 +106,7 @@ pub enum Weights {
     F32,
     /// 8-bit integers with one scale per output channel.
     Int8,
-    /// 4-bit NormalFloat in blocks of 64, with double quantization; the head stays as stored.
+    /// 4-bit NormalFloat in blocks of 64, with double quantization; the head in 8-bit integers.
     Nf4,
 }
 
@@ -115,7 +115,7 @@ pub enum Weights {
 pub enum Quantization {
     /// 8-bit integers with one scale per output channel.
     Int8,
-    /// 4-bit NormalFloat in blocks of 64, with double quantization; the head stays as stored.
+    /// 4-bit NormalFloat in blocks of 64, with double quantization; the head in 8-bit integers.
     Nf4,
 }
 
@@ -185,6 +185,16 @@ impl SamplingArgs {
         config.validate().map_err(|OutOfRange { setting, found, expected }| {
             Error::usage(format!("--{setting}"), found, expected, "correct it")
         })?;
+        let draws =
+            [("top_p", self.top_p != 1.0, self.top_p.to_string()), ("top_k", self.top_k != 0, self.top_k.to_string())];
+        if let (0.0, Some((option, _, found))) = (self.temperature, draws.into_iter().find(|(_, given, _)| *given)) {
+            return Err(Error::usage(
+                format!("--{option}"),
+                format!("{found}, which has no effect: at temperature 0 the most likely token is taken"),
+                "a temperature above 0 beside it",
+                format!("add --temperature 0.7, say, or leave --{option} out"),
+            ));
+        }
         Ok(config)
     }
 }

@@ -138,6 +138,12 @@ fn bad_input_is_named() {
         (vec!["generate", "--model", model, "--prompt", "Hi", "--image", text(&text_file)], 1, "config.json"),
         (vec!["generate", "--model", model, "--prompt", "<image> Hi"], 1, "1 <image> markers and 0 pictures"),
         (vec!["generate", "--model", model, "--prompt", "Hi", "--top-p", "2"], 2, "top_p"),
+        (vec!["generate", "--model", model, "--prompt", "Hi", "--top-p", "0.9"], 2, "add --temperature 0.7"),
+        (
+            vec!["generate", "--model", model, "--prompt", "Hi", "--top-k", "5"],
+            2,
+            "--top_k: found 5, which has no effect",
+        ),
         (vec!["generate", "--model", model, "--prompt", "Hi", "--max-new-tokens", "0"], 2, "at least 1"),
         (vec!["generate", "--model", model, "--prompt", "Hi", "--adapter", "/nonexistent"], 1, "/nonexistent"),
         (vec!["generate", "--model", model], 2, "--prompt"),

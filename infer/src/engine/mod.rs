@@ -65,6 +65,8 @@ impl Engine {
                 model.language_model.quantize_head(Quantization::Int8);
             } else {
                 model.language_model.quantize_layers(Quantization::Nf4 { double_quant: true });
+                // In 16 bits it would be half of what a decode step reads.
+                model.language_model.quantize_head(Quantization::Int8);
             }
             engine.model = model;
         }
