@@ -340,11 +340,11 @@ impl<'a> Context<'a> {
         let scale = 1.0 / (head_dim as f32).sqrt();
         let rows = scores.chunks_exact_mut(width.max(1)).zip(&queries);
         let lse = rows.map(|(scores, &(query, _))| softmax(scores, self.seen(query), scale)).collect();
-        let mut rows = scores.chunks_exact(width.max(1));
-        for Tile { mut part, .. } in blocks {
-            for (row, scores) in (0..part.rows).zip(&mut rows) {
-                weighted_sum(&scores[..keys], self.v, part.row_mut(row));
-            }
+        let mut parts: Vec<MatrixMut<Place>> = blocks.into_iter().flat_map(|block| block.part.single_rows()).collect();
+        let mut outputs: Vec<&mut [Place]> = parts.iter_mut().map(|part| part.row_mut(0)).collect();
+        let weights: Vec<&[f32]> = scores.chunks_exact(width.max(1)).map(|scores| &scores[..keys]).collect();
+        for (weights, outputs) in weights.chunks(together).zip(outputs.chunks_mut(together)) {
+            weighted_sums(weights, self.v, outputs);
         }
         give(&SCORES, memory);
         lse
@@ -371,39 +371,84 @@ thread_local! {
     static GRAD_SCORES: Cell<Aligned> = const { unused() };
 }
 
-multiversion! {
-    // Σ weights[i] · row i of `values`, a stretch of columns at a time, so that their sums stay in registers.
-    fn weighted_sum<'a>(weights: &[f32], values: Matrix, output: &'a mut [Place]) -> &'a mut [f32] {
-        const COLUMNS: usize = 64;
-        let (wide, rest) = output.as_chunks_mut::<COLUMNS>();
-        let mut start = 0;
-        for output in wide {
-            output.write_copy_of_slice(&weighted_columns::<COLUMNS>(weights, values, start));
-            start += COLUMNS;
+/// For each of at most [`HEADS`] lists of weights, Σ weights[i] · row i of `values`, whose rows are read once for all of them.
+fn weighted_sums(weights: &[&[f32]], values: Matrix, outputs: &mut [&mut [Place]]) {
+    match (weights, outputs) {
+        ([a, b, c, d], [to_a, to_b, to_c, to_d]) => four_sums([a, b, c, d], values, [to_a, to_b, to_c, to_d]),
+        ([a, b, c], [to_a, to_b, to_c]) => three_sums([a, b, c], values, [to_a, to_b, to_c]),
+        ([a, b], [to_a, to_b]) => two_sums([a, b], values, [to_a, to_b]),
+        (weights, outputs) => {
+            weights.iter().zip(outputs).for_each(|(weights, output)| one_sum([weights], values, [output]));
         }
-        let (narrow, rest) = rest.as_chunks_mut::<LANES>();
-        for output in narrow {
-            output.write_copy_of_slice(&weighted_columns::<LANES>(weights, values, start));
-            start += LANES;
-        }
-        for output in rest {
-            output.write(weighted_columns::<1>(weights, values, start)[0]);
-            start += 1;
-        }
-        // SAFETY: wide, narrow and single columns are all of them.
-        unsafe { output.assume_init_mut() }
     }
 }
 
+multiversion! {
+    fn one_sum(weights: [&[f32]; 1], values: Matrix, outputs: [&mut [Place]; 1]) {
+        sums_of(weights, values, outputs);
+    }
+}
+multiversion! {
+    fn two_sums(weights: [&[f32]; 2], values: Matrix, outputs: [&mut [Place]; 2]) {
+        sums_of(weights, values, outputs);
+    }
+}
+multiversion! {
+    fn three_sums(weights: [&[f32]; 3], values: Matrix, outputs: [&mut [Place]; 3]) {
+        sums_of(weights, values, outputs);
+    }
+}
+multiversion! {
+    fn four_sums(weights: [&[f32]; 4], values: Matrix, outputs: [&mut [Place]; 4]) {
+        sums_of(weights, values, outputs);
+    }
+}
+
+/// Writes all outputs, a stretch of columns at a time, so that their sums stay in registers.
 #[inline(always)]
-fn weighted_columns<const N: usize>(weights: &[f32], values: Matrix, start: usize) -> [f32; N] {
-    let mut sums = [0.0; N];
-    for (row, &weight) in weights.iter().enumerate() {
+fn sums_of<const Q: usize>(weights: [&[f32]; Q], values: Matrix, mut outputs: [&mut [Place]; Q]) {
+    const COLUMNS: usize = 64;
+    let columns = outputs.first().map_or(0, |output| output.len());
+    let mut start = 0;
+    while columns - start >= COLUMNS {
+        weighted_columns::<Q, COLUMNS>(weights, values, start, &mut outputs);
+        start += COLUMNS;
+    }
+    while columns - start >= LANES {
+        weighted_columns::<Q, LANES>(weights, values, start, &mut outputs);
+        start += LANES;
+    }
+    while start < columns {
+        weighted_columns::<Q, 1>(weights, values, start, &mut outputs);
+        start += 1;
+    }
+}
+
+/// Writes `N` columns of all outputs.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // Arrays side by side.
+fn weighted_columns<const Q: usize, const N: usize>(
+    weights: [&[f32]; Q],
+    values: Matrix,
+    start: usize,
+    outputs: &mut [&mut [Place]; Q],
+) {
+    let rows = weights.first().map_or(0, |weights| weights.len());
+    let weights = weights.map(|weights| &weights[..rows]);
+    let mut sums = [[0f32; N]; Q];
+    for row in 0..rows {
         if let Some(values) = values.row(row)[start..].first_chunk::<N>() {
-            (0..N).for_each(|column| sums[column] += weight * values[column]);
+            for query in 0..Q {
+                let weight = weights[query][row];
+                for column in 0..N {
+                    sums[query][column] = weight.mul_add(values[column], sums[query][column]);
+                }
+            }
         }
     }
-    sums
+    for (output, sums) in outputs.iter_mut().zip(&sums) {
+        output[start..start + N].write_copy_of_slice(sums);
+    }
 }
 
 multiversion! {

@@ -173,6 +173,12 @@ impl<'a, T> MatrixMut<'a, T> {
         self.tiles(rows, width).into_iter().map(|tile| tile.part).collect()
     }
 
+    /// Its rows, each a part.
+    pub fn single_rows(self) -> Vec<Self> {
+        let lens = vec![1; self.rows];
+        self.row_groups(&lens)
+    }
+
     /// Rows of the given numbers, one part after another.
     ///
     /// # Panics

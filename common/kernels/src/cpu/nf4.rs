@@ -66,7 +66,7 @@ impl Nf4Operand {
             AbsmaxOperand::Plain(absmax) => AbsmaxRows::Plain(floats(absmax)),
             AbsmaxOperand::Nested { codes, map, absmax, block, offset } => AbsmaxRows::Nested {
                 codes: codes.as_slice()?,
-                map: floats(map),
+                map: floats(map).first_chunk()?,
                 absmax: floats(absmax),
                 block: *block,
                 offset: *offset,
@@ -88,7 +88,7 @@ pub struct Nf4Rows<'a> {
 #[derive(Clone, Copy)]
 enum AbsmaxRows<'a> {
     Plain(&'a [f32]),
-    Nested { codes: &'a [u8], map: &'a [f32], absmax: &'a [f32], block: usize, offset: f32 },
+    Nested { codes: &'a [u8], map: &'a [f32; 256], absmax: &'a [f32], block: usize, offset: f32 },
 }
 
 impl AbsmaxRows<'_> {
@@ -100,6 +100,7 @@ impl AbsmaxRows<'_> {
     }
 
     /// Those of the blocks from `first` on.
+    #[inline(always)]
     fn fill(&self, first: usize, to: &mut [f32]) {
         match *self {
             Self::Plain(absmax) => to.copy_from_slice(&absmax[first..first + to.len()]),
@@ -282,7 +283,7 @@ multiversion! {
 
 /// Blocks whose largest magnitudes are made at a time.
 #[cfg(target_arch = "x86_64")]
-const SCALES: usize = 8;
+const SCALES: usize = 32;
 
 /// The same with AVX-512: the sixteen values are a register, which the codes index. Several rows side by side share what is read of x
 /// and do not wait for their sums; the rows behind them are fetched meanwhile.
