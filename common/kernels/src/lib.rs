@@ -6,6 +6,7 @@
 
 mod activation;
 mod adamw;
+mod address;
 pub mod cpu;
 mod cross_entropies;
 #[cfg(feature = "cube")]
@@ -28,6 +29,7 @@ pub mod vulkan;
 
 pub use activation::Activation;
 pub use adamw::{AdamWUpdate, adamw, sum_of_squares};
+pub use address::Addressed;
 pub use cross_entropies::CrossEntropies;
 pub use dropout::{Dropout, SequenceStreams};
 pub use linear_input::LinearInput;

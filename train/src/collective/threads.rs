@@ -1,9 +1,11 @@
 //! Ranks as threads of one process: buffers are read where they are.
 
+use super::roll_call::RollCall;
 use super::{Collective, CollectiveError, Place, Result, add_in_rank_order, owned_slices};
 use anyhow::anyhow;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -51,6 +53,8 @@ struct Group {
     exchange: Mutex<Exchange>,
     changed: Condvar,
     timeout: Duration,
+    /// Of each rank, the exchanges through another library in which it has waited so far.
+    waited: Vec<AtomicU64>,
 }
 
 impl Group {
@@ -63,7 +67,8 @@ impl Group {
             failure: None,
             over: false,
         };
-        Arc::new(Self { exchange: Mutex::new(exchange), changed: Condvar::new(), timeout })
+        let waited = (0..world_size).map(|_| AtomicU64::new(0)).collect();
+        Arc::new(Self { exchange: Mutex::new(exchange), changed: Condvar::new(), timeout, waited })
     }
 
     /// A rank that panicked while it held the lock has left consistent state behind: fields are set one at a time.
@@ -202,6 +207,33 @@ impl Collective for ThreadRank {
 
     fn timeout(&self) -> Duration {
         self.group.timeout
+    }
+
+    fn roll_call(&self) -> Box<dyn RollCall> {
+        Box::new(ThreadRollCall { group: Arc::clone(&self.group), rank: self.rank })
+    }
+}
+
+/// Ranks see each other's counts.
+struct ThreadRollCall {
+    group: Arc<Group>,
+    rank: usize,
+}
+
+impl RollCall for ThreadRollCall {
+    fn begins(&mut self, _: &Place) {}
+
+    fn waits(&mut self, place: &Place, exchange: u64, _: Instant) -> Result<()> {
+        self.group.waited[self.rank].store(exchange + 1, Ordering::Relaxed);
+        match &self.group.lock().failure {
+            Some(failure) => Err(failure.clone().at(place)),
+            None => Ok(()),
+        }
+    }
+
+    fn absent(&mut self, exchange: u64) -> Vec<usize> {
+        let waited = self.group.waited.iter().map(|waited| waited.load(Ordering::Relaxed)).enumerate();
+        waited.filter(|(rank, waited)| *rank != self.rank && *waited <= exchange).map(|(rank, _)| rank).collect()
     }
 }
 

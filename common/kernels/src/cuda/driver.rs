@@ -19,6 +19,8 @@ pub struct Gpu {
     pub capability: (i32, i32),
     /// Bytes of its memory.
     pub memory: u64,
+    /// Where it is on its machine: the address on the PCI bus, which another process sees too, whatever index the GPU has there.
+    pub bus: String,
 }
 
 impl Gpu {
@@ -28,7 +30,7 @@ impl Gpu {
     }
 }
 
-const NAME: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
+pub(super) const NAME: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 const CAPABILITY: [c_int; 2] = [75, 76];
 
@@ -92,6 +94,14 @@ impl Calls<'_> {
         }
         // SAFETY: the driver ends the name with a zero, and the buffer's last byte is one.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
-        Ok(Gpu { name, capability: (capability[0], capability[1]), memory: memory as u64 })
+        let mut bus = [0 as c_char; 64];
+        // SAFETY: as for the name.
+        let found = self.call::<Name>("cuDeviceGetPCIBusId", |get| unsafe { get(bus.as_mut_ptr(), 63, device) });
+        let bus = match found {
+            // SAFETY: as for the name.
+            Ok(()) => unsafe { CStr::from_ptr(bus.as_ptr()) }.to_string_lossy().into_owned(),
+            Err(_) => format!("GPU {index}"),
+        };
+        Ok(Gpu { name, capability: (capability[0], capability[1]), memory: memory as u64, bus })
     }
 }

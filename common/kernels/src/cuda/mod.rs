@@ -7,9 +7,11 @@
 
 mod driver;
 mod headers;
+mod stream;
 mod toolkit;
 
 pub use driver::{Driver, Gpu, driver};
+pub use stream::{Event, Stream};
 pub use toolkit::{Part, Toolkit};
 
 use base::{Error, Result};

@@ -27,6 +27,7 @@ pub struct Part {
     pub missing: Vec<&'static str>,
 }
 
+const NCCL: [&str; 1] = ["libnccl.so.2"];
 const NVRTC: [&str; 2] = ["libnvrtc.so.13", "libnvrtc.so.12"];
 const CUBLAS_LT: [&str; 2] = ["libcublasLt.so.13", "libcublasLt.so.12"];
 
@@ -63,6 +64,11 @@ impl Toolkit {
             part("CUDA headers", "kernels include them", true, &self.headers, &self.missing_headers),
             part("cuBLASLt", "matrix products; not used yet", false, &self.cublas_lt, &CUBLAS_LT),
         ]
+    }
+
+    /// NCCL's library, which several GPUs need: its path in one of the folders, else its bare name, for the system to find.
+    pub fn nccl(&self) -> PathBuf {
+        in_roots(&self.looked, &NCCL).unwrap_or_else(|| NCCL[0].into())
     }
 
     /// Where it was looked for, beside the system's own path for libraries.
@@ -147,19 +153,27 @@ fn site_packages(prefix: &Path) -> Vec<PathBuf> {
 
 /// A library of these names: its path in a root, else its bare name where the system finds it.
 fn library(roots: &[PathBuf], names: &[&str]) -> Option<PathBuf> {
+    in_roots(roots, names).or_else(|| {
+        // SAFETY: as in `open_nvrtc`; cuBLASLt runs no code of its own either.
+        names.iter().find(|name| unsafe { libloading::Library::new(**name) }.is_ok()).map(PathBuf::from)
+    })
+}
+
+fn in_roots(roots: &[PathBuf], names: &[&str]) -> Option<PathBuf> {
     let folders = ["lib64", "lib", "lib/x86_64-linux-gnu", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"];
     let in_roots = roots.iter().flat_map(|root| folders.map(|folder| root.join(folder)));
-    in_roots.flat_map(|folder| names.iter().map(move |name| folder.join(name))).find(|path| path.is_file()).or_else(
-        || {
-            // SAFETY: as in `open_nvrtc`; cuBLASLt runs no code of its own either.
-            names.iter().find(|name| unsafe { libloading::Library::new(**name) }.is_ok()).map(PathBuf::from)
-        },
-    )
+    in_roots.flat_map(|folder| names.iter().map(move |name| folder.join(name))).find(|path| path.is_file())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Toolkit {
+        fn of_nothing() -> Self {
+            Self { looked: Vec::new(), nvrtc: None, cublas_lt: None, headers: None, missing_headers: Vec::new() }
+        }
+    }
 
     fn file(path: PathBuf) {
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("a new folder");
@@ -180,6 +194,10 @@ mod tests {
         let roots = [packages[0].join("nvidia/cu13"), packages[0].join("nvidia/cuda_nvrtc")];
         assert_eq!(library(&roots, &NVRTC), Some(roots[0].join("lib/libnvrtc.so.13")));
         assert_eq!(library(&roots[1..], &NVRTC), Some(roots[1].join("lib/libnvrtc.so.12")));
+        file(at("env/lib/python3.11/site-packages/nvidia/nccl/lib/libnccl.so.2"));
+        let toolkit = Toolkit { looked: vec![packages[0].join("nvidia/nccl")], ..Toolkit::of_nothing() };
+        assert_eq!(toolkit.nccl(), packages[0].join("nvidia/nccl/lib/libnccl.so.2"));
+        assert_eq!(Toolkit::of_nothing().nccl(), PathBuf::from("libnccl.so.2"));
         assert_eq!(library(&[at("empty")], &["libno-such-library.so.1"]), None);
     }
 
