@@ -12,7 +12,7 @@ use tests::{program, reference};
 const TWO: Split = Split { ranks: 2, micro_batch: 2, accumulation: 1 };
 
 /// Output of a command that must fail within `limit` and leave no process running.
-fn ends(name: &str, command: &mut Command, mark: &Path, limit: Duration) -> String {
+pub fn ends(name: &str, command: &mut Command, mark: &Path, limit: Duration) -> String {
     let began = Instant::now();
     let output = command.output().expect("the program starts");
     // MPICH's launcher tells of a killed rank on stdout.

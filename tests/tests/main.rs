@@ -47,6 +47,10 @@ mod mixed_precision;
 mod mixed_rows;
 mod mixtures;
 mod mpi;
+#[cfg(target_os = "linux")]
+mod nccl;
+#[cfg(target_os = "linux")]
+mod nccl_faults;
 mod next_steps;
 mod nf4;
 mod options;

@@ -156,6 +156,7 @@ fn assert_gradients(lora: &LoraConfig, tensors: usize) {
             kept_features: None,
             dropout: None,
             loss_scale: 1.0,
+            on_device: false,
         };
         let mut hooks = Collected { layout: &layout, found: &mut found };
         let _loss = forward_backward(&mut pass, &batch, &mut hooks).expect("a step");

@@ -7,7 +7,7 @@
 
 use crate::gradient::BlockGradient;
 use crate::layout::{BlockLayout, Layout};
-use crate::on_device::{self, DeviceGradient, Rows};
+use crate::on_device::{DeviceGradient, Rows};
 use crate::vision_cache::VisionFeatureCache;
 use anyhow::{Result, anyhow};
 use base::names::Block;
@@ -36,6 +36,8 @@ pub struct Pass<'a> {
     pub dropout: Option<LoraDropout>,
     /// The loss is multiplied by this before the backward pass.
     pub loss_scale: f32,
+    /// Whether gradients stay on the device.
+    pub on_device: bool,
 }
 
 /// What happens beside the computing of a micro-batch, block by block.
@@ -100,8 +102,6 @@ struct Tape<'p, 'a, H> {
     states: Vec<(Tensor<2>, Option<Tensor<2>>)>,
     /// Lowest vision layer with trained parameters, 0 with trained embeddings; `None`: the tower is frozen.
     first_trained: Option<usize>,
-    /// Whether gradients stay on the device.
-    on_device: bool,
 }
 
 impl<H: BlockHooks> Walk for Tape<'_, '_, H> {
@@ -175,8 +175,7 @@ impl<'p, 'a, H: BlockHooks> Tape<'p, 'a, H> {
         let layers = 0..pass.config.computed_vision_layers();
         let first_layer = layers.into_iter().find(|&layer| is_trained(Block::VisionLayer(layer)));
         let first_trained = if is_trained(Block::VisionEmbeddings) { Some(0) } else { first_layer };
-        let on_device = on_device::applies(&pass.model.device(), pass.layout.world_size);
-        Self { pass, hooks, steps: Vec::new(), states: Vec::new(), first_trained, on_device }
+        Self { pass, hooks, steps: Vec::new(), states: Vec::new(), first_trained }
     }
 
     /// Whether a layer's backward pass is needed.
@@ -202,7 +201,7 @@ impl<'p, 'a, H: BlockHooks> Tape<'p, 'a, H> {
             (None, Some(block)) => {
                 let embedding = &language_model.model.embed_tokens;
                 let visit = |collector: &mut Collector<'_>| embedding.visit(collector);
-                Some(collect(&mut gradients, &self.pass.layout.blocks[block], self.on_device, visit)?)
+                Some(collect(&mut gradients, &self.pass.layout.blocks[block], self.pass.on_device, visit)?)
             }
             _ => None,
         };
@@ -221,7 +220,7 @@ impl<'p, 'a, H: BlockHooks> Tape<'p, 'a, H> {
                 Step::Merge { projected, state } => {
                     let Some(outer) = self.gradient(state) else { continue };
                     if let Some(block) = self.pass.layout.block(Block::TokenEmbeddings) {
-                        let mut gradient = embedding_gradient(batch, &outer, self.on_device)?;
+                        let mut gradient = embedding_gradient(batch, &outer, self.pass.on_device)?;
                         if let Some(tied) = tied.take() {
                             gradient.add(tied);
                         }
@@ -279,7 +278,7 @@ impl<'p, 'a, H: BlockHooks> Tape<'p, 'a, H> {
         visit: impl FnOnce(&Llava, &mut Collector<'_>),
     ) -> Result<()> {
         let Some(index) = self.pass.layout.block(block) else { return Ok(()) };
-        let gradient = collect(gradients, &self.pass.layout.blocks[index], self.on_device, |collector| {
+        let gradient = collect(gradients, &self.pass.layout.blocks[index], self.pass.on_device, |collector| {
             visit(self.pass.model, collector);
         })?;
         self.hooks.after_backward(index, gradient)

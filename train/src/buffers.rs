@@ -9,6 +9,9 @@ pub trait Buffer: Send + Sized + 'static {
     /// Where such buffers are allocated: nothing to know on the host, the device and its stream elsewhere.
     type Memory: Send + Sync + 'static;
 
+    /// Spare ones that are worth keeping.
+    const SPARE: usize = 2;
+
     /// `len` zeros.
     fn zeros(memory: &Self::Memory, len: usize) -> Self;
 

@@ -3,7 +3,8 @@
 mod choices;
 
 pub use choices::{
-    Accumulate, CacheVisionFeatures, Extent, LossNormalization, ReportTo, ScheduleType, Strategy, TrainType,
+    Accumulate, CacheVisionFeatures, CollectiveChoice, Extent, LossNormalization, ReportTo, ScheduleType, Strategy,
+    TrainType,
 };
 
 use crate::base_format;
@@ -320,6 +321,11 @@ pub struct Config {
     /// A rank that loads, hashes, evaluates or saves makes progress.
     #[arg(long, default_value_t = 600)]
     pub collective_timeout_seconds: u64,
+    /// What exchanges gradients and parameters between ranks: NCCL from GPU to GPU, or threads and MPI through the host's memory. What ranks
+    /// agree on goes through threads or MPI always.
+    #[arg(long, value_enum, default_value_t = CollectiveChoice::Auto)]
+    #[serde(default)]
+    pub collective: CollectiveChoice,
     /// Where to compute: `auto` (a GPU that `train devices` lists, else the CPU), `cpu`, or `cuda:N` (rank r of a machine on GPU
     /// N + r; needs a build with `--features cuda`), or `vulkan:N` (needs a build with `--features wgpu`).
     #[arg(long, default_value = AUTO)]

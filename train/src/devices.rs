@@ -1,5 +1,6 @@
 //! What this machine can compute on, and what is missing for more.
 
+use crate::collective::nccl;
 use cli::units::bytes;
 use kernels::cpu::isa;
 use kernels::cuda::{self, Gpu, Toolkit};
@@ -27,6 +28,7 @@ pub fn table() -> String {
         let found = found.unwrap_or_else(|| format!("no {}", part.missing.join(", ")));
         (part.name.to_owned(), format!("{found} ({})", part.purpose))
     }));
+    rows.push(("NCCL".into(), nccl::describe().unwrap_or_else(|found| found.to_string()) + " (several GPUs)"));
     if missing {
         rows.push(("looked in".into(), toolkit.looked()));
     }
@@ -76,7 +78,9 @@ mod tests {
     fn the_cpu_and_what_is_missing_are_named() {
         let table = super::table();
         println!("{table}");
-        for name in ["cpu ", "driver ", "NVRTC ", "CUDA headers ", "cuBLASLt ", "this build ", "--device auto "] {
+        for name in
+            ["cpu ", "driver ", "NVRTC ", "CUDA headers ", "cuBLASLt ", "NCCL ", "this build ", "--device auto "]
+        {
             assert!(table.lines().any(|line| line.starts_with(name)), "{name}");
         }
     }

@@ -28,7 +28,7 @@ struct Exchange<B> {
 impl<B: Buffer> Exchanges<B> {
     /// None yet.
     pub fn new(communicator: Communicator<B>, layout: Arc<Layout>, memory: B::Memory) -> Self {
-        let buffers = Arc::new(Buffers::new(memory, 2));
+        let buffers = Arc::new(Buffers::new(memory, B::SPARE));
         Self { communicator, buffers, layout, reducing: VecDeque::new(), gathering: VecDeque::new() }
     }
 
@@ -74,9 +74,9 @@ impl<B: Buffer> Exchanges<B> {
     /// The exchanging thread is gone.
     pub fn gather(&mut self, block: usize, own: B) -> Result<()> {
         let (place, parts) = self.place("all-gather", block);
-        let (buffers, len) = (Arc::clone(&self.buffers), self.layout.blocks[block].padded_len);
+        // Here and not where it is filled: a device orders what its threads do by when they ask for it.
+        let mut full = self.buffers.take(self.layout.blocks[block].padded_len);
         let pending = self.communicator.submit(move |collective| {
-            let mut full = buffers.take(len);
             collective.all_gather(&place, &parts, own, &mut full)?;
             Ok(full)
         })?;

@@ -45,6 +45,17 @@ impl Bucket {
     }
 }
 
+/// A stretch of a parameter that a rank owns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnedSlice {
+    /// Which of the block's parameters.
+    pub param: usize,
+    /// Values of the parameter.
+    pub range: Range<usize>,
+    /// Where they start in the rank's partition of the block.
+    pub start: usize,
+}
+
 /// A transformer block, an embedding, the projector or the head: its trained parameters, one after another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockLayout {
@@ -80,6 +91,17 @@ impl BlockLayout {
             start = end;
         }
         Self { name, params, len, buckets, padded_len: partition_offset * world_size }
+    }
+
+    /// What `rank` owns, in the order of its partition. The only rank owns whole parameters.
+    pub fn slices(&self, rank: usize, world_size: usize) -> Vec<OwnedSlice> {
+        let params = self.params.iter().enumerate();
+        if world_size == 1 {
+            return params.map(|(param, slot)| OwnedSlice { param, range: 0..slot.len, start: slot.offset }).collect();
+        }
+        let of_param =
+            |(param, slot)| self.owned_ranges(slot, rank).map(move |(range, start)| OwnedSlice { param, range, start });
+        params.flat_map(of_param).collect()
     }
 
     /// Which of the parameters a slot is.
@@ -132,6 +154,11 @@ impl Layout {
             .flat_map(|(b, block)| block.params.iter().enumerate().map(move |(p, param)| (param.id, (b, p))))
             .collect();
         Self { blocks, rank, world_size, index, keys }
+    }
+
+    /// What this rank owns of a block, in the order of its partition.
+    pub fn slices(&self, block: usize) -> Vec<OwnedSlice> {
+        self.blocks[block].slices(self.rank, self.world_size)
     }
 
     /// Index in `blocks` of a block of the model; `None` if nothing in it is trained.
@@ -223,6 +250,10 @@ pub(crate) mod tests {
                     assert!(places.iter().all(|&count| count <= 1), "{world_size} ranks, buckets of {max}");
                 }
                 assert!(owners.iter().all(|&count| count == 1), "{world_size} ranks, buckets of {max}");
+                for rank in 0..world_size {
+                    let starts: Vec<usize> = block.slices(rank, world_size).iter().map(|slice| slice.start).collect();
+                    assert!(starts.is_sorted(), "rank {rank} of {world_size}, buckets of {max}: {starts:?}");
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
-//! The optimizer of a rank by itself on a GPU: gradients, masters and moments are tensors there and never leave it, but into a
-//! checkpoint. The host reads losses and the gradient's norm, once a step.
+//! The optimizer on a GPU: gradients, masters and moments are tensors there and never leave it, but into a checkpoint. The host reads
+//! losses and the gradient's norm, once a step. A rank by itself has whole parameters; ranks that exchange through NCCL have slices
+//! ([`crate::sharded`]).
 
 use crate::adamw::AdamW;
 use crate::layout::{BlockLayout, Layout};
@@ -10,10 +11,11 @@ use kernels::AdamWUpdate;
 use kernels::device::computes_in_bf16;
 use model::Llava;
 use replace_with::replace_with_or_abort_and_return;
+use std::ops::Range;
 use std::sync::Arc;
 
-/// Whether a rank's optimizer is on the device of its model: where other ranks take part, values pass through the host, and on
-/// the CPU, which computes in f32, slices need no tensors.
+/// Whether the optimizer of a rank that does not exchange through NCCL is on the device of its model: where other ranks take part,
+/// values pass through the host, and on the CPU, which computes in f32, slices need no tensors.
 pub fn applies(device: &Device, world_size: usize) -> bool {
     world_size == 1 && (device.clone().inner() != kernels::device::cpu() || computes_in_bf16(device))
 }
@@ -39,9 +41,37 @@ impl DeviceGradient {
         debug_assert!(self.rows.is_none() || other.rows.is_none());
         self.rows = self.rows.take().or(other.rows);
     }
+
+    /// The values of all parameters in f32, one after another, and the block's padding: `[padded_len]`.
+    pub fn into_flat(self, layout: &BlockLayout, device: &Device) -> Tensor<1> {
+        let mut params = self.params.into_iter();
+        let mut pieces: Vec<Tensor<1>> = Vec::with_capacity(layout.params.len() + 1);
+        for slot in &layout.params {
+            let values = params.next().flatten().map(|values| values.cast(DType::F32));
+            pieces.push(values.unwrap_or_else(|| zeros(slot.len, device)));
+        }
+        if let Some(rows) = self.rows {
+            pieces[0] = rows.added_to(pieces[0].clone());
+        }
+        if layout.padded_len > layout.len {
+            pieces.push(zeros(layout.padded_len - layout.len, device));
+        }
+        joined(pieces)
+    }
 }
 
-fn added(sum: Option<Tensor<1>>, values: Option<Tensor<1>>) -> Option<Tensor<1>> {
+/// Vectors one after another.
+pub fn joined(mut pieces: Vec<Tensor<1>>) -> Tensor<1> {
+    if pieces.len() == 1 { pieces.remove(0) } else { Tensor::cat(pieces, 0) }
+}
+
+/// Part of a vector.
+pub fn part(values: &Tensor<1>, range: Range<usize>) -> Tensor<1> {
+    if range == (0..values.dims()[0]) { values.clone() } else { values.clone().slice(range) }
+}
+
+/// A sum, where nothing counts as zeros.
+pub fn added(sum: Option<Tensor<1>>, values: Option<Tensor<1>>) -> Option<Tensor<1>> {
     match (sum, values) {
         (Some(sum), Some(values)) => Some(sum + values),
         (sum, values) => sum.or(values),
@@ -71,6 +101,14 @@ impl Rows {
         let is_of_row = every.expand(shape).equal(places.expand(shape)).float().cast(DType::F32);
         Self { numbers, values: is_of_row.matmul(values.cast(DType::F32)) }
     }
+
+    /// The table `[rows · width]` with these rows added to its own.
+    fn added_to(self, table: Tensor<1>) -> Tensor<1> {
+        let ([_, width], [len], device) = (self.values.dims(), table.dims(), self.values.device());
+        let rows = indices(self.numbers.iter().map(|&number| number as i64), &device);
+        let table = table.reshape([len / width, width]).select_assign(0, rows, self.values, IndexingUpdateOp::Add);
+        table.reshape([len])
+    }
 }
 
 /// A step's gradient of all blocks, in f32.
@@ -88,13 +126,9 @@ impl Sums {
         for (sum, values) in sums.iter_mut().zip(gradient.params) {
             *sum = added(sum.take(), values.map(|values| values.cast(DType::F32)));
         }
-        let (Some(Rows { numbers, values }), Some(slot)) = (gradient.rows, layout.params.first()) else { return };
-        let [_, width] = values.dims();
-        let (sum, device) = (sums[0].take(), values.device());
-        let table = sum.unwrap_or_else(|| zeros(slot.len, &device)).reshape([slot.len / width, width]);
-        let rows = indices(numbers.iter().map(|&number| number as i64), &device);
-        let table = table.select_assign(0, rows, values, IndexingUpdateOp::Add);
-        sums[0] = Some(table.reshape([slot.len]));
+        let (Some(rows), Some(slot)) = (gradient.rows, layout.params.first()) else { return };
+        let table = sums[0].take().unwrap_or_else(|| zeros(slot.len, &rows.values.device()));
+        sums[0] = Some(rows.added_to(table));
     }
 
     /// Zeros again.
@@ -148,9 +182,26 @@ impl ParamState {
             }
         })
     }
+
+    /// The same, but gives the new values in f32, whatever the model computes in; `of_model` are wanted without a master only.
+    pub fn update_in_f32(
+        &mut self,
+        of_model: impl FnOnce() -> Tensor<1>,
+        gradient: Option<Tensor<1>>,
+        adamw: &AdamW,
+        weight_decay: f64,
+    ) -> Tensor<1> {
+        let coefficients = adamw.coefficients(weight_decay);
+        replace_with_or_abort_and_return(self, |Self { master, exp_avg, exp_avg_sq }| {
+            let is_kept = master.is_some();
+            let state = AdamWUpdate { values: master.unwrap_or_else(of_model), exp_avg, exp_avg_sq, rounded: None };
+            let AdamWUpdate { values, exp_avg, exp_avg_sq, .. } = kernels::adamw(state, gradient, coefficients, None);
+            (values.clone(), Self { master: is_kept.then_some(values), exp_avg, exp_avg_sq })
+        })
+    }
 }
 
-/// What AdamW keeps: for each block of the layout, of each of its parameters. A clone shares it.
+/// What AdamW keeps: for each block of the layout, of each slice that the rank owns ([`Layout::slices`]). A clone shares it.
 #[derive(Clone)]
 pub struct DevicePartitions(pub Vec<Vec<ParamState>>);
 
@@ -158,24 +209,25 @@ impl DevicePartitions {
     /// Moments of zero, for a run that begins: the host holds none of them. With `keep_masters`, the model's values (f32) are
     /// masters from here on: the model may be rounded then.
     pub fn fresh(model: &Llava, layout: &Layout, keep_masters: bool) -> Self {
-        let blocks = layout.blocks.iter().map(|block| vec![None; block.params.len()]);
+        let blocks = (0..layout.blocks.len()).map(|block| vec![None; layout.slices(block).len()]);
         let mut maker = Maker { layout, keep_masters, blocks: blocks.collect() };
         model.visit(&mut maker);
         // Every trained parameter is one of the model's.
         Self(maker.blocks.into_iter().map(|block| block.into_iter().flatten().collect()).collect())
     }
 
-    /// Puts a rank's partitions, which are everything, on the device.
+    /// Puts a rank's partitions on the device.
     pub fn new(partitions: Partitions, layout: &Layout, device: &Device) -> Self {
         let Partitions { masters, exp_avg, exp_avg_sq } = partitions;
         let mut masters = masters.map(Vec::into_iter);
-        let blocks = layout.blocks.iter().zip(exp_avg.into_iter().zip(exp_avg_sq));
+        let blocks = (0..layout.blocks.len()).zip(exp_avg.into_iter().zip(exp_avg_sq));
         let blocks = blocks.map(|(block, (exp_avg, exp_avg_sq))| {
             let master = masters.as_mut().and_then(Iterator::next);
-            let states = block.params.iter().map(|slot| {
+            let states = layout.slices(block).into_iter().map(|slice| {
+                let len = slice.range.len();
                 let tensor = |flat: &Arc<Vec<f32>>| {
-                    let values = flat[slot.offset..][..slot.len].to_vec();
-                    Tensor::from_data(TensorData::new(values, [slot.len]), (device, DType::F32))
+                    let values = flat[slice.start..][..len].to_vec();
+                    Tensor::from_data(TensorData::new(values, [len]), (device, DType::F32))
                 };
                 let master = master.as_ref().map(tensor);
                 ParamState { master, exp_avg: tensor(&exp_avg), exp_avg_sq: tensor(&exp_avg_sq) }
@@ -202,13 +254,16 @@ impl ModuleVisitor for Maker<'_> {
         let Some((block, slot)) = self.layout.find(param.id) else { return };
         let tensor = param.val();
         let tensor = if tensor.device().is_autodiff() { tensor.inner() } else { tensor };
-        let device = tensor.device();
-        let state = ParamState {
-            master: self.keep_masters.then(|| tensor.cast(DType::F32).reshape([slot.len])),
-            exp_avg: zeros(slot.len, &device),
-            exp_avg_sq: zeros(slot.len, &device),
-        };
-        self.blocks[block][self.layout.blocks[block].index_of(slot)] = Some(state);
+        let (device, param) = (tensor.device(), self.layout.blocks[block].index_of(slot));
+        let values = self.keep_masters.then(|| tensor.cast(DType::F32).reshape([slot.len]));
+        for (index, slice) in self.layout.slices(block).into_iter().enumerate().filter(|(_, of)| of.param == param) {
+            let len = slice.range.len();
+            self.blocks[block][index] = Some(ParamState {
+                master: values.as_ref().map(|values| part(values, slice.range)),
+                exp_avg: zeros(len, &device),
+                exp_avg_sq: zeros(len, &device),
+            });
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! computes in bf16, replaced by the rounded values of masters that are kept elsewhere.
 
 use crate::layout::{Layout, ParamSlot};
+use crate::on_device::part;
 use anyhow::{Result, anyhow};
 use base::names;
 use burn::backend::Flex;
@@ -36,6 +37,18 @@ pub fn edit(
 /// Puts the values of a block's parameters, one after another, into the model, in its dtype.
 pub fn set(model: &mut Llava, layout: &Layout, block: usize, flat: &[f32]) {
     replace_with_or_abort(model, |model| model.map(&mut Setter { layout, block, flat }));
+}
+
+/// As [`set`], from where the model is.
+pub fn set_on_device(model: &mut Llava, layout: &Layout, block: usize, flat: &Tensor<1>) {
+    replace_with_or_abort(model, |model| model.map(&mut DeviceSetter { layout, block, flat }));
+}
+
+/// The values of a block's parameters in f32, `[len]` each, where the model is.
+pub fn on_model_device(model: &Llava, layout: &Layout, block: usize) -> Vec<Option<Tensor<1>>> {
+    let mut getter = Getter { layout, block, found: vec![None; layout.blocks[block].params.len()] };
+    model.visit(&mut getter);
+    getter.found
 }
 
 /// Gives every trained parameter other values: `change` gets the old ones and gives the new ones, `[len]`, where the model is.
@@ -142,6 +155,39 @@ impl ModuleMapper for Setter<'_> {
                 })
             }
             _ => param,
+        }
+    }
+}
+
+struct DeviceSetter<'a> {
+    layout: &'a Layout,
+    block: usize,
+    flat: &'a Tensor<1>,
+}
+
+impl ModuleMapper for DeviceSetter<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.layout.find(param.id) {
+            Some((block, slot)) if block == self.block => {
+                let values = part(self.flat, slot.offset..slot.offset + slot.len);
+                with_values(param, |old| values.reshape(old.dims()).cast(old.dtype()))
+            }
+            _ => param,
+        }
+    }
+}
+
+struct Getter<'a> {
+    layout: &'a Layout,
+    block: usize,
+    found: Vec<Option<Tensor<1>>>,
+}
+
+impl ModuleVisitor for Getter<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some((_, slot)) = self.layout.find(param.id).filter(|(block, _)| *block == self.block) {
+            let values = plain(param.val()).cast(DType::F32).reshape([slot.len]);
+            self.found[self.layout.blocks[self.block].index_of(slot)] = Some(values);
         }
     }
 }

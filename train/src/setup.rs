@@ -2,17 +2,23 @@
 
 use crate::base_format;
 use crate::collective::background::Communicator;
-use crate::config::{AUTO, CacheVisionFeatures, Config};
+use crate::collective::launch;
+use crate::collective::nccl::{self, Chosen, NcclRank};
+use crate::collective::roll_call::RollCall;
+use crate::config::{AUTO, CacheVisionFeatures, CollectiveChoice, Config};
+use crate::device_buffer::DeviceMemory;
 use crate::layout::Layout;
 use crate::mixture::Mixture;
 use crate::plan;
+use crate::sharded::DeviceRanks;
 use crate::trainable::{self, Choice};
 use crate::vision_cache::{CachedAs, CachedRows, VisionFeatureCache};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use base::names::Block;
 use base::{Error, files};
 use burn::tensor::Device;
 use cli::weighted::WeightedFolder;
+use kernels::cuda;
 use kernels::device::{DeviceKind, computes_in_bf16};
 use model::Llava;
 use model::config::LlavaConfig;
@@ -20,6 +26,7 @@ use model::lora::{self, LoraConfig};
 use model::quantized;
 use shards::Split;
 use std::path::Path;
+use std::sync::Arc;
 use store::adapter;
 use store::checkpoint::{ExpectedTensor, LoadAs, expected_tensors, load_rounded};
 use store::fingerprint;
@@ -70,7 +77,7 @@ pub fn require_named_cpu(config: &Config) -> Result<()> {
 /// A device that this build or this machine does not have.
 pub fn settle_dtype(config: &Config, local_rank: usize) -> Result<()> {
     if wants_bf16(config)? {
-        config.device_kind()?.of_rank(local_rank).open_in_bf16()?;
+        kind_of_rank(config, local_rank)?.open_in_bf16()?;
     }
     Ok(())
 }
@@ -80,7 +87,7 @@ pub fn settle_dtype(config: &Config, local_rank: usize) -> Result<()> {
 /// # Errors
 /// A device that this build or this machine does not have.
 pub fn device(config: &Config, local_rank: usize) -> Result<Device> {
-    let kind = config.device_kind()?.of_rank(local_rank);
+    let kind = kind_of_rank(config, local_rank)?;
     let wants_bf16 = wants_bf16(config)?;
     let device = if wants_bf16 { kind.open_in_bf16()? } else { None };
     if device.is_none() && (wants_bf16 || config.bf16) && local_rank == 0 {
@@ -88,6 +95,61 @@ pub fn device(config: &Config, local_rank: usize) -> Result<Device> {
         tracing::info!("bf16: {reason}, so it computes in f32");
     }
     device.map_or_else(|| Ok(kind.open()?.autodiff()), |device| Ok(device.autodiff()))
+}
+
+/// What a rank computes on, by its number on its machine.
+///
+/// # Errors
+/// A device that has no such name.
+pub fn kind_of_rank(config: &Config, local_rank: usize) -> Result<DeviceKind> {
+    Ok(match config.device_kind()? {
+        DeviceKind::Cuda(first) => {
+            let gpus = cuda::driver().map_or(0, |driver| driver.gpus.len());
+            let may_share = config.collective == CollectiveChoice::Host;
+            DeviceKind::Cuda(gpu_of_rank(first, local_rank, gpus, launch::launched_processes() > 1, may_share))
+        }
+        other => other.of_rank(local_rank),
+    })
+}
+
+/// GPUs are dealt out from the first one on.
+fn gpu_of_rank(first: usize, local_rank: usize, gpus: usize, is_process: bool, may_share: bool) -> usize {
+    let index = first + local_rank;
+    if index < gpus {
+        index
+    } else if is_process && gpus == first + 1 {
+        // A launcher may show each process a GPU of its own (Slurm: --gpus-per-task).
+        first
+    } else if may_share && gpus > first {
+        first + local_rank % (gpus - first)
+    } else {
+        index
+    }
+}
+
+/// Connects the ranks' devices, where they exchange through NCCL.
+///
+/// # Errors
+/// A `collective` that cannot be followed, GPUs that do not fit together, a rank that failed or did not come.
+pub fn device_ranks(
+    config: &Config,
+    device: &Device,
+    roll_call: Box<dyn RollCall>,
+    communicator: &mut Communicator,
+) -> Result<Option<DeviceRanks>> {
+    let kind = kind_of_rank(config, launch::local_rank(communicator.rank()))?;
+    match nccl::choose(config.collective, kind, communicator)? {
+        Chosen::Nccl => {}
+        Chosen::Host(reason) => {
+            if let Some(reason) = reason.filter(|_| communicator.rank() == 0) {
+                tracing::warn!("gradients and parameters pass through the host's memory ({reason})");
+            }
+            return Ok(None);
+        }
+    }
+    let memory = DeviceMemory::new(device, kind).map_err(|error| anyhow!("{kind}: {error}"))?;
+    let rank = NcclRank::connect(communicator, roll_call, Arc::clone(&memory))?;
+    Ok(Some(DeviceRanks { communicator: Communicator::start(Box::new(rank))?, memory }))
 }
 
 /// Whether the model is to compute in bf16, where its device has it.
@@ -280,4 +342,26 @@ fn require_same(communicator: &mut Communicator, what: &'static str, own: [u8; 3
         bail!("ranks disagree: the {what} of ranks {others:?} differ from those of rank 0; {remedy}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gpu_of_rank;
+
+    #[test]
+    fn ranks_get_gpus_of_their_own() {
+        // (first, number on the machine, GPUs, a process, sharing allowed) → GPU
+        for ((first, local_rank, gpus, is_process, may_share), expected) in [
+            ((0, 3, 8, false, false), 3),
+            ((2, 1, 8, true, false), 3),
+            ((0, 3, 1, true, false), 0),
+            ((0, 1, 1, false, false), 1),
+            ((0, 1, 1, false, true), 0),
+            ((1, 2, 3, false, true), 1),
+            ((0, 2, 2, true, false), 2),
+            ((0, 0, 0, false, true), 0),
+        ] {
+            assert_eq!(gpu_of_rank(first, local_rank, gpus, is_process, may_share), expected);
+        }
+    }
 }

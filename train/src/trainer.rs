@@ -144,6 +144,7 @@ impl Trainer<'_> {
             kept_features: self.kept_features.as_ref().map(|kept| (kept, &micro_batch.rows[..])),
             dropout,
             loss_scale,
+            on_device: self.optimizer.is_on_device(),
         };
         let BatchLoss { sum: loss, tokens } = forward_backward(&mut pass, batch, &mut self.optimizer)?;
         self.sources.add(micro_batch, batch, tokens);
@@ -173,7 +174,7 @@ impl Trainer<'_> {
         };
         let grad_norm = sums.squared_norm.sqrt() / denominator;
         let learning_rates = self.schedule.learning_rates(self.state.global_step);
-        let traffic = self.optimizer.communicator().take_traffic();
+        let traffic = self.optimizer.take_traffic();
         let report = StepReport { loss, grad_norm, learning_rates, sums, traffic };
         if !loss.is_finite() || !grad_norm.is_finite() {
             self.optimizer.discard_gradient();

@@ -7,7 +7,7 @@
 
 use crate::adamw::{AdamW, Slices};
 use crate::backward::BlockHooks;
-use crate::collective::background::Communicator;
+use crate::collective::background::{Communicator, Traffic};
 use crate::config::Accumulate;
 use crate::exchange::Exchanges;
 use crate::gradient::{self, BlockGradient, TouchedRows};
@@ -16,6 +16,7 @@ use crate::learning_rates::LearningRates;
 use crate::on_device::{self, DevicePartitions, Sums};
 use crate::parameters;
 use crate::partitions::Partitions;
+use crate::sharded::{DeviceRanks, Sharded};
 use anyhow::{Result, anyhow};
 use base::names::Block;
 use burn::tensor::{Device, Tensor};
@@ -41,6 +42,8 @@ pub struct Optimizer {
     update: Option<Update>,
     /// In place of gradients and partitions here, where the only rank's optimizer is on its device.
     on_device: Option<OnDevice>,
+    /// In place of gradients, partitions and exchanges here, where ranks exchange from device to device.
+    sharded: Option<Sharded>,
 }
 
 /// What is on the device.
@@ -51,9 +54,9 @@ struct OnDevice {
 
 /// The optimizer's state, for a checkpoint; it is shared until the next update.
 pub enum OptimizerState {
-    /// Of this rank.
+    /// In the host's memory.
     Host(Partitions),
-    /// Of the only rank.
+    /// On the rank's device.
     OnDevice(DevicePartitions),
 }
 
@@ -84,7 +87,8 @@ struct Update {
 }
 
 impl Optimizer {
-    /// From moments (and masters) of zero or of a checkpoint; `device` is the model's.
+    /// From moments (and masters) of zero or of a checkpoint; `device` is the model's. With `ranks`, gradients and parameters are
+    /// exchanged by them, and `communicator` has the rest.
     pub fn new(
         layout: Arc<Layout>,
         state: OptimizerState,
@@ -92,18 +96,27 @@ impl Optimizer {
         communicator: Communicator,
         accumulate: Accumulate,
         weight_decay: f64,
+        ranks: Option<DeviceRanks>,
     ) -> Self {
-        let blocks = layout.blocks.len();
-        let applies = on_device::applies(device, layout.world_size);
+        let (blocks, device) = (layout.blocks.len(), device.clone());
+        let applies = ranks.is_some() || on_device::applies(&device, layout.world_size);
+        let device = device.inner();
         let (partitions, of_device) = match state {
             OptimizerState::Host(partitions) if applies => {
-                (Partitions::none(), Some(DevicePartitions::new(partitions, &layout, &device.clone().inner())))
+                (Partitions::none(), Some(DevicePartitions::new(partitions, &layout, &device)))
             }
             OptimizerState::Host(partitions) => (partitions, None),
             OptimizerState::OnDevice(partitions) => (Partitions::none(), Some(partitions)),
         };
+        let (on_device, sharded) = match (of_device, ranks) {
+            (Some(partitions), Some(ranks)) => {
+                (None, Some(Sharded::new(Arc::clone(&layout), partitions, ranks, device, accumulate)))
+            }
+            (partitions, _) => (partitions.map(|partitions| OnDevice { partitions, sums: Sums::new(&layout) }), None),
+        };
         Self {
-            on_device: of_device.map(|partitions| OnDevice { partitions, sums: Sums::new(&layout) }),
+            on_device,
+            sharded,
             exchanges: Exchanges::new(communicator, Arc::clone(&layout), ()),
             layout,
             partitions,
@@ -125,10 +138,17 @@ impl Optimizer {
 
     /// What this rank owns; a block's part is the new one after `wait_for_params`.
     pub fn state(&self) -> OptimizerState {
-        match &self.on_device {
-            Some(on_device) => OptimizerState::OnDevice(on_device.partitions.clone()),
-            None => OptimizerState::Host(self.partitions.clone()),
+        match (&self.on_device, &self.sharded) {
+            (Some(OnDevice { partitions, .. }), _) | (_, Some(Sharded { partitions, .. })) => {
+                OptimizerState::OnDevice(partitions.clone())
+            }
+            (None, None) => OptimizerState::Host(self.partitions.clone()),
         }
+    }
+
+    /// Whether gradients stay on the model's device.
+    pub fn is_on_device(&self) -> bool {
+        self.on_device.is_some() || self.sharded.is_some()
     }
 
     /// The connection to the other ranks.
@@ -136,11 +156,19 @@ impl Optimizer {
         &mut self.exchanges.communicator
     }
 
-    /// Ends the connection, as [`Communicator::finish`].
+    /// What exchanging has cost since the last call.
+    pub fn take_traffic(&mut self) -> Traffic {
+        let of_host = self.exchanges.communicator.take_traffic();
+        let of_devices = self.sharded.as_mut().map(|sharded| sharded.exchanges.communicator.take_traffic());
+        of_devices.map_or(of_host, |traffic| traffic.plus(of_host))
+    }
+
+    /// Ends the connections, as [`Communicator::finish`].
     ///
     /// # Errors
     /// As there.
     pub fn finish(self) -> Result<()> {
+        self.sharded.map_or(Ok(()), Sharded::finish)?;
         Ok(self.exchanges.communicator.finish()?)
     }
 
@@ -157,13 +185,16 @@ impl Optimizer {
     /// A rank that failed or did not come.
     pub fn end_micro_step(&mut self, model: &mut Llava) -> Result<()> {
         self.wait_for_params(model, self.layout.blocks.len())?;
-        if self.layout.world_size == 1 {
+        if self.layout.world_size == 1 && self.sharded.is_none() {
             return Ok(());
         }
         for block in (0..self.layout.blocks.len()).rev() {
             if !self.micro_step.reduced[block] {
-                let zeros = vec![0.0; self.layout.blocks[block].padded_len];
-                self.reduce(block, BlockGradient::Params(vec![zeros]))?;
+                let zeros = match self.sharded.is_some() {
+                    true => BlockGradient::OnDevice(Box::default()),
+                    false => BlockGradient::Params(vec![vec![0.0; self.layout.blocks[block].padded_len]]),
+                };
+                self.reduce(block, zeros)?;
             }
         }
         Ok(())
@@ -172,12 +203,15 @@ impl Optimizer {
     /// Takes a block's gradient of the micro-step: the sum over the ranks is begun, and this rank's part of it will be added to
     /// what it owns. With `accumulate = local` only the last micro-step is summed.
     fn reduce(&mut self, block: usize, gradient: BlockGradient) -> Result<()> {
-        let gradient = match (gradient, &mut self.on_device) {
-            (BlockGradient::OnDevice(gradient), Some(on_device)) => {
+        let gradient = match (gradient, &mut self.on_device, &mut self.sharded) {
+            (BlockGradient::OnDevice(gradient), Some(on_device), _) => {
                 on_device.sums.add(block, &self.layout.blocks[block], *gradient);
                 return Ok(());
             }
-            (gradient, _) => gradient,
+            (BlockGradient::OnDevice(gradient), None, Some(sharded)) => {
+                return sharded.reduce(block, *gradient, self.micro_step.is_last);
+            }
+            (gradient, ..) => gradient,
         };
         if self.layout.world_size == 1 {
             match &mut self.whole[block] {
@@ -207,6 +241,9 @@ impl Optimizer {
 
     /// Whether a sum was under way: it is here now.
     fn take_reduced(&mut self) -> Result<bool> {
+        if let Some(sharded) = &mut self.sharded {
+            return sharded.take_reduced();
+        }
         let reduced = self.exchanges.take_reduced()?;
         Ok(reduced.map(|(block, own)| self.gradient[block] = own).is_some())
     }
@@ -218,7 +255,11 @@ impl Optimizer {
     /// A rank that failed or did not come; a device that failed.
     pub fn sums(&mut self, losses: Vec<Tensor<1>>) -> Result<(Vec<f64>, f64)> {
         while self.take_reduced()? {}
-        let squares = self.on_device.as_ref().map_or_else(Vec::new, |on_device| on_device.sums.squares());
+        let squares = match (&self.on_device, &self.sharded) {
+            (Some(on_device), _) => on_device.sums.squares(),
+            (_, Some(sharded)) => sharded.squares(),
+            _ => Vec::new(),
+        };
         let count = losses.len();
         let mut numbers = read(losses.into_iter().chain(squares).collect())?;
         let of_device: f64 = numbers.drain(count..).sum();
@@ -234,6 +275,9 @@ impl Optimizer {
         if let Some(on_device) = &mut self.on_device {
             on_device.sums.clear();
         }
+        if let Some(sharded) = &mut self.sharded {
+            sharded.clear();
+        }
     }
 
     /// Begins an update, each block at the rate of its part; a block has its new values after `wait_for_params`. A rank by
@@ -241,7 +285,7 @@ impl Optimizer {
     pub fn begin_update(&mut self, model: &mut Llava, adamw: AdamW, rates: LearningRates) {
         let of_block = |block| AdamW { learning_rate: rates.of_block(self.layout.block_of_model(block)), ..adamw };
         let adamw: Vec<AdamW> = (0..self.layout.blocks.len()).map(of_block).collect();
-        if self.layout.world_size > 1 {
+        if self.layout.world_size > 1 || self.sharded.is_some() {
             self.update = Some(Update { adamw, next: 0 });
             return;
         }
@@ -282,16 +326,31 @@ impl Optimizer {
         while let Some(mut update) = self.update.take() {
             self.begin_gathers(&mut update, model)?;
             // None: the update is over.
-            let Some(first) = self.exchanges.first_gathering() else { break };
+            let Some(first) = self.first_gathering() else { break };
             self.update = Some(update);
-            if first >= blocks {
+            if first >= blocks || !self.take_gathered(model)? {
                 break;
             }
-            let Some((block, values)) = self.exchanges.take_gathered()? else { break };
-            parameters::set(model, &self.layout, block, &values);
-            self.exchanges.buffers.give(values);
         }
         Ok(())
+    }
+
+    fn first_gathering(&self) -> Option<usize> {
+        match &self.sharded {
+            Some(sharded) => sharded.exchanges.first_gathering(),
+            None => self.exchanges.first_gathering(),
+        }
+    }
+
+    /// Puts the values that began to be gathered first into the model. Whether there were any.
+    fn take_gathered(&mut self, model: &mut Llava) -> Result<bool> {
+        if let Some(sharded) = &mut self.sharded {
+            return sharded.take_gathered(model);
+        }
+        let Some((block, values)) = self.exchanges.take_gathered()? else { return Ok(false) };
+        parameters::set(model, &self.layout, block, &values);
+        self.exchanges.buffers.give(values);
+        Ok(true)
     }
 
     /// Waits until the whole model has its new values.
@@ -304,11 +363,21 @@ impl Optimizer {
 
     /// Updates this rank's part of the next blocks and begins to gather them, as many as there is room for.
     fn begin_gathers(&mut self, update: &mut Update, model: &mut Llava) -> Result<()> {
-        while update.next < self.layout.blocks.len() && self.exchanges.has_room_to_gather(update.next) {
+        while update.next < self.layout.blocks.len() {
             let block = update.next;
-            let own = self.update_own(update.adamw[block], model, block);
-            self.gradient[block].fill(0.0);
-            self.exchanges.gather(block, own)?;
+            if let Some(sharded) = &mut self.sharded {
+                if !sharded.exchanges.has_room_to_gather(block) {
+                    break;
+                }
+                sharded.update(model, block, &update.adamw[block], self.weight_decay)?;
+            } else {
+                if !self.exchanges.has_room_to_gather(block) {
+                    break;
+                }
+                let own = self.update_own(update.adamw[block], model, block);
+                self.gradient[block].fill(0.0);
+                self.exchanges.gather(block, own)?;
+            }
             update.next += 1;
         }
         Ok(())
@@ -414,7 +483,8 @@ mod tests {
                 let rank = communicator.rank();
                 let layout = Arc::new(layout(rank, 3, &LENS));
                 let (state, device) = (OptimizerState::Host(Partitions::new(&layout)), kernels::device::cpu());
-                let mut optimizer = Optimizer::new(Arc::clone(&layout), state, &device, communicator, accumulate, 0.0);
+                let mut optimizer =
+                    Optimizer::new(Arc::clone(&layout), state, &device, communicator, accumulate, 0.0, None);
                 for micro_step in 0..2 {
                     optimizer.begin_micro_step(micro_step == 1);
                     for block in (0..LENS.len()).rev() {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use train::buffers::HostBuffer;
 use train::collective::launch::run_ranks;
+use train::collective::roll_call::RollCall;
 use train::collective::{self, Collective, Place, guard};
 use train::config::Config;
 use train::signals::StopRequest;
@@ -89,6 +90,10 @@ impl Collective for Faulty {
 
     fn timeout(&self) -> Duration {
         self.inner.timeout()
+    }
+
+    fn roll_call(&self) -> Box<dyn RollCall> {
+        self.inner.roll_call()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The optimizer's state in a checkpoint: a file for each rank, a tensor for each slice of a parameter that the rank owns.
 
-use crate::layout::Layout;
+use crate::layout::{Layout, OwnedSlice};
 use crate::on_device::{DevicePartitions, ParamState};
 use crate::parameters;
 use crate::partitions::Partitions;
@@ -124,17 +124,17 @@ fn of_device(
             Masters::OfModel(model) => Some(parameters::owned(model, layout, index)?),
             _ => None,
         };
-        for (param, state) in block.params.iter().zip(states) {
+        for (OwnedSlice { param, range, start }, state) in layout.slices(index).into_iter().zip(states) {
+            let (param, len) = (&block.params[param], range.len());
+            let name = |kind| SliceName { kind, param: &param.name, first: range.start };
             let ParamState { master, exp_avg, exp_avg_sq } = state;
             let kinds = [(Kind::ExpAvg, Some(exp_avg)), (Kind::ExpAvgSq, Some(exp_avg_sq)), (Kind::Master, master)];
             for (kind, values) in kinds.into_iter().filter_map(|(kind, values)| Some((kind, values?))) {
-                let name = SliceName { kind, param: &param.name, first: 0 };
-                tensors.push(source(name, param.len, move || Ok(values.into_data().as_bytes().to_vec())));
+                tensors.push(source(name(kind), len, move || Ok(values.into_data().as_bytes().to_vec())));
             }
             if let Some(values) = &of_model {
-                let values = values[param.offset..][..param.len].to_vec();
-                let name = SliceName { kind: Kind::Master, param: &param.name, first: 0 };
-                tensors.push(source(name, param.len, move || Ok(from_f32(&values, WeightDtype::F32))));
+                let values = values[start..start + len].to_vec();
+                tensors.push(source(name(Kind::Master), len, move || Ok(from_f32(&values, WeightDtype::F32))));
             }
         }
     }

@@ -22,6 +22,14 @@ pub struct Traffic {
     pub waited: Duration,
 }
 
+impl Traffic {
+    /// That of two connections.
+    pub fn plus(self, other: Self) -> Self {
+        let Self { bytes_sent, busy, waited } = other;
+        Self { bytes_sent: self.bytes_sent + bytes_sent, busy: self.busy + busy, waited: self.waited + waited }
+    }
+}
+
 /// The result of an exchange that is under way.
 pub struct Pending<T>(Receiver<Result<T>>);
 

@@ -118,6 +118,54 @@ pub enum CollectiveError {
         /// MPI's text for the code.
         text: String,
     },
+    /// NCCL is missing, too old, or not for what it is to be used for.
+    #[error("{reason}")]
+    NoNccl {
+        /// What was found, what is expected and what to do.
+        reason: String,
+    },
+    /// A function of NCCL failed, or an exchange that it had begun.
+    #[error("{place}: {function}: NCCL error {code}: {text}")]
+    Nccl {
+        /// The exchange.
+        place: Place,
+        /// The function that told it.
+        function: &'static str,
+        /// Its error code.
+        code: i32,
+        /// NCCL's text for the code, and for the cause.
+        text: String,
+    },
+    /// All ranks came to an exchange through NCCL, and it does not come to its end.
+    #[error(
+        "{place}: did not complete within {} s though every rank takes part ({bytes} bytes; --collective_timeout_seconds sets the \
+         limit): a GPU or a link between them hangs; NCCL_DEBUG=INFO says more",
+        timeout.as_secs()
+    )]
+    Stuck {
+        /// The exchange.
+        place: Place,
+        /// How long it was waited for.
+        timeout: Duration,
+        /// What each rank was to give.
+        bytes: usize,
+    },
+    /// The driver of a GPU refuses what an exchange needs.
+    #[error("{place}: the GPU's driver: {cause}")]
+    Gpu {
+        /// The exchange.
+        place: Place,
+        /// What it says.
+        cause: String,
+    },
+    /// Ranks cannot exchange through NCCL on the GPUs that they were given.
+    #[error("{found}; {remedy}")]
+    Gpus {
+        /// Which ranks, and which GPUs.
+        found: String,
+        /// What helps.
+        remedy: &'static str,
+    },
     /// The library is another MPI than the launcher.
     #[error(
         "the launcher started {launched} processes, but MPI sees {found}: the library that was loaded is not the launcher's; \

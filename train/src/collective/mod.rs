@@ -1,4 +1,4 @@
-//! The only code that communicates with other ranks: threads of this process, or MPI.
+//! The only code that communicates with other ranks: threads of this process, MPI, and NCCL for values on GPUs.
 
 mod attend;
 pub mod background;
@@ -6,11 +6,14 @@ mod error;
 pub mod guard;
 pub mod launch;
 pub mod mpi;
+pub mod nccl;
+pub mod roll_call;
 pub mod threads;
 
 pub use error::{CollectiveError, Result};
 
 use crate::buffers::{Buffer, HostBuffer};
+use roll_call::{RollCall, Silent};
 use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
@@ -63,6 +66,11 @@ pub trait Collective<B: Buffer = HostBuffer>: Send {
 
     /// Longest time that a rank waits for another one.
     fn timeout(&self) -> Duration;
+
+    /// For exchanges between the same ranks that go through another library, on another thread.
+    fn roll_call(&self) -> Box<dyn RollCall> {
+        Box::new(Silent)
+    }
 }
 
 /// The slices of a flat buffer of `parts` that `rank` owns: (range in the flat buffer, range in what it owns).

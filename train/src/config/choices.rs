@@ -118,6 +118,20 @@ pub enum Accumulate {
     Local,
 }
 
+/// What exchanges gradients and parameters between ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum CollectiveChoice {
+    /// NCCL between GPUs where it is there, else the host.
+    #[default]
+    Auto,
+    /// Threads or MPI, through the host's memory.
+    Host,
+    /// NCCL, or an error.
+    Nccl,
+}
+
 /// Whether, and as what, the features of a frozen vision tower are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[value(rename_all = "snake_case")]

@@ -54,10 +54,12 @@ pub fn run(
     device: &Device,
     stop_request: &StopRequest,
 ) -> Result<Finished> {
+    let roll_call = collective.roll_call();
     let mut communicator = Communicator::start(collective)?;
     let (rank, world_size) = (communicator.rank(), communicator.world_size());
     let shards = Arc::new(setup::shards(config, Split::Train)?);
     setup::agree(config, &shards.identity(), &mut communicator)?;
+    let ranks = setup::device_ranks(config, device, roll_call, &mut communicator)?;
     if rank == 0 {
         let model = LlavaConfig::read(&config.model_name_or_path)?;
         let lora = plan::lora(config, &model)?;
@@ -85,8 +87,9 @@ pub fn run(
     let mut state = state(config, found_state, max_steps, run, rank);
     let chosen_before = state.choose_by(Best::of(config)?);
     let since_log = std::mem::take(&mut state.run.since_log);
+    let on_device = ranks.is_some() || on_device::applies(device, world_size);
     let loaded = communicator.attend("model", &Pulse::default(), || -> Result<_> {
-        let (trainee, layout, optimizer) = load(config, found.as_ref(), device, (rank, world_size))?;
+        let (trainee, layout, optimizer) = load(config, found.as_ref(), device, (rank, world_size), on_device)?;
         let kept_features = setup::kept_features(config, &trainee, &layout, &shards)?;
         Ok((trainee, layout, optimizer, kept_features))
     });
@@ -120,7 +123,8 @@ pub fn run(
     }
     let start = || Watch::start(config, &trainee, &state, rank, world_size);
     let watch = communicator.attend("frozen weights", &Pulse::default(), start)??;
-    let optimizer = Optimizer::new(layout, optimizer, device, communicator, config.accumulate, config.weight_decay);
+    let (accumulate, weight_decay) = (config.accumulate, config.weight_decay);
+    let optimizer = Optimizer::new(layout, optimizer, device, communicator, accumulate, weight_decay, ranks);
     let none = BTreeMap::new();
     let trainer = Trainer {
         config,
@@ -152,14 +156,13 @@ fn load(
     found: Option<&Found>,
     device: &Device,
     (rank, world_size): (usize, usize),
+    on_device: bool,
 ) -> Result<(Trainee, Arc<Layout>, OptimizerState)> {
     let mut trainee = setup::trainee(config, found.map(|found| found.dir.as_path()), device)?;
     let layout = trainable::layout(&trainee.model, trainee.choice(config), &trainee.config, rank, world_size);
     let in_bf16 = computes_in_bf16(device);
     let state = match found {
-        None if on_device::applies(device, world_size) => {
-            OptimizerState::OnDevice(DevicePartitions::fresh(&trainee.model, &layout, in_bf16))
-        }
+        None if on_device => OptimizerState::OnDevice(DevicePartitions::fresh(&trainee.model, &layout, in_bf16)),
         found => {
             let mut partitions = Partitions::new(&layout);
             if let Some(found) = found {
