@@ -372,7 +372,7 @@ struct Collector<'a> {
 
 /// For each of a block's parameters.
 enum Found {
-    Tensors(Vec<Option<Tensor<1>>>),
+    Tensors(Vec<Option<Tensor<2>>>),
     Values(Vec<Vec<f32>>),
 }
 
@@ -381,7 +381,13 @@ impl ModuleVisitor for Collector<'_> {
         let Some(index) = self.block.params.iter().position(|slot| slot.id == param.id) else { return };
         let Some(gradient) = param.val().grad_remove(self.gradients) else { return };
         match &mut self.found {
-            Found::Tensors(params) => params[index] = Some(gradient.reshape([self.block.params[index].len])),
+            Found::Tensors(params) => {
+                let shape = match gradient.dims()[..] {
+                    [rows, width] => [rows, width],
+                    _ => [1, self.block.params[index].len],
+                };
+                params[index] = Some(gradient.reshape(shape));
+            }
             // Of a GPU these bytes are in pinned memory: cubecl-server, `Command::copy_to_bytes`.
             Found::Values(params) => match gradient.into_data().convert::<f32>().try_into_vec::<f32>() {
                 Ok(values) => params[index] = values,

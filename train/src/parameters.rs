@@ -2,7 +2,6 @@
 //! computes in bf16, replaced by the rounded values of masters that are kept elsewhere.
 
 use crate::layout::{Layout, ParamSlot};
-use crate::on_device::part;
 use anyhow::{Result, anyhow};
 use base::names;
 use burn::backend::Flex;
@@ -169,7 +168,7 @@ impl ModuleMapper for DeviceSetter<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         match self.layout.find(param.id) {
             Some((block, slot)) if block == self.block => {
-                let values = part(self.flat, slot.offset..slot.offset + slot.len);
+                let values = self.flat.clone().narrow(0, slot.offset, slot.len);
                 with_values(param, |old| values.reshape(old.dims()).cast(old.dtype()))
             }
             _ => param,

@@ -16,7 +16,7 @@ use crate::learning_rates::LearningRates;
 use crate::on_device::{self, DevicePartitions, Sums};
 use crate::parameters;
 use crate::partitions::Partitions;
-use crate::sharded::{DeviceRanks, Sharded};
+use crate::sharded::{DeviceRanks, Sharded, ShardedPartitions};
 use anyhow::{Result, anyhow};
 use base::names::Block;
 use burn::tensor::{Device, Tensor};
@@ -56,8 +56,10 @@ struct OnDevice {
 pub enum OptimizerState {
     /// In the host's memory.
     Host(Partitions),
-    /// On the rank's device.
+    /// On the device of the only rank.
     OnDevice(DevicePartitions),
+    /// On the device of a rank that exchanges from there.
+    Sharded(ShardedPartitions),
 }
 
 impl OptimizerState {
@@ -66,6 +68,7 @@ impl OptimizerState {
         match self {
             Self::Host(partitions) => partitions.masters.is_some(),
             Self::OnDevice(partitions) => partitions.has_masters(),
+            Self::Sharded(partitions) => partitions.has_masters(),
         }
     }
 }
@@ -98,22 +101,29 @@ impl Optimizer {
         weight_decay: f64,
         ranks: Option<DeviceRanks>,
     ) -> Self {
-        let (blocks, device) = (layout.blocks.len(), device.clone());
-        let applies = ranks.is_some() || on_device::applies(&device, layout.world_size);
-        let device = device.inner();
-        let (partitions, of_device) = match state {
-            OptimizerState::Host(partitions) if applies => {
-                (Partitions::none(), Some(DevicePartitions::new(partitions, &layout, &device)))
+        let (blocks, applies) = (layout.blocks.len(), on_device::applies(device, layout.world_size));
+        let device = device.clone().inner();
+        let state = match (state, &ranks) {
+            (OptimizerState::Host(partitions), Some(_)) => {
+                OptimizerState::Sharded(ShardedPartitions::new(partitions, &layout, &device))
             }
-            OptimizerState::Host(partitions) => (partitions, None),
-            OptimizerState::OnDevice(partitions) => (Partitions::none(), Some(partitions)),
-        };
-        let (on_device, sharded) = match (of_device, ranks) {
-            (Some(partitions), Some(ranks)) => {
-                (None, Some(Sharded::new(Arc::clone(&layout), partitions, ranks, device, accumulate)))
+            (OptimizerState::Host(partitions), None) if applies => {
+                OptimizerState::OnDevice(DevicePartitions::new(partitions, &layout, &device))
             }
-            (partitions, _) => (partitions.map(|partitions| OnDevice { partitions, sums: Sums::new(&layout) }), None),
+            (state, _) => state,
         };
+        let (mut partitions, mut on_device, mut sharded) = (Partitions::none(), None, None);
+        match (state, ranks) {
+            (OptimizerState::Sharded(of_rank), Some(ranks)) => {
+                sharded = Some(Sharded::new(Arc::clone(&layout), of_rank, ranks, device, accumulate));
+            }
+            (OptimizerState::OnDevice(partitions), _) => {
+                on_device = Some(OnDevice { partitions, sums: Sums::new(&layout) });
+            }
+            (OptimizerState::Host(of_host), _) => partitions = of_host,
+            // Made for ranks that are there: see `load`.
+            (OptimizerState::Sharded(_), None) => debug_assert!(false, "slices without ranks to exchange them"),
+        }
         Self {
             on_device,
             sharded,
@@ -139,9 +149,8 @@ impl Optimizer {
     /// What this rank owns; a block's part is the new one after `wait_for_params`.
     pub fn state(&self) -> OptimizerState {
         match (&self.on_device, &self.sharded) {
-            (Some(OnDevice { partitions, .. }), _) | (_, Some(Sharded { partitions, .. })) => {
-                OptimizerState::OnDevice(partitions.clone())
-            }
+            (Some(OnDevice { partitions, .. }), _) => OptimizerState::OnDevice(partitions.clone()),
+            (None, Some(Sharded { partitions, .. })) => OptimizerState::Sharded(partitions.clone()),
             (None, None) => OptimizerState::Host(self.partitions.clone()),
         }
     }
@@ -258,7 +267,7 @@ impl Optimizer {
         let squares = match (&self.on_device, &self.sharded) {
             (Some(on_device), _) => on_device.sums.squares(),
             (_, Some(sharded)) => sharded.squares(),
-            _ => Vec::new(),
+            _ => None,
         };
         let count = losses.len();
         let mut numbers = read(losses.into_iter().chain(squares).collect())?;
@@ -290,14 +299,8 @@ impl Optimizer {
             return;
         }
         let layout = Arc::clone(&self.layout);
-        if let Some(mut on_device) = self.on_device.take() {
-            parameters::replace(model, &layout, |block, slot, values| {
-                let param = layout.blocks[block].index_of(slot);
-                let gradient = on_device.sums.take(block, param);
-                let state = &mut on_device.partitions.0[block][param];
-                state.update(values, gradient, &adamw[block], self.weight_decay_of(slot))
-            });
-            self.on_device = Some(on_device);
+        if let Some(OnDevice { partitions, sums }) = &mut self.on_device {
+            partitions.update(model, &layout, sums, &adamw, self.weight_decay);
             return;
         }
         match self.partitions.masters.take() {

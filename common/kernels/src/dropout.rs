@@ -14,30 +14,32 @@ pub struct Dropout {
     pub(super) streams: Arc<[u64]>,
     /// What the streams follow from, for devices that compute them where they need them.
     #[cfg_attr(not(feature = "cube"), allow(dead_code))]
-    pub(super) sequences: Option<Arc<[SequenceStreams]>>,
+    pub(super) sequences: Option<(Arc<[SequenceStreams]>, u64)>,
     /// Of 65,536: how many values are dropped.
     pub(super) threshold: u16,
     /// What the others are multiplied by.
     pub(super) kept: f32,
 }
 
-/// The streams of a sequence's tokens: token t has `splitmix(hash ^ t)`.
+/// The streams of a sequence's tokens: at a site, token t has `splitmix(splitmix(hash ^ site) ^ t)`.
 #[derive(Clone, Debug)]
 pub struct SequenceStreams {
-    /// That of the sequence.
+    /// That of the sequence: the same at all sites.
     pub hash: u64,
     /// Numbers of the tokens that are computed.
     pub tokens: Range<usize>,
 }
 
 impl Dropout {
-    /// As [`Dropout::new`], for sequences one after another.
-    pub fn of_sequences(sequences: Vec<SequenceStreams>, probability: f64) -> Self {
-        let stream = |hash: u64| move |token: usize| splitmix(hash ^ token as u64);
-        let streams =
-            sequences.iter().flat_map(|sequence| sequence.tokens.clone().map(stream(sequence.hash))).collect();
+    /// As [`Dropout::new`], for sequences one after another, at one of the places of a model that drop values.
+    pub fn of_sequences(sequences: Vec<SequenceStreams>, site: u64, probability: f64) -> Self {
+        let streams = sequences.iter().flat_map(|SequenceStreams { hash, tokens }| {
+            let hash = splitmix(hash ^ site);
+            tokens.clone().map(move |token| splitmix(hash ^ token as u64))
+        });
+        let streams = streams.collect();
         let sequences = sequences.into_iter().filter(|sequence| !sequence.tokens.is_empty());
-        Self { sequences: Some(sequences.collect()), ..Self::new(streams, probability) }
+        Self { sequences: Some((sequences.collect(), site)), ..Self::new(streams, probability) }
     }
 
     /// Drops each value with `probability` (below 1) and divides the others by 1 − probability. `streams` has a number for each

@@ -43,7 +43,7 @@ impl<'a> SiteDropout<'a> {
 
     /// For the tokens of the batch.
     pub fn of_values(&self) -> Dropout {
-        Dropout::of_sequences(self.sequences(), self.dropout.probability)
+        Dropout::of_sequences(self.sequences(), self.site, self.dropout.probability)
     }
 
     /// For single tokens of the batch, by their positions in it (ascending).
@@ -60,16 +60,17 @@ impl<'a> SiteDropout<'a> {
             }
             None
         };
-        Dropout::of_sequences(positions.iter().filter_map(of_position).collect(), self.dropout.probability)
+        let tokens = positions.iter().filter_map(of_position).collect();
+        Dropout::of_sequences(tokens, self.site, self.dropout.probability)
     }
 
     /// The computed tokens of each sequence.
     fn sequences(&self) -> Vec<SequenceStreams> {
         let LoraDropout { seed, ref row_keys, .. } = *self.dropout;
         let rows = row_keys.iter().zip(self.seq_lens).zip(self.last.unwrap_or(self.seq_lens));
-        let of_row = |((&key, &len), &last): ((&u64, &usize), &usize)| {
-            let hash = splitmix(splitmix(seed ^ splitmix(key)) ^ self.site);
-            SequenceStreams { hash, tokens: len - last..len }
+        let of_row = |((&key, &len), &last): ((&u64, &usize), &usize)| SequenceStreams {
+            hash: splitmix(seed ^ splitmix(key)),
+            tokens: len - last..len,
         };
         rows.map(of_row).collect()
     }

@@ -1,9 +1,10 @@
 //! The optimizer's state in a checkpoint: a file for each rank, a tensor for each slice of a parameter that the rank owns.
 
 use crate::layout::{Layout, OwnedSlice};
-use crate::on_device::{DevicePartitions, ParamState};
+use crate::on_device::{BlockState, DevicePartitions, Flat};
 use crate::parameters;
 use crate::partitions::Partitions;
+use crate::sharded::{ShardedPartitions, SliceState};
 use crate::zero::OptimizerState;
 use anyhow::Result;
 use model::Llava;
@@ -86,6 +87,7 @@ pub fn save(masters: &Masters<'_>, layout: &Layout, optimizer: OptimizerState, p
     let tensors = match optimizer {
         OptimizerState::Host(partitions) => of_host(masters, layout, partitions)?,
         OptimizerState::OnDevice(partitions) => of_device(masters, layout, partitions)?,
+        OptimizerState::Sharded(partitions) => of_sharded(masters, layout, partitions)?,
     };
     Ok(write_file(tensors, path)?)
 }
@@ -119,15 +121,41 @@ fn of_device(
     partitions: DevicePartitions,
 ) -> Result<Vec<TensorSource<'static>>> {
     let mut tensors = Vec::new();
+    for (index, (block, state)) in layout.blocks.iter().zip(partitions.0).enumerate() {
+        let of_model = of_model(masters, layout, index)?;
+        let BlockState { master, exp_avg, exp_avg_sq } = state;
+        let kinds = [(Kind::ExpAvg, Some(exp_avg)), (Kind::ExpAvgSq, Some(exp_avg_sq)), (Kind::Master, master)];
+        let kinds: Vec<_> = kinds.into_iter().filter_map(|(kind, values)| Some((kind, values?))).collect();
+        let flat = Flat::of(block);
+        for (place, param) in block.params.iter().enumerate() {
+            for (kind, values) in &kinds {
+                let (values, start, len) = (values.clone(), flat.start(place), param.len);
+                let name = SliceName { kind: *kind, param: &param.name, first: 0 };
+                let bytes = move || Ok(values.narrow(0, start, len).into_data().as_bytes().to_vec());
+                tensors.push(source(name, len, bytes));
+            }
+            if let Some(values) = &of_model {
+                let values = values[param.offset..][..param.len].to_vec();
+                let name = SliceName { kind: Kind::Master, param: &param.name, first: 0 };
+                tensors.push(source(name, param.len, move || Ok(from_f32(&values, WeightDtype::F32))));
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+fn of_sharded(
+    masters: &Masters<'_>,
+    layout: &Layout,
+    partitions: ShardedPartitions,
+) -> Result<Vec<TensorSource<'static>>> {
+    let mut tensors = Vec::new();
     for (index, (block, states)) in layout.blocks.iter().zip(partitions.0).enumerate() {
-        let of_model = match masters {
-            Masters::OfModel(model) => Some(parameters::owned(model, layout, index)?),
-            _ => None,
-        };
+        let of_model = of_model(masters, layout, index)?;
         for (OwnedSlice { param, range, start }, state) in layout.slices(index).into_iter().zip(states) {
             let (param, len) = (&block.params[param], range.len());
             let name = |kind| SliceName { kind, param: &param.name, first: range.start };
-            let ParamState { master, exp_avg, exp_avg_sq } = state;
+            let SliceState { master, exp_avg, exp_avg_sq } = state;
             let kinds = [(Kind::ExpAvg, Some(exp_avg)), (Kind::ExpAvgSq, Some(exp_avg_sq)), (Kind::Master, master)];
             for (kind, values) in kinds.into_iter().filter_map(|(kind, values)| Some((kind, values?))) {
                 tensors.push(source(name(kind), len, move || Ok(values.into_data().as_bytes().to_vec())));
@@ -139,6 +167,14 @@ fn of_device(
         }
     }
     Ok(tensors)
+}
+
+/// What this rank owns of a block, where the model's values are to be written.
+fn of_model(masters: &Masters<'_>, layout: &Layout, block: usize) -> Result<Option<Vec<f32>>> {
+    match masters {
+        Masters::OfModel(model) => Ok(Some(parameters::owned(model, layout, block)?)),
+        _ => Ok(None),
+    }
 }
 
 fn source<'a>(

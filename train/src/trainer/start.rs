@@ -26,6 +26,7 @@ use crate::run::function::changed_settings;
 use crate::run::lock::RunLock;
 use crate::saving::Saver;
 use crate::setup::{self, Trainee};
+use crate::sharded::ShardedPartitions;
 use crate::signals::StopRequest;
 use crate::state::{RunState, TrainerState};
 use crate::trainable;
@@ -87,9 +88,9 @@ pub fn run(
     let mut state = state(config, found_state, max_steps, run, rank);
     let chosen_before = state.choose_by(Best::of(config)?);
     let since_log = std::mem::take(&mut state.run.since_log);
-    let on_device = ranks.is_some() || on_device::applies(device, world_size);
+    let place = Place::of(device, world_size, ranks.is_some());
     let loaded = communicator.attend("model", &Pulse::default(), || -> Result<_> {
-        let (trainee, layout, optimizer) = load(config, found.as_ref(), device, (rank, world_size), on_device)?;
+        let (trainee, layout, optimizer) = load(config, found.as_ref(), device, (rank, world_size), place)?;
         let kept_features = setup::kept_features(config, &trainee, &layout, &shards)?;
         Ok((trainee, layout, optimizer, kept_features))
     });
@@ -150,20 +151,41 @@ pub fn run(
     rayon::scope(|_| trainer.train(loader, watch))
 }
 
+/// Where the optimizer's state is.
+#[derive(Clone, Copy)]
+enum Place {
+    Host,
+    /// On the device of the only rank.
+    Device,
+    /// On the devices of ranks that exchange from there.
+    Devices,
+}
+
+impl Place {
+    fn of(device: &Device, world_size: usize, exchange_on_devices: bool) -> Self {
+        match () {
+            () if exchange_on_devices => Self::Devices,
+            () if on_device::applies(device, world_size) => Self::Device,
+            () => Self::Host,
+        }
+    }
+}
+
 /// The model, and this rank's part of it: as the checkpoint has them, if there is one.
 fn load(
     config: &Config,
     found: Option<&Found>,
     device: &Device,
     (rank, world_size): (usize, usize),
-    on_device: bool,
+    place: Place,
 ) -> Result<(Trainee, Arc<Layout>, OptimizerState)> {
     let mut trainee = setup::trainee(config, found.map(|found| found.dir.as_path()), device)?;
     let layout = trainable::layout(&trainee.model, trainee.choice(config), &trainee.config, rank, world_size);
     let in_bf16 = computes_in_bf16(device);
-    let state = match found {
-        None if on_device => OptimizerState::OnDevice(DevicePartitions::fresh(&trainee.model, &layout, in_bf16)),
-        found => {
+    let state = match (found, place) {
+        (None, Place::Device) => OptimizerState::OnDevice(DevicePartitions::fresh(&trainee.model, &layout, in_bf16)),
+        (None, Place::Devices) => OptimizerState::Sharded(ShardedPartitions::fresh(&trainee.model, &layout, in_bf16)),
+        (found, _) => {
             let mut partitions = Partitions::new(&layout);
             if let Some(found) = found {
                 resume::restore(found, &mut trainee.model, &layout, &mut partitions)?;

@@ -1,4 +1,4 @@
-//! AdamW over a whole parameter, in one launch.
+//! AdamW over the parameters of a block, in one launch.
 
 use super::operand::{into_values, is_float_vector};
 use super::{Backend, UNITS, cubes_of_units, element, empty, vector_size};
@@ -17,6 +17,7 @@ pub(crate) fn adamw(
     state: AdamWUpdate,
     gradient: Option<Tensor<1>>,
     coefficients: AdamWCoefficients,
+    decaying: usize,
     rounded: Option<DType>,
 ) -> Result<AdamWUpdate, Inputs> {
     let tensors = [&state.values, &state.exp_avg, &state.exp_avg_sq].into_iter().chain(&gradient);
@@ -35,6 +36,7 @@ pub(crate) fn adamw(
     let narrow = rounded.clone().unwrap_or_else(|| empty(&values, [1], DType::F32));
     let read = gradient.clone().unwrap_or_else(|| values.clone());
     let size = vector_size(len, &[&values, &first, &second, &read, &narrow]);
+    let size = if decaying.is_multiple_of(size) { size } else { 1 };
     if len > 0 {
         let written = |input: &CubeTensor, output: &Option<CubeTensor>, position: usize| match output {
             Some(output) => output.clone().into_tensor_arg(),
@@ -54,6 +56,7 @@ pub(crate) fn adamw(
             written(&second, &outputs[2], 2),
             narrow.clone().into_tensor_arg(),
             (len / size) as u32,
+            (decaying / size) as u32,
             c.gradient_scale,
             c.beta1,
             c.one_minus_beta1,
@@ -90,6 +93,7 @@ fn update<R: Float, N: Size>(
     new_exp_avg_sq: &mut Buffer<Vector<f32, N>>,
     rounded: &mut Buffer<Vector<R, N>>,
     vectors: u32,
+    decaying: u32,
     gradient_scale: f32,
     beta1: f32,
     one_minus_beta1: f32,
@@ -113,6 +117,7 @@ fn update<R: Float, N: Size>(
             second += Vector::new(one_minus_beta2) * scaled * scaled;
         }
         let root = second.sqrt() * Vector::new(root_scale) + Vector::new(epsilon);
+        let keep = select((at as u32) < decaying, keep, 1.0f32);
         let value = values[at] * Vector::new(keep) - Vector::new(step_size) * first / root;
         new_exp_avg[at] = first;
         new_exp_avg_sq[at] = second;

@@ -1,7 +1,7 @@
 //! Dropout where the values are: the mask of `cpu::drop_values`, bit for bit, from a counter-based hash in the kernel. The host
-//! sends 16 bytes for each sequence.
+//! sends 16 bytes for each sequence, once for a batch.
 
-use super::{UNITS, constant, cubes_of_units, element, empty, operand, rows_and_width, vector_size};
+use super::{UNITS, constant, cubes_of_units, element, empty, operand, rows_and_width, tables, vector_size};
 use crate::Dropout;
 use burn::tensor::{DType, Device, Tensor};
 use burn_cubecl::tensor::CubeTensor;
@@ -15,6 +15,7 @@ pub(crate) struct DeviceDropout {
     streams: CubeTensor,
     sequences: usize,
     by_sequence: bool,
+    site: u64,
     threshold: u16,
     kept: f32,
 }
@@ -22,23 +23,26 @@ pub(crate) struct DeviceDropout {
 impl DeviceDropout {
     /// On the device of `like`.
     pub(crate) fn new(dropout: &Dropout, like: &CubeTensor) -> Self {
-        let (numbers, by_sequence) = match &dropout.sequences {
-            Some(sequences) => {
+        let (numbers, by_sequence, site) = match &dropout.sequences {
+            Some((sequences, site)) => {
                 let mut row = 0;
                 let numbers = sequences.iter().flat_map(|sequence| {
                     let place = (row as u64) << 32 | sequence.tokens.start as u64;
                     row += sequence.tokens.len();
                     [sequence.hash, place]
                 });
-                (numbers.collect::<Vec<u64>>(), true)
+                (numbers.collect::<Vec<u64>>(), true, *site)
             }
-            None => (dropout.streams.to_vec(), false),
+            None => (dropout.streams.to_vec(), false, 0),
         };
-        let handle = like.client.create_from_slice(bytemuck::cast_slice(&numbers));
-        let shape = [numbers.len()].into();
-        let streams = CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, handle, DType::U64);
+        let bytes = bytemuck::cast_slice(&numbers);
+        // All layers of a batch have the same sequences.
+        let streams = match by_sequence {
+            true => tables::kept(like, bytes, numbers.len(), DType::U64),
+            false => tables::sent(like, bytes, numbers.len(), DType::U64),
+        };
         let Dropout { threshold, kept, .. } = *dropout;
-        Self { streams, sequences: numbers.len() / 2, by_sequence, threshold, kept }
+        Self { streams, sequences: numbers.len() / 2, by_sequence, site, threshold, kept }
     }
 
     /// `scale · mask ∘ x`, plus `base` if there is one. Both `[T, width]`.
@@ -65,6 +69,7 @@ impl DeviceDropout {
                 usize::BITS - self.sequences.leading_zeros(),
                 u32::from(self.threshold),
                 self.kept * scale,
+                self.site,
                 self.by_sequence,
                 base.is_some(),
                 element(x),
@@ -100,6 +105,7 @@ fn stream_of_token(
     token: u32,
     sequences: u32,
     halvings: u32,
+    site: u64,
     #[comptime] by_sequence: bool,
 ) -> u64 {
     if by_sequence {
@@ -115,7 +121,7 @@ fn stream_of_token(
         }
         let place = streams[(2 * sequence + 1) as usize];
         let of_sequence = u64::cast_from(token) - (place >> 32u64) + (place & 0xFFFF_FFFFu64);
-        splitmix(streams[(2 * sequence) as usize] ^ of_sequence)
+        splitmix(splitmix(streams[(2 * sequence) as usize] ^ site) ^ of_sequence)
     } else {
         streams[token as usize]
     }
@@ -134,6 +140,7 @@ fn drop_values<F: Float, N: Size>(
     halvings: u32,
     threshold: u32,
     kept: f32,
+    site: u64,
     #[comptime] by_sequence: bool,
     #[comptime] with_base: bool,
     #[define(F)] _dtype: ElemType,
@@ -142,7 +149,7 @@ fn drop_values<F: Float, N: Size>(
     if unit < units {
         let token = unit / vectors;
         let channel = unit % vectors * N::value() as u32;
-        let stream = stream_of_token(streams, token, sequences, halvings, by_sequence);
+        let stream = stream_of_token(streams, token, sequences, halvings, site, by_sequence);
         let word = splitmix(stream + u64::cast_from(channel / 4));
         let mut factors = Vector::<f32, N>::new(0.0f32);
         #[unroll]

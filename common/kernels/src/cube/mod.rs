@@ -7,6 +7,7 @@
 //! Kernels see rows that lie one behind the other ([`operand`] copies what does not: CUDA pads rows). The launch functions that
 //! cubecl makes check every access against the buffers' lengths; the functions here check shapes before.
 
+pub(crate) mod accumulate;
 pub mod activation;
 pub mod adamw;
 pub mod attention;
@@ -19,6 +20,7 @@ mod reduce;
 pub mod rope;
 pub mod rows;
 pub mod seed;
+mod tables;
 #[cfg(all(test, feature = "wgpu"))]
 mod tests;
 

@@ -54,6 +54,7 @@ fn part_sums<F: Float>(
     sums: &mut Buffer<f32>,
     len: u32,
     part: u32,
+    first: u32,
     #[comptime] squares: bool,
     #[define(F)] _dtype: ElemType,
 ) {
@@ -72,35 +73,54 @@ fn part_sums<F: Float>(
     }
     let sum = cube_sum(sum);
     if UNIT_POS == 0 && start < len {
-        sums[CUBE_POS] = sum;
+        sums[first as usize + CUBE_POS] = sum;
     }
 }
 
-/// The sum of `len` values, or of their squares, f32 `[1]`: of parts, then of their sums, in order.
-pub(crate) fn total(x: &CubeTensor, len: usize, squares: bool) -> CubeTensor {
-    let part = len.div_ceil(PARTS).max(super::UNITS as usize * 16);
-    let parts = len.div_ceil(part).max(1);
-    let sums = empty(x, [parts], DType::F32);
+/// Values of a part of a sum of so many.
+fn part_of(len: usize) -> usize {
+    len.div_ceil(PARTS).max(super::UNITS as usize * 16)
+}
+
+/// Writes the sums of parts of `x` to `sums` from `first` on; gives the number of the next one.
+fn write_part_sums(x: &CubeTensor, len: usize, squares: bool, sums: &CubeTensor, first: usize) -> usize {
+    let part = part_of(len);
+    let parts = len.div_ceil(part);
     part_sums::launch(
         &x.client,
-        CubeCount::Static(parts as u32, 1, 1),
+        CubeCount::Static(parts.max(1) as u32, 1, 1),
         CubeDim::new_1d(super::UNITS),
         x.clone().into_tensor_arg(),
         sums.clone().into_tensor_arg(),
         len as u32,
         part as u32,
+        first as u32,
         squares,
         element(x),
     );
+    first + parts
+}
+
+/// The sum of `len` values, or of their squares, f32 `[1]`: of parts, then of their sums, in order.
+pub(crate) fn total(x: &CubeTensor, len: usize, squares: bool) -> CubeTensor {
+    let parts = len.div_ceil(part_of(len)).max(1);
+    let sums = empty(x, [parts], DType::F32);
+    write_part_sums(x, len, squares, &sums, 0);
     if parts == 1 { sums } else { total(&sums, parts, false) }
 }
 
-/// See [`crate::sum_of_squares`]; `None` on another backend.
-pub(crate) fn sum_of_squares(x: &burn::tensor::Tensor<1>) -> Option<burn::tensor::Tensor<1>> {
-    let x = super::operand(x)?.values;
-    let len = x.meta.num_elements();
+/// See [`crate::sum_of_squares`]; `None` on another backend. A launch for each tensor, one or two for the sum of their parts.
+pub(crate) fn sum_of_squares(tensors: &[&burn::tensor::Tensor<1>]) -> Option<burn::tensor::Tensor<1>> {
+    let tensors: Option<Vec<_>> = tensors.iter().map(|tensor| Some(super::operand(tensor)?.values)).collect();
     // An empty one has no cube that writes a sum.
-    (len > 0).then(|| burn::tensor::Tensor::from_primitive::<super::Backend>(total(&x, len, true)))
+    let tensors: Vec<_> = tensors?.into_iter().filter(|tensor| tensor.meta.num_elements() > 0).collect();
+    let lens = tensors.iter().map(|tensor| tensor.meta.num_elements());
+    let parts: usize = lens.map(|len| len.div_ceil(part_of(len))).sum();
+    let sums = empty(tensors.first()?, [parts], DType::F32);
+    let write = |first, tensor: &CubeTensor| write_part_sums(tensor, tensor.meta.num_elements(), true, &sums, first);
+    tensors.iter().fold(0, write);
+    let sum = if parts == 1 { sums } else { total(&sums, parts, false) };
+    Some(burn::tensor::Tensor::from_primitive::<super::Backend>(sum))
 }
 
 /// A unit for each column: the sum of `partial` `[groups, width]` over the groups, in order.

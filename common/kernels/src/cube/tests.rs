@@ -224,7 +224,7 @@ fn dropouts(tokens: usize) -> [Option<Dropout>; 3] {
     let (short, empty) = (tokens / 3, tokens / 2);
     let ranges = [5..5 + short, 7..7, 2..2 + empty - short, 0..tokens - empty];
     let sequences = (1..).zip(ranges).map(|(hash, tokens)| SequenceStreams { hash: hash << 60 | hash, tokens });
-    [None, Some(streams), Some(Dropout::of_sequences(sequences.collect(), 0.1))]
+    [None, Some(streams), Some(Dropout::of_sequences(sequences.collect(), 7, 0.1))]
 }
 
 #[test]
@@ -316,7 +316,7 @@ fn adamw_and_sums_of_squares() {
             // Shared: not to be written to.
             let (before, held) = (read(state.values.clone()), (step == 2).then(|| state.clone()));
             let rounded = device.supports_dtype(FloatDType::F16).then_some(DType::F16);
-            let Ok(update) = super::adamw::adamw(state, (step != 3).then(|| tensor(&gradient)), c, rounded) else {
+            let Ok(update) = super::adamw::adamw(state, (step != 3).then(|| tensor(&gradient)), c, len, rounded) else {
                 panic!("the kernel applies")
             };
             state = update;
@@ -333,11 +333,41 @@ fn adamw_and_sums_of_squares() {
         assert_near(&format!("adamw [{len}] exp_avg"), &read(state.exp_avg), &first, 1e-6);
         assert_near(&format!("adamw [{len}] exp_avg_sq"), &read(state.exp_avg_sq), &second, 1e-6);
         let squares: f64 = vector(7).iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-        let found = read(crate::sum_of_squares(&tensor(&vector(7))));
+        let sum_of_squares = |of: &[&Tensor<1>]| crate::sum_of_squares(of).expect("some values");
+        let found = read(sum_of_squares(&[&tensor(&vector(7))]));
         assert_near(&format!("sum_of_squares [{len}]"), &found, &[squares as f32], 1e-5);
-        let not_finite = read(crate::sum_of_squares(&tensor(&vec![f32::NAN; len])));
+        let found = read(sum_of_squares(&[&tensor(&vector(7)), &tensor(&[3.0, 4.0]), &tensor(&vector(7))]));
+        assert_near(&format!("sum_of_squares of several [{len}]"), &found, &[(2.0 * squares + 25.0) as f32], 1e-5);
+        let not_finite = read(sum_of_squares(&[&tensor(&[1.0]), &tensor(&vec![f32::NAN; len])]));
         assert!(not_finite[0].is_nan());
     }
+}
+
+#[test]
+fn gradients_accumulate_in_their_places() {
+    let Some(device) = gpu() else { return };
+    let (a, b) = (values(1, 6 * 64), values(2, 5 * 3));
+    let matrix = |values: &[f32], shape: [usize; 2]| {
+        Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), (&device, DType::F32))
+    };
+    let part = |range: std::ops::Range<usize>, values: Option<Tensor<2>>| crate::GradientPart { range, values };
+    let parts = |second: bool| {
+        // Rows apart from each other, and a width that is no whole number of vectors.
+        let rows_apart = matrix(&a, [6, 64]).narrow(1, 0, 32);
+        let last = second.then(|| matrix(&b, [5, 3]));
+        vec![part(0..256, Some(rows_apart)), part(256..272, None), part(272..512, last)]
+    };
+    let mut expected = vec![0.0; 512];
+    let rows = (0..6 * 32).map(|i| a[i / 32 * 64 + i % 32]);
+    expected.iter_mut().zip(rows).for_each(|(sum, value)| *sum = value);
+    let once = super::accumulate::accumulate(None, parts(false)).expect("the kernel applies");
+    assert_eq!(read(once.clone()), expected);
+    let held = once.clone();
+    let twice = super::accumulate::accumulate(Some(once), parts(true)).expect("the kernel applies");
+    assert_eq!(read(held), expected, "a shared sum was written to");
+    expected.iter_mut().for_each(|value| *value *= 2.0);
+    expected[272..].iter_mut().zip(&b).for_each(|(sum, value)| *sum = *value);
+    assert_eq!(read(twice), expected);
 }
 
 #[test]

@@ -21,7 +21,7 @@ mod tensor_cores;
 mod tests;
 
 use super::{
-    Backend, Operand, constant, element, empty, incoming, operand, record, rows_and_width, strided, vector_size,
+    Backend, Operand, constant, element, empty, incoming, operand, record, rows_and_width, strided, tables, vector_size,
 };
 use crate::Mask;
 use crate::kv_cache::LayerCache;
@@ -33,7 +33,6 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use cubecl::zspace::{Strides, metadata::Metadata};
 use kernels::{BLOCK, LANES, Products, SEQUENCE, SIDE, Sizes, UNITS};
-use std::cell::RefCell;
 
 /// See [`crate::attention`].
 pub fn attention(
@@ -261,31 +260,9 @@ fn table(query_lens: &[usize], seq_lens: &[usize], mask: Mask) -> Vec<u32> {
     table
 }
 
-/// Tables that stay on the device: those of a batch's language and vision model, and some more.
-const TABLES: usize = 8;
-
-thread_local! {
-    static ON_DEVICE: RefCell<Vec<(CubeTensor, Vec<u32>)>> = const { RefCell::new(Vec::new()) };
-}
-
 /// The table on the device of `like`: all layers of a batch have the same.
 fn on_device(like: &CubeTensor, table: &[u32]) -> BufferArg {
-    ON_DEVICE.with_borrow_mut(|tables| {
-        let found = tables.iter().position(|(tensor, other)| tensor.device == like.device && other == table);
-        let (tensor, table) = match found {
-            Some(index) => tables.remove(index),
-            None => {
-                let handle = like.client.create_from_slice(bytemuck::cast_slice(table));
-                let (client, device) = (like.client.clone(), like.device.clone());
-                let tensor = CubeTensor::new_contiguous(client, device, [table.len()].into(), handle, DType::U32);
-                tables.truncate(TABLES - 1);
-                (tensor, table.to_vec())
-            }
-        };
-        let argument = tensor.clone().into_buffer_arg();
-        tables.insert(0, (tensor, table));
-        argument
-    })
+    tables::kept(like, bytemuck::cast_slice(table), table.len(), DType::U32).into_buffer_arg()
 }
 
 #[derive(Clone, Debug)]
