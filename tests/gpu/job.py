@@ -2,7 +2,7 @@
 """The real job without its downloads: a LLaVA of CLIP-L/336 and Qwen1.5-4B with random weights in bf16, and pictures with captions
 whose rows are 620 tokens long. Needs Python alone; weights are written as they are made.
 
-    python job.py OUT [--text-layers 40] [--vision-layers 24] [--rows 64] [--tiny]
+    python job.py OUT [--text-layers 40] [--vision-layers 24] [--rows 64] [--tiny] [--zeros]
 
 OUT gets `model/` and `data/` (the layout of LLaVA-CC3M-Pretrain-595K). The tower computes all of its layers but the last.
 """
@@ -84,7 +84,7 @@ class Values:
             self.at = (self.at + len(part)) % len(self.block)
 
 
-def write_weights(path, vision, text):
+def write_weights(path, vision, text, zeros):
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, shape, _ in tensors(vision, text):
         count = 1
@@ -94,6 +94,11 @@ def write_weights(path, vision, text):
         offset += 2 * count
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
+    if zeros:
+        with open(path, "wb") as file:
+            file.write(struct.pack("<Q", len(encoded)) + encoded)
+            file.truncate(8 + len(encoded) + offset)
+        return offset // 2
     values = Values(0)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
@@ -135,7 +140,7 @@ def write_processors(model, vision):
         "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]})
 
 
-def write_model(model, vision, text):
+def write_model(model, vision, text, zeros):
     model.mkdir(parents=True, exist_ok=True)
     end, pad, image = 256 + SPECIAL.index(END), 256, 256 + SPECIAL.index("<image>")
     put(model / "config.json", {
@@ -145,7 +150,7 @@ def write_model(model, vision, text):
         "vision_config": vision, "text_config": {**text, "bos_token_id": pad, "eos_token_id": end, "torch_dtype": "bfloat16"}})
     put(model / "generation_config.json", {"eos_token_id": end, "pad_token_id": pad, "do_sample": False})
     write_processors(model, vision)
-    return write_weights(model / "model.safetensors", vision, text)
+    return write_weights(model / "model.safetensors", vision, text, zeros)
 
 
 def picture(path, side, seed):
@@ -188,12 +193,13 @@ def main():
     parser.add_argument("--vision-layers", type=int, default=VISION["num_hidden_layers"])
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--tiny", action="store_true", help="widths of 128 and pictures of 56 pixels")
+    parser.add_argument("--zeros", action="store_true", help="all weights 0, in a file that takes no space on most disks")
     args = parser.parse_args()
     vision, text = dict(VISION, num_hidden_layers=args.vision_layers), dict(TEXT, num_hidden_layers=args.text_layers)
     if args.tiny:
         vision.update(TINY[0])
         text.update(TINY[1])
-    count = write_model(args.out / "model", vision, text)
+    count = write_model(args.out / "model", vision, text, args.zeros)
     write_data(args.out / "data", vision, args.rows)
     print(f"{args.out}: {count / 1e9:.2f} billion values, {args.rows} rows")
 

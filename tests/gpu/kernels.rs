@@ -65,7 +65,7 @@ fn cases(sizes: Sizes) -> Vec<Case> {
     let (x, small) = (([all, width], 1.0), 0.03);
     let qkv = [x, x, x];
     let of_vision = ([of_tower, vision_width], 1.0);
-    vec![
+    let mut cases = vec![
         case("linear 2560 → 2560", &[x, ([width, width], small), ([1, width], 1.0)], |inputs, _| {
             let [x, weight, bias] = three(inputs);
             kernels::linear(x, weight, Some(row(bias)))
@@ -129,12 +129,28 @@ fn cases(sizes: Sizes) -> Vec<Case> {
             let targets: Vec<u32> = (0..count as u64).map(|i| (mix(i) % sizes.vocabulary as u64) as u32).collect();
             kernels::cross_entropy_sum(hidden, weight, &targets).sum.unsqueeze()
         }),
-        case("attention, heads of 64", &[([all, heads * 64], 1.0); 3], |inputs, Sizes { rows, tokens, heads, .. }| {
+    ];
+    let small = tokens == SMALL.tokens;
+    cases.extend(HEAD_DIMS.iter().filter(|(head_dim, _)| small || *head_dim == 64).map(|&(head_dim, name)| Case {
+        name,
+        inputs: vec![([all, heads * head_dim], 1.0); 3],
+        run: Box::new(move |inputs| {
             let [q, k, v] = three(inputs);
             kernels::attention(q, k, v, heads, heads, &vec![tokens; rows], Mask::Causal)
         }),
-    ]
+    }));
+    cases
 }
+
+/// Head dimensions of kernels that models have beside the real job's.
+const HEAD_DIMS: [(usize, &str); 6] = [
+    (32, "attention, heads of 32"),
+    (40, "attention, heads of 40"),
+    (64, "attention, heads of 64"),
+    (72, "attention, heads of 72"),
+    (80, "attention, heads of 80"),
+    (96, "attention, heads of 96"),
+];
 
 fn one(inputs: Vec<Tensor<2>>) -> Tensor<2> {
     let [x] = <[Tensor<2>; 1]>::try_from(inputs).expect("one input");
