@@ -13,7 +13,7 @@ const DEADLINE: [&str; 2] = ["--collective_timeout_seconds", "3"];
 fn threads_end_within_the_deadline_and_name_the_rank_and_the_exchange() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for (fault, words) in [
-        ("fail:1:40", &["rank 1", " of TextLayer(", "ncclReduceScatter: NCCL error 2: unhandled system error"][..]),
+        ("fail:1:40", &["rank 1: reduce-scatter of ", "ncclReduceScatter: NCCL error 2: unhandled system error"][..]),
         ("async:1:40", &["rank 1", " of ", "ncclCommGetAsyncError: NCCL error 6: remote process exited"]),
         ("hang:1:40", &["ranks [1] did not come within 3 s", " of ", "does not come to its end"]),
         ("stuck:2:40", &[" of ", "did not complete within 3 s though every rank takes part", "NCCL_DEBUG"]),

@@ -4,7 +4,7 @@ use crate::layout::{Layout, OwnedSlice};
 use crate::on_device::{BlockState, DevicePartitions, Flat};
 use crate::parameters;
 use crate::partitions::Partitions;
-use crate::sharded::{ShardedPartitions, SliceState};
+use crate::sharded::ShardedPartitions;
 use crate::zero::OptimizerState;
 use anyhow::Result;
 use model::Llava;
@@ -124,20 +124,20 @@ fn of_device(
     for (index, (block, state)) in layout.blocks.iter().zip(partitions.0).enumerate() {
         let of_model = of_model(masters, layout, index)?;
         let BlockState { master, exp_avg, exp_avg_sq } = state;
-        let kinds = [(Kind::ExpAvg, Some(exp_avg)), (Kind::ExpAvgSq, Some(exp_avg_sq)), (Kind::Master, master)];
-        let kinds: Vec<_> = kinds.into_iter().filter_map(|(kind, values)| Some((kind, values?))).collect();
         let flat = Flat::of(block);
-        for (place, param) in block.params.iter().enumerate() {
-            for (kind, values) in &kinds {
-                let (values, start, len) = (values.clone(), flat.start(place), param.len);
-                let name = SliceName { kind: *kind, param: &param.name, first: 0 };
-                let bytes = move || Ok(values.narrow(0, start, len).into_data().as_bytes().to_vec());
-                tensors.push(source(name, len, bytes));
-            }
-            if let Some(values) = &of_model {
-                let values = values[param.offset..][..param.len].to_vec();
-                let name = SliceName { kind: Kind::Master, param: &param.name, first: 0 };
-                tensors.push(source(name, param.len, move || Ok(from_f32(&values, WeightDtype::F32))));
+        for (kind, values) in
+            [(Kind::ExpAvg, Some(exp_avg)), (Kind::ExpAvgSq, Some(exp_avg_sq)), (Kind::Master, master)]
+        {
+            for (place, param) in block.params.iter().enumerate() {
+                let name = SliceName { kind, param: &param.name, first: 0 };
+                if let (Kind::Master, Some(values)) = (kind, &of_model) {
+                    let values = values[param.offset..][..param.len].to_vec();
+                    tensors.push(source(name, param.len, move || Ok(from_f32(&values, WeightDtype::F32))));
+                } else if let Some(values) = values.clone() {
+                    let (start, len) = (flat.start(place), param.len);
+                    let bytes = move || Ok(values.narrow(0, start, len).into_data().as_bytes().to_vec());
+                    tensors.push(source(name, len, bytes));
+                }
             }
         }
     }
@@ -152,17 +152,24 @@ fn of_sharded(
     let mut tensors = Vec::new();
     for (index, (block, states)) in layout.blocks.iter().zip(partitions.0).enumerate() {
         let of_model = of_model(masters, layout, index)?;
-        for (OwnedSlice { param, range, start }, state) in layout.slices(index).into_iter().zip(states) {
-            let (param, len) = (&block.params[param], range.len());
-            let name = |kind| SliceName { kind, param: &param.name, first: range.start };
-            let SliceState { master, exp_avg, exp_avg_sq } = state;
-            let kinds = [(Kind::ExpAvg, Some(exp_avg)), (Kind::ExpAvgSq, Some(exp_avg_sq)), (Kind::Master, master)];
-            for (kind, values) in kinds.into_iter().filter_map(|(kind, values)| Some((kind, values?))) {
-                tensors.push(source(name(kind), len, move || Ok(values.into_data().as_bytes().to_vec())));
-            }
-            if let Some(values) = &of_model {
-                let values = values[start..start + len].to_vec();
-                tensors.push(source(name(Kind::Master), len, move || Ok(from_f32(&values, WeightDtype::F32))));
+        let slices = layout.slices(index);
+        for kind in Kind::ALL {
+            for (OwnedSlice { param, range, start }, state) in slices.iter().zip(&states) {
+                let (param, len) = (&block.params[*param], range.len());
+                let name = SliceName { kind, param: &param.name, first: range.start };
+                let values = match (kind, &of_model) {
+                    (Kind::Master, Some(values)) => {
+                        let values = values[*start..start + len].to_vec();
+                        tensors.push(source(name, len, move || Ok(from_f32(&values, WeightDtype::F32))));
+                        continue;
+                    }
+                    (Kind::Master, None) => state.master.clone(),
+                    (Kind::ExpAvg, _) => Some(state.exp_avg.clone()),
+                    (Kind::ExpAvgSq, _) => Some(state.exp_avg_sq.clone()),
+                };
+                if let Some(values) = values {
+                    tensors.push(source(name, len, move || Ok(values.into_data().as_bytes().to_vec())));
+                }
             }
         }
     }

@@ -214,7 +214,7 @@ impl Collective for MpiRank {
     }
 
     fn roll_call(&self) -> Box<dyn RollCall> {
-        Box::new(MpiRollCall::new(self.mpi, self.rank, self.world_size, Arc::clone(&self.note)))
+        Box::new(MpiRollCall::new(self.mpi, (self.rank, self.world_size), self.timeout, Arc::clone(&self.note)))
     }
 }
 

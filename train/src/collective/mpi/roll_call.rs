@@ -9,8 +9,12 @@ use std::ffi::c_int;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Waits that are shorter are told to nobody.
+/// Waits that are shorter are told to nobody, unless the deadline is near.
 const LONG: Duration = Duration::from_secs(1);
+/// How often others are listened to in a longer one.
+const LISTEN: Duration = Duration::from_millis(100);
+/// How often more when it counts: a library may need several calls until a message that came is seen.
+const TRIES: usize = 20;
 
 /// Roll calls of processes under MPI.
 pub(super) struct MpiRollCall {
@@ -24,11 +28,16 @@ pub(super) struct MpiRollCall {
     sending: Vec<(Handle, Box<[f32; 2]>)>,
     /// Of each rank, the next exchange after the last that it told.
     heard: Vec<u64>,
+    listened: Instant,
+    /// After which a wait is told.
+    long: Duration,
 }
 
 impl MpiRollCall {
-    pub(super) fn new(mpi: &'static Mpi, rank: usize, world_size: usize, note: Arc<Note>) -> Self {
-        Self { mpi, rank, world_size, note, told: 0, sending: Vec::new(), heard: vec![0; world_size] }
+    pub(super) fn new(mpi: &'static Mpi, ranks: (usize, usize), timeout: Duration, note: Arc<Note>) -> Self {
+        let (rank, world_size) = ranks;
+        let (sending, heard, listened) = (Vec::new(), vec![0; world_size], Instant::now());
+        Self { mpi, rank, world_size, note, told: 0, sending, heard, listened, long: LONG.min(timeout / 4) }
     }
 
     fn tell(&mut self, next: u64) -> Result<()> {
@@ -46,6 +55,11 @@ impl MpiRollCall {
         }
         self.told = next;
         Ok(())
+    }
+
+    /// Other ranks that have not told of this exchange.
+    fn silent(&self, exchange: u64) -> impl Iterator<Item = usize> {
+        (0..self.world_size).filter(move |&rank| rank != self.rank && self.heard[rank] <= exchange)
     }
 
     fn hear(&mut self) -> Result<()> {
@@ -80,8 +94,13 @@ impl RollCall for MpiRollCall {
 
     fn waits(&mut self, _: &Place, exchange: u64, since: Instant) -> Result<()> {
         let mpi = self.mpi;
-        if since.elapsed() > LONG && self.told <= exchange {
+        let is_long = since.elapsed() > self.long;
+        if is_long && self.told <= exchange {
             self.tell(exchange + 1)?;
+        }
+        if is_long && self.listened.elapsed() > LISTEN {
+            self.hear()?;
+            self.listened = Instant::now();
         }
         self.sending.retain_mut(|(request, _)| {
             let mut done = 0;
@@ -93,11 +112,17 @@ impl RollCall for MpiRollCall {
     }
 
     fn absent(&mut self, exchange: u64) -> Vec<usize> {
-        // Where nothing can be heard, nobody is known to be absent.
-        if self.hear().is_err() {
-            return Vec::new();
+        for _ in 0..TRIES {
+            // Where nothing can be heard, nobody is known to be absent.
+            if self.hear().is_err() {
+                return Vec::new();
+            }
+            if self.silent(exchange).next().is_none() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
-        (0..self.world_size).filter(|&rank| rank != self.rank && self.heard[rank] <= exchange).collect()
+        self.silent(exchange).collect()
     }
 }
 
