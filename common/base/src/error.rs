@@ -63,7 +63,11 @@ impl Display for Error {
         match self {
             Self::Io { path, source } => {
                 write!(f, "{}: {source}", path.display())?;
-                next_step(source).map_or(Ok(()), |step| write!(f, "; {step}"))
+                next_step(source).map_or(Ok(()), |step| write!(f, "; {step}"))?;
+                match (source.kind() == ErrorKind::NotFound).then(|| crate::nearest_path(path)).flatten() {
+                    Some(near) => write!(f, " (there is {})", near.display()),
+                    None => Ok(()),
+                }
             }
             Self::Invalid(mismatch) | Self::Usage(mismatch) => mismatch.fmt(f),
         }
@@ -74,7 +78,10 @@ impl std::error::Error for Error {}
 
 /// What to do about an error of the operating system; `None` for one that a program has made, whose text says it.
 pub fn next_step(error: &std::io::Error) -> Option<&'static str> {
-    error.raw_os_error()?;
+    // tempfile's errors have the system's words and no number.
+    if error.raw_os_error().is_none() && !error.to_string().contains("(os error ") {
+        return None;
+    }
     Some(match error.kind() {
         ErrorKind::NotFound => "check the path",
         ErrorKind::NotADirectory => "a part of the path is a file: check the path",

@@ -18,7 +18,7 @@ pub use attachment::{Attachment, Content};
 pub use counted::counted;
 pub use error::{Error, Mismatch, Result};
 pub use mix::{mix, splitmix};
-pub use nearest::nearest;
+pub use nearest::{did_you_mean, nearest, nearest_path};
 pub use row::Row;
 
 /// Label of a token that is not supervised, as in PyTorch's cross entropy and in the stored `labels`.

@@ -30,6 +30,8 @@ pub const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 pub const PREPROCESSOR_CONFIG_FILE: &str = "preprocessor_config.json";
 /// Processor: patch size, feature selection, image token.
 pub const PROCESSOR_CONFIG_FILE: &str = "processor_config.json";
+/// First bytes of the text that Git LFS leaves in place of a file that was not fetched.
+pub const LFS_POINTER: &[u8] = b"version https://git-lfs";
 /// LoRA configuration.
 pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
 /// LoRA weights.

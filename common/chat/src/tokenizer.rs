@@ -105,8 +105,9 @@ fn require_tokenizer(dir: &Path) -> Result<()> {
     let (place, file) = (dir.display(), names::TOKENIZER_FILE);
     let wrong = |found: String, expected: String, remedy: String| Err(Error::invalid(&place, found, expected, remedy));
     if !dir.is_dir() {
-        let remedy = "check the path, or download a model: hf download OWNER/NAME --local-dir DIR";
-        return wrong("no such folder".into(), "a model directory".into(), remedy.into());
+        let meant = base::did_you_mean(dir);
+        let remedy = format!("{meant}check the path, or download a model: hf download OWNER/NAME --local-dir DIR");
+        return wrong("no such folder".into(), "a model directory".into(), remedy);
     }
     if has(names::ADAPTER_CONFIG_FILE) {
         let remedy = "give its base as --model and this folder as --adapter, or infer merge joins them";

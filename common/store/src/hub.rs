@@ -132,7 +132,24 @@ pub fn require_folder(dir: &Path, wanted: Wanted) -> Result<()> {
         );
         return Err(Error::invalid(dir, "an adapter", "a whole model", remedy));
     }
+    if !has(names::CONFIG_FILE) {
+        let remedy = match with_config(dir) {
+            Some(folder) => format!("give the folder itself, {}", folder.display()),
+            None => format!("check the path, or copy all files of the model there: {}", wanted.command(dir)),
+        };
+        return Err(Error::invalid(dir.display(), format!("no {}", names::CONFIG_FILE), wanted.name(), remedy));
+    }
     Ok(())
+}
+
+/// The last folder in `dir` that holds a model, or an adapter: a checkpoint, or a download's folder.
+fn with_config(dir: &Path) -> Option<PathBuf> {
+    let folders = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let has_config = |folder: &PathBuf| {
+        [names::CONFIG_FILE, names::ADAPTER_CONFIG_FILE].iter().any(|file| folder.join(file).is_file())
+    };
+    // Of checkpoint-900 and checkpoint-1000 the second.
+    folders.filter(has_config).max_by_key(|folder| (folder.as_os_str().len(), folder.clone()))
 }
 
 impl Wanted {
@@ -148,15 +165,16 @@ impl Wanted {
     /// The command that makes the folder.
     fn command(self, dir: &Path) -> String {
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let meant = base::did_you_mean(dir);
         let owner = OWNERS.iter().find(|(begin, _)| name.starts_with(begin)).map_or("OWNER", |(_, owner)| owner);
         let dir = dir.display();
         match self {
             Self::Llava => format!(
-                "check the path; or make it: preprocess model --vision-tower DIR --language-model DIR --output {dir} \
+                "{meant}check the path; or make it: preprocess model --vision-tower DIR --language-model DIR --output {dir} \
                  (docs/real-job.md, step 2); or download one: hf download OWNER/NAME --local-dir {dir}"
             ),
             _ => format!(
-                "check the path; or download it: hf download {owner}/{name} --local-dir {dir} (docs/real-job.md, step 1)"
+                "{meant}check the path; or download it: hf download {owner}/{name} --local-dir {dir} (docs/real-job.md, step 1)"
             ),
         }
     }

@@ -194,7 +194,9 @@ pub(super) fn meaning(key: &str, value: &RawValue, images: usize) -> Meaning {
         return Meaning::Changes("a system prompt is read from `system` or `system_prompt` alone");
     }
     if images == 0 && names_media(value) {
-        return Meaning::Changes("it names a picture, film or sound, and the row has no image");
+        return Meaning::Changes(
+            "it names a picture, film or sound, and the row has no image (a picture is named by `image`: rename the key or column)",
+        );
     }
     if harmless {
         return Meaning::Harmless;

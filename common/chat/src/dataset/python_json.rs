@@ -1,5 +1,6 @@
 //! Python's JSON as plain JSON: without a byte order mark, `NaN`, `Infinity` and `-Infinity` as null.
 
+use base::names;
 use std::cell::Cell;
 use std::io::{Error, Read, Result};
 use std::rc::Rc;
@@ -14,10 +15,10 @@ const OTHER_FILES: [(&[u8], &str); 5] = [
     (&[0xfe, 0xff], "UTF-16 text, expected UTF-8; convert it (iconv -f UTF-16 -t UTF-8)"),
     (&[0x1f, 0x8b], "a gzip file, expected JSON text; unpack it (gunzip)"),
     (b"PK\x03\x04", "a zip file, expected JSON text; unpack it"),
-    (b"version https://git-lfs", "a pointer of Git LFS, expected JSON text; download the file itself (git lfs pull)"),
+    (names::LFS_POINTER, "a pointer of Git LFS, expected JSON text; download the file itself (git lfs pull)"),
 ];
 /// Bytes that tell them apart.
-const BEGIN_BYTES: usize = 23;
+const BEGIN_BYTES: usize = names::LFS_POINTER.len();
 /// What Python writes for floats that JSON has no text for.
 const CONSTANTS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
 

@@ -93,12 +93,33 @@ pub const ALPHA_PATTERN: &str = "alpha_pattern";
 /// PEFT's rank and alpha where the file says none.
 const DEFAULT_RANK: usize = 8;
 
+/// Refuses a folder that is not there, and one without an adapter.
+fn require(dir: &Path, path: &Path) -> Result<()> {
+    let expected = "an adapter, as train --train_type use_lora writes one";
+    if !dir.exists() {
+        let remedy = format!("{}check the path", base::did_you_mean(dir));
+        return Err(Error::invalid(dir.display(), "no such folder", expected, remedy));
+    }
+    if path.exists() {
+        return Ok(());
+    }
+    let (found, remedy) = match dir.join(names::CONFIG_FILE).exists() {
+        true => ("a whole model".to_string(), "give it as --model, without --adapter"),
+        false => (
+            format!("no {}", names::ADAPTER_CONFIG_FILE),
+            "check the path: the output folder of the run, or a checkpoint-… in it",
+        ),
+    };
+    Err(Error::invalid(dir.display(), found, expected, remedy))
+}
+
 /// Reads `dir/adapter_config.json`.
 ///
 /// # Errors
 /// Fields that no version of PEFT has, and fields whose effect is not implemented.
 pub fn read(dir: &Path) -> Result<AdapterFile> {
     let path = dir.join(names::ADAPTER_CONFIG_FILE);
+    require(dir, &path)?;
     let place = path.display().to_string();
     let object: Map<String, Value> = json::read(&path)?;
     let remedy = "give a plain LoRA adapter";

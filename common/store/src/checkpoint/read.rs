@@ -208,12 +208,11 @@ impl TensorFiles {
         // file; nothing in this project writes weights in place.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
-            Error::invalid(
-                path.display(),
-                format!("{error} ({} bytes)", map.len()),
-                "a complete safetensors file",
-                "copy or download it again",
-            )
+            let (found, remedy) = match map.starts_with(names::LFS_POINTER) {
+                true => ("a pointer of Git LFS".to_string(), "download the file itself: git lfs pull, or hf download"),
+                false => (format!("{error} ({} bytes)", map.len()), "copy or download it again"),
+            };
+            Error::invalid(path.display(), found, "a complete safetensors file", remedy)
         })?;
         let data_start = size_of::<u64>() + header_len;
         for (name, info) in metadata.tensors() {

@@ -19,9 +19,17 @@ const DELIMITERS: [u8; 4] = [b',', b'\t', b';', b'|'];
 
 fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
     for file in listing.with_ending(&["csv", "tsv"]) {
-        let Ok(columns) = open(&listing.path(file)).map(|(_, columns, _)| columns) else {
-            found.others.push(format!("{} (not UTF-8, or without a first line)", file.display()));
-            continue;
+        let columns = match open(&listing.path(file)) {
+            Ok((_, columns, _)) if columns.is_empty() => {
+                found.others.push(format!("{} (an empty file)", file.display()));
+                continue;
+            }
+            Ok((_, columns, _)) => columns,
+            Err(Error::Invalid(fault)) => {
+                found.others.push(format!("{} ({}: {})", file.display(), fault.found, fault.remedy));
+                continue;
+            }
+            Err(error) => return Err(error),
         };
         match layouts::name_of(columns.iter()) {
             Some(layout) => {
@@ -156,7 +164,10 @@ fn malformed(path: &Path, error: &csv::Error) -> Error {
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
             format!("{len} cells, where the first line has {expected_len}")
         }
-        csv::ErrorKind::Utf8 { .. } => "text that is not UTF-8".to_owned(),
+        csv::ErrorKind::Utf8 { .. } => {
+            let remedy = "save the table as UTF-8: in Excel \"CSV UTF-8\"; elsewhere iconv -f ENCODING -t UTF-8";
+            return Error::invalid(place, "text that is not UTF-8", "a CSV row in UTF-8", remedy);
+        }
         csv::ErrorKind::Io(error) => error.to_string(),
         _ => error.to_string(),
     };

@@ -51,13 +51,8 @@ impl Listing {
             return Ok(listing);
         }
         if !data.exists() {
-            let expected = "a folder with a dataset";
-            return Err(Error::invalid(
-                data.display(),
-                "no such folder",
-                expected,
-                "check the path, and give the dataset's folder",
-            ));
+            let remedy = format!("{}check the path, and give the dataset's folder", base::did_you_mean(data));
+            return Err(Error::invalid(data.display(), "no such folder", "a folder with a dataset", remedy));
         }
         let (files, folders) = entries(data)?;
         listing.files.extend(files.into_iter().map(PathBuf::from));

@@ -1,6 +1,7 @@
 //! The type of a file, from its first bytes and not from its name.
 
 use crate::image_processor::ImageError;
+use base::names;
 
 /// The formats that are decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,18 +37,18 @@ pub fn format(bytes: &[u8]) -> Result<Format, ImageError> {
 }
 
 fn guess(bytes: &[u8]) -> String {
-    const KNOWN: &str = "not supported; JPEG, PNG, GIF, WebP, BMP and TIFF are";
     let start = &bytes[..bytes.len().min(512)];
     let text = start.trim_ascii_start();
 
     match start {
-        [] => "the file is empty".into(),
-        [_, _, _, _, b'f', b't', b'y', b'p', ..] => format!("an AVIF, HEIC or MP4 file; {KNOWN}"),
-        [0, 0, 0, 12, b'j', b'P', ..] => format!("a JPEG 2000 file; {KNOWN}"),
-        [0, 0, 1, 0, ..] => format!("an icon; {KNOWN}"),
-        [b'%', b'P', b'D', b'F', ..] => format!("a PDF file; {KNOWN}"),
+        [] => "an empty file".into(),
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => "an AVIF, HEIC or MP4 file".into(),
+        [0, 0, 0, 12, b'j', b'P', ..] => "a JPEG 2000 file".into(),
+        [0, 0, 1, 0, ..] => "an icon".into(),
+        [b'%', b'P', b'D', b'F', ..] => "a PDF file".into(),
         [b'P', b'K', 3, 4, ..] => "a zip archive".into(),
-        _ if text.starts_with(b"<svg") || text.starts_with(b"<?xml") => format!("SVG or XML; {KNOWN}"),
+        _ if text.starts_with(b"<svg") || text.starts_with(b"<?xml") => "SVG or XML".into(),
+        _ if start.starts_with(names::LFS_POINTER) => "a pointer of Git LFS (git lfs pull fetches the file)".into(),
         _ if text.starts_with(b"<") => "an HTML page, as dead links leave".into(),
         _ if text.starts_with(b"{") || text.starts_with(b"[") => "JSON text".into(),
         _ if start.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace()) => "plain text".into(),
@@ -66,8 +67,13 @@ mod tests {
     fn content_decides_and_the_rest_is_named() {
         assert_eq!(format(b"\xFF\xD8\xFF\xE0"), Ok(Format::Jpeg));
         assert_eq!(format(b"RIFF\0\0\0\0WEBPVP8 "), Ok(Format::WebP));
-        let cases: [(&[u8], &str); 4] =
-            [(b"", "empty"), (b"  <html>", "HTML"), (b"{\"a\":1}", "JSON"), (b"\0\x01\x02\x03", "00 01 02 03")];
+        let cases: [(&[u8], &str); 5] = [
+            (b"", "empty"),
+            (b"  <html>", "HTML"),
+            (b"{\"a\":1}", "JSON"),
+            (b"\0\x01\x02\x03", "00 01 02 03"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ];
         for (bytes, word) in cases {
             let error = format(bytes).expect_err("not an image").to_string();
             assert!(error.contains(word), "{error}");
