@@ -168,6 +168,10 @@ fn folders_that_fit_no_layout_are_described() {
     refused(&folder.path().join("lines"), &["captions.jsonl: line 3, column 11"]);
     write("cut/rows.tar", "no tar");
     refused(&folder.path().join("cut"), &["rows.tar: after \"\"", "make it again"]);
+    write("encoded/captions.csv", "image,caption\na.jpg,A.\n");
+    let utf16 = "\u{feff}image,caption\n".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    std::fs::write(folder.path().join("encoded/captions.csv"), utf16).expect("written");
+    refused(&folder.path().join("encoded"), &["captions.csv (text that is not UTF-8: save the table as UTF-8"]);
     write("table/rows.parquet", "no table");
     refused(&folder.path().join("table"), &["rows.parquet (unreadable:", example]);
 }
@@ -215,4 +219,20 @@ fn a_row_of_any_layout_fares_on_its_own() {
         ("no_turns", "among the row's keys"),
     ];
     expect(rejected(&[]), &expected);
+}
+
+/// A link to a folder above is no further folder of pictures.
+#[test]
+fn links_to_folders_above_are_not_followed() {
+    let dataset = Dataset::empty();
+    dataset.write_pictures(1);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).expect("created");
+    std::fs::copy(dataset.data().join("images/0.bmp"), data.join("0.bmp")).expect("copied");
+    std::fs::write(data.join("0.txt"), "A slope.").expect("written");
+    std::os::unix::fs::symlink(&data, data.join("again")).expect("linked");
+    let run = shards(&data, &folder.path().join("output"), &[]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stderr.contains("a .txt beside each picture, 1 pictures"), "{}", run.stderr);
 }

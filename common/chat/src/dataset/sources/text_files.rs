@@ -3,7 +3,7 @@
 use super::folder::{PICTURES, entries, has_ending};
 use super::{Findings, Form, Found, Kind, Listing, Source, Take, raw};
 use crate::dataset::rows::{RowPlace, SourceRow};
-use base::Result;
+use base::{Error, Result};
 use serde_json::json;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
         return Ok(());
     }
     let mut pictures = Vec::new();
-    let captions = walk(&listing.folder, Path::new(""), &mut pictures)?;
+    let captions = walk(&listing.folder, Path::new(""), &mut Vec::new(), &mut pictures)?;
     if captions > 0 {
         let layout = format!("a .txt beside each picture, {} pictures", pictures.len());
         found.datasets.push(Found { kind: &KIND, layout, files: pictures, pictures: None });
@@ -23,9 +23,16 @@ fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Collects the pictures of a folder in the order of their names; the number of those with a text.
-fn walk(folder: &Path, below: &Path, pictures: &mut Vec<PathBuf>) -> Result<usize> {
-    let (files, folders) = entries(&folder.join(below))?;
+/// Collects the pictures of a folder in the order of their names; the number of those with a text. A link to one of the folders that
+/// it is in is left out: it would be followed for ever.
+fn walk(folder: &Path, below: &Path, above: &mut Vec<PathBuf>, pictures: &mut Vec<PathBuf>) -> Result<usize> {
+    let here = folder.join(below);
+    let real = here.canonicalize().map_err(Error::io(&here))?;
+    if above.contains(&real) {
+        return Ok(0);
+    }
+    above.push(real);
+    let (files, folders) = entries(&here)?;
     let mut captions = 0;
     for file in &files {
         let file = below.join(file);
@@ -36,8 +43,9 @@ fn walk(folder: &Path, below: &Path, pictures: &mut Vec<PathBuf>) -> Result<usiz
         }
     }
     for name in folders {
-        captions += walk(folder, &below.join(name), pictures)?;
+        captions += walk(folder, &below.join(name), above, pictures)?;
     }
+    above.pop();
     Ok(captions)
 }
 
