@@ -75,13 +75,17 @@ impl ImageSources {
 
     /// Size of an image's file in a folder, bytes; `None` if it is not in one.
     pub fn file_size(&self, name: &str) -> Option<u64> {
-        let mut folders = self.folders.iter().filter(|_| is_inside(name));
-        folders.find_map(|folder| folder.file_size(name))
+        let of = |name: &str| {
+            let mut folders = self.folders.iter().filter(|_| is_inside(name));
+            folders.find_map(|folder| folder.file_size(name))
+        };
+        of(name).or_else(|| of(&of_windows(name)?))
     }
 
     /// Whether there is a file of this name; nothing is read.
     pub fn has(&self, name: &str) -> bool {
-        self.file_size(name).is_some() || is_inside(name) && self.zip.as_ref().is_some_and(|zip| zip.has(name))
+        let in_zip = |name: &str| is_inside(name) && self.zip.as_ref().is_some_and(|zip| zip.has(name));
+        self.file_size(name).is_some() || in_zip(name) || of_windows(name).is_some_and(|name| in_zip(&name))
     }
 
     /// Bytes of an image that comes with its row, or else of a file.
@@ -101,18 +105,48 @@ impl ImageSources {
     /// See [`ImageFileError`]; also for a name that leads out of the data folder.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, ImageFileError> {
         if !is_inside(name) {
-            return Err(ImageFileError::Missing(format!("{name:?} is not a file name inside the data folder")));
+            let remedy = match Path::new(name).is_absolute() {
+                true => "; write it without the folder, or give --data a folder that holds it or a link to it",
+                false => "",
+            };
+            return Err(ImageFileError::Missing(format!("{name:?} is not a file name inside the data folder{remedy}")));
         }
-        for folder in &self.folders {
-            if let Some(bytes) = folder.read(name)? {
-                return Ok(bytes);
-            }
+        if let Some(bytes) = self.read_exactly(name)? {
+            return Ok(bytes);
         }
-        if let Some(bytes) = self.zip.as_ref().map(|zip| zip.read(name)).transpose()?.flatten() {
+        if let Some(bytes) = of_windows(name).map(|name| self.read_exactly(&name)).transpose()?.flatten() {
             return Ok(bytes);
         }
         let places: Vec<String> = self.folder_names().chain(self.zip.iter().map(ZipFile::contents)).collect();
-        Err(ImageFileError::Missing(format!("{name} is in none of {}", places.join(", "))))
+        let missing = match &places[..] {
+            [place] => format!("{name} is not in {place}"),
+            _ => format!("{name} is in none of {}", places.join(", ")),
+        };
+        let hint = match name.contains("://") {
+            true => "; pictures are not downloaded: save it there and write its name".to_owned(),
+            false => self.other_case(name).map(|other| format!("; there is {other}")).unwrap_or_default(),
+        };
+        Err(ImageFileError::Missing(missing + &hint))
+    }
+
+    fn read_exactly(&self, name: &str) -> Result<Option<Vec<u8>>, ImageFileError> {
+        if !is_inside(name) {
+            return Ok(None);
+        }
+        for folder in &self.folders {
+            if let Some(bytes) = folder.read(name)? {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(self.zip.as_ref().map(|zip| zip.read(name)).transpose()?.flatten())
+    }
+
+    /// A file that differs in its ending only, as they change where case does not count.
+    fn other_case(&self, name: &str) -> Option<String> {
+        let endings = ["jpg", "JPG", "jpeg", "JPEG", "png", "PNG", "webp"].into_iter();
+        let path = Path::new(name);
+        let others = endings.map(|ending| path.with_extension(ending).to_string_lossy().into_owned());
+        others.filter(|other| other != name).find(|other| self.has(other))
     }
 }
 
@@ -130,6 +164,11 @@ fn read_attached(attachment: &Attachment) -> Result<Vec<u8>, ImageFileError> {
             Ok(read)
         }
     }
+}
+
+/// A path with Windows' separators with those of this system, for names that are not found as they are.
+fn of_windows(name: &str) -> Option<String> {
+    name.contains('\\').then(|| name.replace('\\', "/"))
 }
 
 /// A file name that cannot lead out of the data folder.
