@@ -26,6 +26,7 @@ use sample::RowProcessor;
 use shards::{PixelFormat, ShardMetadata, TABLES};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 use store::processors::Processors;
 
 /// Runs the command; the text is its result for stdout.
@@ -64,12 +65,14 @@ pub fn run(args: &Args) -> Result<String> {
         images: &images,
         questions: &questions,
         plan: &plan,
+        turned: AtomicUsize::new(0),
     };
     let job =
         Job { processor, source: &source, output: &args.output, wanted, workers: args.workers(), strict: args.strict };
     if rows > 0 {
         job.run(&mut progress)?;
         progress.finish();
+        tell_of_turned(job.processor.turned.into_inner());
     }
     lock.release()?;
     if args.part.of == 1 {
@@ -85,6 +88,17 @@ pub fn run(args: &Args) -> Result<String> {
             format!(" --max-rejected {}", args.max_rejected)
         }
     ))
+}
+
+/// Cameras store a picture as the sensor lay, and how to turn it: viewers do, and the models' own preprocessing does not.
+fn tell_of_turned(pictures: usize) {
+    if pictures > 0 {
+        tracing::warn!(
+            "{} with an EXIF orientation: their pixels are taken as they are stored, as in transformers, and may lie on their side; \
+             exiftran -ai FILE or jhead -autorot FILE turns the files themselves",
+            base::counted(pictures, "JPEG file")
+        );
+    }
 }
 
 /// What the run takes from the model directory.

@@ -7,8 +7,9 @@ use base::{Attachment, IGNORE_INDEX};
 use chat::dataset::{Conversation, Questions, Record, SourceRow};
 use chat::{ChatProcessor, TokenizedSample};
 use images::image_files::{ImageFileError, ImageSources};
-use images::image_processor::{ImageError, ImageProcessor};
+use images::image_processor::{ImageError, ImageProcessor, jpeg_orientation};
 use shards::{Sample, SampleImage, Split};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What workers share.
 pub struct RowProcessor<'a> {
@@ -22,6 +23,8 @@ pub struct RowProcessor<'a> {
     pub questions: &'a Questions,
     /// The run's options.
     pub plan: &'a Plan,
+    /// JPEG files so far that a viewer would turn.
+    pub turned: AtomicUsize,
 }
 
 impl RowProcessor<'_> {
@@ -78,6 +81,9 @@ impl RowProcessor<'_> {
             };
             Refusal::new(cause, format!("{name}: {error}"))
         };
+        if jpeg_orientation(&bytes).is_some_and(|orientation| orientation > 1) {
+            self.turned.fetch_add(1, Ordering::Relaxed);
+        }
         let sha256 = files::sha256_hex(&bytes);
         let (width, height, payload) = if self.plan.metadata.pixels.stores_source() {
             let (width, height) = ImageProcessor::check(&bytes).map_err(refuse)?;

@@ -3,12 +3,14 @@
 mod decode;
 mod fields;
 mod geometry;
+mod orientation;
 mod resize;
 mod settings;
 
 use base::Result;
 pub use decode::{Layout, MAX_PIXELS, Raster, declared_size, decode, decoder_build};
 use geometry::{center_window, resized_size};
+pub use orientation::jpeg_orientation;
 pub use resize::Resample;
 use resize::{Resizer, Source};
 use std::cell::RefCell;
@@ -50,7 +52,7 @@ pub struct ProcessedImage {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ImageError {
     /// Not an image by its first bytes.
-    #[error("not an image: {0}")]
+    #[error("found {0}, expected a JPEG, PNG, GIF, WebP, BMP or TIFF picture")]
     Unidentified(String),
     /// Declares more pixels than allowed; refused before memory is taken.
     #[error("{width}×{height} is more than the {limit} pixels allowed")]
