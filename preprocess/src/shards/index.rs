@@ -10,6 +10,9 @@ use shards::{Counts, ShardIndex, Split, validation_share};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// Longest line about a rejected row, letters.
+const LONGEST_EXAMPLE: usize = 300;
+
 /// Joins the shards that `preprocess shards --part I/N` runs made into one dataset.
 ///
 /// Parts made on other machines are copied into the folder first. Gives the same files as a single run.
@@ -26,7 +29,9 @@ pub struct Args {
 /// Runs `preprocess index`; the text is its result for stdout.
 pub fn run(args: &Args) -> Result<String> {
     let Some(plan) = Plan::read(&args.dir)? else {
-        bail!("{}: no plan.json, expected the --output folder of preprocess shards", args.dir.display());
+        let remedy = format!("{}check the path", base::did_you_mean(&args.dir));
+        let expected = "the --output folder of preprocess shards";
+        return Err(Error::invalid(args.dir.display(), "no plan.json", expected, remedy).into());
     };
     join(&args.dir, &plan, args.max_rejected)
 }
@@ -38,7 +43,7 @@ pub fn run(args: &Args) -> Result<String> {
 pub fn join(output: &Path, plan: &Plan, max_rejected: f64) -> Result<String> {
     refuse_missing(output, plan)?;
     let mut counts = Counts { rows_in: plan.rows(), ..Counts::default() };
-    let mut files = Vec::new();
+    let (mut files, mut examples) = (Vec::new(), Vec::new());
     let path = output.join(REJECTED_FILE);
     let mut rejected = AtomicFile::create(&path)?;
     for shard in 0..plan.shards() {
@@ -50,7 +55,11 @@ pub fn join(output: &Path, plan: &Plan, max_rejected: f64) -> Result<String> {
         }
         for row in &ledger.rejected {
             counts.rejected += 1;
-            *counts.rejected_by_cause.entry(row.cause.name()).or_default() += 1;
+            let of_cause = counts.rejected_by_cause.entry(row.cause.name()).or_default();
+            *of_cause += 1;
+            if *of_cause == 1 {
+                examples.push(row.to_string());
+            }
             serde_json::to_writer(&mut rejected, row)?;
             rejected.write_all(b"\n").map_err(Error::io(&path))?;
         }
@@ -68,7 +77,7 @@ pub fn join(output: &Path, plan: &Plan, max_rejected: f64) -> Result<String> {
     index.write_card(output)?;
     index.write(output)?;
     tell_of_held_out_rows(plan.validation_fraction, &index.counts);
-    summary(output, &index, max_rejected)
+    summary(output, &index, &examples, max_rejected)
 }
 
 /// A fraction that was asked for and that held out nothing.
@@ -105,16 +114,18 @@ fn refuse_missing(output: &Path, plan: &Plan) -> Result<()> {
     )
 }
 
-/// Numbers of rows in words. No training row is an error, and so are more rejected rows than allowed.
-fn summary(output: &Path, index: &ShardIndex, max_rejected: f64) -> Result<String> {
+/// Numbers of rows in words, with the first rejected row of each cause. No training row is an error, and so are more rejected rows
+/// than allowed.
+fn summary(output: &Path, index: &ShardIndex, examples: &[String], max_rejected: f64) -> Result<String> {
     let ShardIndex { counts, shards, .. } = index;
     let bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
     let mut causes: Vec<(&String, &usize)> = counts.rejected_by_cause.iter().collect();
     causes.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
     let causes: Vec<String> = causes.into_iter().map(|(cause, count)| format!("{cause} {count}")).collect();
     let causes = if causes.is_empty() { String::new() } else { format!(" ({})", causes.join(", ")) };
+    let examples: String = examples.iter().map(|row| format!("\nfor example {}", shortened(row))).collect();
     let text = format!(
-        "{} rows in = {} train + {} validation + {} rejected{causes}\n{}, {}, in {}",
+        "{} rows in = {} train + {} validation + {} rejected{causes}{examples}\n{}, {}, in {}",
         counts.rows_in,
         counts.train,
         counts.validation,
@@ -139,4 +150,12 @@ fn summary(output: &Path, index: &ShardIndex, max_rejected: f64) -> Result<Strin
         );
     }
     Ok(text)
+}
+
+/// A line that a terminal shows; all of it is in the file.
+fn shortened(line: &str) -> String {
+    match line.char_indices().nth(LONGEST_EXAMPLE) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_string(),
+    }
 }
