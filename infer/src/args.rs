@@ -2,6 +2,7 @@
 
 use crate::serve::args::ServeArgs;
 use base::{Error, Result};
+use chat::dataset::DEFAULT_QUESTION;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use cli::options::Kind;
 use cli::pages::Pages;
@@ -12,6 +13,9 @@ use model::sampling::{OutOfRange, SamplingConfig};
 use std::path::PathBuf;
 use store::adapter;
 use store::hub::{self, Wanted};
+
+/// Question about the pictures of a folder: one of the real job's dataset.
+const QUESTION_OF_FOLDERS: &str = "Give a brief description of the image.";
 
 /// Generate, caption, score, merge and serve with the checkpoints of a run.
 #[derive(Parser, Debug)]
@@ -245,9 +249,11 @@ pub struct CaptionArgs {
     /// Pictures decoded together.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = at_least_1)]
     pub batch_size: usize,
-    /// Question for pictures of a folder (datasets and shards have their own); `<image>` marks the picture's place.
-    #[arg(long, default_value = "Give a brief description of the image.", value_name = "TEXT")]
-    pub prompt: String,
+    /// Question about pictures of a folder, and about rows of a dataset that have a caption only (other rows, and shards, have their
+    /// own): the one of the training. `<image>` marks the picture's place. [default: `Give a brief description of the image.` for
+    /// --images, `Describe the picture.`, that of preprocess shards, for --data]
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
     /// System prompt; "" is an empty one (shards have their own).
     #[arg(long, default_value = chat::SYSTEM_PROMPT, value_name = "TEXT")]
     pub system_prompt: String,
@@ -263,6 +269,14 @@ pub struct CaptionArgs {
     /// How captions are generated.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+impl CaptionArgs {
+    /// [`Self::prompt`], or the default one for this source.
+    pub fn question(&self) -> &str {
+        let default = if self.source.data.is_some() { DEFAULT_QUESTION } else { QUESTION_OF_FOLDERS };
+        self.prompt.as_deref().unwrap_or(default)
+    }
 }
 
 /// Where captions' pictures come from: exactly one.

@@ -39,7 +39,7 @@ pub(super) fn settings(args: &CaptionArgs) -> Result<Vec<Compared>> {
     settings.extend(
         [
             ("split", json!(format!("{:?}", args.split))),
-            ("prompt", json!(args.prompt)),
+            ("prompt", json!(args.question())),
             ("system_prompt", json!(args.system_prompt)),
         ]
         .map(|(name, value)| Compared::value(name, value)),

@@ -47,13 +47,13 @@ impl Source {
         match (&args.source.images, &args.source.data, &args.source.shards) {
             (Some(dir), None, None) => Ok(Self::Folder {
                 files: picture_files(dir)?,
-                question: processors.typed_question(&args.prompt),
+                question: processors.typed_question(args.question()),
                 system,
             }),
             (None, Some(dir), None) => {
                 let source = dataset::Source::find(dir, None)?;
                 let files = ImageSources::find_in(source.folder(), &source.picture_folders())?;
-                let questions = Questions::new(vec![processors.typed_question(&args.prompt)], 0);
+                let questions = Questions::new(vec![processors.typed_question(args.question())], 0);
                 Ok(Self::Dataset { files, records: dataset::read_all(&source, &questions)?, system })
             }
             (None, None, Some(dir)) => {

@@ -30,7 +30,7 @@ mod survey;
 
 pub use conversation::Conversation;
 pub use fault::{Fault, RecordError};
-pub use questions::Questions;
+pub use questions::{DEFAULT_QUESTION, Questions};
 pub use record::{Record, RowNames, id_text};
 pub use rows::{RowPlace, SourceRow, for_each_row};
 pub use sources::{Identity, Pass, Source, TableRow, Tables, TakeRow, chat_file};

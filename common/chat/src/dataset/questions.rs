@@ -5,7 +5,7 @@ use crate::IMAGE_TOKEN;
 use base::splitmix;
 
 /// The question where none is given.
-const DEFAULT: &str = "Describe the picture.";
+pub const DEFAULT_QUESTION: &str = "Describe the picture.";
 
 /// The questions of a run. Each row draws one, by its number and the seed alone.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ impl Default for Questions {
 impl Questions {
     /// Those of the command line; none stands for the default one.
     pub fn new(texts: Vec<String>, seed: u64) -> Self {
-        Self { texts: if texts.is_empty() { vec![DEFAULT.to_owned()] } else { texts }, seed }
+        Self { texts: if texts.is_empty() { vec![DEFAULT_QUESTION.to_owned()] } else { texts }, seed }
     }
 
     /// The texts.
@@ -63,7 +63,7 @@ mod tests {
             let times = first.iter().filter(|question| *question == text).count();
             assert!((900..1100).contains(&times), "{text}: {times} of 4000");
         }
-        assert_eq!(Questions::default().ask(3, 2).question, format!("<image>\n<image>\n{DEFAULT}"));
+        assert_eq!(Questions::default().ask(3, 2).question, format!("<image>\n<image>\n{DEFAULT_QUESTION}"));
         assert_eq!(Questions::new(vec!["See <image>.".into()], 0).ask(0, 1).question, "See <image>.");
     }
 }
