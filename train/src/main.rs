@@ -230,7 +230,7 @@ fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
         trainer_options::TRAINER_OPTIONS.iter().map(|(name, _)| name.replace('_', "-")).collect();
     let known = known.chain(trainers.iter().map(String::as_str));
     let name = unknown.trim_start_matches('-').split('=').next().unwrap_or_default();
-    let suggestion = match base::nearest(name, known) {
+    let suggestion = match trainer_options::meant(name).or_else(|| base::nearest(name, known)) {
         Some(nearest) => format!("did you mean --{}? (train --help lists all)", nearest.replace('-', "_")),
         None => "train --help lists all options".to_string(),
     };

@@ -202,6 +202,28 @@ pub fn answer(name: &str) -> Option<Answer> {
     TRAINER_OPTIONS.iter().find(|(known, _)| *known == name).map(|(_, answer)| *answer)
 }
 
+/// Words of other programs, of this project's too, for options of `train`; the suggestion where one of them is given.
+const OTHER_WORDS: [(&[&str], &str); 13] = [
+    (&["model", "model-name", "model-path", "base-model"], "model_name_or_path"),
+    (&["data", "dataset", "shards", "train-data", "data-dir"], "data_path"),
+    (&["output", "out", "save-dir", "output-path"], "output_dir"),
+    (&["lr"], "learning_rate"),
+    (&["epochs", "num-epochs", "epoch"], "num_train_epochs"),
+    (&["steps", "num-steps", "max-train-steps"], "max_steps"),
+    (&["batch-size", "micro-batch-size", "train-batch-size"], "per_device_train_batch_size"),
+    (&["accumulation", "grad-accum", "accumulation-steps"], "gradient_accumulation_steps"),
+    (&["lora", "finetuning-type", "tuner-type", "method"], "train_type"),
+    (&["resume"], "resume_from_checkpoint"),
+    (&["adapter", "adapter-name-or-path"], "init_adapter"),
+    (&["force-overwrite", "overwrite"], "overwrite_output_dir"),
+    (&["num-processes", "ranks", "num-gpus", "world-size"], "nproc"),
+];
+
+/// The option that is meant by another program's word for it, in hyphens.
+pub fn meant(name: &str) -> Option<&'static str> {
+    OTHER_WORDS.iter().find(|(words, _)| words.contains(&name)).map(|(_, ours)| *ours)
+}
+
 /// The table for people, at the end of `train --help`.
 pub fn help() -> String {
     let mut text = "Options of the Hugging Face Trainer and of LLaVA's scripts:\n".to_string();
