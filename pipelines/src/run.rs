@@ -4,7 +4,7 @@ use crate::programs::Programs;
 use crate::recipe::Recipe;
 use crate::signals::{Signals, Stopped};
 use crate::stage::{Outcome, Stage};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use cli::exit::WrongUsage;
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ pub struct Args {
 /// A recipe that cannot be used, or the first stage that fails; [`Stopped`].
 pub fn run(args: &Args, programs: &Programs, signals: &Signals) -> Result<String> {
     let recipe = Recipe::read(&args.recipe).map_err(WrongUsage::of)?;
-    let stages = recipe.stages(programs).map_err(WrongUsage::of)?;
+    let stages = recipe.stages(programs).with_context(|| args.recipe.display().to_string()).map_err(WrongUsage::of)?;
     if let Some(purpose) = &recipe.purpose {
         tracing::info!("{}: {purpose}", args.recipe.display());
     }

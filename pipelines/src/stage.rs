@@ -7,15 +7,12 @@ use crate::signals::{STOPPED, Signals, Stopped};
 use anyhow::{Context, Result, bail};
 use base::{Error, json};
 use cli::exit::{DOES_NOT_FIT, DoesNotFit};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// Lines of a failed program's output that the error repeats.
-const LAST_LINES: usize = 12;
 
 /// One run of a program.
 #[derive(Clone, Debug)]
@@ -227,10 +224,9 @@ impl Stage {
         let started = started.with_context(|| format!("stage {}: {}: not started", self.name, path.display()))?;
         let Some(mut child) = started else { return Err(self.stopped(signals, None)) };
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let (said, complained) = std::thread::scope(|scope| {
-            let said = scope.spawn(|| pass_on(stdout));
-            let complained = scope.spawn(|| pass_on(stderr));
-            (said.join().unwrap_or_default(), complained.join().unwrap_or_default())
+        std::thread::scope(|scope| {
+            scope.spawn(|| pass_on(stdout));
+            scope.spawn(|| pass_on(stderr));
         });
         let status = child.wait().with_context(|| format!("stage {}: waiting for {}", self.name, self.program))?;
         signals.ended();
@@ -240,12 +236,9 @@ impl Stage {
         if signals.received().is_some() || status.code() == Some(i32::from(STOPPED)) {
             return Err(self.stopped(signals, status.code()));
         }
-        let lines = if complained.is_empty() { said } else { complained };
         let message = format!(
-            "stage {}: {} ended with {status}\n  {command_line}\n  its last lines:\n{}",
-            self.name,
-            self.program,
-            lines.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+            "stage {}: {} ended with {status}; its messages stand above; the command alone:\n  {command_line}",
+            self.name, self.program
         );
         match status.code() == Some(i32::from(DOES_NOT_FIT)) {
             true => Err(DoesNotFit(message).into()),
@@ -273,35 +266,19 @@ fn words<'a>(program: &'a str, args: impl Iterator<Item = &'a String>) -> String
     shell_words::join(std::iter::once(program).chain(args.map(String::as_str)))
 }
 
-/// Copies a program's output to stderr line by line; the last lines are returned.
-fn pass_on(source: Option<impl Read>) -> VecDeque<String> {
-    let mut last = VecDeque::new();
-    let Some(source) = source else { return last };
-    for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
-        let line = String::from_utf8_lossy(&line).trim_end().to_string();
-        tracing::info!("  {line}");
-        if last.len() == LAST_LINES {
-            last.pop_front();
+/// Copies a program's output to stderr line by line.
+fn pass_on(source: Option<impl Read>) {
+    for line in source.into_iter().flat_map(|source| BufReader::new(source).split(b'\n')).map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        match line.strip_prefix("error: ").filter(|_| !tracing::enabled!(tracing::Level::INFO)) {
+            Some(error) => tracing::error!("{}", error.trim_end()),
+            None => tracing::info!("  {}", line.trim_end()),
         }
-        last.push_back(line);
     }
-    last
 }
 
 fn remove(path: &Path) -> Result<()> {
     let Ok(about) = path.symlink_metadata() else { return Ok(()) };
     let removed = if about.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     Ok(removed.map_err(Error::io(path))?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_lines_are_kept() {
-        let text = (0..40).map(|i| format!("line {i}\n")).collect::<String>();
-        let last = pass_on(Some(text.as_bytes()));
-        assert_eq!((last.len(), last.back().map(String::as_str)), (LAST_LINES, Some("line 39")));
-    }
 }

@@ -36,7 +36,7 @@ fn first_errors_say_the_next_step() {
     std::fs::write(folder.path().join("bad.toml"), "[train]\nlearning_rat = 1.0\n").expect("written");
     let trained = ["--data_path", "s", "--output_dir", "o", "--train_type", "use_lora"];
     let with_trained = |words: &[&'static str]| [words, &trained[..]].concat();
-    let cases: [(&str, Vec<&str>, i32, &[&str]); 17] = [
+    let cases: [(&str, Vec<&str>, i32, &[&str]); 24] = [
         (
             "train",
             with_trained(&["--model_name_or_path", "models/llava"]),
@@ -91,6 +91,23 @@ fn first_errors_say_the_next_step() {
         ("pipelines", vec!["run", "bad.toml"], 2, &["did you mean learning_rate?"]),
         ("pipelines", vec!["run", "none.toml"], 1, &["none.toml: ", "; check the path"]),
         ("train", vec!["none.toml"], 1, &["none.toml: ", "; check the path"]),
+        ("train", vec!["bad.tml"], 1, &["bad.tml: ", "; check the path (there is bad.toml)"]),
+        ("pipelines", vec!["run", "bad.toml"], 2, &["bad.toml: [train]: found unknown key learning_rat"]),
+        (
+            "pipelines",
+            vec!["report", "bare"],
+            1,
+            &["bare: found no metrics.jsonl, expected the output folder of a training"],
+        ),
+        ("train", vec!["--model", "m"], 2, &["unknown option --model: did you mean --model_name_or_path?"]),
+        ("train", vec!["--lr", "1"], 2, &["did you mean --learning_rate?"]),
+        ("train", vec!["--epochs=3"], 2, &["did you mean --num_train_epochs?"]),
+        (
+            "infer",
+            vec!["generate", "--model", model, "--adapter", model, "--prompt", "What?"],
+            1,
+            &["found a whole model, expected an adapter", "give it as --model"],
+        ),
         ("train", vec!["--lerning_rate", "1"], 2, &["did you mean --learning_rate?"]),
         ("train", vec!["--gradient_chekpointing_kwargs", "{}"], 2, &["did you mean --gradient_checkpointing_kwargs?"]),
         ("train", vec!["--per_device_train_batchsize", "4"], 2, &["did you mean --per_device_train_batch_size?"]),
@@ -104,6 +121,15 @@ fn first_errors_say_the_next_step() {
             assert!(stderr.contains(part), "{name} {words:?}: {part:?} is not in {stderr}");
         }
     }
+    // A path that is nearly right.
+    std::fs::create_dir(folder.path().join("barf")).expect("created");
+    let (_, _, stderr) = run(folder.path(), "infer", &["generate", "--model", "./bars", "--prompt", "What?"]);
+    assert!(stderr.contains("did you mean ./bar"), "{stderr}");
+    // A folder of checkpoints.
+    std::fs::create_dir_all(folder.path().join("run/checkpoint-10")).expect("created");
+    std::fs::write(folder.path().join("run/checkpoint-10/config.json"), "{}").expect("written");
+    let (_, _, stderr) = run(folder.path(), "infer", &["generate", "--model", "./run", "--prompt", "What?"]);
+    assert!(stderr.contains("./run: found no config.json") && stderr.contains("./run/checkpoint-10"), "{stderr}");
     // The folder of the first case exists: the name stays a path.
     std::fs::create_dir(folder.path().join("own")).expect("created");
     let (_, _, stderr) = run(folder.path(), "infer", &["generate", "--model", "own/llava", "--prompt", "What?"]);

@@ -74,6 +74,10 @@ impl Run {
             true => (path, path.join(METRICS_FILE)),
             false => (path.parent().unwrap_or(path), path.to_path_buf()),
         };
+        if path.is_dir() && !file.exists() {
+            let expected = "the output folder of a training, which train writes its log to";
+            return Err(Error::invalid(path.display(), format!("no {METRICS_FILE}"), expected, "check the path").into());
+        }
         let text = std::fs::read_to_string(&file).map_err(Error::io(&file))?;
         let lines: Vec<&str> = text.lines().collect();
         let mut metrics = Vec::with_capacity(lines.len());
