@@ -1,8 +1,8 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
 const { runs, charts } = JSON.parse($("data").textContent);
-const WIDTH = 560, HEIGHT = 260, LEFT = 58, RIGHT = 14, TOP = 12, BOTTOM = 30;
-const COLOURS = 8, CLIPPED_SHARE = 0.98;
+const WIDTH = 560, HEIGHT = 260, LEFT = 58, RIGHT = 14, TOP = 12, BOTTOM = 30, EDGE = 50;
+const DOT = 4, COLOURS = 8, CLIPPED_SHARE = 0.98;
 
 /** About four significant digits. */
 function number(value) {
@@ -78,16 +78,16 @@ function draw(figure, chart) {
   const places = drawn.flatMap((line) => line.x), from = Math.min(...places), to = Math.max(...places);
   const x = (place) => LEFT + ((place - from) / (to - from || 1)) * (WIDTH - LEFT - RIGHT);
   const path = (xs, ys) => xs.map((place, index) => `${x(place).toFixed(1)},${y(ys[index]).toFixed(1)}`).join(" ");
-  const parts = [`<clipPath id="clip-${chart.id}"><rect x="${LEFT}" y="${TOP - 2}" width="${WIDTH - LEFT - RIGHT}" height="${HEIGHT - BOTTOM - TOP + 4}"/></clipPath>`];
+  const parts = [`<clipPath id="clip-${chart.id}"><rect x="${LEFT - DOT}" y="${TOP - DOT}" width="${WIDTH - LEFT - RIGHT + 2 * DOT}" height="${HEIGHT - BOTTOM - TOP + 2 * DOT}"/></clipPath>`];
   for (const tick of yTicks) parts.push(`<line class="grid" x1="${LEFT}" x2="${WIDTH - RIGHT}" y1="${y(tick)}" y2="${y(tick)}"/><text x="${LEFT - 7}" y="${y(tick) + 4}" text-anchor="end">${number(tick)}</text>`);
-  for (const tick of ticks(from, to, 5)) parts.push(`<text x="${x(tick)}" y="${HEIGHT - BOTTOM + 19}" text-anchor="middle">${number(tick)}</text>`);
+  for (const tick of ticks(from, to, 5)) parts.push(`<text x="${Math.min(x(tick), WIDTH - RIGHT)}" y="${HEIGHT - BOTTOM + 19}" text-anchor="${x(tick) > WIDTH - EDGE ? "end" : "middle"}">${number(tick)}</text>`);
   parts.push(`<g clip-path="url(#clip-${chart.id})">`);
   for (const line of drawn) {
     line.shown = weight > 0 && line.smooth && line.y.length > 2 ? smoothed(line.y, weight) : line.y;
     const style = `c${line.colour}${line.dashed ? " dashed" : ""}`;
     if (line.shown !== line.y) parts.push(`<polyline class="run faint ${style}" points="${path(line.x, line.y)}"/>`);
     parts.push(`<polyline class="run ${style}" points="${path(line.x, line.shown)}"/>`);
-    if (line.x.length === 1) parts.push(`<circle class="dot ${style}" cx="${x(line.x[0])}" cy="${y(line.y[0])}" r="3.5"/>`);
+    if (line.x.length === 1) parts.push(`<circle class="dot ${style}" cx="${x(line.x[0])}" cy="${y(line.y[0])}" r="${DOT - 0.5}"/>`);
   }
   parts.push(`</g><line class="cursor" y1="${TOP}" y2="${HEIGHT - BOTTOM}" visibility="hidden"/>`);
   const svg = figure.querySelector("svg");

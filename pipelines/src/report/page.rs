@@ -1,11 +1,11 @@
 //! The page: a table of the runs, a chart for each number (drawn by page.js), captions over time beside their pictures.
 
 use super::pictures::Pictures;
-use super::runs::{EVAL_LOSS_OF_SOURCE, LOSS_OF_SOURCE, Run};
+use super::runs::{CaptionSet, EVAL_LOSS_OF_SOURCE, LOSS_OF_SOURCE, Run};
 use super::sources;
 use html::{escaped, number, script_json};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write;
 
 /// Colours in page.css.
@@ -148,21 +148,44 @@ fn table(out: &mut String, runs: &[Run]) {
 fn captions(out: &mut String, index: usize, run: &Run, pictures: &Pictures, most: usize) {
     let name = escaped(&run.name);
     let _ = writeln!(out, "<h2>{}Captions of {name}</h2>", swatch(index));
+    for sets in of_same_pictures(&run.captions) {
+        captions_table(out, &name, &sets, pictures, most);
+    }
+}
+
+/// Captions of held-out rows while training and those of a folder afterwards are of different pictures: a table each.
+fn of_same_pictures(sets: &[CaptionSet]) -> Vec<Vec<&CaptionSet>> {
+    let ids = |set: &CaptionSet| set.captions.iter().map(|caption| caption.id.clone()).collect::<HashSet<String>>();
+    let mut groups: Vec<(HashSet<String>, Vec<&CaptionSet>)> = Vec::new();
+    for set in sets {
+        let of_set = ids(set);
+        match groups.iter_mut().find(|(known, _)| !known.is_disjoint(&of_set)) {
+            Some((known, group)) => {
+                known.extend(of_set);
+                group.push(set);
+            }
+            None => groups.push((of_set, vec![set])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+fn captions_table(out: &mut String, name: &str, sets: &[&CaptionSet], pictures: &Pictures, most: usize) {
     let _ = write!(
         out,
         "<div class=\"scroll\" tabindex=\"0\" role=\"group\" aria-label=\"Captions of {name}\"><table class=\"words\">\n\
          <tr><th scope=\"col\">picture</th>"
     );
-    for set in &run.captions {
+    for set in sets {
         let _ = write!(out, "<th scope=\"col\">{}</th>", set.label);
     }
     out.push_str("<th scope=\"col\">reference</th></tr>\n");
-    let newest = run.captions.last().map(|set| set.captions.as_slice()).unwrap_or_default();
+    let newest = sets.last().map(|set| set.captions.as_slice()).unwrap_or_default();
     for picture in newest.iter().take(most) {
         let id = escaped(&picture.id);
         let shown = pictures.data_uri(picture).map(|uri| format!("<img alt=\"Picture {id}\" src=\"{uri}\">"));
         let _ = write!(out, "<tr><th scope=\"row\">{}{id}</th>", shown.unwrap_or_default());
-        for set in &run.captions {
+        for set in sets {
             let said = set.captions.iter().find(|caption| caption.id == picture.id).and_then(|c| c.caption.as_deref());
             let same = said.is_some_and(|said| picture.references.iter().any(|reference| reference == said));
             let mark =

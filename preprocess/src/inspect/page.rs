@@ -58,7 +58,8 @@ fn figure(page: &mut String, title: &str, distribution: &Distribution) -> Result
     }
     let bar = |&(first, count): &(u64, usize)| {
         let last = first + distribution.bar_width - 1;
-        Bar { name: format!("{first}–{last}: {count}"), count }
+        let values = if first == last { first.to_string() } else { format!("{first}–{last}") };
+        Bar { name: format!("{values}: {count}"), count }
     };
     let bars: Vec<Bar> = distribution.bars.iter().map(bar).collect();
     let [first, last] = [distribution.min, distribution.max].map(|end| end.to_string());
@@ -74,7 +75,7 @@ fn counts(page: &mut String, title: &str, nothing: &str, counts: &[(String, usiz
         writeln!(page, "<p>{nothing}</p>")?;
         return Ok(());
     }
-    page.push_str("<table>");
+    write!(page, "<table aria-label=\"{title}\">")?;
     for (what, count) in counts {
         write!(page, "<tr><td>{}</td><td>{count}</td></tr>", escaped(what))?;
     }
@@ -132,7 +133,7 @@ fn tile(page: &mut String, sample: &Sample) -> Result<()> {
     let id = escaped(&sample.id);
     write!(
         page,
-        "<span>row {} · {id}<br>{supervised} of {tokens} supervised</span></summary><div class=\"tokens\">",
+        "<span>row {} · id {id}<br>{supervised} of {tokens} supervised</span></summary><div class=\"tokens\">",
         sample.row
     )?;
     for token in &sample.tokens {

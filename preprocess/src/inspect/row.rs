@@ -9,6 +9,9 @@ use shards::ShardSet;
 /// Width of a picture in the terminal, characters.
 const TERMINAL_WIDTH: usize = 56;
 
+/// Most tokens of one character: one for each of its bytes.
+const LONGEST_CHARACTER: usize = 4;
+
 /// A row to show.
 pub struct Sample {
     /// Its number in the split.
@@ -26,7 +29,8 @@ pub struct Sample {
 pub struct Token {
     /// Its id.
     pub id: i32,
-    /// Its text, or its id where there is no tokenizer or the token is a part of a character.
+    /// Its text. The first token of a character in several has the character and the others nothing; its id where there is no
+    /// tokenizer, or where the text breaks off within a character.
     pub text: String,
     /// It has a label.
     pub supervised: bool,
@@ -50,7 +54,8 @@ impl Sample {
             .input_ids
             .iter()
             .zip(&found.labels)
-            .map(|(&id, &label)| Token { id, text: text_of(id, tokenizer), supervised: label != IGNORE_INDEX })
+            .zip(texts(&found.input_ids, tokenizer))
+            .map(|((&id, &label), text)| Token { id, text, supervised: label != IGNORE_INDEX })
             .collect();
         Ok(Self { row, id: found.id, pictures, tokens })
     }
@@ -61,12 +66,22 @@ impl Sample {
     }
 }
 
-fn text_of(id: i32, tokenizer: Option<&TextTokenizer>) -> String {
-    let text = tokenizer.zip(u32::try_from(id).ok()).and_then(|(tokenizer, id)| tokenizer.decode(&[id], false).ok());
-    match text {
-        Some(text) if !text.contains(char::REPLACEMENT_CHARACTER) && !text.is_empty() => text,
-        _ => format!("[{id}]"),
+/// The text of each token.
+fn texts(ids: &[i32], tokenizer: Option<&TextTokenizer>) -> Vec<String> {
+    let whole = |ids: &[i32]| {
+        let ids: Vec<u32> = ids.iter().map(|&id| u32::try_from(id).ok()).collect::<Option<_>>()?;
+        let text = tokenizer?.decode(&ids, false).ok()?;
+        (!text.contains(char::REPLACEMENT_CHARACTER) && !text.is_empty()).then_some(text)
+    };
+    let mut texts = Vec::with_capacity(ids.len());
+    while let [id, ..] = ids[texts.len()..] {
+        let rest = &ids[texts.len()..];
+        let found = (1..=rest.len().min(LONGEST_CHARACTER)).find_map(|count| Some((count, whole(&rest[..count])?)));
+        let (count, text) = found.unwrap_or_else(|| (1, format!("[{id}]")));
+        texts.push(text);
+        texts.resize(texts.len() + count - 1, String::new());
     }
+    texts
 }
 
 /// The row for a terminal: green is supervised. Without colours, supervised tokens stand between `«` and `»`.
@@ -84,7 +99,7 @@ pub fn in_terminal(sample: &Sample, colors: bool) -> String {
             text += &picture.shrunk(TERMINAL_WIDTH).in_terminal();
         }
     }
-    for token in &sample.tokens {
+    for token in sample.tokens.iter().filter(|token| !token.text.is_empty()) {
         let shown = &token.text;
         text += &match (colors, token.supervised) {
             (true, true) => format!("\x1b[1;32m{shown}\x1b[0m"),
@@ -99,6 +114,19 @@ pub fn in_terminal(sample: &Sample, colors: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_character_of_several_tokens_is_shown_once() {
+        let token = |text: &str| Token { id: 1, text: text.into(), supervised: true };
+        let sample = Sample {
+            row: 0,
+            id: "x".into(),
+            pictures: vec![],
+            tokens: vec![token("红"), token(""), token(""), token("!")],
+        };
+        assert!(in_terminal(&sample, false).ends_with("«红»«!»"));
+        assert_eq!(texts(&[3, 4], None), ["[3]", "[4]"]);
+    }
 
     #[test]
     fn supervised_tokens_are_marked_with_and_without_colours() {
