@@ -59,6 +59,7 @@ function say(text, of = "") {
   $("status").textContent = text;
   $("status").className = text ? "error" : "hidden";
   $("status").dataset.of = of;
+  if (text) $("status").scrollIntoView({ block: "nearest" });
 }
 
 // ---- pictures
@@ -69,7 +70,7 @@ async function take(files) {
     try {
       if (!file.type.startsWith("image/")) throw new Error("not a picture");
       const image = new Image();
-      image.src = file.size > LARGEST_FILE ? await shrink(file) : await dataUrl(file);
+      image.src = file.size > LARGEST_FILE || (await isTurned(file)) ? await drawn(file) : await dataUrl(file);
       await image.decode();
       picture.url = image.src;
     } catch (error) {
@@ -87,7 +88,22 @@ const dataUrl = (blob) => new Promise((resolve, reject) => {
   reader.onerror = reject;
   reader.readAsDataURL(blob);
 });
-async function shrink(file) {
+/** A JPEG file that the browser turns as its EXIF orientation says. The server takes pixels as they are stored. */
+async function isTurned(file) {
+  if (file.type !== "image/jpeg") return false;
+  const bytes = new DataView(await file.slice(0, 1 << 17).arrayBuffer());
+  try {
+    for (let at = 2; bytes.getUint16(at) >= 0xffc0 && bytes.getUint16(at) !== 0xffda; at += 2 + bytes.getUint16(at + 2)) {
+      if (bytes.getUint16(at) !== 0xffe1 || bytes.getUint32(at + 4) !== 0x45786966) continue;
+      const tiff = at + 10, little = bytes.getUint16(tiff) === 0x4949, entries = tiff + bytes.getUint32(tiff + 4, little);
+      for (let entry = entries + 2, left = bytes.getUint16(entries, little); left > 0; left--, entry += 12)
+        if (bytes.getUint16(entry, little) === 0x0112) return bytes.getUint16(entry + 8, little) > 1;
+    }
+  } catch { /* a file that ends early */ }
+  return false;
+}
+/** The picture as it is seen, at most `LARGEST_SIDE` wide and high, as a JPEG file. */
+async function drawn(file) {
   const bitmap = await createImageBitmap(file);
   const scale = Math.min(1, LARGEST_SIDE / Math.max(bitmap.width, bitmap.height));
   const canvas = document.createElement("canvas");
@@ -152,8 +168,15 @@ function bubble(kind, text) {
   const body = make("span", "body", text);
   element.append(make("span", "hidden", kind === "user" ? "You: " : "Answer: "), body);
   $("log").append(element);
-  $("log").scrollTop = $("log").scrollHeight;
+  toEnd();
   return { element, body };
+}
+/** The last message in view: in the conversation, and on a phone in the page. */
+const toEnd = () => $("log").lastElementChild.scrollIntoView({ block: "end" });
+/** The end of the conversation is in view, or nearly. */
+function isAtEnd() {
+  const log = $("log"), message = log.lastElementChild.getBoundingClientRect();
+  return message.bottom < Math.min(log.getBoundingClientRect().bottom, innerHeight) + 80;
 }
 function request() {
   const messages = turns.map(({ role, content }, index) => {
@@ -189,9 +212,9 @@ async function answer() {
       const piece = event.choices[0]?.delta.content;
       if (piece) {
         text += piece;
-        const atEnd = $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 80;
+        const atEnd = isAtEnd();
         body.textContent = text.trimStart();
-        if (atEnd) $("log").scrollTop = $("log").scrollHeight;
+        if (atEnd) toEnd();
       }
     }
     if (usage) element.append(make("small", "", `${usage.completion_tokens} tokens, ${((performance.now() - begin) / 1000).toFixed(1)} s`));
@@ -204,7 +227,7 @@ async function answer() {
   if (running !== mine) return;
   if (text && !failed) turns.push({ role: "assistant", content: text });
   element.append(tools(element, failed));
-  $("log").scrollTop = $("log").scrollHeight;
+  toEnd();
   running = null;
   setRunning(false);
 }
