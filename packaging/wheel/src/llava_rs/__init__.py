@@ -42,4 +42,6 @@ def prefixed():
         found = "" if is_help else f"error: {name}: no such program\n"
         print(f"{found}Usage: llava-rs {{{','.join(PROGRAMS)}}} [OPTIONS]", file=stream)
         raise SystemExit(0 if is_help else 2)
-    _run(name, os.path.join(os.path.dirname(sys.argv[0]), name), sys.argv[2:])
+    beside = os.path.join(os.path.dirname(sys.argv[0]), name)
+    # Under python -m there is nothing beside this file.
+    _run(name, beside if os.path.exists(beside) else path(name), sys.argv[2:])
