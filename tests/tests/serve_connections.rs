@@ -5,7 +5,9 @@ use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 use tests::connections::{connect, endless, metric, patient_server, read_until, rest, send, short, wait_for_metric};
+use tests::documents::{blocks, root};
 use tests::inference::model_dir;
 use tests::server::{CHAT, JSON, Server, split};
 use tests::{program, to_base64};
@@ -230,32 +232,42 @@ impl Drop for Ending {
     }
 }
 
-/// nginx with its defaults (HTTP/1.0 towards the server, answers collected in buffers): events arrive one by one.
-#[test]
-fn streams_pass_through_nginx_event_by_event() {
+/// nginx with these servers, which listen on `PORT`; `None`, said on stdout, where it is not installed.
+fn nginx(servers: &str) -> Option<(Ending, SocketAddr, TempDir)> {
     if Command::new("nginx").arg("-v").output().is_err() {
-        return println!("not run: nginx is not installed");
+        println!("not run: nginx is not installed");
+        return None;
     }
-    let server = patient_server(&[]);
     let folder = tempfile::tempdir().expect("a temporary folder");
     let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
     let config = format!(
         "daemon off; master_process off; pid nginx.pid; error_log error.log; events {{}}\n\
          http {{ access_log off; client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u;\n\
-         scgi_temp_path s; upstream my_upstream {{ server {}; }}\n\
-         server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://my_upstream; }} }} }}",
-        server.address
+         scgi_temp_path s; {} }}",
+        servers.replace("PORT", &format!("127.0.0.1:{port}"))
     );
     std::fs::write(folder.path().join("nginx.conf"), config).expect("written");
     let mut nginx = Command::new("nginx");
     let nginx = nginx.arg("-p").arg(folder.path()).args(["-e", "error.log", "-c", "nginx.conf"]);
-    let _nginx = Ending(nginx.stderr(Stdio::null()).spawn().expect("nginx starts"));
+    let nginx = Ending(nginx.stderr(Stdio::null()).spawn().expect("nginx starts"));
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let begin = Instant::now();
     while TcpStream::connect(address).is_err() {
         assert!(begin.elapsed() < Duration::from_secs(10), "nginx does not listen");
         std::thread::sleep(Duration::from_millis(50));
     }
+    Some((nginx, address, folder))
+}
+
+/// With nginx's defaults (HTTP/1.0 towards the server, answers collected in buffers) events arrive one by one.
+#[test]
+fn streams_pass_through_nginx_event_by_event() {
+    let server = patient_server(&[]);
+    let servers = format!(
+        "upstream my_upstream {{ server {}; }} server {{ listen PORT; location / {{ proxy_pass http://my_upstream; }} }}",
+        server.address
+    );
+    let Some((_nginx, address, _folder)) = nginx(&servers) else { return };
     let mut stream = BufReader::new(send(address, &endless(true)));
     read_until(&mut stream, "assistant");
     // 4 kB, nginx's buffer, are some twenty events; ten arrive long before.
@@ -267,4 +279,28 @@ fn streams_pass_through_nginx_event_by_event() {
     drop(stream);
     println!("tokens generated when each of ten events had arrived: {arrivals:?}");
     assert!(arrivals[9] > arrivals[0] && arrivals[0] < 200.0, "events arrive together: {arrivals:?}");
+}
+
+/// The cookbook's server block, but for its certificate: page and API pass under the name that it has, and no other.
+#[test]
+fn the_cookbooks_nginx_passes_page_and_api() {
+    let cookbook = std::fs::read_to_string(root().join("docs/cookbook.md")).expect("the cookbook");
+    let block = blocks(&cookbook).into_iter().find(|block| block.language == "nginx").expect("a server block").text;
+    let server = patient_server(&["--allowed-host", "llava.example.org"]);
+    let of_here = |line: &&str| !line.trim_start().starts_with("ssl_");
+    let servers: String = block.lines().filter(of_here).map(|line| format!("{line}\n")).collect();
+    let servers = servers.replace("443 ssl", "PORT").replace("127.0.0.1:8000", &server.address.to_string());
+    let Some((_nginx, address, _folder)) = nginx(&servers) else { return };
+    let get = |path: &str, host: &str| {
+        let mut stream = connect(address);
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("sent");
+        rest(&mut stream)
+    };
+    assert!(get("/", "llava.example.org").contains("<title>Ask about pictures</title>"));
+    assert!(get("/v1/models", "llava.example.org").contains("\"object\":\"list\""));
+    assert!(
+        get("/v1/models", "other.example.org").starts_with("HTTP/1.1 421"),
+        "{}",
+        get("/v1/models", "other.example.org")
+    );
 }
