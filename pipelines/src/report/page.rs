@@ -5,7 +5,7 @@ use super::runs::{CaptionSet, EVAL_LOSS_OF_SOURCE, LOSS_OF_SOURCE, Run};
 use super::sources;
 use html::{escaped, number, script_json};
 use serde_json::{Value, json};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 /// Colours in page.css.
@@ -148,26 +148,9 @@ fn table(out: &mut String, runs: &[Run]) {
 fn captions(out: &mut String, index: usize, run: &Run, pictures: &Pictures, most: usize) {
     let name = escaped(&run.name);
     let _ = writeln!(out, "<h2>{}Captions of {name}</h2>", swatch(index));
-    for sets in of_same_pictures(&run.captions) {
+    for sets in run.captions_of_same_pictures() {
         captions_table(out, &name, &sets, pictures, most);
     }
-}
-
-/// Captions of held-out rows while training and those of a folder afterwards are of different pictures: a table each.
-fn of_same_pictures(sets: &[CaptionSet]) -> Vec<Vec<&CaptionSet>> {
-    let ids = |set: &CaptionSet| set.captions.iter().map(|caption| caption.id.clone()).collect::<HashSet<String>>();
-    let mut groups: Vec<(HashSet<String>, Vec<&CaptionSet>)> = Vec::new();
-    for set in sets {
-        let of_set = ids(set);
-        match groups.iter_mut().find(|(known, _)| !known.is_disjoint(&of_set)) {
-            Some((known, group)) => {
-                known.extend(of_set);
-                group.push(set);
-            }
-            None => groups.push((of_set, vec![set])),
-        }
-    }
-    groups.into_iter().map(|(_, group)| group).collect()
 }
 
 fn captions_table(out: &mut String, name: &str, sets: &[&CaptionSet], pictures: &Pictures, most: usize) {

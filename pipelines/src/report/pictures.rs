@@ -29,15 +29,25 @@ impl Pictures {
     /// # Errors
     /// `given` is not a folder.
     pub fn find(run: &Run, given: Option<&Path>, most: usize) -> Result<Self> {
-        let wanted: Vec<&Caption> =
-            run.captions.last().map(|set| set.captions.as_slice()).unwrap_or_default().iter().take(most).collect();
         if let Some(folder) = given {
-            return Ok(Self::in_folder(&ImageSources::find(folder).context("--pictures")?, &wanted));
+            ImageSources::find(folder).context("--pictures")?;
+        }
+        let mut found = HashMap::new();
+        for sets in run.captions_of_same_pictures() {
+            let newest = sets.last().map(|set| set.captions.as_slice()).unwrap_or_default();
+            found.extend(Self::of(run, given, &newest.iter().take(most).collect::<Vec<_>>())?.0);
+        }
+        Ok(Self(found))
+    }
+
+    fn of(run: &Run, given: Option<&Path>, wanted: &[&Caption]) -> Result<Self> {
+        if let Some(folder) = given {
+            return Ok(Self::in_folder(&ImageSources::find(folder).context("--pictures")?, wanted));
         }
         let folders = run.picture_folders.iter().filter_map(|folder| ImageSources::find(folder).ok());
-        let from_folders = folders.map(|sources| Self::in_folder(&sources, &wanted)).find(|found| !found.0.is_empty());
+        let from_folders = folders.map(|sources| Self::in_folder(&sources, wanted)).find(|found| !found.0.is_empty());
         Ok(from_folders.unwrap_or_else(|| {
-            let shards = run.shards.iter().filter_map(|dir| Self::in_shards(dir, &wanted).ok());
+            let shards = run.shards.iter().filter_map(|dir| Self::in_shards(dir, wanted).ok());
             shards.into_iter().find(|found| !found.0.is_empty()).unwrap_or_else(|| Self(HashMap::new()))
         }))
     }

@@ -6,7 +6,7 @@ use base::{Error, json};
 use cli::weighted::WeightedFolders;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 /// File of the metrics in a run's directory.
@@ -65,6 +65,23 @@ pub struct Caption {
 }
 
 impl Run {
+    /// The sets of captions, those of the same pictures together: captions of held-out rows while training and those of a folder
+    /// afterwards are of different ones.
+    pub fn captions_of_same_pictures(&self) -> Vec<Vec<&CaptionSet>> {
+        let mut groups: Vec<(HashSet<&str>, Vec<&CaptionSet>)> = Vec::new();
+        for set in &self.captions {
+            let ids: HashSet<&str> = set.captions.iter().map(|caption| caption.id.as_str()).collect();
+            match groups.iter_mut().find(|(known, _)| !known.is_disjoint(&ids)) {
+                Some((known, group)) => {
+                    known.extend(ids);
+                    group.push(set);
+                }
+                None => groups.push((ids, vec![set])),
+            }
+        }
+        groups.into_iter().map(|(_, group)| group).collect()
+    }
+
     /// Reads a run's directory, or a metrics file alone.
     ///
     /// # Errors

@@ -29,9 +29,10 @@ pub struct Args {
 /// Runs `preprocess index`; the text is its result for stdout.
 pub fn run(args: &Args) -> Result<String> {
     let Some(plan) = Plan::read(&args.dir)? else {
-        let remedy = format!("{}check the path", base::did_you_mean(&args.dir));
         let expected = "the --output folder of preprocess shards";
-        return Err(Error::invalid(args.dir.display(), "no plan.json", expected, remedy).into());
+        let found = if args.dir.exists() { "no plan.json" } else { "no such folder" };
+        let remedy = format!("{}check the path", base::did_you_mean(&args.dir));
+        return Err(Error::invalid(args.dir.display(), found, expected, remedy).into());
     };
     join(&args.dir, &plan, args.max_rejected)
 }
