@@ -26,6 +26,7 @@ impl Part {
 }
 
 /// See [`crate::accumulate`]. Gives the inputs back on another backend.
+#[allow(clippy::result_large_err)] // no error: the inputs, once for each block and micro-step
 pub(crate) fn accumulate(sum: Option<Tensor<1>>, parts: Vec<GradientPart>) -> Result<Tensor<1>, Inputs> {
     let values = || parts.iter().filter_map(|part| part.values.as_ref());
     let is_for_this = sum.as_ref().is_none_or(is_float_vector)
