@@ -37,6 +37,20 @@ fn accepted() -> Vec<Layout> {
                 question("<image>\nWhat?"), answered("A slope."), question("Why?"), answered("So.")]}),
             Row(&["0.bmp"], "<image>\nWhat?"),
         ),
+        (
+            "TRL: contents as lists",
+            json!({"images": ["0.bmp"], "messages": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "A slope."}]}]}),
+            Row(&["0.bmp"], "<image>\nWhat?"),
+        ),
+        (
+            "llava-instruct-mix-vsft: parts with an index, the picture behind the text",
+            json!({"images": ["0.bmp"], "messages": [
+                {"role": "user", "content": [{"index": null, "text": "What?", "type": "text"}, {"index": 0, "text": null, "type": "image"}]},
+                {"role": "assistant", "content": [{"index": null, "text": "A slope.", "type": "text"}]}]}),
+            Row(&["0.bmp"], "<image>\nWhat?"),
+        ),
         ("Alpaca", json!({"instruction": "Why?", "input": "", "output": "So."}), Row(&[], "Why?")),
         (
             "llava_v1_5_mix665k: text only, with the model that wrote it",
@@ -188,9 +202,9 @@ fn refused() -> Vec<Layout> {
             Refused("bad_row", "image: found an object, expected a name or a list of names"),
         ),
         (
-            "TRL: contents as lists",
-            json!({"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}], "images": ["0.bmp"]}),
-            Refused("bad_row", "turn 0: content: found a list, expected one text"),
+            "TRL: a picture named in its part",
+            json!({"messages": [{"role": "user", "content": [{"type": "image", "image": "0.bmp"}, {"type": "text", "text": "What?"}]}]}),
+            Refused("bad_row", "turn 0: content: part 0: key \"image\" is not read"),
         ),
         (
             "LLaVA-Med: conversatons",
