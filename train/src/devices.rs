@@ -28,7 +28,10 @@ pub fn table() -> String {
         let found = found.unwrap_or_else(|| format!("no {}", part.missing.join(", ")));
         (part.name.to_owned(), format!("{found} ({})", part.purpose))
     }));
-    rows.push(("NCCL".into(), nccl::describe().unwrap_or_else(|found| found.to_string()) + " (several GPUs)"));
+    // Where it was looked for is said below.
+    let nccl =
+        nccl::describe().unwrap_or_else(|found| found.to_string().split(';').next().unwrap_or_default().to_owned());
+    rows.push(("NCCL".into(), format!("{nccl} (exchanges between GPUs)")));
     if missing {
         rows.push(("looked in".into(), toolkit.looked()));
     }
