@@ -14,8 +14,11 @@
 //! times. At the 67 TFLOP/s of an H200's f32 units a layer is 1.2 ms at best, 50 ms for all: arithmetic bounds it, not
 //! memory. In half precision the products are those of tensor cores. No GPU has run any of it: these are counts, not times.
 
-mod kernels;
+mod backward;
+mod block;
+mod forward;
 mod plain;
+mod rows;
 mod tensor_cores;
 #[cfg(all(test, feature = "wgpu"))]
 mod tests;
@@ -25,6 +28,7 @@ use super::{
 };
 use crate::Mask;
 use crate::kv_cache::LayerCache;
+use block::{BLOCK, LANES, Products, SIDE, Sizes, UNITS};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
@@ -32,7 +36,7 @@ use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use cubecl::zspace::{Strides, metadata::Metadata};
-use kernels::{BLOCK, LANES, Products, SEQUENCE, SIDE, Sizes, UNITS};
+use rows::SEQUENCE;
 
 /// See [`crate::attention`].
 pub fn attention(
@@ -228,7 +232,7 @@ impl Batch {
         let [queries, _] = rows_and_width(q);
         let lse = empty(q, [queries, self.kv_heads * self.sizes.group], DType::F32);
         let lanes = self.lanes(&[q, &k, &v]);
-        kernels::forward::launch(
+        forward::forward::launch(
             &q.client,
             self.cubes(sequences.len(), self.rows()),
             CubeDim::new_2d(SIDE as u32, SIDE as u32),
@@ -282,7 +286,7 @@ impl Saved {
         let Self { q, k, v, output, lse, batch } = self;
         let (delta, of_q) = (empty_like(lse), empty_like(q));
         let lanes = batch.lanes(&[q, k, v, output, gradient]);
-        kernels::backward_q::launch(
+        backward::backward_q::launch(
             &q.client,
             batch.cubes(batch.table.len() / SEQUENCE, batch.rows()),
             CubeDim::new_2d(SIDE as u32, SIDE as u32),
@@ -308,7 +312,7 @@ impl Saved {
         let Self { q, k, v, lse, batch, .. } = self;
         let (of_k, of_v) = (empty_like(k), empty_like(v));
         let lanes = batch.lanes(&[q, k, v, gradient]);
-        kernels::backward_kv::launch(
+        backward::backward_kv::launch(
             &q.client,
             batch.cubes(batch.table.len() / SEQUENCE, batch.longest.keys),
             CubeDim::new_2d(SIDE as u32, SIDE as u32),

@@ -1,6 +1,7 @@
 //! Products in f32 arithmetic, for every device: a unit has 4 × 4 scores, and of a block of results 4 rows of every 16th column.
 
-use super::kernels::{BLOCK, LANES, PITCH, Rows, SIDE, Sizes, TALL, load};
+use super::block::{BLOCK, LANES, PITCH, SIDE, Sizes, TALL, load};
+use super::rows::Rows;
 use cubecl::prelude::*;
 
 /// Rows of a factor of the results that are in shared memory at a time.

@@ -2,7 +2,8 @@
 //! half of the columns of a block each. Which values of a tile a unit has is what PTX says of that instruction, so that scores and
 //! results stay in registers between products.
 
-use super::kernels::{BLOCK, Factors, PITCH, Products, Rows, SIDE, Sizes, TALL, UNITS, offset};
+use super::block::{BLOCK, Factors, PITCH, Products, SIDE, Sizes, TALL, UNITS};
+use super::rows::{Rows, offset};
 use cubecl::cmma::MmaDefinition;
 use cubecl::ir::FloatKind;
 use cubecl::ir::features::MmaConfig;
@@ -51,13 +52,13 @@ pub fn pairs(sizes: Sizes) -> usize {
     usize::max(2 * BLOCK * (depth(sizes) / 2 + GAP), slice(sizes) / 2 * (SIDE * sizes.columns() + 2 * GAP))
 }
 
-/// See [`super::kernels::row_of`].
+/// See [`super::block::row_of`].
 #[cube]
 pub fn row_of(#[comptime] n: usize) -> usize {
     first_row() + UNIT_POS as usize % PLANE / 4 + comptime!(n % 4 / 2 * 8)
 }
 
-/// See [`super::kernels::column_of`]: `tiles` side by side.
+/// See [`super::block::column_of`]: `tiles` side by side.
 #[cube]
 pub fn column_of(#[comptime] n: usize, #[comptime] tiles: usize) -> usize {
     first_column(tiles) + UNIT_POS as usize % 4 * 2 + comptime!(n / 4 * N8 + n % 2)
@@ -199,7 +200,7 @@ fn load_columns<E: Float, N: Size, P: Size>(
     }
 }
 
-/// See [`super::kernels::products`].
+/// See [`super::block::products`].
 #[cube]
 pub fn products<E: Float, N: Size, P: Size>(
     a: &Tensor<Vector<E, N>>,
@@ -275,7 +276,7 @@ pub fn products<E: Float, N: Size, P: Size>(
     }
 }
 
-/// See [`super::kernels::accumulate`].
+/// See [`super::block::accumulate`].
 #[cube]
 pub fn accumulate<E: Float, N: Size, P: Size>(
     weights: &[f32],
