@@ -21,6 +21,7 @@ mod linear_input;
 pub mod memory;
 pub mod nf4;
 mod operations;
+mod packed_heads;
 pub mod quantized;
 pub mod reference;
 mod rope;

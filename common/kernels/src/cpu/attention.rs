@@ -11,6 +11,7 @@ use super::simd::{Isa, exp, isa, max, multiversion, sum};
 use super::team;
 use crate::Mask;
 use crate::kv_cache::LayerCache;
+use crate::packed_heads::head_dim;
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
@@ -69,11 +70,9 @@ fn of_sequences(
     mask: Mask,
 ) -> Option<Tensor<2>> {
     let (q, k, v) = (operand::operand(q)?, operand::operand(k)?, operand::operand(v)?);
-    let ([queries, width], [tokens, _]) = (operand::dims(&q.values), operand::dims(&k.values));
-    let layout = Layout::new(heads, kv_heads, width / heads, query_lens, seq_lens, mask);
-    if seq_lens.iter().sum::<usize>() != tokens || !layout.has_queries([queries, width]) {
-        return None;
-    }
+    let [size, of_k, of_v] = [&q, &k, &v].map(|x| operand::dims(&x.values));
+    let head_dim = head_dim(size, &[of_k, of_v], [heads, kv_heads], query_lens, seq_lens)?;
+    let layout = Layout::new(heads, kv_heads, head_dim, query_lens, seq_lens, mask);
     let (keys, values) = (floats(&k.values), floats(&v.values));
     let contexts: Vec<Context> = (layout.tasks().into_par_iter())
         .map(|task| {
@@ -86,7 +85,7 @@ fn of_sequences(
         })
         .collect();
     let (output, lse) = attend(&layout, &contexts);
-    let output = operand::tensor(output, [queries, width]);
+    let output = operand::tensor(output, size);
     let nodes = [q.node, k.node, v.node];
     Some(record(Attention, nodes, || Saved { q: q.values, k: k.values, v: v.values, lse, layout }, output))
 }
@@ -106,16 +105,15 @@ pub fn attention_cached(
     kv_heads: usize,
 ) -> Option<Tensor<2>> {
     let q = operand::operand(q).filter(|q| !q.node.tracked())?;
-    let [tokens, width] = operand::dims(&q.values);
+    let size = operand::dims(&q.values);
+    let cached: Vec<usize> = caches.iter().map(|cache| cache.len()).collect();
+    let head_dim = head_dim(size, &[], [heads, kv_heads], seq_lens, &cached)?;
     let buffers = caches.iter().map(|cache| {
         let (keys, values) = cache.buffers();
         Some((cache.len(), operand::operand(keys)?.values, operand::operand(values)?.values))
     });
     let buffers: Vec<_> = buffers.collect::<Option<_>>()?;
-    let layout = Layout::new(heads, kv_heads, width / heads, seq_lens, seq_lens, Mask::Causal);
-    if !layout.has_queries([tokens, width]) {
-        return None;
-    }
+    let layout = Layout::new(heads, kv_heads, head_dim, seq_lens, seq_lens, Mask::Causal);
     let context = |(index, task): (usize, Task)| {
         let (len, keys, values) = &buffers[index / kv_heads];
         let [k, v] = [keys, values].map(|cache| {
@@ -131,7 +129,7 @@ pub fn attention_cached(
         layout.tasks().into_par_iter().enumerate().map(context).collect()
     };
     let (output, _) = attend(&layout, &contexts);
-    Some(q.node.constant(operand::tensor(output, [tokens, width])))
+    Some(q.node.constant(operand::tensor(output, size)))
 }
 
 /// Sizes of a packed batch.
@@ -164,11 +162,6 @@ impl Layout {
         mask: Mask,
     ) -> Self {
         Self { heads, kv_heads, head_dim, query_lens: query_lens.to_vec(), seq_lens: seq_lens.to_vec(), mask }
-    }
-
-    /// Whether these are the sizes of its queries.
-    fn has_queries(&self, sizes: [usize; 2]) -> bool {
-        sizes == [self.query_lens.iter().sum::<usize>(), self.heads * self.head_dim]
     }
 
     /// Query heads of a key/value head.

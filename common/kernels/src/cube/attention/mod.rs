@@ -28,6 +28,7 @@ use super::{
 };
 use crate::Mask;
 use crate::kv_cache::LayerCache;
+use crate::packed_heads::head_dim;
 use block::{BLOCK, LANES, Products, SIDE, Sizes, UNITS};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
@@ -77,14 +78,12 @@ fn of_sequences(
     products: Option<Products>,
 ) -> Option<Tensor<2>> {
     let (q, k, v) = (operand(q)?, operand(k)?, operand(v)?);
-    let mut batch = Batch::new(&q.values, heads, query_lens, seq_lens, mask)?;
-    batch.sizes.products = products.unwrap_or(batch.sizes.products);
-    let fits = |x: &CubeTensor| {
-        rows_and_width(x) == [seq_lens.iter().sum(), batch.kv_heads * batch.sizes.head_dim] && x.dtype == q.values.dtype
-    };
-    if !fits(&k.values) || !fits(&v.values) {
+    if [&k, &v].iter().any(|x| x.values.dtype != q.values.dtype) {
         return None;
     }
+    let keys = [&k, &v].map(|x| rows_and_width(&x.values));
+    let mut batch = Batch::new(&q.values, &keys, heads, query_lens, seq_lens, mask)?;
+    batch.sizes.products = products.unwrap_or(batch.sizes.products);
     let (by_head, output) = (|x: &CubeTensor| batch.by_head(x), empty_like(&q.values));
     let lse = batch.forward(&q.values, [by_head(&k.values), by_head(&v.values)], &output, 0..query_lens.len());
     let nodes = [q.node, k.node, v.node];
@@ -103,7 +102,7 @@ pub fn attention_cached(
 ) -> Option<Tensor<2>> {
     let Operand { values: q, node } = operand(q).filter(|q| !q.node.tracked())?;
     let cached: Vec<usize> = caches.iter().map(|cache| cache.len()).collect();
-    let batch = Batch::new(&q, [heads, kv_heads], seq_lens, &cached, Mask::Causal)?.of_caches(seq_lens, &cached);
+    let batch = Batch::new(&q, &[], [heads, kv_heads], seq_lens, &cached, Mask::Causal)?.of_caches(seq_lens, &cached);
     let buffer = |x: &Tensor<3>| strided(x).filter(|x| batch.reads(x) && x.dtype == q.dtype);
     let buffers = caches.iter().map(|cache| {
         let (keys, values) = cache.buffers();
@@ -138,17 +137,19 @@ struct Longest {
 }
 
 impl Batch {
-    /// `None` where the kernels do not apply: head dimensions other than multiples of 8 from 32 to 128, a device with too small
-    /// cubes, no queries.
+    /// `None` where the kernels do not apply: sizes that do not fit each other, head dimensions other than multiples of 8 from 32
+    /// to 128, a device with too small cubes, no queries.
     fn new(
         q: &CubeTensor,
+        keys: &[[usize; 2]],
         [heads, kv_heads]: [usize; 2],
         query_lens: &[usize],
         seq_lens: &[usize],
         mask: Mask,
     ) -> Option<Self> {
-        let [queries, width] = rows_and_width(q);
-        let mut sizes = Sizes { group: heads / kv_heads, head_dim: width / heads, products: Products::Plain };
+        let size = rows_and_width(q);
+        let head_dim = head_dim(size, keys, [heads, kv_heads], query_lens, seq_lens)?;
+        let mut sizes = Sizes { group: heads / kv_heads, head_dim, products: Products::Plain };
         let longest = |lens: &[usize]| lens.iter().copied().max().unwrap_or(0);
         let longest = Longest { queries: longest(query_lens), keys: longest(seq_lens) };
         let hardware = &q.client.properties().hardware;
@@ -156,11 +157,7 @@ impl Batch {
         let cubes = [kv_heads, query_lens.len(), (longest.queries * sizes.group).max(longest.keys).div_ceil(BLOCK)];
         let fits = matches!(sizes.head_dim, 32..=128)
             && sizes.head_dim.is_multiple_of(8)
-            && sizes.group * kv_heads * sizes.head_dim == width
-            && queries > 0
-            && query_lens.iter().sum::<usize>() == queries
-            && query_lens.len() == seq_lens.len()
-            && query_lens.iter().zip(seq_lens).all(|(queries, keys)| queries <= keys)
+            && size[0] > 0
             && hardware.max_units_per_cube as usize >= UNITS
             && hardware.max_shared_memory_size >= sizes.shared_bytes(size_of::<f32>())
             && cubes.into_iter().zip([most.0, most.1, most.2]).all(|(cubes, most)| cubes <= most as usize);
