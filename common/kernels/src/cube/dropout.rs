@@ -5,6 +5,7 @@ use super::{UNITS, constant, cubes_of_units, element, empty, operand, rows_and_w
 use crate::Dropout;
 use burn::tensor::{DType, Device, Tensor};
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::UIntKind;
 use cubecl::prelude::{Tensor as Buffer, *};
 
 /// A dropout's numbers on a device.
@@ -79,10 +80,15 @@ impl DeviceDropout {
     }
 }
 
+/// Whether the device computes in 64 bits, as the hash does.
+pub(crate) fn has_u64(like: &CubeTensor) -> bool {
+    like.client.properties().supports_type(ElemType::UInt(UIntKind::U64))
+}
+
 /// See [`Dropout::mask`]; `None` on another backend.
 pub(crate) fn mask(dropout: &Dropout, width: usize, device: &Device) -> Option<Tensor<2>> {
     // Whether the device is for these kernels, before anything large is made.
-    operand(&Tensor::<2>::ones([1, 1], device))?;
+    operand(&Tensor::<2>::ones([1, 1], device)).filter(|ones| has_u64(&ones.values))?;
     let ones = operand(&Tensor::<2>::ones([dropout.streams.len(), width], device))?;
     let mask = DeviceDropout::new(dropout, &ones.values).apply(&ones.values, 1.0, None);
     Some(constant(ones.node, mask))

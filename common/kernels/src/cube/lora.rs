@@ -1,10 +1,10 @@
 //! Linear layers with LoRA. Beside the products: a launch for the masked input, made again in the backward step and never kept, and
 //! one that adds the branch.
 
-use super::dropout::DeviceDropout;
+use super::dropout::{DeviceDropout, has_u64};
 use super::{
-    Backend, Node, Operand, UNITS, cubes_of_units, element, empty, incoming, matrix, record, rows_and_width, vector,
-    vector_size,
+    Backend, MOST_VALUES, Node, Operand, UNITS, cubes_of_units, element, empty, incoming, matrix, record,
+    rows_and_width, vector, vector_size,
 };
 use crate::{Dropout, LinearInput, LinearWeight, QuantizedWeight, frozen};
 use burn::backend::autodiff::NodeId;
@@ -39,7 +39,10 @@ pub fn lora_linear(
             (Weight::Float(Box::new(values)), node)
         }
     };
-    let [out, rank] = rows_and_width(&b.values);
+    let ([rows, _], [out, rank]) = (rows_and_width(&x.values), rows_and_width(&b.values));
+    if rows * out > MOST_VALUES || dropout.is_some() && !has_u64(&x.values) {
+        return None;
+    }
     let bias = match bias {
         Some(bias) => Some(vector(bias, out)?),
         None => None,

@@ -25,7 +25,8 @@ mod tables;
 mod tests;
 
 pub(crate) use operand::{
-    Backend, Node, Operand, constant, empty, incoming, matrix, operand, record, rows_and_width, strided, vector,
+    Backend, MOST_VALUES, Node, Operand, constant, empty, incoming, matrix, operand, record, rows_and_width, strided,
+    vector,
 };
 pub(crate) use reduce::{cube_max, cube_sum, sum_of_squares, total};
 

@@ -15,6 +15,9 @@ use burn_cubecl::tensor::CubeTensor;
 pub(crate) type Backend = CubeBackend;
 type Differentiable = Autodiff<Backend>;
 
+/// Kernels count values in 32 bits; burn's operations take larger tensors.
+pub(crate) const MOST_VALUES: usize = i32::MAX as usize;
+
 /// A tensor on a GPU whose values lie one behind the other.
 #[derive(Debug)]
 pub(crate) struct Operand {
@@ -43,9 +46,10 @@ impl Node {
     }
 }
 
-/// The tensor as operand; `None` on another backend or in a dtype that kernels do not read.
+/// The tensor as operand; `None` on another backend, in a dtype that kernels do not read, and of more than [`MOST_VALUES`].
 pub(crate) fn operand<const D: usize>(tensor: &Tensor<D>) -> Option<Operand> {
-    if !matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16) {
+    let is_read = matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16);
+    if !is_read || tensor.shape().num_elements() > MOST_VALUES {
         return None;
     }
     if !tensor.device().is_autodiff() {
@@ -67,10 +71,10 @@ pub(crate) fn strided<const D: usize>(tensor: &Tensor<D>) -> Option<CubeTensor> 
     (values.meta.strides().last() == Some(&1)).then_some(values)
 }
 
-/// Whether this is an f32 vector of this backend without autodiff.
+/// Whether this is an f32 vector of this backend without autodiff, of at most [`MOST_VALUES`].
 pub(crate) fn is_float_vector(tensor: &Tensor<1>) -> bool {
-    let device = tensor.device();
-    tensor.dtype() == DType::F32 && !device.is_autodiff() && tensor.clone().try_into_primitive::<Backend>().is_ok()
+    let fits = tensor.dtype() == DType::F32 && tensor.shape().num_elements() <= MOST_VALUES;
+    fits && !tensor.device().is_autodiff() && tensor.clone().try_into_primitive::<Backend>().is_ok()
 }
 
 /// The tensor's memory, without another reference to it.

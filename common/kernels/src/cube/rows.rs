@@ -1,6 +1,8 @@
 //! Picking rows of a matrix and putting them back: one launch forward, one backward, without atomics. The host sends four bytes a row.
 
-use super::{Backend, UNITS, cubes_of_units, element, empty, incoming, matrix, record, rows_and_width, vector_size};
+use super::{
+    Backend, MOST_VALUES, UNITS, cubes_of_units, element, empty, incoming, matrix, record, rows_and_width, vector_size,
+};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
@@ -20,9 +22,9 @@ pub fn select_rows(x: &Tensor<2>, positions: &[usize]) -> Option<Tensor<2>> {
 
 fn pick(table: &Tensor<2>, rows: Vec<u32>) -> Option<Tensor<2>> {
     let table = matrix(table)?;
-    let [available, _] = rows_and_width(&table.values);
+    let [available, width] = rows_and_width(&table.values);
     // A row that is not there: the plain composition says so in its own words.
-    if rows.iter().any(|&row| row as usize >= available) {
+    if rows.iter().any(|&row| row as usize >= available) || rows.len() * width > MOST_VALUES {
         return None;
     }
     let output = gathered(&table.values, &numbers(&table.values, &rows), rows.len());
@@ -117,14 +119,15 @@ impl Backward<Backend, 1> for Pick {
             (0..available).for_each(|row| starts[row + 1] += starts[row]);
             let mut copies: Vec<u32> = (0..rows.len() as u32).collect();
             copies.sort_by_key(|&copy| rows[copy as usize]);
-            // Memory of no bytes cannot be shown to a kernel.
+            // Memory of no bytes cannot be shown to a kernel; of no copies nothing is read.
             copies.push(0);
+            let from = if rows.is_empty() { empty(&gradient, [1, width], gradient.dtype) } else { gradient.clone() };
             sum_of_copies::launch(
                 &gradient.client,
                 cubes_of_units(&gradient, units),
                 CubeDim::new_1d(UNITS),
                 size,
-                gradient.clone().into_tensor_arg(),
+                from.into_tensor_arg(),
                 numbers(&gradient, &starts).into_tensor_arg(),
                 numbers(&gradient, &copies).into_tensor_arg(),
                 output.clone().into_tensor_arg(),
