@@ -1,85 +1,12 @@
 //! Every kernel for GPUs on a Vulkan device (Mesa's software device where there is no other) against its definition on burn-flex and
 //! against the CPU's kernel: values and gradients, odd shapes, half precision, NaN and infinity; twice the same bits.
 
+use super::compare::{Inputs, Operation, check, gpu, half, inputs_of, read, run};
 use crate::cpu::tests::{assert_near, row, values};
-use crate::device::DeviceKind;
-use crate::{CrossEntropies, Dropout, LinearInput, Rope, SequenceStreams, reference};
+use crate::{
+    CrossEntropies, Dropout, LinearInput, LinearWeight, Quantization, QuantizedWeight, Rope, SequenceStreams, reference,
+};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
-
-/// The device without autodiff; a test without one says so.
-fn gpu() -> Option<Device> {
-    match DeviceKind::Vulkan(0).open() {
-        Ok(device) => Some(device),
-        Err(error) => {
-            println!("not run: {error}");
-            None
-        }
-    }
-}
-
-type Inputs = Vec<(Vec<f32>, [usize; 2])>;
-type Operation<'a> = &'a dyn Fn(&[Tensor<2>]) -> Tensor<2>;
-
-fn inputs_of(shapes: &[[usize; 2]]) -> Inputs {
-    (0..).zip(shapes).map(|(seed, &shape)| (values(seed, shape[0] * shape[1]), shape)).collect()
-}
-
-fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.cast(DType::F32).into_data().try_into_vec().expect("f32")
-}
-
-/// The output of `f`, then the gradients of Σ output ∘ (fixed random weights) for every input, computed in `dtype`.
-fn run(inputs: &Inputs, device: &Device, dtype: DType, f: Operation) -> Vec<Vec<f32>> {
-    let device = device.clone().autodiff();
-    let tensor = |values: &[f32], shape: [usize; 2]| {
-        Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), (&device, DType::F32)).cast(dtype).detach()
-    };
-    let inputs: Vec<Tensor<2>> = inputs.iter().map(|(values, shape)| tensor(values, *shape).require_grad()).collect();
-    let output = f(&inputs);
-    let [rows, columns] = output.dims();
-    let weights = tensor(&values(99, rows * columns), [rows, columns]).cast(output.dtype());
-    let gradients = (output.clone() * weights).sum().backward();
-    let of_inputs = inputs.iter().map(|input| read(input.grad(&gradients).expect("a gradient")));
-    std::iter::once(read(output)).chain(of_inputs).collect()
-}
-
-/// Compares a kernel on the GPU with the definition on burn-flex and with the CPU's kernel.
-fn check(
-    name: &str,
-    shapes: &[[usize; 2]],
-    tolerance: f32,
-    kernel: &dyn Fn(&[Tensor<2>]) -> Option<Tensor<2>>,
-    definition: Operation,
-    operation: Operation,
-) {
-    let Some(device) = gpu() else { return };
-    let inputs = inputs_of(shapes);
-    let kernel = |x: &[Tensor<2>]| kernel(x).expect("the kernel applies");
-    let found = run(&inputs, &device, DType::F32, &kernel);
-    let compare = |with: &str, expected: Vec<Vec<f32>>, found: &[Vec<f32>], tolerance: f32| {
-        for (part, (found, expected)) in found.iter().zip(expected).enumerate() {
-            let what = if part == 0 { "values".into() } else { format!("gradient {part}") };
-            assert_near(&format!("{name} {shapes:?} {what} against {with}"), found, &expected, tolerance);
-        }
-    };
-    compare("the definition", run(&inputs, &Device::flex(), DType::F32, definition), &found, tolerance);
-    compare("the CPU's kernel", run(&inputs, &Device::flex(), DType::F32, operation), &found, tolerance);
-    let again = run(&inputs, &device, DType::F32, &kernel);
-    let bits = |parts: &[Vec<f32>]| parts.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
-    assert!(bits(&found) == bits(&again), "{name} {shapes:?}: other bits the second time");
-    // Half precision: what is read and written has 11 bits.
-    if device.supports_dtype(FloatDType::F16) {
-        let rounded: Inputs = inputs.iter().map(|(values, shape)| (half(values), *shape)).collect();
-        let found = run(&rounded, &device, DType::F16, &kernel);
-        compare("the definition, in f16", run(&rounded, &Device::flex(), DType::F32, definition), &found, 4e-3);
-    } else {
-        println!("{name}: the device has no f16");
-    }
-}
-
-fn half(values: &[f32]) -> Vec<f32> {
-    values.iter().map(|&value| half::f16::from_f32(value).to_f32()).collect()
-}
 
 fn plain(input: Option<LinearInput>) -> Option<Tensor<2>> {
     input.map(Tensor::from)
@@ -202,11 +129,46 @@ fn rows() {
 #[test]
 fn no_rows() {
     let Some(device) = gpu() else { return };
-    let x = Tensor::<2>::from_data(TensorData::new(values(1, 35), [5, 7]), &device);
-    let none = super::rows::select_rows(&x, &[]).expect("the kernel applies");
-    assert_eq!(none.dims(), [0, 7]);
-    let same = super::rows::replace_rows(&x, &[], &none).expect("the kernel applies");
-    assert_eq!(read(same), values(1, 35));
+    let inputs: Inputs = vec![(values(1, 35), [5, 7])];
+    let none =
+        run(&inputs, &device, DType::F32, &|x| super::rows::select_rows(&x[0], &[]).expect("the kernel applies"));
+    assert_eq!(none, [vec![], vec![0f32; 35]], "no row selected");
+    let inputs: Inputs = vec![(values(1, 35), [5, 7]), (vec![], [0, 7])];
+    let replaced = run(&inputs, &device, DType::F32, &|x| {
+        super::rows::replace_rows(&x[0], &[], &x[1]).expect("the kernel applies")
+    });
+    assert_eq!(replaced, [values(1, 35), values(99, 35), vec![]], "no row replaced");
+}
+
+/// Kernels count values in 32 bits.
+#[test]
+fn tensors_that_are_too_large_are_for_the_definition() {
+    let Some(device) = gpu() else { return };
+    let [rows, width] = [1 << 17, 1 << 15];
+    let (number, few) = (Tensor::<2>::ones([1, 1], &device), Tensor::<2>::ones([1, width], &device));
+    // Without memory of that size.
+    let large = number.clone().expand([rows, width]);
+    assert!(super::norm::rms_norm(&large, &row(&few), 1e-6).is_none());
+    assert!(super::activation::silu(&large).is_none());
+    assert!(super::rows::embedding(&few, &vec![0; rows]).is_none());
+    let long = number.clone().reshape([1]).expand([rows * width]);
+    assert!(super::sum_of_squares(&long).is_none());
+    let wide = number.clone().expand([width, 1]);
+    let tall = number.clone().expand([rows, 1]);
+    let applies = super::lora::lora_linear(&tall.into(), &wide.clone().into(), None, &number, &wide, 1.0, None);
+    assert!(applies.is_none());
+}
+
+/// More cubes than fit into one dimension.
+#[test]
+fn many_values() {
+    let Some(device) = gpu() else { return };
+    let shape = [4100, 4097];
+    let data = values(1, shape[0] * shape[1]);
+    let x = Tensor::<2>::from_data(TensorData::new(data.clone(), shape), &device);
+    let found = read(super::activation::silu(&x).expect("the kernel applies"));
+    let expected: Vec<f32> = data.iter().map(|x| x / (1.0 + (-x).exp())).collect();
+    assert_near("silu of many values", &found, &expected, 1e-6);
 }
 
 #[test]
@@ -261,6 +223,37 @@ fn lora_linear() {
                 &|x| {
                     let (a, b, bias) = (x[3].clone(), x[4].clone(), Some(row(&x[2])));
                     crate::lora_linear(x[0].clone(), x[1].clone(), bias, a, b, 0.25, dropout)
+                },
+            );
+        }
+    }
+}
+
+/// Beside frozen weights in few bits.
+#[test]
+fn lora_linear_on_few_bits() {
+    let Some(gpu) = gpu() else { return };
+    let (tokens, inputs, out, rank) = (9, 128, 33, 4);
+    for format in [Quantization::Int8, Quantization::Nf4 { double_quant: true }] {
+        let weight_on = |device: &Device| {
+            let weight = Tensor::<2>::from_data(TensorData::new(values(3, out * inputs), [out, inputs]), device);
+            LinearWeight::from(QuantizedWeight::quantize(weight, format))
+        };
+        let [on_gpu, on_cpu] = [&gpu, &Device::flex()].map(weight_on);
+        for dropout in dropouts(tokens) {
+            let dropout = dropout.as_ref();
+            check(
+                &format!("lora_linear on {format}"),
+                &[[tokens, inputs], [rank, inputs], [out, rank]],
+                SUMS,
+                &|x| super::lora::lora_linear(&x[0].clone().into(), &on_gpu, None, &x[1], &x[2], 0.25, dropout),
+                &|x| {
+                    let (a, b) = (x[1].clone(), x[2].clone());
+                    reference::lora_linear(x[0].clone(), on_cpu.clone(), None, a, b, 0.25, dropout)
+                },
+                &|x| {
+                    let (a, b) = (x[1].clone(), x[2].clone());
+                    crate::lora_linear(x[0].clone(), on_cpu.clone(), None, a, b, 0.25, dropout)
                 },
             );
         }
@@ -343,6 +336,7 @@ fn adamw_and_sums_of_squares() {
     }
 }
 
+/// Values are finite where the definition's are, and those are near it; the same of gradients when a value is NaN.
 #[test]
 fn gradients_accumulate_in_their_places() {
     let Some(device) = gpu() else { return };
@@ -373,67 +367,64 @@ fn gradients_accumulate_in_their_places() {
 #[test]
 fn nan_and_infinity_come_through() {
     let Some(device) = gpu() else { return };
+    let (tokens, width) = (20, 16);
+    let targets: Vec<u32> = (0..tokens as u32).collect();
+    let dropout = Dropout::new((0..tokens as u64).collect(), 0.25);
+    let losses = |losses: CrossEntropies| losses.sum.unsqueeze::<2>();
+    type Kernel<'a> = &'a dyn Fn(&[Tensor<2>]) -> Option<Tensor<2>>;
+    // x, another of its shape, and a row.
+    let operations: [(&str, Kernel, Operation); 9] = [
+        ("rms_norm", &|x| plain(super::norm::rms_norm(&x[0], &row(&x[2]), 1e-6)), &|x| {
+            reference::rms_norm(x[0].clone(), row(&x[2]), 1e-6)
+        }),
+        ("layer_norm", &|x| plain(super::norm::layer_norm(&x[0], &row(&x[2]), &row(&x[2]), 1e-6)), &|x| {
+            reference::layer_norm(x[0].clone(), row(&x[2]), row(&x[2]), 1e-6)
+        }),
+        ("swiglu", &|x| plain(super::activation::swiglu(&x[0], &x[1])), &|x| {
+            reference::swiglu(x[0].clone(), x[1].clone())
+        }),
+        ("gelu", &|x| plain(super::activation::gelu(&x[0])), &|x| reference::gelu(x[0].clone())),
+        ("gelu_tanh", &|x| plain(super::activation::gelu_tanh(&x[0])), &|x| reference::gelu_tanh(x[0].clone())),
+        ("quick_gelu", &|x| plain(super::activation::quick_gelu(&x[0])), &|x| reference::quick_gelu(x[0].clone())),
+        ("silu", &|x| super::activation::silu(&x[0]), &|x| reference::silu(x[0].clone())),
+        (
+            "lora_linear",
+            &|x| {
+                let (input, weight, b) = (x[0].clone().into(), x[1].clone().into(), x[1].clone().narrow(1, 0, 4));
+                super::lora::lora_linear(&input, &weight, None, &x[1].clone().narrow(0, 0, 4), &b, 0.5, Some(&dropout))
+            },
+            &|x| {
+                let (weight, a, b) = (x[1].clone(), x[1].clone().narrow(0, 0, 4), x[1].clone().narrow(1, 0, 4));
+                reference::lora_linear(x[0].clone(), weight, None, a, b, 0.5, Some(&dropout))
+            },
+        ),
+        ("cross_entropy_sum", &|x| super::cross_entropy::cross_entropy_sum(&x[0], &x[1], &targets).map(losses), &|x| {
+            losses(reference::cross_entropy_sum(x[0].clone(), x[1].clone(), &targets))
+        }),
+    ];
     for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let mut data = values(1, 20 * 16);
-        data[37] = special;
-        let inputs = |device: &Device| {
-            let tensor = |data: Vec<f32>| Tensor::<2>::from_data(TensorData::new(data, [20, 16]), device);
-            let (x, y) = (tensor(data.clone()), tensor(values(2, 20 * 16)));
-            let weight = row(&y.clone().narrow(0, 0, 1));
-            (x, y, weight)
-        };
-        let (x, y, weight) = inputs(&device);
-        let (of_x, of_y, of_weight) = inputs(&Device::flex());
-        let targets: Vec<u32> = (0..20).map(|row| row % 20).collect();
-        let losses = |losses: CrossEntropies| losses.rows.unsqueeze::<2>();
-        let dropout = Dropout::new((0..20).collect(), 0.25);
-        let square = |y: &Tensor<2>| y.clone().matmul(y.clone().transpose());
-        let pairs: Vec<(&str, Option<Tensor<2>>, Tensor<2>)> = vec![
-            (
-                "rms_norm",
-                plain(super::norm::rms_norm(&x, &weight, 1e-6)),
-                reference::rms_norm(of_x.clone(), of_weight.clone(), 1e-6),
-            ),
-            (
-                "layer_norm",
-                plain(super::norm::layer_norm(&x, &weight, &weight, 1e-6)),
-                reference::layer_norm(of_x.clone(), of_weight.clone(), of_weight, 1e-6),
-            ),
-            ("swiglu", plain(super::activation::swiglu(&x, &y)), reference::swiglu(of_x.clone(), of_y.clone())),
-            ("gelu", plain(super::activation::gelu(&x)), reference::gelu(of_x.clone())),
-            ("gelu_tanh", plain(super::activation::gelu_tanh(&x)), reference::gelu_tanh(of_x.clone())),
-            ("quick_gelu", plain(super::activation::quick_gelu(&x)), reference::quick_gelu(of_x.clone())),
-            (
-                "lora_linear",
-                super::lora::lora_linear(
-                    &x.clone().into(),
-                    &y.clone().into(),
-                    None,
-                    &y,
-                    &square(&y),
-                    0.5,
-                    Some(&dropout),
-                ),
-                reference::lora_linear(
-                    of_x.clone(),
-                    of_y.clone(),
-                    None,
-                    of_y.clone(),
-                    square(&of_y),
-                    0.5,
-                    Some(&dropout),
-                ),
-            ),
-            (
-                "cross_entropy_sum",
-                super::cross_entropy::cross_entropy_sum(&x, &y, &targets).map(losses),
-                losses(reference::cross_entropy_sum(of_x.clone(), of_y.clone(), &targets)),
-            ),
-        ];
-        for (name, found, expected) in pairs {
-            let (found, expected) = (read(found.expect("the kernel applies")), read(expected));
-            let differ = found.iter().zip(&expected).position(|(a, b)| a.is_finite() != b.is_finite());
-            assert_eq!(differ, None, "{name} with {special}: finite in one and not in the other");
+        let shape = [tokens, width];
+        let mut inputs = inputs_of(&[shape, shape, [1, width]]);
+        inputs[0].0[37] = special;
+        for (name, kernel, definition) in operations {
+            let run = |f: Operation, device: &Device| {
+                // An operation that does not take an input has a gradient for it, too: 0.
+                let of_all =
+                    |x: &[Tensor<2>]| f(x) + ((x[1].clone().sum() + x[2].clone().sum()) * 0.0).unsqueeze::<2>();
+                run(&inputs, device, DType::F32, &of_all)
+            };
+            let kernel = |x: &[Tensor<2>]| kernel(x).expect("the kernel applies");
+            let found = run(&kernel, &device);
+            let expected = run(definition, &Device::flex());
+            assert!(found[0].iter().any(|x| !x.is_finite()), "{name} with {special}: all is finite");
+            let parts = if special.is_nan() { found.len() } else { 1 };
+            for (part, (found, expected)) in found.iter().zip(&expected).take(parts).enumerate() {
+                let name = format!("{name} with {special}, part {part}");
+                let differ = found.iter().zip(expected).position(|(a, b)| a.is_finite() != b.is_finite());
+                assert_eq!(differ, None, "{name}: finite in one and not in the other");
+                let finite = |values: &[f32]| values.iter().copied().filter(|x| x.is_finite()).collect::<Vec<_>>();
+                assert_near(&name, &finite(found), &finite(expected), SUMS);
+            }
         }
     }
 }
