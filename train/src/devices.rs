@@ -64,7 +64,8 @@ fn vulkan() -> Vec<(String, String)> {
         return vec![("Vulkan".into(), found)];
     }
     let row = |(index, gpu): (usize, &vulkan::Gpu)| {
-        (DeviceKind::Vulkan(index).to_string(), format!("{}, {}", gpu.name, gpu.kind))
+        let lacks = if gpu.usable { String::new() } else { format!(", not usable: without {}", vulkan::EXTENSION) };
+        (DeviceKind::Vulkan(index).to_string(), format!("{}, {}{lacks}", gpu.name, gpu.kind))
     };
     gpus.iter().enumerate().map(row).collect()
 }
