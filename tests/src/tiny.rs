@@ -45,6 +45,15 @@ pub fn config() -> LlavaConfig {
     LlavaConfig::read(&reference("tiny/llava")).expect("the tiny config is readable")
 }
 
+/// The tiny model's config with heads as large as real models have them, for which GPUs have a kernel of attention: 64 in the tower,
+/// 80 in the language model, where two query heads share a key/value head.
+pub fn config_with_large_heads() -> LlavaConfig {
+    let mut config = config();
+    (config.vision.hidden_size, config.vision.num_attention_heads) = (128, 2);
+    (config.text.num_attention_heads, config.text.num_key_value_heads, config.text.head_dim) = (4, 2, 80);
+    config
+}
+
 /// The model of a tiny folder (`llava`, `train_none`, …), f32.
 pub fn model(folder: &str, device: &Device) -> Llava {
     model_at(&reference(&format!("tiny/{folder}")), device).1

@@ -154,9 +154,9 @@ pub fn mpi(output: &Path, train_type: &str, split: Split, more: &[&str]) -> Opti
     Some(command)
 }
 
-/// The job in this process, with ranks as threads that compute on one device.
-pub fn in_process(output: &Path, train_type: &str, split: Split, device: &Device, more: &[&str]) {
-    let words = std::iter::once("train".to_string()).chain(arguments(output, train_type, split, more));
+/// A reference model's job in this process, with ranks as threads that compute on one device.
+pub fn in_process_of(model: Reference, output: &Path, train_type: &str, split: Split, device: &Device, more: &[&str]) {
+    let words = std::iter::once("train".to_string()).chain(arguments_of(model, output, train_type, split, more));
     let words = cli::args::with_dashes(words.map(std::ffi::OsString::from));
     let matches = Config::augment_args(clap::Command::new("train")).get_matches_from(words);
     let config = Config::from_arg_matches(&matches).expect("options of train");

@@ -99,7 +99,9 @@ fn other_config() -> LlavaConfig {
 #[test]
 fn decoding_with_a_cache_equals_the_whole_forward() {
     for (backend, device) in tests::devices() {
-        for (name, config) in [("tiny", tiny::config()), ("grouped", other_config())] {
+        let configs =
+            [("tiny", tiny::config()), ("grouped", other_config()), ("large heads", tiny::config_with_large_heads())];
+        for (name, config) in configs {
             let model = Llava::random(&config, 5, &device);
             let batch = pack(prompts(3), &config);
             let continuations: [&[u32]; 3] = [&[5, 6, 7, 8], &[9, 10], &[11, 12, 13]];
