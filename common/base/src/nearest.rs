@@ -21,6 +21,9 @@ pub fn nearest_path(path: &Path) -> Option<PathBuf> {
         _ if path.is_absolute() => None,
         _ => Some(PathBuf::from(".")),
     };
+    if path.exists() {
+        return None;
+    }
     let mut missing = path;
     while !folder(missing)?.exists() {
         missing = missing.parent()?;
@@ -89,6 +92,7 @@ mod tests {
             ("quickstart/photo.jpg", Some("quickstart/Photo.JPG")),
             ("quikstart/other", None),
             ("elsewhere/llava", None),
+            ("quickstart", None),
         ] {
             assert_eq!(nearest_path(&at(path)), meant.map(at), "{path}");
         }

@@ -135,7 +135,7 @@ pub fn require_folder(dir: &Path, wanted: Wanted) -> Result<()> {
     if !has(names::CONFIG_FILE) {
         let remedy = match with_config(dir) {
             Some(folder) => format!("give the folder itself, {}", folder.display()),
-            None => format!("check the path, or copy all files of the model there: {}", wanted.command(dir)),
+            None => "give the folder that has it, or download all files of the model".to_string(),
         };
         return Err(Error::invalid(dir.display(), format!("no {}", names::CONFIG_FILE), wanted.name(), remedy));
     }
