@@ -296,6 +296,9 @@ mod tests {
     #[test]
     fn a_directory_is_itself() {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        let error = resolve(folder.path(), Wanted::Llava).expect_err("nothing in it").to_string();
+        assert!(error.contains("no config.json"), "{error}");
+        std::fs::write(folder.path().join(names::CONFIG_FILE), "{}").expect("a file");
         assert_eq!(resolve(folder.path(), Wanted::Llava).expect("a directory"), folder.path());
     }
 

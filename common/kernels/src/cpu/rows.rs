@@ -14,6 +14,7 @@ use rayon::prelude::*;
 ///
 /// # Panics
 /// If the cache has no room for the rows.
+#[allow(clippy::result_large_err)] // no error: the cache, given back
 pub fn append_rows(cache: Tensor<3>, rows: &Tensor<2>, len: usize) -> Result<Tensor<3>, Tensor<3>> {
     let Some(rows) = operand::operand(rows).filter(|rows| !rows.node.tracked()) else { return Err(cache) };
     let Some(operand) = operand::operand(&cache) else { return Err(cache) };

@@ -37,7 +37,7 @@ pub fn for_each(tasks: usize, task: impl Fn(usize) + Sync) {
         Ok(team) => team,
         // A task of an earlier region panicked, after which the region was closed as always.
         Err(TryLockError::Poisoned(team)) => team.into_inner(),
-        Err(TryLockError::WouldBlock) => return (0..tasks).into_par_iter().for_each(|number| task(number)),
+        Err(TryLockError::WouldBlock) => return (0..tasks).into_par_iter().for_each(&task),
     };
     team.grow(helpers(threads));
     team.run(tasks, helpers(threads), &task);

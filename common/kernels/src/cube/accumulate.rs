@@ -113,7 +113,7 @@ fn add(sum: &CubeTensor, start: usize, parts: &[Part], other: &CubeTensor, is_ne
 
 /// A unit for each vector of the ranges.
 #[cube(launch)]
-#[allow(clippy::collapsible_else_if)]
+#[allow(clippy::assign_op_pattern, clippy::collapsible_else_if)] // cubecl reads the code
 fn add_values<G: Float, N: Size>(
     first: &Buffer<Vector<G, N>>,
     second: &Buffer<Vector<G, N>>,

@@ -11,8 +11,6 @@ pub(crate) mod accumulate;
 pub mod activation;
 pub mod adamw;
 pub mod attention;
-#[cfg(all(test, feature = "wgpu"))]
-mod compare;
 pub mod cross_entropy;
 pub(crate) mod dropout;
 pub mod lora;

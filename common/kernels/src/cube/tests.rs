@@ -1,12 +1,14 @@
 //! Every kernel for GPUs on a Vulkan device (Mesa's software device where there is no other) against its definition on burn-flex and
 //! against the CPU's kernel: values and gradients, odd shapes, half precision, NaN and infinity; twice the same bits.
 
-use super::compare::{Inputs, Operation, check, gpu, half, inputs_of, read, run};
+pub(crate) mod compare;
+
 use crate::cpu::tests::{assert_near, row, values};
 use crate::{
     CrossEntropies, Dropout, LinearInput, LinearWeight, Quantization, QuantizedWeight, Rope, SequenceStreams, reference,
 };
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use compare::{Inputs, Operation, check, gpu, half, inputs_of, read, run};
 
 fn plain(input: Option<LinearInput>) -> Option<Tensor<2>> {
     input.map(Tensor::from)

@@ -115,7 +115,7 @@ mod tests {
             (json!([text("Only text.")]), "Only text."),
             (json!([]), ""),
         ] {
-            let record = read(&row(&[content.clone()])).expect("a record");
+            let record = read(&row(std::slice::from_ref(&content))).expect("a record");
             assert_eq!(record.turns[0].content, expected, "{content}");
         }
         let numbered = |index: usize| json!([{"type": "image", "index": index}, {"type": "text", "text": "Q"}]);

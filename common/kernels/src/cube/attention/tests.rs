@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cpu::tests::{assert_near, values};
-use crate::cube::compare::{Inputs, check_bits, gpu, half, run};
+use crate::cube::tests::compare::{Inputs, check_bits, gpu, half, run};
 use crate::kv_cache::KvCache;
 use crate::{cpu, reference};
 use burn::tensor::{Device, FloatDType, TensorData};

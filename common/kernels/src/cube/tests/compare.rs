@@ -5,7 +5,7 @@ use crate::device::DeviceKind;
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 
 /// The device without autodiff; a test without one says so.
-pub(super) fn gpu() -> Option<Device> {
+pub(crate) fn gpu() -> Option<Device> {
     match DeviceKind::Vulkan(0).open() {
         Ok(device) => Some(device),
         Err(error) => {
@@ -15,14 +15,14 @@ pub(super) fn gpu() -> Option<Device> {
     }
 }
 
-pub(super) type Inputs = Vec<(Vec<f32>, [usize; 2])>;
-pub(super) type Operation<'a> = &'a dyn Fn(&[Tensor<2>]) -> Tensor<2>;
+pub(crate) type Inputs = Vec<(Vec<f32>, [usize; 2])>;
+pub(crate) type Operation<'a> = &'a dyn Fn(&[Tensor<2>]) -> Tensor<2>;
 
-pub(super) fn inputs_of(shapes: &[[usize; 2]]) -> Inputs {
+pub(crate) fn inputs_of(shapes: &[[usize; 2]]) -> Inputs {
     (0..).zip(shapes).map(|(seed, &shape)| (values(seed, shape[0] * shape[1]), shape)).collect()
 }
 
-pub(super) fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+pub(crate) fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.cast(DType::F32).into_data().try_into_vec().expect("f32")
 }
 
@@ -38,7 +38,7 @@ enum Variant {
 }
 
 /// The output of `f`, then the gradients of Σ output ∘ (fixed random weights) for every input, computed in `dtype`.
-pub(super) fn run(inputs: &Inputs, device: &Device, dtype: DType, f: Operation) -> Vec<Vec<f32>> {
+pub(crate) fn run(inputs: &Inputs, device: &Device, dtype: DType, f: Operation) -> Vec<Vec<f32>> {
     run_as(Variant::Plain, inputs, device, dtype, f)
 }
 
@@ -78,7 +78,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 /// The same bits again, for values that lie by columns, and for each gradient by itself.
-pub(super) fn check_bits(name: &str, inputs: &Inputs, device: &Device, kernel: Operation, found: &[Vec<f32>]) {
+pub(crate) fn check_bits(name: &str, inputs: &Inputs, device: &Device, kernel: Operation, found: &[Vec<f32>]) {
     let variants = [Variant::Plain, Variant::Columns].into_iter().chain((0..inputs.len()).map(Variant::Only));
     for variant in variants {
         let again = run_as(variant, inputs, device, DType::F32, kernel);
@@ -94,7 +94,7 @@ pub(super) fn check_bits(name: &str, inputs: &Inputs, device: &Device, kernel: O
 }
 
 /// Compares a kernel on the GPU with the definition on burn-flex and with the CPU's kernel.
-pub(super) fn check(
+pub(crate) fn check(
     name: &str,
     shapes: &[[usize; 2]],
     tolerance: f32,
@@ -125,6 +125,6 @@ pub(super) fn check(
     }
 }
 
-pub(super) fn half(values: &[f32]) -> Vec<f32> {
+pub(crate) fn half(values: &[f32]) -> Vec<f32> {
     values.iter().map(|&value| half::f16::from_f32(value).to_f32()).collect()
 }
