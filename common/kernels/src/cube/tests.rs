@@ -154,7 +154,7 @@ fn tensors_that_are_too_large_are_for_the_definition() {
     assert!(super::activation::silu(&large).is_none());
     assert!(super::rows::embedding(&few, &vec![0; rows]).is_none());
     let long = number.clone().reshape([1]).expand([rows * width]);
-    assert!(super::sum_of_squares(&long).is_none());
+    assert!(super::sum_of_squares(&[&long]).is_none());
     let wide = number.clone().expand([width, 1]);
     let tall = number.clone().expand([rows, 1]);
     let applies = super::lora::lora_linear(&tall.into(), &wide.clone().into(), None, &number, &wide, 1.0, None);
