@@ -1,4 +1,4 @@
-//! Small tables of numbers from the host. Those that all layers of a batch share are sent once.
+//! Small tables of numbers from the host. A table that all layers of a batch use is sent once.
 
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;

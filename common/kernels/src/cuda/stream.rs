@@ -1,5 +1,5 @@
-//! A stream of a GPU beside those that kernels run on, for a library that is given one: NCCL. Its work is ordered after that of
-//! the kernels by events of the whole context, because their own streams are not known here.
+//! A GPU stream for NCCL. Events of the whole context make its work wait for the kernels: cubecl does not give out the streams on
+//! which kernels run.
 
 use libloading::Library;
 use std::ffi::{c_int, c_uint, c_void};

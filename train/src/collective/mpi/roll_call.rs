@@ -22,7 +22,7 @@ pub(super) struct MpiRollCall {
     rank: usize,
     world_size: usize,
     note: Arc<Note>,
-    /// The next exchange after those that were told.
+    /// The first exchange whose arrival was not reported yet.
     told: u64,
     /// Messages under way: MPI reads the numbers until a request is complete.
     sending: Vec<(Handle, Box<[f32; 2]>)>,
