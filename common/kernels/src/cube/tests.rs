@@ -290,7 +290,7 @@ fn adamw_and_sums_of_squares() {
     let Some(device) = gpu() else { return };
     for len in [1, 97, 4096, 300_001] {
         let vector = |seed| values(seed, len);
-        let tensor = |values: &[f32]| Tensor::<1>::from_data(TensorData::new(values.to_vec(), [len]), &device);
+        let tensor = |values: &[f32]| Tensor::<1>::from_data(TensorData::new(values.to_vec(), [values.len()]), &device);
         let c = crate::cpu::AdamWCoefficients {
             gradient_scale: 0.3,
             beta1: 0.9,
