@@ -16,12 +16,13 @@ def group(what):
     if what.startswith("vulkan: "):
         _, *where, part = what.split(": ")
         kind = "training" if any("ranks" in words or "train" in words for words in where) else "model"
-        part = "weights" if kind == "training" and "." in part else part
-        return f"{kind}: {re.sub(r'^grad[.].*', 'gradients', re.sub(r'row [0-9]+', 'decoding', part))}"
-    against = re.search(r" (against|with) .*", what)
-    kernel = re.match(r"[A-Za-z_ 0-9]*[A-Za-z_0-9]", what)
-    kernel = kernel[0].split(" with ")[0].split(" against ")[0] if kernel else what
-    return f"{kernel.removesuffix(' values')}{re.sub(', part.*', '', against[0]) if against else ''}"
+        if "." in part:
+            part = "weights" if kind == "training" else "gradients"
+        return f"{kind}: {re.sub(r'row [0-9]+', 'decoding', part)}"
+    against = re.search(r" (against the [a-zA-Z']+|with (NaN|-?inf)\b).*", what)
+    kernel = re.match(r"its [a-z]+|[a-z_]+( of [a-z]+| on [a-z0-9]+)?", what)
+    kernel = kernel[0] if kernel else what
+    return f"{kernel}{re.sub(', part.*', '', against[0]) if against else ''}"
 
 
 lines = open(sys.argv[1], encoding="utf-8").read().splitlines()
