@@ -100,7 +100,7 @@ const CAPTION: Runner = Runner {
     program: "infer",
     subcommand: Some("caption"),
     witness: Witness::Whole,
-    anew: Anew::Removed,
+    anew: Anew::Option("overwrite"),
     goes_on: None,
 };
 

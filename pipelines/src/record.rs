@@ -32,7 +32,7 @@ pub struct Record {
 pub struct Before {
     /// The training run whose folder it is: while it is that, this stage has nothing to go on from.
     pub run_id: Option<String>,
-    /// It may be replaced: a stage has made it, or the user has said so.
+    /// What is there may be replaced: nothing was, a stage had made it, or the user has said so.
     pub may_go: bool,
 }
 
@@ -65,6 +65,15 @@ impl Record {
     /// See [`Before`].
     pub fn before(&self) -> &Before {
         &self.before
+    }
+
+    /// Whether a stage made the output, whose fingerprint is `output` and which is the training run `run_id`, if it is one. What
+    /// was there before a stage that failed is not its own.
+    pub fn made(&self, output: &str, run_id: Option<&str>) -> bool {
+        match &self.output {
+            Some(made) => made == output,
+            None => self.before.may_go || run_id.is_some() && run_id != self.before.run_id.as_deref(),
+        }
     }
 
     /// The same, finished.
@@ -203,6 +212,23 @@ mod tests {
         let last = record(&["--a", "1", "--b=2"], "m").finished("weights".into());
         let standing = record(&["--b", "2", "--a", "1"], "m").standing(Some(&last), "weights", false);
         assert_eq!(standing, Standing::Done, "the same, written otherwise");
+    }
+
+    #[test]
+    fn an_output_is_a_stage_s_own_if_it_made_it_or_nothing_was_there() {
+        let begun = |run_id: Option<&str>, may_go| {
+            record(&[], "m").instead_of(Before { run_id: run_id.map(str::to_string), may_go })
+        };
+        for (last, output, run_id, own) in [
+            (begun(None, false).finished("weights".into()), "weights", None, true),
+            (begun(None, true).finished("weights".into()), "other weights", None, false),
+            (begun(None, true), "weights", None, true),
+            (begun(None, false), "weights", None, false),
+            (begun(Some("a"), false), "weights", Some("a"), false),
+            (begun(Some("a"), false), "weights", Some("b"), true),
+        ] {
+            assert_eq!(last.made(output, run_id), own, "{last:?}, {output}, {run_id:?}");
+        }
     }
 
     #[test]

@@ -35,6 +35,10 @@ pub fn run(args: &Args, programs: &Programs, signals: &Signals) -> Result<String
     if args.dry_run {
         return Ok(stages.iter().map(Stage::command_line).collect::<Vec<_>>().join("\n"));
     }
+    // Before the first stage works, perhaps for hours.
+    for (index, stage) in stages.iter().enumerate() {
+        stage.require_inputs(&stages[..index]).with_context(|| args.recipe.display().to_string())?;
+    }
     run_stages(&stages, 0, programs, signals, args.force)
 }
 

@@ -55,8 +55,6 @@ pub enum Outcome {
 pub enum Anew {
     /// By the program, which needs an option for it.
     Option(&'static str),
-    /// It is removed before the program starts.
-    Removed,
     /// By the program, which compares it with its options.
     OwnWay,
 }
@@ -88,13 +86,19 @@ impl Stage {
             tracing::info!("[{}] nothing has changed, skipped: {}", self.name, self.output.display());
             return Ok(Outcome::Skipped);
         }
-        let how = self.how(&standing, last.as_ref(), force);
-        if self.disposable || how == How::Anew && self.anew == Anew::Removed {
+        let run_id = self.run_id();
+        let own = last.as_ref().is_some_and(|last| last.made(&output, run_id.as_deref()));
+        let how = self.how(&standing, last.as_ref(), own, force);
+        if self.disposable {
+            if last.is_none() && self.output.symlink_metadata().is_ok() {
+                let (output, name) = (self.output.display(), &self.name);
+                bail!("stage {name}: {output}: no stage has made this; move it away, or give another --output");
+            }
             remove(&self.output)?;
         }
         let before = match (how, &last) {
             (How::GoOn, Some(last)) => last.before().clone(),
-            _ => Before { run_id: self.run_id(), may_go: how == How::Anew },
+            _ => Before { run_id, may_go: how == How::Anew || own || self.output.symlink_metadata().is_err() },
         };
         let record = record.instead_of(before);
         record.write(&record_file)?;
@@ -109,11 +113,12 @@ impl Stage {
     }
 
     /// What the program is to do with an output that is there: an unfinished one of the same options and inputs goes on,
-    /// another one that a stage has made is replaced, and one of unknown origin is the program's own matter.
-    fn how(&self, standing: &Standing, last: Option<&Record>, force: bool) -> How {
+    /// another one that a stage has made (`own`) is replaced, and one of unknown origin is the program's own matter.
+    fn how(&self, standing: &Standing, last: Option<&Record>, own: bool, force: bool) -> How {
         match standing {
             _ if self.disposable => How::AsItIs,
             _ if force => How::Anew,
+            Standing::Changed(_) if !own && !self.may_replace => How::AsItIs,
             Standing::Changed(what) => {
                 if self.anew != Anew::OwnWay && self.output.exists() {
                     tracing::info!("[{}] changed: {what}; run again: {} is replaced", self.name, self.output.display());
@@ -204,6 +209,22 @@ impl Stage {
             .set_len(0)
             .and_then(|()| writeln!(lock, "a run that process {} of pipelines has started", std::process::id()));
         Ok(lock)
+    }
+
+    /// Looks for what is read, unless a stage before this one writes it.
+    ///
+    /// # Errors
+    /// An input that will not be there, with the stage.
+    pub fn require_inputs(&self, before: &[Self]) -> Result<()> {
+        let is_written = |path: &Path| before.iter().any(|stage| path.starts_with(&stage.output));
+        match self.inputs.iter().find(|(path, _)| !path.exists() && !is_written(path)) {
+            Some((path, _)) => bail!(
+                "stage {}: {}: no such file or folder; the stage reads it, and no stage before it writes it",
+                self.name,
+                path.display()
+            ),
+            None => Ok(()),
+        }
     }
 
     /// The command line, to be pasted into a shell.

@@ -193,10 +193,10 @@ fn a_changed_option_trains_and_captions_anew_and_nothing_else_does() {
 fn a_run_that_no_stage_has_made_is_not_replaced() {
     let recipe = undisturbed(&(SHORT.to_string() + SLOW));
     std::fs::remove_file(recipe.path("run.stage.json")).expect("removed");
-    recipe.write(&(SHORT.to_string() + FAST));
     let before = recipe.weights();
-    // Not the second time either, when the stage has a record.
-    for _ in 0..2 {
+    // Not the second time either, when the stage has a record, and not with other options than that.
+    for more in ["", "", "warmup_steps = 1\n"] {
+        recipe.write(&(SHORT.to_string() + FAST + more));
         let output = recipe.command(&[]).output().expect("starts");
         let log = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{log}");
@@ -206,6 +206,47 @@ fn a_run_that_no_stage_has_made_is_not_replaced() {
     recipe.write(&(SHORT.to_string() + FAST + "overwrite_output_dir = true\n"));
     recipe.run(&[]);
     assert!(recipe.weights() != before);
+}
+
+/// Files and folders that a recipe names as output by mistake stay, also when its options change, and folders when all is to be
+/// made again.
+#[test]
+fn what_no_stage_has_made_stays() {
+    let recipe = Recipe::new();
+    let made = made().join("quickstart").display().to_string();
+    let (photos, notes) = (recipe.path("photos"), recipe.path("notes.jsonl"));
+    std::fs::create_dir(&photos).expect("a folder");
+    std::fs::write(photos.join("a.png"), "a picture").expect("written");
+    std::fs::write(&notes, "notes\n").expect("written");
+    let [photo, note] = [photos.join("a.png"), notes.clone()];
+    let pictures = format!("images = \"{made}/held_out/images\"\n");
+    for (output, input) in [(&photos, &pictures), (&notes, &pictures)] {
+        for (tokens, more) in [(3, None), (4, None), (4, Some("--force"))] {
+            if more.is_some() && output == &notes {
+                continue; // a file is replaced with --force
+            }
+            let text = format!(
+                "[infer]\nmodel = \"{made}/run\"\n{input}output = \"{}\"\nmax_new_tokens = {tokens}\n",
+                output.display()
+            );
+            std::fs::write(recipe.path("recipe.toml"), text).expect("written");
+            let run = recipe.command(more.as_slice()).output().expect("starts");
+            let log = String::from_utf8_lossy(&run.stderr);
+            assert_eq!(run.status.code(), Some(1), "{log}");
+            assert_eq!(std::fs::read_to_string(&photo).expect("still there"), "a picture", "{log}");
+            assert_eq!(std::fs::read_to_string(&note).expect("still there"), "notes\n", "{log}");
+        }
+    }
+    // One of the pictures that are read is not written to, even with --force.
+    let text = format!(
+        "[infer]\nmodel = \"{made}/run\"\nimages = \"{}\"\noutput = \"{}\"\n",
+        photos.display(),
+        photo.display()
+    );
+    std::fs::write(recipe.path("recipe.toml"), text).expect("written");
+    let run = recipe.command(&["--force"]).output().expect("starts");
+    assert_eq!(run.status.code(), Some(1), "{}", String::from_utf8_lossy(&run.stderr));
+    assert_eq!(std::fs::read_to_string(&photo).expect("still there"), "a picture");
 }
 
 const LONG: &str = "max_steps = 200\nsave_steps = 3\n";

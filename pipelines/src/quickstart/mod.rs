@@ -145,9 +145,18 @@ fn make(args: &Args, programs: &Programs) -> Result<()> {
         return Ok(());
     }
     let [training, held_out, clip, qwen2] = MADE.map(|name| args.output.join(name));
+    let is_own = record.exists();
     for folder in [&training, &held_out, &clip, &qwen2].into_iter().filter(|folder| folder.exists()) {
+        let expected = format!("a new folder, or the quickstart's, beside {}", record.display());
+        ensure!(
+            is_own,
+            Error::invalid(folder.display(), "a folder of something else", expected, "give another --output")
+        );
         std::fs::remove_dir_all(folder).map_err(Error::io(folder))?;
     }
+    // A quickstart that is ended from here on is known as such.
+    let begun = Made { program: String::new(), settings: settings.clone(), folders: BTreeMap::new() };
+    json::write(&record, &begun)?;
     tracing::info!(
         "[data] {} pictures to train on and {} held out: {}",
         args.pictures,
