@@ -162,7 +162,7 @@ pub fn in_process_of(model: Reference, output: &Path, train_type: &str, split: S
     let config = Config::from_arg_matches(&matches).expect("options of train");
     let config = recipe::resolve(config, &matches, None).expect("valid options");
     let run = |rank| trainer::run(&config, rank, device, &StopRequest::default());
-    run_ranks(split.ranks, Duration::from_secs(60), run).expect("the run succeeds");
+    run_ranks(split.ranks, None, Duration::from_secs(60), run).expect("the run succeeds");
 }
 
 /// Runs the tiny model's jobs, each on one and on two ranks (micro-batch 2, four rows a step), and compares the whole log and
@@ -250,4 +250,17 @@ pub fn final_weights(output: &Path) -> Vec<u8> {
     let names = ["model.safetensors", "adapter_model.safetensors"];
     let path = names.iter().map(|name| output.join(name)).find(|path| path.exists()).expect("final weights");
     std::fs::read(path).expect("readable")
+}
+
+/// Copies a folder with all that is in it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("created");
+    for entry in std::fs::read_dir(from).expect("readable").flatten() {
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if source.is_dir() {
+            copy_folder(&source, &target);
+        } else {
+            std::fs::copy(&source, &target).expect("copied");
+        }
+    }
 }

@@ -38,7 +38,8 @@ fn processes_with(mark: &Path) -> Vec<String> {
     lines.filter(|line| line.contains(&mark)).collect()
 }
 
-fn faulty() -> &'static str {
+/// `train` with a fault at a chosen place.
+pub fn faulty() -> &'static str {
     env!("CARGO_BIN_EXE_faulty_train")
 }
 

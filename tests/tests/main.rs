@@ -33,6 +33,7 @@ mod generation;
 mod generic_backend;
 #[cfg(target_os = "linux")]
 mod gpu_job;
+mod hosts;
 mod hub;
 mod image_zip;
 mod inspect;

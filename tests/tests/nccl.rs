@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use tests::project_file;
-use tests::training::{Split, column, compare_log, fail, final_weights, metrics, mpi, succeed, threads};
+use tests::training::{Split, column, compare_log, copy_folder, fail, final_weights, metrics, mpi, succeed, threads};
 
 const fn split(ranks: usize, micro_batch: usize, accumulation: usize) -> Split {
     Split { ranks, micro_batch, accumulation }
@@ -169,18 +169,6 @@ fn checkpoints_are_resumed_by_any_ranks() {
             }),
         }
         println!("{name}: goes on");
-    }
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir(to).expect("created");
-    for entry in std::fs::read_dir(from).expect("readable").flatten() {
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        if source.is_dir() {
-            copy_folder(&source, &target);
-        } else {
-            std::fs::copy(&source, &target).expect("copied");
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 use tests::program;
-use tests::training::{Split, arguments, compare, final_weights, metrics, mpi, succeed, threads};
+use tests::training::{Split, arguments, compare, copy_folder, final_weights, metrics, mpi, succeed, threads};
 
 const fn of_ranks(ranks: usize) -> Split {
     Split { ranks, micro_batch: 4 / ranks, accumulation: 1 }
@@ -18,10 +18,6 @@ fn checkpoints(output: &Path) -> Vec<String> {
     names.retain(|name| name.contains("checkpoint-"));
     names.sort();
     names
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    succeed(Command::new("cp").arg("-r").arg(from).arg(to));
 }
 
 /// Saved by N ranks at step 4, continued by M: the same trajectory, and the same bits when N = M. Twelve rows a step can be

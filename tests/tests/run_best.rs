@@ -165,7 +165,7 @@ fn in_process(shards: &Path, output: &Path, more: &[&str], stop: bool) {
         request.set();
     }
     let run = |rank| trainer::run(&config, rank, &cpu().autodiff(), &request);
-    run_ranks(1, Duration::from_secs(60), run).expect("the run succeeds");
+    run_ranks(1, None, Duration::from_secs(60), run).expect("the run succeeds");
 }
 
 /// Step 2 is skipped: the second batch has a row with a token whose embedding is infinite.

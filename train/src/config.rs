@@ -326,6 +326,12 @@ pub struct Config {
     #[arg(long, value_enum, default_value_t = CollectiveChoice::Auto)]
     #[serde(default)]
     pub collective: CollectiveChoice,
+    /// Ranks of a host. Where there are several hosts with several ranks each, MPI ranks exchange within each host first, then between
+    /// them, which sums in another order than one host; threads take that order where this is given
+    /// [default: the hosts that MPI ranks are on; threads: all on one].
+    #[arg(long, value_name = "N")]
+    #[serde(default)]
+    pub ranks_per_host: Option<usize>,
     /// Where to compute: `auto` (a GPU that `train devices` lists, else the CPU), `cpu`, or `cuda:N` (rank r of a machine on GPU
     /// N + r; needs a build with `--features cuda`), or `vulkan:N` (needs a build with `--features wgpu`).
     #[arg(long, default_value = AUTO)]

@@ -39,7 +39,7 @@ const fn above_0() -> Domain {
     Domain { low: 0.0, has_low: false, high: LARGEST, has_high: true }
 }
 
-const DOMAINS: [(&str, Domain); 31] = [
+const DOMAINS: [(&str, Domain); 32] = [
     ("learning_rate", at_least(0.0)),
     ("mm_projector_lr", at_least(0.0)),
     ("vision_tower_lr", at_least(0.0)),
@@ -63,6 +63,7 @@ const DOMAINS: [(&str, Domain); 31] = [
     ("per_device_eval_batch_size", between(1.0, MOST)),
     ("gradient_accumulation_steps", between(1.0, MOST)),
     ("nproc", between(1.0, MOST)),
+    ("ranks_per_host", between(1.0, MOST)),
     ("dataloader_num_workers", between(0.0, 1e4)),
     ("dataloader_prefetch_factor", between(1.0, 1e4)),
     ("logging_steps", Domain { low: 0.0, has_low: false, high: LARGEST, has_high: true }),
@@ -76,7 +77,7 @@ const DOMAINS: [(&str, Domain); 31] = [
 ];
 
 /// Options that need not have a value. (A given one that is no number is refused where it is read.)
-const OPTIONAL: [&str; 2] = ["mm_projector_lr", "vision_tower_lr"];
+const OPTIONAL: [&str; 3] = ["mm_projector_lr", "vision_tower_lr", "ranks_per_host"];
 
 /// Refuses the first option whose value is outside its domain.
 ///

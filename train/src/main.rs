@@ -245,7 +245,7 @@ fn is_about_whole_numbers(error: &clap::Error) -> bool {
 fn run(config: &Config, args: Vec<OsString>) -> Result<Done> {
     let stop_request = StopRequest::listen().context("listening to SIGINT and SIGTERM")?;
     let timeout = Duration::from_secs(config.collective_timeout_seconds);
-    let Finished { state, stopped_in } = launch::run_ranks(config.nproc, timeout, |rank| {
+    let Finished { state, stopped_in } = launch::run_ranks(config.nproc, config.ranks_per_host, timeout, |rank| {
         let device = setup::device(config, launch::local_rank(rank.rank()))?;
         trainer::run(config, rank, &device, &stop_request)
     })?;

@@ -121,7 +121,7 @@ fn main() -> Result<ExitCode> {
     let (kind, rank, exchange) = fault()?;
     let timeout = Duration::from_secs(config.collective_timeout_seconds);
     let device = kernels::device::cpu_autodiff();
-    run_ranks(config.nproc, timeout, |inner| {
+    run_ranks(config.nproc, config.ranks_per_host, timeout, |inner| {
         let faulty = Faulty { inner, kind, rank, exchanges_left: exchange };
         trainer::run(&config, Box::new(faulty), &device, &StopRequest::default())
     })?;

@@ -45,6 +45,12 @@ pub enum CollectiveError {
         /// Its exchange.
         other: Place,
     },
+    /// Ranks would sum in different orders.
+    #[error("--ranks_per_host: that of ranks {ranks:?} differs from that of rank 0; give every rank the same flags")]
+    OtherHosts {
+        /// Ranks that were given another number.
+        ranks: Vec<usize>,
+    },
     /// Work that all ranks wait for hangs.
     #[error("{what}: no progress of ranks {ranks:?} within {} s (--collective_timeout_seconds sets the limit)", timeout.as_secs())]
     NoProgress {

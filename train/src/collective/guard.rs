@@ -119,6 +119,12 @@ pub fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_string()
 }
 
+/// What tells this machine from others, also where several have one name, as NCCL does.
+pub(super) fn machine() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    format!("{} {}", host(), boot.trim())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! How this process was started: alone, to run ranks as threads, or as one of several processes.
 
 use super::guard::{self, Note};
+use super::hosts::Hosts;
 use super::mpi::{self, MpiRank, abort_all};
 use super::{Collective, CollectiveError, threads};
 use anyhow::{Result, anyhow};
@@ -29,27 +30,30 @@ pub fn local_rank(rank: usize) -> usize {
     if launched_processes() > 1 { of_launcher().unwrap_or(rank) } else { rank }
 }
 
-/// Runs every rank of this process: `nproc` threads, or this process as one MPI rank under a launcher.
+/// Runs every rank of this process: `nproc` threads, or this process as one MPI rank under a launcher. Threads sum in the order
+/// of as many MPI ranks on hosts of `ranks_per_host`, if that is given.
 ///
 /// # Errors
 /// The first failure; under MPI a failure of any rank ends all of them.
 pub fn run_ranks<T: Send>(
     nproc: usize,
+    ranks_per_host: Option<usize>,
     timeout: Duration,
     rank_main: impl Fn(Box<dyn Collective>) -> Result<T> + Sync,
 ) -> Result<T> {
     match launched_processes() {
-        0 | 1 => run_threads(nproc, timeout, rank_main),
-        launched => run_mpi(launched, timeout, rank_main),
+        0 | 1 => run_threads(Hosts::of_size(nproc, ranks_per_host.unwrap_or(nproc)), timeout, rank_main),
+        launched => run_mpi(launched, ranks_per_host, timeout, rank_main),
     }
 }
 
 fn run_threads<T: Send>(
-    nproc: usize,
+    hosts: Hosts,
     timeout: Duration,
     rank_main: impl Fn(Box<dyn Collective>) -> Result<T> + Sync,
 ) -> Result<T> {
-    let results = threads::run(nproc, timeout, |rank| rank_main(Box::new(rank)));
+    let nproc = hosts.ranks();
+    let results = threads::run_as_on(hosts, timeout, |rank| rank_main(Box::new(rank)));
     let mut first = None;
     let mut failures = Vec::new();
     for (rank, result) in results.into_iter().enumerate() {
@@ -101,16 +105,22 @@ fn share_cores() -> Result<()> {
     Ok(())
 }
 
-fn run_mpi<T>(launched: usize, timeout: Duration, rank_main: impl Fn(Box<dyn Collective>) -> Result<T>) -> Result<T> {
+fn run_mpi<T>(
+    launched: usize,
+    ranks_per_host: Option<usize>,
+    timeout: Duration,
+    rank_main: impl Fn(Box<dyn Collective>) -> Result<T>,
+) -> Result<T> {
     let note = Note::of_this_rank()?;
     share_cores()?;
-    let rank = MpiRank::start(timeout, note)?;
+    let mut rank = MpiRank::start(timeout, note)?;
     let (index, world_size) = (rank.rank(), rank.world_size());
     if world_size != launched {
         return Err(CollectiveError::OtherMpi { launched, found: world_size }.into());
     }
     tracing::info!("rank {index} of {world_size}: process {} on {}", std::process::id(), guard::host());
-    match rank_main(Box::new(rank)) {
+    let run = rank.find_hosts(ranks_per_host).map_err(anyhow::Error::from).and_then(|()| rank_main(Box::new(rank)));
+    match run {
         Ok(value) => Ok(mpi::finalize().map(|()| value)?),
         Err(error) => {
             tracing::error!("rank {index} of {world_size}: {error:#}");
@@ -149,7 +159,7 @@ mod tests {
 
     #[test]
     fn the_failing_rank_is_reported_not_those_it_ended() {
-        let result: Result<()> = run_ranks(2, Duration::from_secs(5), |mut rank| {
+        let result: Result<()> = run_ranks(2, None, Duration::from_secs(5), |mut rank| {
             if rank.rank() == 1 {
                 anyhow::bail!("disk full");
             }

@@ -4,6 +4,7 @@ mod attend;
 pub mod background;
 mod error;
 pub mod guard;
+pub mod hosts;
 pub mod launch;
 pub mod mpi;
 pub mod nccl;
@@ -51,8 +52,8 @@ pub trait Collective<B: Buffer = HostBuffer>: Send {
     /// Ranks.
     fn world_size(&self) -> usize;
 
-    /// Adds to `own` the sum over the ranks of what this rank owns of their `flat`. The sum is in rank order, so that it
-    /// does not depend on how the ranks are connected.
+    /// Adds to `own` the sum over the ranks of what this rank owns of their `flat`. The sum is in rank order, that of several
+    /// [`hosts`] the sum of theirs in order, so that it does not depend on how the ranks are connected.
     fn reduce_scatter(&mut self, place: &Place, parts: &[usize], flat: B, own: &mut B) -> Result<B>;
 
     /// Puts together in `full` what every rank owns.
@@ -86,18 +87,23 @@ fn owned_slices(parts: &[usize], world_size: usize, rank: usize) -> impl Iterato
 }
 
 /// `own += ((s₀ + s₁) + s₂) + …`, value by value.
-fn add_in_rank_order(own: &mut [f32], sources: &[&[f32]]) {
+fn add_in_order(own: &mut [f32], sources: &[&[f32]]) {
     const CHUNK: usize = 2048;
-    let Some((first, others)) = sources.split_first() else { return };
     let mut buffer = [0f32; CHUNK];
     for (index, own) in own.chunks_mut(CHUNK).enumerate() {
         let at = index * CHUNK..index * CHUNK + own.len();
         let sum = &mut buffer[..own.len()];
-        sum.copy_from_slice(&first[at.clone()]);
-        for other in others {
-            sum.iter_mut().zip(&other[at.clone()]).for_each(|(sum, value)| *sum += value);
-        }
+        sum_in_order(sum, sources.iter().map(|source| &source[at.clone()]));
         own.iter_mut().zip(&*sum).for_each(|(own, sum)| *own += sum);
+    }
+}
+
+/// `sum = ((s₀ + s₁) + s₂) + …`, value by value.
+fn sum_in_order<'a>(sum: &mut [f32], mut sources: impl Iterator<Item = &'a [f32]>) {
+    let Some(first) = sources.next() else { return sum.fill(0.0) };
+    sum.copy_from_slice(first);
+    for other in sources {
+        sum.iter_mut().zip(other).for_each(|(sum, value)| *sum += value);
     }
 }
 

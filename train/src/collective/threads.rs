@@ -1,7 +1,8 @@
 //! Ranks as threads of one process: buffers are read where they are.
 
+use super::hosts::Hosts;
 use super::roll_call::RollCall;
-use super::{Collective, CollectiveError, Place, Result, add_in_rank_order, owned_slices};
+use super::{Collective, CollectiveError, Place, Result, owned_slices};
 use anyhow::anyhow;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -53,12 +54,14 @@ struct Group {
     exchange: Mutex<Exchange>,
     changed: Condvar,
     timeout: Duration,
+    /// As if the ranks were on several hosts: sums have the bits of theirs.
+    hosts: Hosts,
     /// Of each rank, the exchanges through another library in which it has waited so far.
     waited: Vec<AtomicU64>,
 }
 
 impl Group {
-    fn new(world_size: usize, timeout: Duration) -> Arc<Self> {
+    fn new(world_size: usize, hosts: Hosts, timeout: Duration) -> Arc<Self> {
         let exchange = Exchange {
             posted: vec![None; world_size],
             places: vec![None; world_size],
@@ -68,7 +71,7 @@ impl Group {
             over: false,
         };
         let waited = (0..world_size).map(|_| AtomicU64::new(0)).collect();
-        Arc::new(Self { exchange: Mutex::new(exchange), changed: Condvar::new(), timeout, waited })
+        Arc::new(Self { exchange: Mutex::new(exchange), changed: Condvar::new(), timeout, hosts, waited })
     }
 
     /// A rank that panicked while it held the lock has left consistent state behind: fields are set one at a time.
@@ -122,7 +125,7 @@ pub struct ThreadRank {
 impl ThreadRank {
     /// The only rank of a run by itself.
     pub fn alone() -> Self {
-        Self { group: Group::new(1, Duration::from_secs(3600)), rank: 0, world_size: 1, bytes_sent: 0 }
+        Self { group: Group::new(1, Hosts::one(1), Duration::from_secs(3600)), rank: 0, world_size: 1, bytes_sent: 0 }
     }
 
     fn exchange(&self, place: &Place, send: Vec<f32>, read: impl FnOnce(&[Arc<Vec<f32>>])) -> Result<Vec<f32>> {
@@ -177,10 +180,11 @@ impl Collective for ThreadRank {
     ) -> Result<Vec<f32>> {
         let (rank, world_size) = (self.rank, self.world_size);
         self.bytes_sent += ((world_size - 1) * parts.iter().sum::<usize>() * size_of::<f32>()) as u64;
+        let hosts = &self.group.hosts;
         self.exchange(place, flat, |all| {
             for (of_flat, of_own) in owned_slices(parts, world_size, rank) {
                 let sources: Vec<&[f32]> = all.iter().map(|flat| &flat[of_flat.clone()]).collect();
-                add_in_rank_order(&mut own[of_own], &sources);
+                hosts.add(&mut own[of_own], &sources);
             }
         })
     }
@@ -284,7 +288,17 @@ pub fn run<T: Send>(
     timeout: Duration,
     rank_main: impl Fn(ThreadRank) -> anyhow::Result<T> + Sync,
 ) -> Vec<anyhow::Result<T>> {
-    let group = Group::new(world_size, timeout);
+    run_as_on(Hosts::one(world_size), timeout, rank_main)
+}
+
+/// As [`run`], with the sums of ranks on several hosts.
+pub fn run_as_on<T: Send>(
+    hosts: Hosts,
+    timeout: Duration,
+    rank_main: impl Fn(ThreadRank) -> anyhow::Result<T> + Sync,
+) -> Vec<anyhow::Result<T>> {
+    let world_size = hosts.ranks();
+    let group = Group::new(world_size, hosts, timeout);
     let watchdog = Watchdog::start(&group);
     let results = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..world_size)

@@ -26,13 +26,11 @@ pub struct ScalingArgs {
     /// Numbers of ranks in the table.
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512])]
     pub ranks: Vec<usize>,
-    /// Ranks of a host [default: the GPUs of such a host; on a CPU, all of the run's].
-    #[arg(long, value_name = "N")]
-    pub ranks_per_host: Option<usize>,
     /// Rates to compute with; the options below replace single ones [default: h200 with --device cuda, else cpu].
     #[arg(long, value_enum)]
     pub hardware: Option<Hardware>,
-    /// How a block's exchange is done: `direct` is what MPI ranks and threads do.
+    /// How a block's exchange is done: `hierarchy` is what MPI ranks do, `ring` what NCCL does
+    /// [default: that of the hardware].
     #[arg(long, value_enum)]
     pub exchange: Option<Exchange>,
     /// Rows a second that one rank by itself was measured to train, in place of FLOP/s.
@@ -72,11 +70,11 @@ pub enum Hardware {
 /// How a block's values get to the ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Exchange {
-    /// Every rank sends its part to every other one.
+    /// Every rank sends its part to every other one, as MPI ranks do that are all on one host or one on each.
     Direct,
     /// Around a ring of all ranks, as NCCL does; hosts are neighbours once.
     Ring,
-    /// Within the hosts first, then between ranks of equal number.
+    /// Within the hosts first, then once between each two of them, as MPI ranks do.
     Hierarchy,
 }
 
@@ -150,32 +148,52 @@ impl Ranks {
     }
 }
 
+/// What an exchange of a block moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Moved {
+    /// Messages of a rank, one after another.
+    messages: f64,
+    /// Bytes of a rank to its host's other ranks.
+    within: f64,
+    /// Bytes of a host to the others.
+    between: f64,
+}
+
 impl Exchange {
-    /// Seconds of a reduce-scatter or an all-gather of `values`.
-    fn seconds(self, values: usize, ranks: Ranks, rates: &Rates) -> f64 {
+    /// A reduce-scatter or an all-gather of `values`.
+    fn moved(self, values: usize, ranks: Ranks) -> Moved {
         if ranks.all == 1 || values == 0 {
-            return 0.0;
+            return Moved::default();
         }
         let bytes = VALUE_BYTES * values as f64;
         let (all, here, hosts) = (ranks.all as f64, ranks.per_host as f64, ranks.hosts() as f64);
-        // A direct exchange waits for each bucket; around a ring the buckets of a block follow each other.
+        // Each bucket is waited for; around a ring the buckets of a block follow each other.
         let buckets = values.div_ceil(MAX_BUCKET_VALUES) as f64;
         match self {
-            Self::Direct => {
-                let local = bytes * (here - 1.0) / all / rates.link;
-                let remote = here * bytes * (all - here) / all / rates.network;
-                local.max(remote) + buckets * (all - 1.0) * rates.latency
-            }
-            Self::Ring => {
-                let slowest = if hosts > 1.0 { rates.link.min(rates.network) } else { rates.link };
-                bytes * (all - 1.0) / all / slowest + (all - 1.0) * rates.latency
-            }
-            Self::Hierarchy => {
-                let local = bytes * (here - 1.0) / here / rates.link;
-                let remote = bytes * (hosts - 1.0) / hosts / rates.network;
-                local + remote + (here - 1.0 + hosts - 1.0) * rates.latency
-            }
+            Self::Direct => Moved {
+                messages: buckets * (all - 1.0),
+                within: bytes * (here - 1.0) / all,
+                between: here * bytes * (all - here) / all,
+            },
+            Self::Ring => Moved {
+                messages: all - 1.0,
+                within: bytes * (all - 1.0) / all,
+                between: if hosts > 1.0 { bytes * (all - 1.0) / all } else { 0.0 },
+            },
+            Self::Hierarchy => Moved {
+                messages: buckets * (here - 1.0 + hosts - 1.0),
+                within: bytes * (here - 1.0) / here,
+                between: bytes * (hosts - 1.0) / hosts,
+            },
         }
+    }
+
+    /// Seconds of it: a hierarchy has its two rounds one after another.
+    fn seconds(self, values: usize, ranks: Ranks, rates: &Rates) -> f64 {
+        let Moved { messages, within, between } = self.moved(values, ranks);
+        let (within, between) = (within / rates.link, between / rates.network);
+        let bytes = if self == Self::Hierarchy { within + between } else { within.max(between) };
+        bytes + messages * rates.latency
     }
 }
 
@@ -209,6 +227,20 @@ impl Step<'_> {
     /// Rows of a rank.
     fn rows(&self) -> f64 {
         self.micro_batch_size * self.accumulation as f64
+    }
+
+    /// What a step's exchanges of blocks move: a sum for each micro-step or the last, and the new values.
+    fn moved(&self, ranks: Ranks, exchange: Exchange) -> Moved {
+        let sums = if self.accumulate == Accumulate::Shard { self.accumulation } else { 1 };
+        let mut all = Moved::default();
+        for block in self.work {
+            let Moved { messages, within, between } = exchange.moved(block.trained, ranks);
+            let times = (sums + 1) as f64;
+            all.messages += times * messages;
+            all.within += times * within;
+            all.between += times * between;
+        }
+        all
     }
 
     /// Walks the blocks: a block's sum begins when its backward pass is done and the exchange before it is, a block's forward pass when
@@ -254,8 +286,8 @@ impl Plan {
         let work = self.work_of_a_row();
         let rates = self.rates(args, &work, measured_flops)?;
         let all_here = args.ranks.iter().copied().max().unwrap_or(1);
-        let per_host = args.ranks_per_host.unwrap_or(if rates.shared { all_here } else { 8 });
-        let exchange = args.exchange.unwrap_or(if rates.shared { Exchange::Direct } else { Exchange::Ring });
+        let per_host = self.config.ranks_per_host.unwrap_or(if rates.shared { all_here } else { 8 });
+        let exchange = args.exchange.unwrap_or(if rates.shared { Exchange::Hierarchy } else { Exchange::Ring });
         let step = Step {
             work: &work,
             micro_batch_size: self.batches.micro_batch_size as f64,
@@ -316,7 +348,20 @@ impl Plan {
             None => writeln!(text, "  communication is less than computing on all of these")?,
         }
         if let Some(all) = better {
-            write!(text, "  a ring or a hierarchy would be faster than direct exchanges from {all} ranks on")?;
+            writeln!(text, "  a ring or a hierarchy would be faster than direct exchanges from {all} ranks on")?;
+        }
+        let most = Ranks::new(all_here, per_host);
+        if most.hosts() > 1 {
+            let describe = |exchange: Exchange| {
+                let Moved { messages, between, .. } = step.moved(most, exchange);
+                (count(messages.round() as usize), size(between))
+            };
+            let ((messages, bytes), (of_direct, bytes_of_direct)) = (describe(exchange), describe(Exchange::Direct));
+            write!(
+                text,
+                "  with {all_here} ranks, a rank's {messages} messages a step and a host's {bytes} to other hosts; "
+            )?;
+            writeln!(text, "every rank to every other: {of_direct} and {bytes_of_direct}")?;
         }
         Ok(text.trim_end().to_string())
     }
@@ -338,8 +383,8 @@ impl Plan {
             ensure!(rate.is_finite() && *rate > 0.0, "train plan --scaling: a rate of {rate}; rates are above 0");
         }
         ensure!(
-            !args.ranks.is_empty() && !args.ranks.contains(&0) && args.ranks_per_host != Some(0),
-            "train plan --scaling: 0 ranks; give --ranks and --ranks_per_host from 1 on"
+            !args.ranks.is_empty() && !args.ranks.contains(&0),
+            "train plan --scaling: 0 ranks; give --ranks from 1 on"
         );
         Ok(rates)
     }
@@ -415,6 +460,18 @@ mod tests {
         close(seconds(Exchange::Direct), 8.0 * 4.0 / 2.0);
         close(seconds(Exchange::Ring), 4.0 * 15.0 / 16.0);
         close(seconds(Exchange::Hierarchy), 4.0 / 2.0);
+    }
+
+    /// One host, or one rank on each: a hierarchy is the direct exchange.
+    #[test]
+    fn a_hierarchy_of_one_level_is_direct() {
+        for (all, per_host) in [(8, 8), (8, 1)] {
+            let moved = |exchange: Exchange| exchange.moved(8_000_000, Ranks::new(all, per_host));
+            assert_eq!(moved(Exchange::Hierarchy), moved(Exchange::Direct), "{all} ranks, {per_host} a host");
+        }
+        // Two buckets of 8 ranks on 2 hosts.
+        let moved = Exchange::Hierarchy.moved(4_000_000, Ranks::new(8, 4));
+        assert_eq!(moved, Moved { messages: 8.0, within: 12e6, between: 8e6 });
     }
 
     #[test]

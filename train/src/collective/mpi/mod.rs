@@ -1,11 +1,14 @@
 //! Ranks as processes under MPI. The library is loaded at run time: building needs none, and any cluster's own MPI is used.
 
+mod by_hosts;
 mod library;
 mod roll_call;
 
-use super::guard::Note;
+use super::guard::{self, Note};
+use super::hosts::Hosts;
 use super::roll_call::RollCall;
-use super::{Collective, CollectiveError, Place, Result, add_in_rank_order, owned_slices};
+use super::{Collective, CollectiveError, Place, Result, add_in_order, all_gather_texts, owned_slices};
+use by_hosts::ByHosts;
 use library::{Handle, MPI, Mpi};
 use roll_call::MpiRollCall;
 use std::ffi::c_int;
@@ -13,8 +16,12 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Tags of exchanges: every MPI has 0 to 32,767, and the last one is that of roll calls.
-const TAGS: u64 = (1 << 15) - 1;
+/// Tags of exchanges: every MPI has 0 to 32,767, of which the last two are those of roll calls.
+const TAGS: u64 = (1 << 15) - 2;
+/// Tag of roll calls of exchanges through another library.
+const OTHERS_ROLL_CALLS: c_int = TAGS as c_int;
+/// Tag of roll calls of exchanges between hosts.
+const OWN_ROLL_CALLS: c_int = TAGS as c_int + 1;
 
 /// This process as a rank.
 pub struct MpiRank {
@@ -22,10 +29,12 @@ pub struct MpiRank {
     rank: usize,
     world_size: usize,
     timeout: Duration,
-    /// Exchanges so far: every rank counts the same, so it serves as tag.
+    /// Rounds of messages so far: every rank counts the same, so it serves as tag.
     sequence: u64,
+    /// See [`by_hosts`]; none, where every rank exchanges with every other one.
+    by_hosts: Option<ByHosts>,
     bytes_sent: u64,
-    /// What other ranks sent for a sum, kept from one exchange to the next.
+    /// What other ranks sent, and what is sent in another order than it lies, kept from one exchange to the next.
     scratch: Vec<f32>,
     /// Where the rank is, should it be killed.
     note: Arc<Note>,
@@ -74,29 +83,88 @@ impl MpiRank {
         let (rank, world_size) = (rank as usize, size as usize);
         note.write(format_args!("rank {rank} of {world_size}, before its first exchange"));
         let note = Arc::new(note);
-        Ok(Self { mpi, rank, world_size, timeout, sequence: 0, bytes_sent: 0, scratch: Vec::new(), note })
+        let (sequence, by_hosts, bytes_sent, scratch) = (0, None, 0, Vec::new());
+        Ok(Self { mpi, rank, world_size, timeout, sequence, by_hosts, bytes_sent, scratch, note })
     }
 
-    /// Sends `outgoing[r]` to every other rank r and receives `incoming[r]` from it. Non-blocking messages are polled: the
+    /// From here on ranks exchange within their hosts first, where that spares messages between hosts. Every rank calls this.
+    /// Hosts are those that the ranks are on, or taken to be of `ranks_per_host` consecutive ranks each.
+    ///
+    /// # Errors
+    /// Ranks were given different numbers.
+    pub fn find_hosts(&mut self, ranks_per_host: Option<usize>) -> Result<()> {
+        // Fewer are on one host, or one of them is alone on each: nothing to spare.
+        if self.world_size < 3 {
+            return Ok(());
+        }
+        let given = ranks_per_host.map(|number| number.to_string()).unwrap_or_default();
+        let all = all_gather_texts(self, "hosts", &[guard::machine(), given])?;
+        let ranks: Vec<usize> = (0..all.len()).filter(|&rank| all[rank].get(1) != all[0].get(1)).collect();
+        if !ranks.is_empty() {
+            return Err(CollectiveError::OtherHosts { ranks });
+        }
+        let hosts = match ranks_per_host {
+            Some(number) => Hosts::of_size(self.world_size, number),
+            None => Hosts::named(&all),
+        };
+        if !hosts.are_direct() {
+            if self.rank == 0 {
+                tracing::info!("exchanges: within each host first, then between {hosts}");
+            }
+            let ranks = (self.rank, self.world_size);
+            let roll_call = MpiRollCall::new(self.mpi, OWN_ROLL_CALLS, ranks, self.timeout, Arc::clone(&self.note));
+            self.by_hosts = Some(ByHosts::new(&hosts, self.rank, roll_call));
+        }
+        Ok(())
+    }
+
+    /// A round of messages: sends to and receives from other ranks what is not empty. Non-blocking messages are polled: the
     /// thread sleeps between polls instead of burning a core that computes, and a peer that is gone is noticed at the
     /// deadline. Whatever goes wrong ends the job here: MPI may still use the buffers.
-    fn exchange(&mut self, place: &Place, outgoing: &[&[f32]], incoming: &mut [&mut [f32]]) {
+    fn exchange(&mut self, place: &Place, mut outgoing: Vec<(usize, &[f32])>, incoming: Vec<(usize, &mut [f32])>) {
         let (rank, world_size) = (self.rank, self.world_size);
-        self.note.write(format_args!("rank {rank} of {world_size}, whose last exchange was {place}"));
         let tag = (self.sequence % TAGS) as c_int;
         self.sequence += 1;
-        let mut messages = Vec::with_capacity(2 * self.world_size);
-        for (peer, buffer) in incoming.iter_mut().enumerate().filter(|(peer, _)| *peer != self.rank) {
+        let mut messages = Vec::with_capacity(outgoing.len() + incoming.len());
+        for (peer, buffer) in incoming.into_iter().filter(|(peer, buffer)| *peer != rank && !buffer.is_empty()) {
             let to = buffer.as_mut_ptr();
             messages.push(self.transfer(place, to, buffer.len(), peer, tag, true));
         }
         // Each rank begins with the next one, so that not all send to the same.
-        for peer in (1..self.world_size).map(|step| (self.rank + step) % self.world_size) {
-            let buffer = outgoing[peer];
+        outgoing.sort_by_key(|(peer, _)| (peer + world_size - rank) % world_size);
+        for (peer, buffer) in outgoing.into_iter().filter(|(peer, buffer)| *peer != rank && !buffer.is_empty()) {
             self.bytes_sent += size_of_val(buffer) as u64;
             messages.push(self.transfer(place, buffer.as_ptr().cast_mut(), buffer.len(), peer, tag, false));
         }
         self.complete(place, messages);
+    }
+
+    /// Adds to `own` the sum of what every rank sends of `bucket`, directly.
+    fn reduce_scatter_bucket(&mut self, place: &Place, bucket: &[f32], own: &mut [f32]) {
+        let (rank, part) = (self.rank, own.len());
+        let mut scratch = self.take_scratch(bucket.len());
+        let mut incoming: Vec<&mut [f32]> = scratch.chunks_exact_mut(part).take(self.world_size).collect();
+        let outgoing = bucket.chunks_exact(part).enumerate().collect();
+        self.exchange(place, outgoing, incoming.iter_mut().map(|part| &mut **part).enumerate().collect());
+        let mut sources: Vec<&[f32]> = incoming.into_iter().map(|part| &*part).collect();
+        sources[rank] = &bucket[rank * part..][..part];
+        add_in_order(own, &sources);
+        self.scratch = scratch;
+    }
+
+    /// Puts together `bucket` of what every rank sends, directly.
+    fn all_gather_bucket(&mut self, place: &Place, own: &[f32], bucket: &mut [f32]) {
+        let mut incoming: Vec<&mut [f32]> = bucket.chunks_exact_mut(own.len()).collect();
+        incoming[self.rank].copy_from_slice(own);
+        let outgoing = (0..self.world_size).map(|peer| (peer, own)).collect();
+        self.exchange(place, outgoing, incoming.into_iter().enumerate().collect());
+    }
+
+    /// Room for `len` values at least; to be put back.
+    fn take_scratch(&mut self, len: usize) -> Vec<f32> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.resize(scratch.len().max(len), 0.0);
+        scratch
     }
 
     fn transfer(&self, place: &Place, buffer: *mut f32, len: usize, peer: usize, tag: c_int, arrives: bool) -> Message {
@@ -113,7 +181,7 @@ impl MpiRank {
         Message { request, peer, arrives }
     }
 
-    fn complete(&self, place: &Place, mut messages: Vec<Message>) {
+    fn complete(&mut self, place: &Place, mut messages: Vec<Message>) {
         let started = Instant::now();
         let mut pause = Duration::from_micros(20);
         loop {
@@ -129,22 +197,41 @@ impl MpiRank {
             if messages.is_empty() {
                 return;
             }
+            if let Some(Err(error)) = self.by_hosts.as_mut().map(|by_hosts| by_hosts.waits(place, started)) {
+                self.end(place, &error.to_string());
+            }
             if started.elapsed() > self.timeout {
                 let silent = |arrives: bool| {
                     let peers = messages.iter().filter(|message| message.arrives == arrives);
                     peers.map(|message| message.peer).collect::<Vec<_>>()
                 };
+                // Between hosts a rank may wait for one that itself waits for another.
+                let absent = self.by_hosts.as_mut().map(ByHosts::absent).unwrap_or_default();
+                let who = match absent.is_empty() {
+                    true => format!(
+                        "nothing came from ranks {:?}, nothing was taken by ranks {:?}",
+                        silent(true),
+                        silent(false)
+                    ),
+                    false => format!("ranks {absent:?} did not come"),
+                };
+                let limit = self.timeout.as_secs();
                 let cause = format!(
-                    "did not complete within {} s: nothing came from ranks {:?}, nothing was taken by ranks {:?}: such a rank \
-                     was killed, hangs or is disconnected (--collective_timeout_seconds sets the limit)",
-                    self.timeout.as_secs(),
-                    silent(true),
-                    silent(false)
+                    "did not complete within {limit} s: {who}: such a rank was killed, hangs or is disconnected \
+                     (--collective_timeout_seconds sets the limit)"
                 );
                 self.end(place, &cause);
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_micros(200));
+        }
+    }
+
+    fn begin(&mut self, place: &Place) {
+        let (rank, world_size) = (self.rank, self.world_size);
+        match &mut self.by_hosts {
+            Some(by_hosts) => by_hosts.begins(place),
+            None => self.note.write(format_args!("rank {rank} of {world_size}, whose last exchange was {place}")),
         }
     }
 
@@ -170,33 +257,29 @@ impl Collective for MpiRank {
         flat: Vec<f32>,
         own: &mut Vec<f32>,
     ) -> Result<Vec<f32>> {
-        let (rank, world_size) = (self.rank, self.world_size);
+        self.begin(place);
         let mut start = 0;
-        for (&part, (of_flat, of_own)) in parts.iter().zip(owned_slices(parts, world_size, rank)) {
-            let outgoing: Vec<&[f32]> = flat[start..start + part * world_size].chunks_exact(part).collect();
-            start += part * world_size;
-            let mut scratch = std::mem::take(&mut self.scratch);
-            scratch.resize(scratch.len().max(part * world_size), 0.0);
-            let mut incoming: Vec<&mut [f32]> = scratch.chunks_exact_mut(part).take(world_size).collect();
-            self.exchange(place, &outgoing, &mut incoming);
-            let mut sources: Vec<&[f32]> = incoming.into_iter().map(|part| &*part).collect();
-            sources[rank] = &flat[of_flat];
-            add_in_rank_order(&mut own[of_own], &sources);
-            self.scratch = scratch;
+        for (&part, (_, of_own)) in parts.iter().zip(owned_slices(parts, self.world_size, self.rank)) {
+            let bucket = &flat[start..start + part * self.world_size];
+            start += bucket.len();
+            match self.by_hosts {
+                Some(_) => self.reduce_scatter_by_hosts(place, bucket, &mut own[of_own]),
+                None => self.reduce_scatter_bucket(place, bucket, &mut own[of_own]),
+            }
         }
         Ok(flat)
     }
 
     fn all_gather(&mut self, place: &Place, parts: &[usize], own: Vec<f32>, full: &mut Vec<f32>) -> Result<Vec<f32>> {
-        let (rank, world_size) = (self.rank, self.world_size);
+        self.begin(place);
         let mut rest = full.as_mut_slice();
-        for (&part, (_, of_own)) in parts.iter().zip(owned_slices(parts, world_size, rank)) {
-            let (bucket, after) = std::mem::take(&mut rest).split_at_mut(part * world_size);
+        for (&part, (_, of_own)) in parts.iter().zip(owned_slices(parts, self.world_size, self.rank)) {
+            let (bucket, after) = std::mem::take(&mut rest).split_at_mut(part * self.world_size);
             rest = after;
-            let mut incoming: Vec<&mut [f32]> = bucket.chunks_exact_mut(part).collect();
-            incoming[rank].copy_from_slice(&own[of_own.clone()]);
-            let outgoing = vec![&own[of_own]; world_size];
-            self.exchange(place, &outgoing, &mut incoming);
+            match self.by_hosts {
+                Some(_) => self.all_gather_by_hosts(place, &own[of_own], bucket),
+                None => self.all_gather_bucket(place, &own[of_own], bucket),
+            }
         }
         Ok(own)
     }
@@ -214,7 +297,8 @@ impl Collective for MpiRank {
     }
 
     fn roll_call(&self) -> Box<dyn RollCall> {
-        Box::new(MpiRollCall::new(self.mpi, (self.rank, self.world_size), self.timeout, Arc::clone(&self.note)))
+        let ranks = (self.rank, self.world_size);
+        Box::new(MpiRollCall::new(self.mpi, OTHERS_ROLL_CALLS, ranks, self.timeout, Arc::clone(&self.note)))
     }
 }
 

@@ -3,7 +3,6 @@
 use super::super::guard::Note;
 use super::super::roll_call::RollCall;
 use super::super::{Place, Result};
-use super::TAGS;
 use super::library::{Handle, Mpi};
 use std::ffi::c_int;
 use std::sync::Arc;
@@ -19,6 +18,8 @@ const TRIES: usize = 20;
 /// Roll calls of processes under MPI.
 pub(super) struct MpiRollCall {
     mpi: &'static Mpi,
+    /// Of its messages alone.
+    tag: c_int,
     rank: usize,
     world_size: usize,
     note: Arc<Note>,
@@ -34,10 +35,16 @@ pub(super) struct MpiRollCall {
 }
 
 impl MpiRollCall {
-    pub(super) fn new(mpi: &'static Mpi, ranks: (usize, usize), timeout: Duration, note: Arc<Note>) -> Self {
+    pub(super) fn new(
+        mpi: &'static Mpi,
+        tag: c_int,
+        ranks: (usize, usize),
+        timeout: Duration,
+        note: Arc<Note>,
+    ) -> Self {
         let (rank, world_size) = ranks;
         let (sending, heard, listened) = (Vec::new(), vec![0; world_size], Instant::now());
-        Self { mpi, rank, world_size, note, told: 0, sending, heard, listened, long: LONG.min(timeout / 4) }
+        Self { mpi, tag, rank, world_size, note, told: 0, sending, heard, listened, long: LONG.min(timeout / 4) }
     }
 
     fn tell(&mut self, next: u64) -> Result<()> {
@@ -47,9 +54,8 @@ impl MpiRollCall {
             let mut number: Box<[f32; 2]> = Box::new(bytemuck::cast(next));
             let (buffer, mut request) = (number.as_mut_ptr(), 0);
             // SAFETY: the two values stay where they are until the request is complete: for ever, if it never is.
-            let code = unsafe {
-                (mpi.isend)(buffer.cast(), 2, mpi.float, peer as c_int, TAGS as c_int, mpi.world, &mut request)
-            };
+            let code =
+                unsafe { (mpi.isend)(buffer.cast(), 2, mpi.float, peer as c_int, self.tag, mpi.world, &mut request) };
             mpi.check(code, "MPI_Isend")?;
             self.sending.push((request, number));
         }
@@ -67,7 +73,7 @@ impl MpiRollCall {
         for peer in (0..self.world_size).filter(|&peer| peer != self.rank) {
             loop {
                 let mut is_there = 0;
-                let (source, tag) = (peer as c_int, TAGS as c_int);
+                let (source, tag) = (peer as c_int, self.tag);
                 // SAFETY: writes one int; the status is ignored.
                 let code = unsafe { (mpi.iprobe)(source, tag, mpi.world, &mut is_there, mpi.status_ignore) };
                 mpi.check(code, "MPI_Iprobe")?;
@@ -90,6 +96,12 @@ impl RollCall for MpiRollCall {
     fn begins(&mut self, place: &Place) {
         let (rank, world_size) = (self.rank, self.world_size);
         self.note.write(format_args!("rank {rank} of {world_size}, whose last exchange was {place}"));
+        // A rank that never waits for long would leave all that it is told in MPI's memory. What cannot be heard is missed at a
+        // deadline only.
+        if self.listened.elapsed() > LONG {
+            let _ = self.hear();
+            self.listened = Instant::now();
+        }
     }
 
     fn waits(&mut self, _: &Place, exchange: u64, since: Instant) -> Result<()> {
