@@ -74,6 +74,17 @@ pub trait Collective<B: Buffer = HostBuffer>: Send {
     }
 }
 
+/// Values that a rank owns of `parts`; refuses buffers, [whole, owned], that do not fit them.
+fn require_lens(place: &Place, parts: &[usize], world_size: usize, found: [usize; 2]) -> Result<usize> {
+    let own: usize = parts.iter().sum();
+    let expected = [own * world_size, own];
+    if found != expected {
+        let message = format!("{place}: buffers of {found:?} values, expected {expected:?}; report this");
+        return Err(CollectiveError::ExchangePanicked { message });
+    }
+    Ok(own)
+}
+
 /// The slices of a flat buffer of `parts` that `rank` owns: (range in the flat buffer, range in what it owns).
 fn owned_slices(parts: &[usize], world_size: usize, rank: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     let starts = parts.iter().scan(0, |end, part| {

@@ -2,7 +2,7 @@
 
 use super::hosts::Hosts;
 use super::roll_call::RollCall;
-use super::{Collective, CollectiveError, Place, Result, owned_slices};
+use super::{Collective, CollectiveError, Place, Result, owned_slices, require_lens};
 use anyhow::anyhow;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -179,7 +179,8 @@ impl Collective for ThreadRank {
         own: &mut Vec<f32>,
     ) -> Result<Vec<f32>> {
         let (rank, world_size) = (self.rank, self.world_size);
-        self.bytes_sent += ((world_size - 1) * parts.iter().sum::<usize>() * size_of::<f32>()) as u64;
+        let values = require_lens(place, parts, world_size, [flat.len(), own.len()])?;
+        self.bytes_sent += ((world_size - 1) * values * size_of::<f32>()) as u64;
         let hosts = &self.group.hosts;
         self.exchange(place, flat, |all| {
             for (of_flat, of_own) in owned_slices(parts, world_size, rank) {
@@ -191,7 +192,8 @@ impl Collective for ThreadRank {
 
     fn all_gather(&mut self, place: &Place, parts: &[usize], own: Vec<f32>, full: &mut Vec<f32>) -> Result<Vec<f32>> {
         let world_size = self.world_size;
-        self.bytes_sent += ((world_size - 1) * size_of_val(&*own)) as u64;
+        let values = require_lens(place, parts, world_size, [full.len(), own.len()])?;
+        self.bytes_sent += ((world_size - 1) * values * size_of::<f32>()) as u64;
         self.exchange(place, own, |all| {
             for (rank, own) in all.iter().enumerate() {
                 for (of_flat, of_own) in owned_slices(parts, world_size, rank) {

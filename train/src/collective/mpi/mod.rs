@@ -7,7 +7,7 @@ mod roll_call;
 use super::guard::{self, Note};
 use super::hosts::Hosts;
 use super::roll_call::RollCall;
-use super::{Collective, CollectiveError, Place, Result, add_in_order, all_gather_texts, owned_slices};
+use super::{Collective, CollectiveError, Place, Result, add_in_order, all_gather_texts, owned_slices, require_lens};
 use by_hosts::ByHosts;
 use library::{Handle, MPI, Mpi};
 use roll_call::MpiRollCall;
@@ -257,6 +257,7 @@ impl Collective for MpiRank {
         flat: Vec<f32>,
         own: &mut Vec<f32>,
     ) -> Result<Vec<f32>> {
+        require_lens(place, parts, self.world_size, [flat.len(), own.len()])?;
         self.begin(place);
         let mut start = 0;
         for (&part, (_, of_own)) in parts.iter().zip(owned_slices(parts, self.world_size, self.rank)) {
@@ -271,6 +272,7 @@ impl Collective for MpiRank {
     }
 
     fn all_gather(&mut self, place: &Place, parts: &[usize], own: Vec<f32>, full: &mut Vec<f32>) -> Result<Vec<f32>> {
+        require_lens(place, parts, self.world_size, [full.len(), own.len()])?;
         self.begin(place);
         let mut rest = full.as_mut_slice();
         for (&part, (_, of_own)) in parts.iter().zip(owned_slices(parts, self.world_size, self.rank)) {

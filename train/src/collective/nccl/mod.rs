@@ -12,7 +12,7 @@ pub use library::VARIABLE;
 
 use super::background::Communicator;
 use super::roll_call::RollCall;
-use super::{Collective, CollectiveError, Place, Result};
+use super::{Collective, CollectiveError, Place, Result, require_lens};
 use crate::device_buffer::{DeviceBuffer, DeviceMemory};
 use library::{CommConfig, FLOAT32, Handle, IN_PROGRESS, Nccl, SUCCESS, SUM, UniqueId, version};
 use std::ffi::{c_int, c_void};
@@ -206,8 +206,7 @@ impl Collective<DeviceBuffer> for NcclRank {
         flat: DeviceBuffer,
         own: &mut DeviceBuffer,
     ) -> Result<DeviceBuffer> {
-        let values: usize = parts.iter().sum();
-        require_lens(place, [(flat.len(), values * self.world_size), (own.len(), values)])?;
+        let values = require_lens(place, parts, self.world_size, [flat.len(), own.len()])?;
         let (nccl, world_size) = (self.nccl, self.world_size);
         let [from, to] = [flat.address(place)?, own.address_for_sum(place)?];
         self.exchange(place, flat.len() * size_of::<f32>(), [&flat, &*own], |this, stream| {
@@ -234,8 +233,7 @@ impl Collective<DeviceBuffer> for NcclRank {
         own: DeviceBuffer,
         full: &mut DeviceBuffer,
     ) -> Result<DeviceBuffer> {
-        let values: usize = parts.iter().sum();
-        require_lens(place, [(own.len(), values), (full.len(), values * self.world_size)])?;
+        let values = require_lens(place, parts, self.world_size, [full.len(), own.len()])?;
         let (nccl, world_size) = (self.nccl, self.world_size);
         let [from, to] = [own.address(place)?, full.address(place)?];
         self.exchange(place, own.len() * size_of::<f32>(), [&own, &*full], |this, stream| {
@@ -270,16 +268,6 @@ impl Collective<DeviceBuffer> for NcclRank {
 /// Address of the value `index` of a buffer.
 fn at(address: usize, index: usize) -> *mut c_void {
     (address + index * size_of::<f32>()) as *mut c_void
-}
-
-fn require_lens(place: &Place, lens: [(usize, usize); 2]) -> Result<()> {
-    match lens.iter().find(|(found, expected)| found != expected) {
-        None => Ok(()),
-        Some((found, expected)) => {
-            let message = format!("{place}: a buffer of {found} values, expected {expected}; report this");
-            Err(CollectiveError::ExchangePanicked { message })
-        }
-    }
 }
 
 impl Drop for NcclRank {
