@@ -40,7 +40,7 @@ typedef struct Operation {
     Kind kind;
     const float *send;
     float *receive;
-    size_t count;
+    size_t count, size;  // values, bytes of each
     int stuck;
     struct Operation *next;
 } Operation;
@@ -92,26 +92,26 @@ static int carry_out(Communicator *c, const Operation *o) {
     Shared *s = c->shared;
     float *own = s->values + (size_t)c->rank * CHUNK;
     s->posted[c->rank].kind = o->kind;
-    s->posted[c->rank].count = o->count;
+    s->posted[c->rank].count = o->count * o->size;
     if (!barrier(c)) return 0;
     for (int rank = 0; rank < c->ranks; rank++)
-        if (s->posted[rank].kind != (int)o->kind || s->posted[rank].count != o->count) {
+        if (s->posted[rank].kind != (int)o->kind || s->posted[rank].count != o->count * o->size) {
             atomic_store(&c->error, InvalidUsage);
             return 0;
         }
-    size_t room = o->kind == ReduceScatter ? CHUNK / (size_t)c->ranks : CHUNK;
+    size_t room = o->kind == ReduceScatter ? CHUNK / (size_t)c->ranks : CHUNK * sizeof(float) / o->size;
     for (size_t start = 0; start < o->count; start += room) {
         size_t len = o->count - start < room ? o->count - start : room;
         if (o->kind == ReduceScatter)
             for (int to = 0; to < c->ranks; to++)
                 memcpy(own + (size_t)to * room, o->send + (size_t)to * o->count + start, len * sizeof(float));
         else
-            memcpy(own, o->send + start, len * sizeof(float));
+            memcpy(own, (const char *)o->send + start * o->size, len * o->size);
         if (!barrier(c)) return 0;
         for (int from = 0; from < c->ranks; from++) {
             const float *values = s->values + (size_t)from * CHUNK;
             if (o->kind == AllGather)
-                memcpy(o->receive + (size_t)from * o->count + start, values, len * sizeof(float));
+                memcpy((char *)o->receive + ((size_t)from * o->count + start) * o->size, values, len * o->size);
             else
                 for (size_t i = 0; i < len; i++) {
                     float value = values[(size_t)c->rank * room + i];
@@ -155,7 +155,8 @@ static void submit(Communicator *c, Operation operation) {
 static Result call(Communicator *c, Operation o, const char *name, int type) {
     char number[16];
     snprintf(number, sizeof number, "%d", c->calls++);
-    if (type != 7) return InvalidArgument;  // ncclFloat32
+    o.size = type == 7 ? 4 : type == 9 ? 2 : 0;  // ncclFloat32, ncclBfloat16
+    if (!o.size || (o.size == 2 && o.kind == ReduceScatter)) return InvalidArgument;
     if (c->log) {
         fprintf(c->log, "%s %zu\n", name, o.count);
         fflush(c->log);

@@ -92,7 +92,7 @@ fn every_train_type_follows_the_reference() {
 }
 
 #[test]
-fn bf16_has_the_losses_of_threads() {
+fn bf16_has_the_bits_of_threads_and_gathers_half_their_bytes() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let more = [&EXACT[..], &["--device", "cpu-bf16", "--bf16", "true"]].concat();
     let (of_threads, of_nccl) = (folder.path().join("threads"), folder.path().join("nccl"));
@@ -101,6 +101,10 @@ fn bf16_has_the_losses_of_threads() {
     let losses = [&of_threads, &of_nccl].map(|output| column(&metrics(output), "loss"));
     assert_eq!(losses[0], losses[1]);
     assert!(moments(&of_threads) == moments(&of_nccl), "other moments or masters");
+    assert!(final_weights(&of_threads) == final_weights(&of_nccl), "other weights");
+    // A step sums in f32 and gathers the step before's new values: 4 + 2 bytes in place of 4 + 4.
+    let bytes = [&of_threads, &of_nccl].map(|output| column(&metrics(output), "bytes_sent"));
+    assert!(bytes[0].iter().zip(&bytes[1]).skip(1).all(|(f32, bf16)| f32 * 6.0 == bf16 * 8.0), "{bytes:?}");
 }
 
 #[test]

@@ -23,6 +23,11 @@ pub trait Buffer: Send + Sized + 'static {
 
     /// Adds `other`, which is equally long, value by value.
     fn add(&mut self, other: &Self);
+
+    /// A buffer of `len` values of the same dtype, whatever they are.
+    fn alike(&self, buffers: &Buffers<Self>, len: usize) -> Self {
+        buffers.take(len)
+    }
 }
 
 /// Values in the host's memory.

@@ -1,6 +1,6 @@
 //! Buffers on a rank's device that ranks exchange where they are: tensors with the address of their values.
 
-use crate::buffers::Buffer;
+use crate::buffers::{Buffer, Buffers};
 use crate::collective::{CollectiveError, Place};
 use burn::tensor::{DType, Device, Tensor};
 use kernels::Addressed;
@@ -55,11 +55,12 @@ impl DeviceMemory {
     }
 }
 
-/// An f32 vector on a rank's device. Made by the thread that computes, so that an exchange waits for what was launched until
-/// then, and for nothing later.
+/// A vector on a rank's device, in f32, or in bf16 for values that nobody adds up. Made by the thread that computes, so that
+/// an exchange waits for what was launched until then, and for nothing later.
 pub struct DeviceBuffer {
     vector: Result<Addressed, String>,
     len: usize,
+    dtype: DType,
     memory: Arc<DeviceMemory>,
     /// After the kernels that compute the values.
     computed: Option<Event>,
@@ -72,13 +73,13 @@ pub struct DeviceBuffer {
 impl DeviceBuffer {
     /// Of a tensor that is computed, or that will be when what was launched is done.
     pub fn of(tensor: Tensor<1>, memory: &Arc<DeviceMemory>) -> Self {
-        let [len] = tensor.dims();
+        let ([len], dtype) = (tensor.dims(), tensor.dtype());
         let vector = Addressed::new(tensor).map_err(|error| error.to_string());
         let (vector, computed) = match vector.and_then(|vector| Ok((vector, memory.after_context()?))) {
             Ok((vector, computed)) => (Ok(vector), computed),
             Err(error) => (Err(error), None),
         };
-        Self { vector, len, memory: Arc::clone(memory), computed, before: None, is_summed: false }
+        Self { vector, len, dtype, memory: Arc::clone(memory), computed, before: None, is_summed: false }
     }
 
     /// For a sum that is added to `before`.
@@ -94,6 +95,16 @@ impl DeviceBuffer {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Dtype.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes of a value.
+    pub fn value_bytes(&self) -> usize {
+        self.dtype.size()
     }
 
     /// The values.
@@ -148,6 +159,10 @@ impl Buffer for DeviceBuffer {
         if let (Ok(own), Ok(other)) = (&self.vector, &other.vector) {
             *self = Self::of(own.tensor().clone() + other.tensor().clone(), &self.memory);
         }
+    }
+
+    fn alike(&self, _: &Buffers<Self>, len: usize) -> Self {
+        Self::of(Tensor::zeros([len], (&self.memory.device, self.dtype)), &self.memory)
     }
 }
 

@@ -75,7 +75,7 @@ impl<B: Buffer> Exchanges<B> {
     pub fn gather(&mut self, block: usize, own: B) -> Result<()> {
         let (place, parts) = self.place("all-gather", block);
         // Here and not where it is filled: a device orders what its threads do by when they ask for it.
-        let mut full = self.buffers.take(self.layout.blocks[block].padded_len);
+        let mut full = own.alike(&self.buffers, self.layout.blocks[block].padded_len);
         let pending = self.communicator.submit(move |collective| {
             collective.all_gather(&place, &parts, own, &mut full)?;
             Ok(full)

@@ -50,6 +50,14 @@ pub fn on_model_device(model: &Llava, layout: &Layout, block: usize) -> Vec<Opti
     getter.found
 }
 
+/// Of each block, bf16 where the model holds all of its trained parameters so, else f32: new values that are gathered in it are
+/// rounded once.
+pub fn dtypes(model: &Llava, layout: &Layout) -> Vec<DType> {
+    let mut found = Dtypes { layout, of_block: vec![DType::BF16; layout.blocks.len()] };
+    model.visit(&mut found);
+    found.of_block
+}
+
 /// Gives every trained parameter other values: `change` gets the old ones and gives the new ones, `[len]`, where the model is.
 pub fn replace(model: &mut Llava, layout: &Layout, change: impl FnMut(usize, &ParamSlot, Tensor<1>) -> Tensor<1>) {
     replace_with_or_abort(model, |model| model.map(&mut Replacer { layout, change }));
@@ -187,6 +195,21 @@ impl ModuleVisitor for Getter<'_> {
         if let Some((_, slot)) = self.layout.find(param.id).filter(|(block, _)| *block == self.block) {
             let values = plain(param.val()).cast(DType::F32).reshape([slot.len]);
             self.found[self.layout.blocks[self.block].index_of(slot)] = Some(values);
+        }
+    }
+}
+
+struct Dtypes<'a> {
+    layout: &'a Layout,
+    of_block: Vec<DType>,
+}
+
+impl ModuleVisitor for Dtypes<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some((block, _)) = self.layout.find(param.id)
+            && param.val().dtype() != DType::BF16
+        {
+            self.of_block[block] = DType::F32;
         }
     }
 }

@@ -41,6 +41,8 @@ pub struct Sharded {
     gradient: Vec<Option<Tensor<1>>>,
     /// Whole gradients of this rank alone, with `accumulate = local`.
     local: Vec<Option<Tensor<1>>>,
+    /// See [`parameters::dtypes`]; empty before the first update.
+    dtypes: Vec<DType>,
 }
 
 impl Sharded {
@@ -55,7 +57,17 @@ impl Sharded {
         let (DeviceRanks { communicator, memory }, blocks) = (ranks, layout.blocks.len());
         let exchanges = Exchanges::new(communicator, Arc::clone(&layout), Arc::clone(&memory));
         let none = vec![None; blocks];
-        Self { layout, partitions, exchanges, memory, device, accumulate, gradient: none.clone(), local: none }
+        Self {
+            layout,
+            partitions,
+            exchanges,
+            memory,
+            device,
+            accumulate,
+            gradient: none.clone(),
+            local: none,
+            dtypes: Vec::new(),
+        }
     }
 
     /// Takes a block's gradient of a micro-step, zeros where there is none: the sum over the ranks is begun. With `accumulate = local`
@@ -109,6 +121,9 @@ impl Sharded {
     /// # Errors
     /// The exchanging thread is gone.
     pub fn update(&mut self, model: &Llava, block: usize, adamw: &AdamW, weight_decay: f64) -> Result<()> {
+        if self.dtypes.is_empty() {
+            self.dtypes = parameters::dtypes(model, &self.layout);
+        }
         let of_block = &self.layout.blocks[block];
         let gradient = self.gradient[block].take();
         let states = &mut self.partitions.0[block];
@@ -135,7 +150,8 @@ impl Sharded {
         if of_block.partition_len() > filled {
             pieces.push(zeros(of_block.partition_len() - filled, &self.device));
         }
-        Ok(self.exchanges.gather(block, DeviceBuffer::of(joined(pieces), &self.memory))?)
+        let values = joined(pieces).cast(self.dtypes[block]);
+        Ok(self.exchanges.gather(block, DeviceBuffer::of(values, &self.memory))?)
     }
 
     /// Puts the values that began to be gathered first into the model; waits for them. Whether there were any.

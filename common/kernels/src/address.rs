@@ -2,10 +2,13 @@
 
 use base::{Error, Result};
 use burn::backend::Flex;
-use burn::tensor::{DType, Tensor};
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{DType, Element, Tensor};
+use bytemuck::Pod;
+use half::bf16;
 use std::any::Any;
 
-/// An f32 vector whose values lie one behind the other at an address: of the host's memory on the CPU, of a GPU's with CUDA.
+/// A vector in f32 or bf16 whose values lie one behind the other at an address: of the host's memory on the CPU, of a GPU's with CUDA.
 pub struct Addressed {
     tensor: Tensor<1>,
     address: usize,
@@ -18,26 +21,26 @@ impl Addressed {
     /// Finds the address. On a GPU, kernels that compute the values may still be running.
     ///
     /// # Errors
-    /// [`Error::Invalid`] on a device whose memory has no addresses here, and for another dtype than f32.
+    /// [`Error::Invalid`] on a device whose memory has no addresses here, and for another dtype.
     pub fn new(tensor: Tensor<1>) -> Result<Self> {
         let [len] = tensor.dims();
         let invalid = |found: String| {
-            Error::invalid("memory of a device", found, "f32 values on the CPU or on a CUDA device", "report this")
+            Error::invalid(
+                "memory of a device",
+                found,
+                "values in f32 or bf16 on the CPU or on a CUDA device",
+                "report this",
+            )
         };
-        if tensor.dtype() != DType::F32 || tensor.device().is_autodiff() {
+        if ![DType::F32, DType::BF16].contains(&tensor.dtype()) || tensor.device().is_autodiff() {
             return Err(invalid(format!("a vector of {:?} on {:?}", tensor.dtype(), tensor.device())));
         }
         if tensor.device() == crate::device::cpu() {
+            let dtype = tensor.dtype();
             let mut flex = tensor.try_into_primitive::<Flex>().map_err(|error| invalid(format!("{error:?}")))?;
-            // Where nobody else holds the values, they may be written, too.
-            let own = flex.try_storage_mut::<f32>().filter(|storage| storage.len() == len);
-            let address = match own.map(|values| values.as_mut_ptr() as usize) {
-                Some(address) => address,
-                None => match flex.as_slice::<f32>() {
-                    Some(values) => values.as_ptr() as usize,
-                    None => return Err(invalid("values apart from each other".into())),
-                },
-            };
+            let found =
+                if dtype == DType::F32 { on_host::<f32>(&mut flex, len) } else { on_host::<bf16>(&mut flex, len) };
+            let address = found.ok_or_else(|| invalid("values apart from each other".into()))?;
             return Ok(Self { tensor: Tensor::from_primitive::<Flex>(flex), address, len, _hold: None });
         }
         #[cfg(feature = "cuda")]
@@ -75,6 +78,15 @@ impl Addressed {
     }
 }
 
+/// Address in the host's memory; none, where the values are apart from each other.
+fn on_host<E: Element + Pod>(flex: &mut FlexTensor, len: usize) -> Option<usize> {
+    // Where nobody else holds the values, they may be written, too.
+    match flex.try_storage_mut::<E>().filter(|storage| storage.len() == len) {
+        Some(values) => Some(values.as_mut_ptr() as usize),
+        None => flex.as_slice::<E>().map(|values| values.as_ptr() as usize),
+    }
+}
+
 /// Address on a CUDA device, and what keeps the memory in its place.
 #[cfg(feature = "cuda")]
 fn on_cuda(tensor: &Tensor<1>) -> std::result::Result<(usize, Box<dyn Any + Send>), String> {
@@ -109,7 +121,11 @@ mod tests {
         unsafe { (own.address() as *mut f32).copy_from(part.address() as *const f32, 2) };
         assert_eq!(own.into_tensor().into_data().as_slice::<f32>().expect("f32"), [2.0, 3.0, 0.0]);
         assert_eq!(part.tensor().clone().into_data().as_slice::<f32>().expect("f32"), [2.0, 3.0]);
-        let rounded = Tensor::<1>::zeros([3], (&device, DType::BF16));
-        assert!(Addressed::new(rounded).is_err());
+        let rounded = Tensor::<1>::from_data(TensorData::from([1.5f32, -2.0]), &device).cast(DType::BF16);
+        let rounded = Addressed::new(rounded).expect("an address");
+        // SAFETY: two values of a tensor that is alive.
+        let values = unsafe { std::slice::from_raw_parts(rounded.address() as *const bf16, 2) };
+        assert_eq!(values, [1.5, -2.0].map(bf16::from_f32));
+        assert!(Addressed::new(Tensor::<1>::zeros([3], (&device, DType::F64))).is_err());
     }
 }

@@ -12,8 +12,9 @@ use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use std::fmt::Write;
 
-/// Bytes of a value that ranks exchange.
-const VALUE_BYTES: f64 = 4.0;
+/// Bytes of a value that ranks add up, and of a new one; NCCL gathers new ones as the model holds them.
+const F32: f64 = 4.0;
+const BF16: f64 = 2.0;
 /// Bytes that AdamW reads and writes for a value: gradient, master weight and two moments, of which three are written.
 const ADAMW_BYTES: f64 = 28.0;
 
@@ -160,12 +161,12 @@ struct Moved {
 }
 
 impl Exchange {
-    /// A reduce-scatter or an all-gather of `values`.
-    fn moved(self, values: usize, ranks: Ranks) -> Moved {
+    /// A reduce-scatter or an all-gather of `values`, of so many bytes each.
+    fn moved(self, values: usize, value_bytes: f64, ranks: Ranks) -> Moved {
         if ranks.all == 1 || values == 0 {
             return Moved::default();
         }
-        let bytes = VALUE_BYTES * values as f64;
+        let bytes = value_bytes * values as f64;
         let (all, here, hosts) = (ranks.all as f64, ranks.per_host as f64, ranks.hosts() as f64);
         // Each bucket is waited for; around a ring the buckets of a block follow each other.
         let buckets = values.div_ceil(MAX_BUCKET_VALUES) as f64;
@@ -189,8 +190,8 @@ impl Exchange {
     }
 
     /// Seconds of it: a hierarchy has its two rounds one after another.
-    fn seconds(self, values: usize, ranks: Ranks, rates: &Rates) -> f64 {
-        let Moved { messages, within, between } = self.moved(values, ranks);
+    fn seconds(self, values: usize, value_bytes: f64, ranks: Ranks, rates: &Rates) -> f64 {
+        let Moved { messages, within, between } = self.moved(values, value_bytes, ranks);
         let (within, between) = (within / rates.link, between / rates.network);
         let bytes = if self == Self::Hierarchy { within + between } else { within.max(between) };
         bytes + messages * rates.latency
@@ -221,6 +222,8 @@ struct Step<'a> {
     micro_batch_size: f64,
     accumulation: usize,
     accumulate: Accumulate,
+    /// The model's dtype.
+    in_bf16: bool,
 }
 
 impl Step<'_> {
@@ -231,16 +234,22 @@ impl Step<'_> {
 
     /// What a step's exchanges of blocks move: a sum for each micro-step or the last, and the new values.
     fn moved(&self, ranks: Ranks, exchange: Exchange) -> Moved {
-        let sums = if self.accumulate == Accumulate::Shard { self.accumulation } else { 1 };
+        let sums = if self.accumulate == Accumulate::Shard { self.accumulation as f64 } else { 1.0 };
         let mut all = Moved::default();
         for block in self.work {
-            let Moved { messages, within, between } = exchange.moved(block.trained, ranks);
-            let times = (sums + 1) as f64;
-            all.messages += times * messages;
-            all.within += times * within;
-            all.between += times * between;
+            for (times, value_bytes) in [(sums, F32), (1.0, self.gathered_bytes(exchange))] {
+                let Moved { messages, within, between } = exchange.moved(block.trained, value_bytes, ranks);
+                all.messages += times * messages;
+                all.within += times * within;
+                all.between += times * between;
+            }
         }
         all
+    }
+
+    /// Bytes of a new value.
+    fn gathered_bytes(&self, exchange: Exchange) -> f64 {
+        if self.in_bf16 && exchange == Exchange::Ring { BF16 } else { F32 }
     }
 
     /// Walks the blocks: a block's sum begins when its backward pass is done and the exchange before it is, a block's forward pass when
@@ -248,14 +257,14 @@ impl Step<'_> {
     fn time(&self, ranks: Ranks, exchange: Exchange, rates: &Rates) -> StepTime {
         let sharing = if rates.shared { ranks.per_host as f64 } else { 1.0 };
         let seconds = |operations: f64| operations * self.micro_batch_size * sharing / rates.flops;
-        let of_block = |block: &BlockWork| exchange.seconds(block.trained, ranks, rates);
+        let of_block = |block: &BlockWork, value_bytes| exchange.seconds(block.trained, value_bytes, ranks, rates);
         let (mut clock, mut line, mut compute) = (0.0_f64, 0.0_f64, 0.0);
         for micro_step in 0..self.accumulation {
             // New values of the update before: their exchange began with the first block.
             let mut gathered = if micro_step == 0 { clock } else { f64::NEG_INFINITY };
             for block in self.work {
                 if micro_step == 0 {
-                    gathered += of_block(block);
+                    gathered += of_block(block, self.gathered_bytes(exchange));
                 }
                 clock = clock.max(gathered) + seconds(block.forward);
                 compute += seconds(block.forward);
@@ -265,7 +274,7 @@ impl Step<'_> {
                 clock += seconds(block.backward);
                 compute += seconds(block.backward);
                 if reduces {
-                    line = line.max(clock) + of_block(block);
+                    line = line.max(clock) + of_block(block, F32);
                 }
             }
         }
@@ -293,6 +302,7 @@ impl Plan {
             micro_batch_size: self.batches.micro_batch_size as f64,
             accumulation: self.batches.accumulation,
             accumulate: self.config.accumulate,
+            in_bf16: setup::wants_bf16(&self.config)?,
         };
         let mut text = String::new();
         let Rates { flops, memory, link, network, latency, disk, shared } = rates;
@@ -359,9 +369,9 @@ impl Plan {
             let ((messages, bytes), (of_direct, bytes_of_direct)) = (describe(exchange), describe(Exchange::Direct));
             write!(
                 text,
-                "  with {all_here} ranks, a rank's {messages} messages a step and a host's {bytes} to other hosts; "
+                "  with {all_here} ranks, a rank sends {messages} messages a step and a host {bytes} to others; "
             )?;
-            writeln!(text, "every rank to every other: {of_direct} and {bytes_of_direct}")?;
+            writeln!(text, "directly: {of_direct} and {bytes_of_direct}")?;
         }
         Ok(text.trim_end().to_string())
     }
@@ -411,7 +421,7 @@ mod tests {
     }
 
     fn time(work: &[BlockWork], ranks: usize, accumulation: usize, accumulate: Accumulate) -> StepTime {
-        let step = Step { work, micro_batch_size: 1.0, accumulation, accumulate };
+        let step = Step { work, micro_batch_size: 1.0, accumulation, accumulate, in_bf16: false };
         step.time(Ranks::new(ranks, ranks), Exchange::Direct, &RATES)
     }
 
@@ -456,7 +466,7 @@ mod tests {
     #[test]
     fn ring_and_hierarchy_spare_the_network() {
         let rates = Rates { link: 1e12, latency: 1e-12, ..RATES };
-        let seconds = |exchange: Exchange| exchange.seconds(1_000_000, Ranks::new(16, 8), &rates);
+        let seconds = |exchange: Exchange| exchange.seconds(1_000_000, F32, Ranks::new(16, 8), &rates);
         close(seconds(Exchange::Direct), 8.0 * 4.0 / 2.0);
         close(seconds(Exchange::Ring), 4.0 * 15.0 / 16.0);
         close(seconds(Exchange::Hierarchy), 4.0 / 2.0);
@@ -466,18 +476,18 @@ mod tests {
     #[test]
     fn a_hierarchy_of_one_level_is_direct() {
         for (all, per_host) in [(8, 8), (8, 1)] {
-            let moved = |exchange: Exchange| exchange.moved(8_000_000, Ranks::new(all, per_host));
+            let moved = |exchange: Exchange| exchange.moved(8_000_000, F32, Ranks::new(all, per_host));
             assert_eq!(moved(Exchange::Hierarchy), moved(Exchange::Direct), "{all} ranks, {per_host} a host");
         }
         // Two buckets of 8 ranks on 2 hosts.
-        let moved = Exchange::Hierarchy.moved(4_000_000, Ranks::new(8, 4));
+        let moved = Exchange::Hierarchy.moved(4_000_000, F32, Ranks::new(8, 4));
         assert_eq!(moved, Moved { messages: 8.0, within: 12e6, between: 8e6 });
     }
 
     #[test]
     fn messages_count() {
         let rates = Rates { latency: 1.0, link: 1e15, network: 1e15, ..RATES };
-        let seconds = |exchange: Exchange| exchange.seconds(10, Ranks::new(16, 8), &rates);
+        let seconds = |exchange: Exchange| exchange.seconds(10, F32, Ranks::new(16, 8), &rates);
         close(seconds(Exchange::Direct), 15.0);
         close(seconds(Exchange::Hierarchy), 8.0);
     }

@@ -16,8 +16,9 @@ const REMEDY: &str = "pip install nvidia-nccl-cu13 (in the active environment), 
 /// `ncclResult_t`.
 pub(super) const SUCCESS: c_int = 0;
 pub(super) const IN_PROGRESS: c_int = 7;
-/// `ncclFloat32` and `ncclSum`.
+/// `ncclFloat32`, `ncclBfloat16` and `ncclSum`.
 pub(super) const FLOAT32: c_int = 7;
+pub(super) const BFLOAT16: c_int = 9;
 pub(super) const SUM: c_int = 0;
 
 /// `ncclComm_t`.

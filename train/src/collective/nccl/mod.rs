@@ -14,7 +14,8 @@ use super::background::Communicator;
 use super::roll_call::RollCall;
 use super::{Collective, CollectiveError, Place, Result, require_lens};
 use crate::device_buffer::{DeviceBuffer, DeviceMemory};
-use library::{CommConfig, FLOAT32, Handle, IN_PROGRESS, Nccl, SUCCESS, SUM, UniqueId, version};
+use burn::tensor::DType;
+use library::{BFLOAT16, CommConfig, FLOAT32, Handle, IN_PROGRESS, Nccl, SUCCESS, SUM, UniqueId, version};
 use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -206,13 +207,14 @@ impl Collective<DeviceBuffer> for NcclRank {
         flat: DeviceBuffer,
         own: &mut DeviceBuffer,
     ) -> Result<DeviceBuffer> {
-        let values = require_lens(place, parts, self.world_size, [flat.len(), own.len()])?;
+        let (values, bytes) =
+            (require_lens(place, parts, self.world_size, [flat.len(), own.len()])?, flat.value_bytes());
         let (nccl, world_size) = (self.nccl, self.world_size);
         let [from, to] = [flat.address(place)?, own.address_for_sum(place)?];
-        self.exchange(place, flat.len() * size_of::<f32>(), [&flat, &*own], |this, stream| {
+        self.exchange(place, flat.len() * bytes, [&flat, &*own], |this, stream| {
             let mut start = 0;
             for &part in parts {
-                let (send, receive) = (at(from, start * world_size), at(to, start));
+                let (send, receive) = (at(from, start * world_size, bytes), at(to, start, bytes));
                 start += part;
                 // SAFETY: both parts lie within their buffers, see `require_lens`; both are kept until the exchange is
                 // complete, or NCCL has been told to abort it.
@@ -222,7 +224,7 @@ impl Collective<DeviceBuffer> for NcclRank {
             }
             Ok(())
         })?;
-        self.bytes_sent += ((world_size - 1) * values * size_of::<f32>()) as u64;
+        self.bytes_sent += ((world_size - 1) * values * bytes) as u64;
         Ok(flat)
     }
 
@@ -233,21 +235,23 @@ impl Collective<DeviceBuffer> for NcclRank {
         own: DeviceBuffer,
         full: &mut DeviceBuffer,
     ) -> Result<DeviceBuffer> {
-        let values = require_lens(place, parts, self.world_size, [full.len(), own.len()])?;
+        let (values, bytes) =
+            (require_lens(place, parts, self.world_size, [full.len(), own.len()])?, own.value_bytes());
+        let dtype = if own.dtype() == DType::BF16 { BFLOAT16 } else { FLOAT32 };
         let (nccl, world_size) = (self.nccl, self.world_size);
         let [from, to] = [own.address(place)?, full.address(place)?];
-        self.exchange(place, own.len() * size_of::<f32>(), [&own, &*full], |this, stream| {
+        self.exchange(place, own.len() * bytes, [&own, &*full], |this, stream| {
             let mut start = 0;
             for &part in parts {
-                let (send, receive) = (at(from, start), at(to, start * world_size));
+                let (send, receive) = (at(from, start, bytes), at(to, start * world_size, bytes));
                 start += part;
                 // SAFETY: as in `reduce_scatter`.
-                let code = unsafe { (nccl.all_gather)(send, receive, part, FLOAT32, this.communicator, stream) };
+                let code = unsafe { (nccl.all_gather)(send, receive, part, dtype, this.communicator, stream) };
                 this.check(code, place, "ncclAllGather")?;
             }
             Ok(())
         })?;
-        self.bytes_sent += ((world_size - 1) * values * size_of::<f32>()) as u64;
+        self.bytes_sent += ((world_size - 1) * values * bytes) as u64;
         Ok(own)
     }
 
@@ -266,8 +270,8 @@ impl Collective<DeviceBuffer> for NcclRank {
 }
 
 /// Address of the value `index` of a buffer.
-fn at(address: usize, index: usize) -> *mut c_void {
-    (address + index * size_of::<f32>()) as *mut c_void
+fn at(address: usize, index: usize, value_bytes: usize) -> *mut c_void {
+    (address + index * value_bytes) as *mut c_void
 }
 
 impl Drop for NcclRank {
