@@ -1,5 +1,6 @@
 //! Key and value cache of a sequence, in buffers allocated once.
 
+use crate::Rope;
 use burn::tensor::{Device, Tensor};
 
 /// The cache of one sequence: a key and a value buffer for each layer.
@@ -95,6 +96,38 @@ impl LayerCache {
         self.buffers = Some((write(old_keys, keys), write(old_values, values)));
         self.len += new;
     }
+}
+
+/// Rotates the queries and keys of `seq_lens[i]` new tokens of every sequence and appends keys and values to `caches[i]`; gives the
+/// rotated queries. On a GPU, one token of each sequence is one launch a sequence.
+///
+/// # Shapes
+/// q `[Σ query_lens, heads · head_dim]` of the last `query_lens[i]` tokens of every sequence, with `rope_of_queries`; k and v
+/// `[Σ seq_lens, kv_heads · head_dim]` → as q.
+pub fn append_rotated(
+    [q, k, v]: [Tensor<2>; 3],
+    [rope_of_queries, rope]: [&Rope; 2],
+    [heads, kv_heads]: [usize; 2],
+    seq_lens: &[usize],
+    caches: &mut [&mut LayerCache],
+) -> Tensor<2> {
+    #[cfg(feature = "cube")]
+    if seq_lens.iter().all(|&len| len == 1) && q.dims()[0] == seq_lens.len() {
+        let layers: Vec<&LayerCache> = caches.iter().map(|cache| &**cache).collect();
+        if let Some(q) = crate::cube::cache::append_rotated([&q, &k, &v], rope, heads, &layers) {
+            caches.iter_mut().for_each(|cache| cache.len += 1);
+            return q;
+        }
+    }
+    let q = crate::rope(q, rope_of_queries, heads);
+    let k = crate::rope(k, rope, kv_heads);
+    let mut start = 0;
+    for (cache, &len) in caches.iter_mut().zip(seq_lens) {
+        let rows = |x: &Tensor<2>| x.clone().narrow(0, start, len);
+        cache.append(rows(&k), rows(&v));
+        start += len;
+    }
+    q
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ operations! {
         weight: impl Into<LinearWeight> as LinearWeight,
         bias: Option<Tensor<1>>,
     ) -> Tensor<2>
-        = [cpu::linear];
+        = [cpu::linear, cube::few];
 
     /// `linear` + `scale · (mask ∘ x) Aᵀ Bᵀ`. a `[r, in]`, b `[out, r]`; the mask is that of `dropout`.
     fn lora_linear(
@@ -109,7 +109,7 @@ operations! {
         scale: f32,
         dropout: Option<&Dropout>,
     ) -> Tensor<2>
-        = [cpu::linear, cube::lora];
+        = [cpu::linear, cube::few, cube::lora];
 
     /// DoRA: `gain ∘ (x̃ Wᵀ + scale · x̃ Aᵀ Bᵀ) + (x − x̃) Wᵀ + b` with x̃ the input after `dropout` (x without one). gain `[out]`: trained
     /// lengths of the rows of `W + scale · BA` by their [`row_norms`]; the rest as in [`lora_linear`].
@@ -230,4 +230,62 @@ operations! {
     /// Cross entropy of `hidden · weightᵀ` against `targets`, summed over rows. hidden `[S, D]`, weight `[V, D]`.
     fn cross_entropy_sum(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> CrossEntropies
         = [cpu::cross_entropy, cube::cross_entropy];
+}
+
+/// `residual + x Wᵀ + b`: [`add`] and [`linear`], for few rows on a GPU in one launch.
+pub fn linear_onto(
+    residual: Tensor<2>,
+    x: impl Into<LinearInput>,
+    weight: impl Into<LinearWeight>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<2> {
+    let (x, weight) = (x.into(), weight.into());
+    if let Some(sum) = cube!(crate::cube::few::linear_onto(&residual, &x, &weight, bias.as_ref())) {
+        return sum;
+    }
+    add(residual, linear(x, weight, bias))
+}
+
+/// `silu(x Wᵀ + b) ∘ (x Uᵀ + c)`: [`swiglu`] of two [`linear`], for few rows on a GPU in one launch.
+pub fn gated_linear(
+    x: impl Into<LinearInput>,
+    [gate, up]: [LinearWeight; 2],
+    [gate_bias, up_bias]: [Option<Tensor<1>>; 2],
+) -> LinearInput {
+    let x = x.into();
+    if let Some(output) =
+        cube!(crate::cube::few::gated_linear(&x, [&gate, &up], [gate_bias.as_ref(), up_bias.as_ref()]))
+    {
+        return output;
+    }
+    let gate = linear(&x, gate, gate_bias);
+    swiglu(gate, linear(x, up, up_bias))
+}
+
+/// `x Wᵀ + b` for three weights, for few rows on a GPU in one launch; the outputs' rows may lie apart. `None` where there is no such
+/// kernel: then [`linear`] is as good.
+pub fn joined_linears(
+    x: &LinearInput,
+    weights: [&LinearWeight; 3],
+    biases: [Option<&Tensor<1>>; 3],
+) -> Option<[Tensor<2>; 3]> {
+    let _ = (x, &weights, &biases);
+    cube!(crate::cube::few::joined_linears(x, weights, biases))
+}
+
+/// The index of the largest logit of each row, the first of equals; `None` for a row with a NaN or +∞. logits `[rows, V]`. Found where
+/// the logits are: only the indices are read. `None` where the device has no kernel for it.
+///
+/// # Errors
+/// A device that cannot give its values.
+pub fn most_likely_tokens(logits: &Tensor<2>) -> Option<Result<Vec<Option<u32>>, String>> {
+    #[cfg(feature = "cube")]
+    if let Some(tokens) = crate::cube::greedy::tokens(logits) {
+        let token = |id: u32| (id != crate::cube::greedy::NOT_FINITE).then_some(id);
+        let data = tokens.try_into_data().map_err(|error| format!("{error:?}"));
+        let ids = data.and_then(|data| data.try_into_vec::<u32>().map_err(|error| format!("{error:?}")));
+        return Some(ids.map(|ids| ids.into_iter().map(token).collect()));
+    }
+    let _ = logits;
+    None
 }

@@ -138,6 +138,16 @@ pub enum LinearWeight {
     Quantized(QuantizedWeight),
 }
 
+impl LinearWeight {
+    /// out, in.
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Float(weight) => weight.dims(),
+            Self::Quantized(weight) => weight.dims(),
+        }
+    }
+}
+
 impl From<Tensor<2>> for LinearWeight {
     fn from(weight: Tensor<2>) -> Self {
         Self::Float(weight)

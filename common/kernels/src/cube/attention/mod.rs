@@ -17,6 +17,7 @@
 mod backward;
 mod block;
 mod forward;
+mod one_token;
 mod plain;
 mod rows;
 mod tensor_cores;
@@ -92,7 +93,7 @@ fn of_sequences(
     Some(record(Attention, nodes, saved, output))
 }
 
-/// See [`crate::attention_cached`]. A launch for each cache.
+/// See [`crate::attention_cached`]. A launch or two for each cache.
 pub fn attention_cached(
     q: &Tensor<2>,
     caches: &[&LayerCache],
@@ -100,6 +101,9 @@ pub fn attention_cached(
     heads: usize,
     kv_heads: usize,
 ) -> Option<Tensor<2>> {
+    if let Some(output) = one_token::attention(q, caches, seq_lens, heads, kv_heads) {
+        return Some(output);
+    }
     let Operand { values: q, node } = operand(q).filter(|q| !q.node.tracked())?;
     let cached: Vec<usize> = caches.iter().map(|cache| cache.len()).collect();
     let batch = Batch::new(&q, &[], [heads, kv_heads], seq_lens, &cached, Mask::Causal)?.of_caches(seq_lens, &cached);

@@ -179,6 +179,54 @@ fn over_caches() {
     }
 }
 
+/// As decode steps have it: a launch for up to 128 keys, a second one that merges parts of more.
+#[test]
+fn of_one_token_over_caches() {
+    let Some(device) = gpu() else { return };
+    let lens = [1, 5, 127, 128, 129, 700];
+    for (heads, kv_heads, head_dim) in [(1, 1, 2), (3, 1, 12), (4, 2, 16), (2, 2, 64), (8, 1, 128), (7, 1, 80)] {
+        let run =
+            |device: &Device, lens: &[usize], first: usize, f: &dyn Fn(Tensor<2>, &[&LayerCache]) -> Tensor<2>| {
+                let random = |seed, rows, heads: usize| {
+                    let shape = [rows, heads * head_dim];
+                    let data = TensorData::new(values(seed, rows * heads * head_dim), shape);
+                    Tensor::<2>::from_data(data, device)
+                };
+                let caches = lens.iter().map(|&len| {
+                    let mut cache = KvCache::new(1, kv_heads, head_dim, len + 3, device);
+                    cache.layer_mut(0).append(random(1, len, kv_heads), random(2, len, kv_heads));
+                    cache
+                });
+                let caches: Vec<KvCache> = caches.collect();
+                let layers: Vec<_> = caches.iter().map(|cache| cache.layer(0)).collect();
+                let output = f(random(3, 6, heads).narrow(0, first, lens.len()), &layers);
+                output.into_data().try_into_vec::<f32>().expect("f32")
+            };
+        let kernel = |q: Tensor<2>, caches: &[&LayerCache]| {
+            super::one_token::attention(&q, caches, &vec![1; caches.len()], heads, kv_heads)
+                .expect("the kernel applies")
+        };
+        let definition = |q: Tensor<2>, caches: &[&LayerCache]| {
+            reference::attention_cached(q, caches, &vec![1; caches.len()], heads, kv_heads)
+        };
+        let operation = |q: Tensor<2>, caches: &[&LayerCache]| {
+            crate::attention_cached(q, caches, &vec![1; caches.len()], heads, kv_heads)
+        };
+        let found = run(&device, &lens, 0, &kernel);
+        let name = format!("one token, {heads} heads, {kv_heads} of keys, of {head_dim}");
+        for (with, f) in [("the definition", &definition as &dyn Fn(_, &[&LayerCache]) -> _), ("the CPU", &operation)] {
+            assert_near(&format!("{name} against {with}"), &found, &run(&Device::flex(), &lens, 0, f), 4e-6);
+        }
+        for (sequence, len) in lens.into_iter().enumerate() {
+            let alone = run(&device, &[len], sequence, &kernel);
+            let width = heads * head_dim;
+            let together = &found[sequence * width..][..width];
+            let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+            assert!(bits(&alone) == bits(together), "{name}: sequence of {len} alone has other bits");
+        }
+    }
+}
+
 #[test]
 fn other_sizes_are_for_the_definition() {
     let Some(device) = gpu() else { return };
