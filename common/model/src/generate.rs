@@ -72,26 +72,34 @@ impl Answer {
         self.new_ids
     }
 
-    /// Chooses the next token from its logits `[V]`. Logits that are no numbers are an error: a token chosen among them would
-    /// look like an answer.
+    /// Chooses the next token from its logits `[V]`.
     fn advance(&mut self, logits: &mut [f32]) -> Result<()> {
         // Without an early end, so that many are compared at once.
         if logits.iter().fold(false, |found, logit| found | logit.is_nan() | (*logit == f32::INFINITY)) {
-            return Err(Error::invalid(
-                format!("token {} of the answer", self.new_ids.len() + 1),
-                "logits that are NaN or infinite",
-                "finite ones",
-                "the model's weights hold NaN or infinity, or overflow in their type (--weights f32 computes in f32)",
-            ));
+            return Err(self.not_finite());
         }
         let id = self.sampler.next(logits);
+        self.push(id);
+        Ok(())
+    }
+
+    /// Logits that are no numbers are an error: a token chosen among them would look like an answer.
+    fn not_finite(&self) -> Error {
+        Error::invalid(
+            format!("token {} of the answer", self.new_ids.len() + 1),
+            "logits that are NaN or infinite",
+            "finite ones",
+            "the model's weights hold NaN or infinity, or overflow in their type (--weights f32 computes in f32)",
+        )
+    }
+
+    fn push(&mut self, id: u32) {
         self.new_ids.push(id);
         if self.eos_token_ids.contains(&id) {
             self.finish = Some(FinishReason::Stop);
         } else if self.new_ids.len() >= self.max_new_tokens {
             self.finish = Some(FinishReason::Length);
         }
-        Ok(())
     }
 }
 
@@ -210,10 +218,18 @@ impl Llava {
 }
 
 fn advance(answers: &mut [&mut Answer], logits: Tensor<2>) -> Result<()> {
+    let unreadable = |error| Error::invalid("logits", error, "values that the device gives", "report this");
+    if answers.iter().all(|answer| answer.finish.is_some() || answer.sampler.is_argmax())
+        && let Some(tokens) = kernels::most_likely_tokens(&logits)
+    {
+        let rows = answers.iter_mut().zip(tokens.map_err(unreadable)?);
+        return rows.filter(|(answer, _)| answer.finish.is_none()).try_for_each(|(answer, token)| {
+            answer.push(token.ok_or_else(|| answer.not_finite())?);
+            Ok(())
+        });
+    }
     let [_, vocabulary] = logits.dims();
-    let mut logits = logits.try_into_vec_as::<f32>().map_err(|error| {
-        Error::invalid("logits", format!("{error:?}"), "values that the device gives", "report this")
-    })?;
+    let mut logits = logits.try_into_vec_as::<f32>().map_err(|error| unreadable(format!("{error:?}")))?;
     let rows = answers.iter_mut().zip(logits.chunks_exact_mut(vocabulary));
     rows.filter(|(answer, _)| answer.finish.is_none()).try_for_each(|(answer, row)| answer.advance(row))
 }

@@ -103,6 +103,11 @@ impl Sampler {
         id
     }
 
+    /// Whether it takes the largest logit as it is, and so needs no other.
+    pub fn is_argmax(&self) -> bool {
+        self.config.temperature == 0.0 && self.config.repetition_penalty == 1.0
+    }
+
     fn mark(&mut self, id: u32) {
         if self.config.repetition_penalty == 1.0 {
             return;

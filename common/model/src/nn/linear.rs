@@ -70,6 +70,40 @@ impl Linear {
         }
     }
 
+    /// `residual` and [`Self::forward`].
+    pub fn forward_onto(
+        &self,
+        residual: Tensor<2>,
+        x: impl Into<LinearInput>,
+        dropout: Option<SiteDropout>,
+    ) -> Tensor<2> {
+        match self.lora_A {
+            None => kernels::linear_onto(residual, x, self.weight(), self.bias.as_ref().map(Param::val)),
+            Some(_) => kernels::add(residual, self.forward(x, dropout)),
+        }
+    }
+
+    /// The outputs of three layers without LoRA in one launch, where the device has a kernel for it.
+    pub fn joined(layers: [&Self; 3], x: &LinearInput) -> Option<[Tensor<2>; 3]> {
+        // On a CPU there is none.
+        if layers.iter().any(|layer| layer.lora_A.is_some()) || x.values.device() == kernels::device::cpu() {
+            return None;
+        }
+        let weights = layers.map(Self::weight);
+        let biases = layers.map(|layer| layer.bias.as_ref().map(Param::val));
+        kernels::joined_linears(x, weights.each_ref(), biases.each_ref().map(Option::as_ref))
+    }
+
+    /// `silu(gate(x)) ∘ up(x)`.
+    pub fn gated([gate, up]: [&Self; 2], x: LinearInput, [of_gate, of_up]: [Option<SiteDropout>; 2]) -> LinearInput {
+        if gate.lora_A.is_some() || up.lora_A.is_some() {
+            let gate = gate.forward(&x, of_gate);
+            return kernels::swiglu(gate, up.forward(x, of_up));
+        }
+        let bias = |linear: &Self| linear.bias.as_ref().map(Param::val);
+        kernels::gated_linear(x, [gate.weight(), up.weight()], [bias(gate), bias(up)])
+    }
+
     /// With magnitudes.
     fn forward_dora(
         &self,

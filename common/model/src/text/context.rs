@@ -110,6 +110,9 @@ impl LastTokens {
             start = end;
         }
         let rope = &context.rope;
+        if rows.iter().copied().eq(0..start) {
+            return Self { lens, rows, rope: rope.clone() };
+        }
         let [cos, sin] = [&rope.cos, &rope.sin].map(|table| kernels::select_rows(table.clone(), &rows));
         Self { lens, rows, rope: Rope { cos, sin } }
     }

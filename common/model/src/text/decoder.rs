@@ -7,7 +7,7 @@ use crate::nn::init::Initializer;
 use crate::nn::{Embedding, Linear, RmsNorm};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
-use kernels::kv_cache::KvCache;
+use kernels::kv_cache::{self, KvCache};
 use kernels::{CrossEntropies, Dropout, LinearInput, Mask, Quantization, QuantizedWeight};
 
 /// `language_model.…`
@@ -90,7 +90,9 @@ impl LanguageModel {
 
     /// Logits after the tokens at `positions`: hidden `[T, D]` → `[positions, V]`.
     pub fn logits(&self, hidden: Tensor<2>, positions: &[usize], config: &TextConfig) -> Tensor<2> {
-        let rows = kernels::select_rows(hidden, positions);
+        let [tokens, _] = hidden.dims();
+        let rows =
+            if positions.iter().copied().eq(0..tokens) { hidden } else { kernels::select_rows(hidden, positions) };
         self.head().logits(self.model.norm.forward(rows, config.rms_norm_eps).values, None)
     }
 
@@ -170,14 +172,13 @@ impl TextLayer {
     ) -> Tensor<2> {
         let eps = context.config.rms_norm_eps;
         let normed = self.input_layernorm.forward(hidden.clone(), eps);
-        let attended = self.self_attn.forward(normed, layer, context, caches);
         let residual = match context.last_tokens(layer) {
             Some(last) => last.select(hidden),
             None => hidden,
         };
-        let hidden = kernels::add(residual, attended);
+        let hidden = self.self_attn.forward(residual, normed, layer, context, caches);
         let normed = self.post_attention_layernorm.forward(hidden.clone(), eps);
-        kernels::add(hidden, self.mlp.forward(normed, layer, context))
+        self.mlp.forward(hidden, normed, layer, context)
     }
 
     /// The linear layers, in the order of [`TEXT_LINEARS`].
@@ -189,9 +190,10 @@ impl TextLayer {
 }
 
 impl TextAttention {
-    /// Normed hidden states `[T, D]` → the attention's output for the tokens whose output the layer computes.
+    /// Normed hidden states `[T, D]` → `residual` and the attention's output, for the tokens whose output the layer computes.
     fn forward(
         &self,
+        residual: Tensor<2>,
         x: LinearInput,
         layer: usize,
         context: &TextContext,
@@ -204,21 +206,34 @@ impl TextAttention {
             Some(last) => (last.select_input(x.clone()), &last.rope, &last.lens),
             None => (x.clone(), &context.rope, &context.seq_lens),
         };
-        let q = self.q_proj.forward(query_input, context.output_dropout(layer, 0));
-        let q = kernels::rope(norm_heads(&self.q_norm, q, eps), query_rope, heads);
-        let k = self.k_proj.forward(x.clone(), context.dropout(layer, 1));
-        let k = kernels::rope(norm_heads(&self.k_norm, k, eps), &context.rope, kv_heads);
-        let v = self.v_proj.forward(x, context.dropout(layer, 2));
+        // With caches, the rotation comes with appending.
+        let is_cached = caches.is_some();
+        let rotated = |x, rope, heads| if is_cached { x } else { kernels::rope(x, rope, heads) };
+        let is_decode = is_cached && context.seq_lens.iter().all(|&len| len == 1);
+        let joined =
+            if is_decode { Linear::joined([&self.q_proj, &self.k_proj, &self.v_proj], &query_input) } else { None };
+        let [q, k, v] = match joined {
+            Some([q, k, v]) => [norm_heads(&self.q_norm, q, eps), norm_heads(&self.k_norm, k, eps), v],
+            None => {
+                let q = self.q_proj.forward(query_input, context.output_dropout(layer, 0));
+                let q = rotated(norm_heads(&self.q_norm, q, eps), query_rope, heads);
+                let k = self.k_proj.forward(x.clone(), context.dropout(layer, 1));
+                let k = rotated(norm_heads(&self.k_norm, k, eps), &context.rope, kv_heads);
+                [q, k, self.v_proj.forward(x, context.dropout(layer, 2))]
+            }
+        };
         let attended = match (caches, last) {
             (Some(caches), _) => {
-                append(caches, layer, &context.seq_lens, &k, &v);
-                let caches: Vec<_> = caches.iter().map(|cache| cache.layer(layer)).collect();
+                let mut caches: Vec<_> = caches.iter_mut().map(|cache| cache.layer_mut(layer)).collect();
+                let (ropes, of_heads) = ([query_rope, &context.rope], [heads, kv_heads]);
+                let q = kv_cache::append_rotated([q, k, v], ropes, of_heads, &context.seq_lens, &mut caches);
+                let caches: Vec<_> = caches.iter().map(|cache| &**cache).collect();
                 kernels::attention_cached(q, &caches, query_lens, heads, kv_heads)
             }
             (None, Some(_)) => kernels::attention_of_last(q, k, v, heads, kv_heads, query_lens, &context.seq_lens),
             (None, None) => kernels::attention(q, k, v, heads, kv_heads, &context.seq_lens, Mask::Causal),
         };
-        self.o_proj.forward(attended, context.output_dropout(layer, 3))
+        self.o_proj.forward_onto(residual, attended, context.output_dropout(layer, 3))
     }
 }
 
@@ -229,21 +244,12 @@ fn norm_heads(norm: &Option<RmsNorm>, x: Tensor<2>, eps: f64) -> Tensor<2> {
     }
 }
 
-/// Adds the keys and values of `seq_lens[i]` new tokens to `caches[i]`.
-fn append(caches: &mut [&mut KvCache], layer: usize, seq_lens: &[usize], k: &Tensor<2>, v: &Tensor<2>) {
-    let mut start = 0;
-    for (cache, &len) in caches.iter_mut().zip(seq_lens) {
-        let rows = |x: &Tensor<2>| x.clone().narrow(0, start, len);
-        cache.layer_mut(layer).append(rows(k), rows(v));
-        start += len;
-    }
-}
-
 impl TextMlp {
-    fn forward(&self, x: LinearInput, layer: usize, context: &TextContext) -> Tensor<2> {
-        let gate = self.gate_proj.forward(x.clone(), context.output_dropout(layer, 4));
-        let up = self.up_proj.forward(x, context.output_dropout(layer, 5));
-        self.down_proj.forward(kernels::swiglu(gate, up), context.output_dropout(layer, 6))
+    /// `residual` and the MLP's output.
+    fn forward(&self, residual: Tensor<2>, x: LinearInput, layer: usize, context: &TextContext) -> Tensor<2> {
+        let dropouts = [4, 5].map(|projection| context.output_dropout(layer, projection));
+        let inner = Linear::gated([&self.gate_proj, &self.up_proj], x, dropouts);
+        self.down_proj.forward_onto(residual, inner, context.output_dropout(layer, 6))
     }
 }
 
