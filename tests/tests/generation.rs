@@ -83,6 +83,89 @@ fn greedy_tokens_equal_transformers() {
     }
 }
 
+/// As `infer` decodes: the tokens are found on the device, and a row's do not depend on the others.
+#[test]
+fn greedy_answers_equal_transformers_and_are_batch_invariant() {
+    let expected = std::fs::read(reference("tiny/generate.json")).expect("generate.json is readable");
+    let expected: serde_json::Value = serde_json::from_slice(&expected).expect("generate.json is JSON");
+    let expected: Vec<Vec<u32>> = (expected["outputs"].as_array().expect("outputs").iter())
+        .map(|output| serde_json::from_value(output["new_ids"].clone()).expect("new_ids"))
+        .collect();
+    let config = tiny::config();
+    let eos = &config.text.eos_token_id;
+    let without_end = |mut ids: Vec<u32>| {
+        ids.pop_if(|id| eos.contains(id));
+        ids
+    };
+    let expected: Vec<_> = expected.into_iter().map(without_end).collect();
+    for (backend, device) in tests::devices() {
+        let model = tiny::model("train_none", &device);
+        let apart = |rows: Vec<Row>| {
+            let prompts: Vec<_> = rows.into_iter().map(|row| pack(vec![row], &config)).collect();
+            model.greedy_answers_apart(&prompts, 24, eos, &config, || ()).expect("answers")
+        };
+        assert_eq!(apart(prompts(8)), expected, "{backend}: eight side by side");
+        assert_eq!(apart(prompts(3)), expected[..3], "{backend}: three");
+        let alone: Vec<_> = prompts(3).into_iter().flat_map(|row| apart(vec![row])).collect();
+        assert_eq!(alone, expected[..3], "{backend}: each alone");
+    }
+}
+
+/// The bits of a decode step's logits: of a row alone, and beside others.
+#[test]
+fn decode_steps_are_batch_invariant() {
+    for (backend, device) in tests::devices() {
+        // burn's own operations promise nothing.
+        if backend == "ndarray" {
+            continue;
+        }
+        let few_bits = [Quantization::Int8, Quantization::Nf4 { double_quant: true }].map(Some);
+        let formats = [vec![None], [&[None], &few_bits[..]].concat()];
+        let configs = [("tiny", tiny::config()), ("large heads", tiny::config_with_large_heads())];
+        for ((name, config), formats) in configs.into_iter().zip(formats) {
+            for format in formats {
+                let mut model = Llava::random(&config, 5, &device);
+                if let Some(format) = format {
+                    model.language_model.quantize_layers(format);
+                }
+                let logits = |rows: Vec<Row>, tokens: &[u32]| {
+                    let prefilled = rows.into_iter().map(|row| {
+                        let batch = pack(vec![row], &config);
+                        let mut cache = config.text.kv_cache(batch.input_ids.len() + 2, &device);
+                        model.prefill(&batch, &mut [&mut cache], &config);
+                        cache
+                    });
+                    let mut caches: Vec<_> = prefilled.collect();
+                    let mut caches: Vec<_> = caches.iter_mut().collect();
+                    model.decode(tokens, &mut caches, &config);
+                    tiny::values(model.decode(tokens, &mut caches, &config))
+                };
+                let tokens = [5, 6, 7];
+                let together = logits(prompts(3), &tokens);
+                let alone = prompts(3).into_iter().zip(tokens).flat_map(|(row, token)| logits(vec![row], &[token]));
+                let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+                let format = format.map_or("f32".into(), |format| format.to_string());
+                assert!(bits(together) == bits(alone.collect()), "{backend}: {name}, {format}: other bits");
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_refused() {
+    let config = tiny::config();
+    for (backend, device) in tests::devices() {
+        for special in [f32::NAN, f32::INFINITY] {
+            let mut model = tiny::model("train_none", &device);
+            let norm = &mut model.language_model.model.norm.weight;
+            *norm = Param::from_tensor(norm.val().full_like(special));
+            let answers = model.greedy_answers_apart(&[pack(prompts(1), &config)], 4, &[], &config, || ());
+            let error = answers.expect_err("no token").to_string();
+            assert!(error.contains("token 1 of the answer") && error.contains("NaN or infinite"), "{backend}: {error}");
+        }
+    }
+}
+
 /// Shapes that the tiny model does not have: grouped-query attention, tied embeddings, several feature layers with class
 /// tokens, GELU in the tower, no projector biases.
 fn other_config() -> LlavaConfig {
