@@ -97,7 +97,7 @@ operations! {
         weight: impl Into<LinearWeight> as LinearWeight,
         bias: Option<Tensor<1>>,
     ) -> Tensor<2>
-        = [cpu::linear, cube::few];
+        = [cpu::linear, cube::few, cube::linear];
 
     /// `linear` + `scale · (mask ∘ x) Aᵀ Bᵀ`. a `[r, in]`, b `[out, r]`; the mask is that of `dropout`.
     fn lora_linear(

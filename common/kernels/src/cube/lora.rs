@@ -58,7 +58,7 @@ pub fn lora_linear(
     let low = primitive(scaled_input(&x.values, scale, dropout.as_ref()).matmul(tensor(&a.values).transpose()))?;
     let branch = tensor(&low).matmul(tensor(&b.values).transpose());
     let base = primitive(weight.product(&x.values))?;
-    let output = sum(base, primitive(branch)?, bias.as_ref().map(|bias| &bias.values));
+    let output = sum(base, Some(primitive(branch)?), bias.as_ref().map(|bias| &bias.values));
     let state = Saved { x: x.values, weight, a: a.values, b: b.values, low, dropout, scale };
     Some(match bias {
         Some(bias) => record(LoraLinear, [x.node, weight_node, a.node, b.node, bias.node], || state, output),
@@ -67,10 +67,10 @@ pub fn lora_linear(
 }
 
 /// `base + branch + bias`, in the memory of `base` where nobody else holds it.
-fn sum(base: CubeTensor, branch: CubeTensor, bias: Option<&CubeTensor>) -> CubeTensor {
-    let (base, branch) = (into_contiguous(base), into_contiguous(branch));
+pub(super) fn sum(base: CubeTensor, branch: Option<CubeTensor>, bias: Option<&CubeTensor>) -> CubeTensor {
+    let (base, branch) = (into_contiguous(base), branch.map(into_contiguous));
     let [rows, width] = rows_and_width(&base);
-    let size = vector_size(width, &[&base, &branch, bias.unwrap_or(&base)]);
+    let size = vector_size(width, &[&base, branch.as_ref().unwrap_or(&base), bias.unwrap_or(&base)]);
     let units = rows * width / size;
     if units == 0 {
         return base;
@@ -86,11 +86,12 @@ fn sum(base: CubeTensor, branch: CubeTensor, bias: Option<&CubeTensor>) -> CubeT
         CubeDim::new_1d(UNITS),
         size,
         base.clone().into_tensor_arg(),
-        branch.clone().into_tensor_arg(),
-        bias.unwrap_or(&branch).clone().into_tensor_arg(),
+        branch.as_ref().or(bias).unwrap_or(&base).clone().into_tensor_arg(),
+        bias.or(branch.as_ref()).unwrap_or(&base).clone().into_tensor_arg(),
         written,
         units as u32,
         (width / size) as u32,
+        branch.is_some(),
         bias.is_some(),
         element(&base),
     );
@@ -106,27 +107,29 @@ fn add<F: Float, N: Size>(
     output: &mut Buffer<Vector<F, N>>,
     units: u32,
     vectors: u32,
+    #[comptime] with_branch: bool,
     #[comptime] with_bias: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     let unit = ABSOLUTE_POS as u32;
     if unit < units {
         let at = unit as usize;
-        let sum = Vector::<f32, N>::cast_from(base[at]) + Vector::<f32, N>::cast_from(branch[at]);
-        if with_bias {
-            let bias = Vector::<f32, N>::cast_from(bias[(unit % vectors) as usize]);
-            output[at] = Vector::cast_from(sum + bias);
-        } else {
-            output[at] = Vector::cast_from(sum);
+        let mut sum = Vector::<f32, N>::cast_from(base[at]);
+        if with_branch {
+            sum += Vector::<f32, N>::cast_from(branch[at]);
         }
+        if with_bias {
+            sum += Vector::<f32, N>::cast_from(bias[(unit % vectors) as usize]);
+        }
+        output[at] = Vector::cast_from(sum);
     }
 }
 
-fn tensor(values: &CubeTensor) -> Tensor<2> {
+pub(super) fn tensor(values: &CubeTensor) -> Tensor<2> {
     Tensor::from_primitive::<Backend>(values.clone())
 }
 
-fn primitive<const D: usize>(tensor: Tensor<D>) -> Option<CubeTensor> {
+pub(super) fn primitive<const D: usize>(tensor: Tensor<D>) -> Option<CubeTensor> {
     tensor.try_into_primitive::<Backend>().ok()
 }
 

@@ -16,6 +16,7 @@ pub mod cross_entropy;
 pub(crate) mod dropout;
 pub mod few;
 pub(crate) mod greedy;
+pub mod linear;
 pub mod lora;
 pub mod norm;
 mod operand;
@@ -28,8 +29,8 @@ mod tables;
 mod tests;
 
 pub(crate) use operand::{
-    Backend, MOST_VALUES, Node, Operand, constant, empty, incoming, matrix, operand, record, rows_and_width, strided,
-    vector,
+    Backend, MOST_VALUES, Node, Operand, constant, empty, incoming, is_operand, matrix, operand, record,
+    rows_and_width, strided, vector,
 };
 pub(crate) use reduce::{cube_max, cube_sum, sum_of_squares, total};
 

@@ -48,8 +48,7 @@ impl Node {
 
 /// The tensor as operand; `None` on another backend, in a dtype that kernels do not read, and of more than [`MOST_VALUES`].
 pub(crate) fn operand<const D: usize>(tensor: &Tensor<D>) -> Option<Operand> {
-    let is_read = matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16);
-    if !is_read || tensor.shape().num_elements() > MOST_VALUES {
+    if !is_read(tensor) {
         return None;
     }
     if !tensor.device().is_autodiff() {
@@ -60,6 +59,16 @@ pub(crate) fn operand<const D: usize>(tensor: &Tensor<D>) -> Option<Operand> {
     let tracked = tensor.is_tracked();
     let (values, guard) = tensor.into_parts();
     Some(Operand { values: into_contiguous(values), node: Node { guard: Some(guard), tracked } })
+}
+
+fn is_read<const D: usize>(tensor: &Tensor<D>) -> bool {
+    let is_read = matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16);
+    is_read && tensor.shape().num_elements() <= MOST_VALUES
+}
+
+/// Whether the tensor is without autodiff and an [`operand`], which copies what does not lie one behind the other.
+pub(crate) fn is_operand<const D: usize>(tensor: &Tensor<D>) -> bool {
+    is_read(tensor) && !tensor.device().is_autodiff() && tensor.clone().try_into_primitive::<Backend>().is_ok()
 }
 
 /// The values where they lie, rows possibly apart from each other; `None` as [`operand`], and where values of a row are apart.
@@ -73,8 +82,7 @@ pub(crate) fn strided<const D: usize>(tensor: &Tensor<D>) -> Option<CubeTensor> 
 
 /// Whether this is an f32 vector of this backend without autodiff, of at most [`MOST_VALUES`].
 pub(crate) fn is_float_vector(tensor: &Tensor<1>) -> bool {
-    let fits = tensor.dtype() == DType::F32 && tensor.shape().num_elements() <= MOST_VALUES;
-    fits && !tensor.device().is_autodiff() && tensor.clone().try_into_primitive::<Backend>().is_ok()
+    tensor.dtype() == DType::F32 && is_operand(tensor)
 }
 
 /// The tensor's memory, without another reference to it.

@@ -205,6 +205,24 @@ fn dropout_has_the_masks_of_the_cpu() {
 }
 
 #[test]
+fn linear() {
+    for (tokens, inputs, out) in [(1, 3, 2), (7, 20, 33), (130, 96, 80)] {
+        let shapes = [[tokens, inputs], [out, inputs], [1, out]];
+        for with_bias in [false, true] {
+            let bias = |x: &[Tensor<2>]| with_bias.then(|| row(&x[2]));
+            check(
+                "linear",
+                &shapes[..2 + usize::from(with_bias)],
+                SUMS,
+                &|x| super::linear::linear(&x[0].clone().into(), &x[1].clone().into(), bias(x).as_ref()),
+                &|x| reference::linear(x[0].clone(), x[1].clone(), bias(x)),
+                &|x| crate::linear(x[0].clone(), x[1].clone(), bias(x)),
+            );
+        }
+    }
+}
+
+#[test]
 fn lora_linear() {
     for (tokens, inputs, out, rank) in [(1, 3, 2, 1), (7, 20, 33, 4), (130, 96, 80, 32)] {
         let shapes = [[tokens, inputs], [out, inputs], [1, out], [rank, inputs], [out, rank]];
@@ -338,11 +356,11 @@ fn adamw_and_sums_of_squares() {
     }
 }
 
-/// Values are finite where the definition's are, and those are near it; the same of gradients when a value is NaN.
 #[test]
 fn gradients_accumulate_in_their_places() {
     let Some(device) = gpu() else { return };
     let (a, b) = (values(1, 6 * 64), values(2, 5 * 3));
+    let by_columns: Vec<f32> = (0..15).map(|at| b[at % 5 * 3 + at / 5]).collect();
     let matrix = |values: &[f32], shape: [usize; 2]| {
         Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), (&device, DType::F32))
     };
@@ -350,7 +368,8 @@ fn gradients_accumulate_in_their_places() {
     let parts = |second: bool| {
         // Rows apart from each other, and a width that is no whole number of vectors.
         let rows_apart = matrix(&a, [6, 64]).narrow(1, 0, 32);
-        let last = second.then(|| matrix(&b, [5, 3]));
+        // By columns, as a transposed product.
+        let last = second.then(|| matrix(&by_columns, [3, 5]).transpose());
         vec![part(0..256, Some(rows_apart)), part(256..272, None), part(272..512, last)]
     };
     let mut expected = vec![0.0; 512];
@@ -364,8 +383,14 @@ fn gradients_accumulate_in_their_places() {
     expected.iter_mut().for_each(|value| *value *= 2.0);
     expected[272..].iter_mut().zip(&b).for_each(|(sum, value)| *sum = *value);
     assert_eq!(read(twice), expected);
+    // More than a launch takes.
+    let many = values(3, 19 * 256);
+    let parts = (0..19).map(|at| part(at * 256..(at + 1) * 256, Some(matrix(&many[at * 256..][..256], [4, 64]))));
+    let sum = super::accumulate::accumulate(None, parts.collect()).expect("the kernel applies");
+    assert_eq!(read(sum), many);
 }
 
+/// Values are finite where the definition's are, and those are near it; the same of gradients when a value is NaN.
 #[test]
 fn nan_and_infinity_come_through() {
     let Some(device) = gpu() else { return };
@@ -375,7 +400,7 @@ fn nan_and_infinity_come_through() {
     let losses = |losses: CrossEntropies| losses.sum.unsqueeze::<2>();
     type Kernel<'a> = &'a dyn Fn(&[Tensor<2>]) -> Option<Tensor<2>>;
     // x, another of its shape, and a row.
-    let operations: [(&str, Kernel, Operation); 9] = [
+    let operations: [(&str, Kernel, Operation); 10] = [
         ("rms_norm", &|x| plain(super::norm::rms_norm(&x[0], &row(&x[2]), 1e-6)), &|x| {
             reference::rms_norm(x[0].clone(), row(&x[2]), 1e-6)
         }),
@@ -389,6 +414,9 @@ fn nan_and_infinity_come_through() {
         ("gelu_tanh", &|x| plain(super::activation::gelu_tanh(&x[0])), &|x| reference::gelu_tanh(x[0].clone())),
         ("quick_gelu", &|x| plain(super::activation::quick_gelu(&x[0])), &|x| reference::quick_gelu(x[0].clone())),
         ("silu", &|x| super::activation::silu(&x[0]), &|x| reference::silu(x[0].clone())),
+        ("linear", &|x| super::linear::linear(&x[0].clone().into(), &x[1].clone().into(), None), &|x| {
+            reference::linear(x[0].clone(), x[1].clone(), None)
+        }),
         (
             "lora_linear",
             &|x| {
