@@ -1,11 +1,12 @@
 //! Projection and cross entropy together, some rows at a time: the logits of all rows never exist at once. Gradients are made in
 //! the forward pass, from the logits while they are there; the backward step multiplies them by the incoming number.
 
+use super::accumulate::accumulate;
 use super::{
     Backend, UNITS, cube_max, cube_sum, cubes, cubes_of_units, element, empty, matrix, record, rows_and_width, total,
     vector_size,
 };
-use crate::CrossEntropies;
+use crate::{CrossEntropies, GradientPart};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
@@ -42,7 +43,7 @@ pub(super) fn in_chunks(
     let losses = empty(like, [rows], DType::F32);
     let tensor = |values: &CubeTensor| Tensor::<2>::from_primitive::<Backend>(values.clone());
     let (all, head) = (tensor(&hidden.values), tensor(&weight.values));
-    let (mut of_hidden, mut of_weight) = (Vec::new(), None::<Tensor<2>>);
+    let (mut of_hidden, mut of_weight) = (Vec::new(), OfWeight::None);
     let is_tracked = hidden.node.tracked() || weight.node.tracked();
     let at_once = rows.div_ceil(rows.div_ceil((logits / vocabulary).max(1)));
     for first in (0..rows).step_by(at_once) {
@@ -53,11 +54,7 @@ pub(super) fn in_chunks(
         losses_of(&logits, &targets, &losses, first, is_tracked);
         let logits = Tensor::<2>::from_primitive::<Backend>(logits);
         if weight.node.tracked() {
-            let part = logits.clone().transpose().matmul(hidden_rows).cast(DType::F32);
-            of_weight = Some(match of_weight {
-                Some(sum) => sum + part,
-                None => part,
-            });
+            of_weight = of_weight.add(logits.clone().transpose().matmul(hidden_rows))?;
         }
         if hidden.node.tracked() {
             of_hidden.push(logits.matmul(head.clone()));
@@ -65,14 +62,37 @@ pub(super) fn in_chunks(
     }
     let primitive = |tensor: Tensor<2>| tensor.try_into_primitive::<Backend>().ok().map(into_contiguous);
     let of_hidden = if of_hidden.is_empty() { None } else { Some(primitive(Tensor::cat(of_hidden, 0))?) };
+    let [_, width] = rows_and_width(&weight.values);
     let of_weight = match of_weight {
-        Some(of_weight) => Some(primitive(of_weight)?),
-        None => None,
+        OfWeight::None => None,
+        OfWeight::One(part) => Some(primitive(part)?),
+        OfWeight::Sum(sum) => Some(primitive(sum.reshape([vocabulary, width]))?),
     };
     let state = Saved { of_hidden, of_weight, weight_dtype: weight.values.dtype };
     let sum = total(&losses, rows, false);
     let rows = Tensor::from_primitive::<Backend>(losses);
     Some(CrossEntropies { sum: record(CrossEntropy, [hidden.node, weight.node], || state, sum), rows })
+}
+
+/// The gradient of the weight so far: that of one chunk of rows in its dtype, the sum of several in f32.
+enum OfWeight {
+    None,
+    One(Tensor<2>),
+    Sum(Tensor<1>),
+}
+
+impl OfWeight {
+    fn add(self, part: Tensor<2>) -> Option<Self> {
+        let added = |sum: Option<Tensor<1>>, part: Tensor<2>| {
+            let range = 0..part.shape().num_elements();
+            accumulate(sum, vec![GradientPart { range, values: Some(part) }]).ok()
+        };
+        Some(match self {
+            Self::None => Self::One(part),
+            Self::One(first) => Self::Sum(added(Some(added(None, first)?), part)?),
+            Self::Sum(sum) => Self::Sum(added(Some(sum), part)?),
+        })
+    }
 }
 
 /// The matrix with values that lie side by side in every row; rows may lie apart.
@@ -204,7 +224,7 @@ fn multiplied(x: &CubeTensor, factor: &CubeTensor, dtype: DType) -> CubeTensor {
 #[derive(Clone, Debug)]
 struct Saved {
     of_hidden: Option<CubeTensor>,
-    /// f32
+    /// In the weight's dtype, or f32.
     of_weight: Option<CubeTensor>,
     weight_dtype: DType,
 }
