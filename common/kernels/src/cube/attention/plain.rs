@@ -7,9 +7,10 @@ use cubecl::prelude::*;
 /// Rows of a factor of the results that are in shared memory at a time.
 pub const SLICE: usize = BLOCK / 4;
 
-/// Of head_dim, so much is in shared memory at a time: whole vectors, at most 24 values.
+/// Of head_dim, so much is in shared memory at a time: whole vectors, at most 20 values. With 24, which the compiler unrolls,
+/// registers spill for some sizes.
 fn depth(sizes: Sizes) -> usize {
-    let depths = (1..=24 / LANES).rev().map(|vectors| vectors * LANES);
+    let depths = (1..=20 / LANES).rev().map(|vectors| vectors * LANES);
     depths.into_iter().find(|&depth| sizes.head_dim.is_multiple_of(depth)).unwrap_or(LANES)
 }
 
