@@ -6,6 +6,7 @@ use super::threads::panic_message;
 use super::{CollectiveError, Result};
 use crate::buffers::Buffer;
 use base::pulse::Pulse;
+use burn::tensor::StreamId;
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ impl<B: Buffer> Communicator<B> {
             return Ok(work());
         }
         let before = self.traffic();
+        // On a GPU, each stream has its own memory.
+        let stream = StreamId::current();
         let done = std::thread::scope(|scope| {
             let (working, ended) = bounded::<()>(0);
             let thread = std::thread::Builder::new().name(format!("rank {} working", self.rank()));
@@ -43,7 +46,7 @@ impl<B: Buffer> Communicator<B> {
                 .spawn_scoped(scope, || {
                     // Dropped at the end, also by a panic.
                     let _working = working;
-                    pulse.during(work)
+                    stream.executes(|| pulse.during(work))
                 })
                 .map_err(|error| CollectiveError::no_thread(what, &error))?;
             let mut progress = Progress { marks: pulse.count(), since: Instant::now() };

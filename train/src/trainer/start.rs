@@ -35,7 +35,7 @@ use crate::zero::{Optimizer, OptimizerState};
 use anyhow::{Context, Result};
 use base::names;
 use base::pulse::Pulse;
-use burn::tensor::Device;
+use burn::tensor::{Device, StreamId};
 use kernels::device::computes_in_bf16;
 use model::config::LlavaConfig;
 use model::lora::LoraConfig;
@@ -147,8 +147,10 @@ pub fn run(
     if world_size > 1 {
         return trainer.train(loader, watch);
     }
-    // A rank that waits for nobody computes on a thread of the pool itself, which hands work on without a context switch.
-    rayon::scope(|_| trainer.train(loader, watch))
+    // A rank that waits for nobody computes on a thread of the pool itself, which hands work on without a context switch. On a GPU
+    // it stays on the stream that loaded the model: memory that loading used once is free for the steps.
+    let stream = StreamId::current();
+    rayon::scope(|_| stream.executes(|| trainer.train(loader, watch)))
 }
 
 /// Where the optimizer's state is.
