@@ -138,7 +138,15 @@ fn a_run_that_replaces_another_never_uses_its_checkpoints() {
         assert!(said.contains("checkpoint-4 at step 4") && said.contains("max_steps 4 → 6"), "{said}");
     }
     assert!(weights(&output) == weights(&alone), "other weights than alone in a folder");
-    assert_eq!(checkpoints(&output), [3, 6, 9], "the older run's step 6 is replaced by this one's");
+    assert_eq!(checkpoints(&output), [3, 6, 9]);
+    assert_eq!(json_file(&output.join("checkpoint-6/manifest.json"))["run_id"], record["run_id"]);
+    // The older run's step 6 has another name, and can still be resumed from.
+    let kept = output.join(format!("checkpoint-6.of-{}", older.as_str().expect("an id")));
+    assert_eq!(json_file(&kept.join("manifest.json"))["run_id"], older);
+    let (again, kept) = (folder.path().join("again"), kept.display().to_string());
+    let from = [&lora[..], &["--max_steps", "7", "--resume_from_checkpoint", &kept]].concat();
+    let said = stderr(&mut train(&shards, &again, &from));
+    assert!(said.contains("at step 6"), "{said}");
 }
 
 /// The second run names the first one, and the first one is not disturbed.

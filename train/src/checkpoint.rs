@@ -190,23 +190,60 @@ fn add_hash(hashes: &mut Hashes, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Gives a complete folder the run's state, its manifest and its name. One that had the name before is gone only after that.
+/// Gives a complete folder the run's state, its manifest and its name. A checkpoint of the run that had the name before is gone
+/// only after that; one of another run gets another name, which is returned.
 ///
 /// # Errors
 /// What the operating system refuses.
-pub fn publish(temporary: &Path, dir: &Path, state: &TrainerState, mut manifest: Manifest) -> Result<()> {
+pub fn publish(
+    temporary: &Path,
+    dir: &Path,
+    state: &TrainerState,
+    mut manifest: Manifest,
+    record: &RunRecord,
+) -> Result<Option<PathBuf>> {
     let path = temporary.join(TRAINER_STATE);
     json::write(&path, state)?;
     add_hash(&mut manifest.files, &path)?;
     json::write(&temporary.join(MANIFEST), &manifest)?;
     let replaced = hidden(dir, REPLACED);
-    if dir.exists() {
+    let kept = of_another_run(dir, record).map(|run| kept_as(dir, &run));
+    if let Some(kept) = &kept {
+        files::rename(dir, kept)?;
+    } else if dir.exists() {
         let _ = std::fs::remove_dir_all(&replaced);
         files::rename(dir, &replaced)?;
     }
     files::publish(temporary, dir)?;
     let _ = std::fs::remove_dir_all(&replaced);
-    Ok(())
+    Ok(kept)
+}
+
+/// The run whose checkpoint a folder is, if this run or one that it goes on from has not written it. A damaged manifest may be
+/// the run's.
+fn of_another_run(dir: &Path, record: &RunRecord) -> Option<String> {
+    if !dir.exists() {
+        return None;
+    }
+    let manifest: Option<serde_json::Value> = json::read_if_there(&dir.join(MANIFEST)).ok()?;
+    let run = manifest.as_ref().and_then(|manifest| manifest.get("run_id")?.as_str());
+    let is_own = |run: &str| record.run_id == run || record.lineage.iter().any(|ancestor| ancestor.run_id == run);
+    match run {
+        Some(run) if is_own(run) => None,
+        // The id becomes a part of a file name.
+        Some(run) if names::is_plain(run) => Some(run.to_string()),
+        _ => Some("unknown".to_string()),
+    }
+}
+
+/// `run/checkpoint-5` → `run/checkpoint-5.of-<run>`, with a number where that is taken.
+fn kept_as(dir: &Path, run: &str) -> PathBuf {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let numbered = |number: u64| match number {
+        1 => dir.with_file_name(format!("{name}.of-{run}")),
+        _ => dir.with_file_name(format!("{name}.of-{run}-{number}")),
+    };
+    (1..).map(numbered).find(|path| !path.exists()).unwrap_or_else(|| numbered(1))
 }
 
 /// Endings of the hidden folders beside a checkpoint: one that is being written, one that another takes the place of.
@@ -390,6 +427,36 @@ mod tests {
         // What a run goes on from is its own, up to that step.
         prune(dir.path(), &go_on, 1, 4, None).expect("pruned");
         assert_eq!(steps(dir.path()), [4, 5, 7, 8, 9]);
+    }
+
+    #[test]
+    fn another_runs_checkpoint_of_the_same_step_keeps_its_content_under_another_name() {
+        let (older, run) = (record(), record());
+        let go_on = older.continued(3, PathBuf::from("checkpoint-3"));
+        let of_older = format!("checkpoint-5.of-{}", older.run_id);
+        for (saves, owner, expected) in [
+            (&run, Some(&older), Some(of_older.as_str())),
+            (&run, Some(&run), None),
+            (&older, Some(&older), None),
+            // Given up when the run went on from step 3.
+            (&go_on, Some(&older), None),
+            (&run, None, Some("checkpoint-5.of-unknown")),
+        ] {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            let (place, temporary) = (dir_of(dir.path(), 5), dir.path().join("new"));
+            match owner {
+                Some(owner) => add(dir.path(), 5, owner),
+                None => std::fs::create_dir(&place).expect("a folder"),
+            }
+            std::fs::write(place.join("weights"), "old").expect("written");
+            std::fs::create_dir(&temporary).expect("a folder");
+            let manifest = Manifest { run_id: saves.run_id.clone(), global_step: 5, files: Hashes::new() };
+            let kept = publish(&temporary, &place, &TrainerState::default(), manifest, saves).expect("published");
+            assert_eq!(kept, expected.map(|name| dir.path().join(name)));
+            assert!(Manifest::read(&place).expect("published").is_of(saves) && !place.join("weights").exists());
+            assert!(kept.is_none_or(|kept| kept.join("weights").exists()));
+            assert_eq!(steps(dir.path()), [5]);
+        }
     }
 
     #[test]

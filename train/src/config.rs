@@ -245,7 +245,8 @@ pub struct Config {
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub resume_from_checkpoint: Option<String>,
     /// Begin a new run in an `output_dir` that holds another one, and replace its output, metrics and captions. Its checkpoints
-    /// stay and are not used. Without effect together with `resume_from_checkpoint true`.
+    /// stay and are not used; one of a step that the new run saves too is renamed `checkpoint-STEP.of-RUN`. Without effect together
+    /// with `resume_from_checkpoint true`.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub overwrite_output_dir: bool,
     /// Resume with another number of rows a step than the run has. Without it, accumulation is changed so that the rows stay.

@@ -76,7 +76,12 @@ fn start(config: &Config, remains: &Remains, new: RunRecord) -> Result<Beginning
 }
 
 fn others(count: usize) -> Option<String> {
-    (count > 0).then(|| format!("checkpoints of other runs stay in the folder and are not used: {count}"))
+    (count > 0).then(|| {
+        format!(
+            "checkpoints of other runs stay in the folder and are not used: {count}; one of a step that this run saves too is \
+             renamed checkpoint-STEP.of-RUN"
+        )
+    })
 }
 
 /// `resume_from_checkpoint true`: the newest valid checkpoint of the folder's run.

@@ -121,9 +121,12 @@ impl Saver {
         let publish = move || {
             // Earlier checkpoints have their names by now, or are given up.
             checkpoint::name_best(&mut state, &output_dir, &record, Some(global_step));
-            match checkpoint::publish(&temporary, &dir, &state, manifest) {
+            match checkpoint::publish(&temporary, &dir, &state, manifest, &record) {
                 Err(error) => give_up(&temporary, &name, &format!("{error:#}")),
-                Ok(()) => {
+                Ok(kept) => {
+                    if let Some(kept) = kept {
+                        tracing::info!("{name} of another run is {} from now on", kept.display());
+                    }
                     let (stalled, took) = (stalled.as_secs_f64(), started.elapsed().as_secs_f64());
                     tracing::info!("{name} is saved: training was paused for {stalled:.2} of {took:.2} s");
                     let best = state.best_model_checkpoint.map(|name| output_dir.join(name));
