@@ -149,6 +149,30 @@ fn a_run_that_replaces_another_never_uses_its_checkpoints() {
     assert!(said.contains("at step 6"), "{said}");
 }
 
+/// Resumed with fewer steps than it has, another learning rate and event files: nothing of that is the run's.
+#[test]
+fn a_finished_run_that_is_resumed_stays_as_it_is() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let shards = shards_with_validation(folder.path());
+    let output = folder.path().join("run");
+    let words = ["--train_type", "projector", "--save_strategy", "steps", "--save_steps", "2"];
+    succeed(&mut train(&shards, &output, &[&words[..], &["--max_steps", "4", "--learning_rate", "0.001"]].concat()));
+    let before = files(&output);
+    let more = ["--max_steps", "3", "--resume_from_checkpoint", "true", "--report_to", "tensorboard"];
+    let again = succeed(&mut train(&shards, &output, &[&words[..], &more].concat()));
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(said.contains("nothing left to train: step 4 of 3") && said.contains("is unchanged"), "{said}");
+    let said = String::from_utf8_lossy(&again.stdout).into_owned();
+    assert!(said.contains("step 4: nothing was left to train") && !said.contains("loss"), "{said}");
+    let after = files(&output);
+    let changed: Vec<&String> = after.keys().filter(|file| before.get(*file) != after.get(*file)).collect();
+    assert!(changed.is_empty() && before.len() == after.len(), "{changed:?} changed");
+    // An output that was removed is made again.
+    std::fs::remove_file(output.join("model.safetensors")).expect("removed");
+    succeed(&mut train(&shards, &output, &[&words[..], &more[..4]].concat()));
+    assert_eq!(files(&output).get("model.safetensors"), before.get("model.safetensors"));
+}
+
 /// The second run names the first one, and the first one is not disturbed.
 #[test]
 fn two_runs_at_once_in_a_folder_are_one() {

@@ -245,7 +245,8 @@ fn is_about_whole_numbers(error: &clap::Error) -> bool {
 fn run(config: &Config, args: Vec<OsString>) -> Result<Done> {
     let stop_request = StopRequest::listen().context("listening to SIGINT and SIGTERM")?;
     let timeout = Duration::from_secs(config.collective_timeout_seconds);
-    let Finished { state, stopped_in } = launch::run_ranks(config.nproc, config.ranks_per_host, timeout, |rank| {
+    let Finished { state, stopped_in, has_trained } =
+        launch::run_ranks(config.nproc, config.ranks_per_host, timeout, |rank| {
         let device = setup::device(config, launch::local_rank(rank.rank()))?;
         trainer::run(config, rank, &device, &stop_request)
     })?;
@@ -257,6 +258,9 @@ fn run(config: &Config, args: Vec<OsString>) -> Result<Done> {
     let (step, max_steps) = (state.global_step, state.max_steps);
     let loss = state.log_history.iter().rev().find_map(|entry| entry.loss()).unwrap_or(f64::NAN);
     Ok(match stopped_in {
+        None if !has_trained => {
+            Done::Said(Some(format!("step {step}: nothing was left to train, in {}", config.output_dir.display())))
+        }
         None => Done::Said(Some(format!(
             "{step} steps, loss {loss:.4} since the last logged step, in {}",
             config.output_dir.display()

@@ -68,13 +68,26 @@ pub struct Finished {
     pub state: TrainerState,
     /// The checkpoint that it was saved in, if it was asked to stop before its end.
     pub stopped_in: Option<PathBuf>,
+    /// Whether at least one step was left to train.
+    pub has_trained: bool,
+}
+
+/// Whether no step follows: the last one is made, no row is left, or early stopping has had enough.
+fn is_at_end(config: &Config, plan: &BatchPlan, state: &TrainerState) -> bool {
+    let patience = config.early_stopping_patience;
+    let enough = patience > 0 && state.run.evaluations_without_improvement >= patience;
+    enough || state.global_step >= state.max_steps || plan.is_at_end(state.run.cursor)
 }
 
 impl Trainer<'_> {
     /// The loop: next batch → forward and backward → reduce and clip → update → log → evaluate → save.
     fn train(mut self, mut loader: Loader, mut watch: Watch<'_>) -> Result<Finished> {
-        if self.is_at_end() {
-            watch.say(&format!("nothing left to train: step {} of {}", self.state.global_step, self.state.max_steps));
+        let has_trained = !self.is_at_end();
+        if !has_trained {
+            watch.say(&format!(
+                "nothing left to train: step {} of {}; for more steps give a larger --num_train_epochs or --max_steps",
+                self.state.global_step, self.state.max_steps
+            ));
         }
         while !self.is_at_end() {
             let (_, next) = self.plan.next(self.state.run.cursor);
@@ -93,14 +106,11 @@ impl Trainer<'_> {
                 return self.stop(watch);
             }
         }
-        self.finish(watch)
+        self.finish(watch, has_trained)
     }
 
-    /// Whether no step follows: the last one is made, no row is left, or early stopping has had enough.
     fn is_at_end(&self) -> bool {
-        let (state, patience) = (&self.state, self.config.early_stopping_patience);
-        let enough = patience > 0 && state.run.evaluations_without_improvement >= patience;
-        enough || state.global_step >= state.max_steps || self.plan.is_at_end(state.run.cursor)
+        is_at_end(self.config, &self.plan, &self.state)
     }
 
     /// All micro-batches, one after another; each block's gradient is on its way to its owner while the block before it is

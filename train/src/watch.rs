@@ -62,7 +62,8 @@ impl fmt::Display for Output {
 }
 
 impl<'a> Watch<'a> {
-    /// Opens the outputs that the settings ask for, and writes the manifest of trained tensors.
+    /// Opens the outputs that the settings ask for, and writes the manifest of trained tensors; nothing of a run that is
+    /// finished.
     ///
     /// # Errors
     /// No validation rows where an evaluation is asked for.
@@ -70,8 +71,8 @@ impl<'a> Watch<'a> {
         config: &'a Config,
         trainee: &Trainee,
         state: &TrainerState,
-        rank: usize,
-        world_size: usize,
+        (rank, world_size): (usize, usize),
+        is_finished: bool,
     ) -> Result<Self> {
         let evaluation = match config.eval_strategy {
             Strategy::No => None,
@@ -88,6 +89,8 @@ impl<'a> Watch<'a> {
         };
         if rank == 0 {
             watch.progress = Some(StepProgress::new(state.global_step, state.max_steps));
+        }
+        if rank == 0 && !is_finished {
             watch.metrics = Some(MetricsFile::open(&metrics_file(config), state.global_step));
             if config.report_to == ReportTo::Tensorboard {
                 watch.events = Some(EventFile::new(&config.output_dir, state.global_step));

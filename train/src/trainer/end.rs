@@ -11,8 +11,9 @@ use crate::setup::Trainee;
 use crate::state::TrainerState;
 use crate::watch::Watch;
 use anyhow::{Context, Result, bail};
+use base::names;
 use base::pulse::Pulse;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -55,7 +56,7 @@ impl Trainer<'_> {
         if rank == 0 && !saved {
             bail!("stopped as requested at step {}, but the checkpoint could not be written", self.state.global_step);
         }
-        Ok(Finished { state: self.state, stopped_in: Some(dir) })
+        Ok(Finished { state: self.state, stopped_in: Some(dir), has_trained: true })
     }
 
     /// Whether this step has a checkpoint of this run under its name; waits for one that is being written. The same on all ranks.
@@ -69,7 +70,7 @@ impl Trainer<'_> {
     }
 
     /// The final model or adapter into `output_dir` itself: the last one, or the best one if that is asked for.
-    pub(super) fn finish(mut self, mut watch: Watch<'_>) -> Result<Finished> {
+    pub(super) fn finish(mut self, mut watch: Watch<'_>, has_trained: bool) -> Result<Finished> {
         self.saver.finish(self.optimizer.communicator())?;
         self.wait_for_params()?;
         let Self { config, record, trainee, mut optimizer, mut state, .. } = self;
@@ -80,11 +81,12 @@ impl Trainer<'_> {
         };
         optimizer.communicator().attend("final model", &Pulse::default(), save)??;
         optimizer.finish()?;
-        Ok(Finished { state, stopped_in: None })
+        Ok(Finished { state, stopped_in: None, has_trained })
     }
 }
 
-/// The output of a run in its folder, and that it is finished.
+/// The output of a run in its folder, and that it is finished. A run that was finished before, and whose output would be the
+/// same, is left as it is.
 fn put_out(
     config: &Config,
     record: &RunRecord,
@@ -95,15 +97,29 @@ fn put_out(
     let output_dir = &config.output_dir;
     checkpoint::name_best(state, output_dir, record, None);
     state.run.since_log = LogSums::default();
-    let weights_of_step = match best(config, record, state, watch) {
-        Some((best, step)) => checkpoint::copy_weights(&best, output_dir).map(|()| step),
-        None => checkpoint::save_weights(config, trainee, output_dir).map(|()| state.global_step),
+    let best = best(config, record, state, watch);
+    let weights_of_step = best.as_ref().map_or(state.global_step, |(_, step)| *step);
+    let is_same = |output: &FinalOutput| {
+        (output.global_step, output.weights_of_step) == (state.global_step, weights_of_step)
     };
-    let weights_of_step = weights_of_step.context("the final model is not saved; checkpoints are as they were")?;
+    if record.finished.as_ref().is_some_and(is_same) && has_weights(output_dir) {
+        watch.say(&format!("{} is unchanged", output_dir.display()));
+        return Ok(());
+    }
+    let written = match best {
+        Some((best, _)) => checkpoint::copy_weights(&best, output_dir),
+        None => checkpoint::save_weights(config, trainee, output_dir),
+    };
+    written.context("the final model is not saved; checkpoints are as they were")?;
     base::json::write(&output_dir.join(checkpoint::TRAINER_STATE), state)?;
     let (global_step, finished_at) = (state.global_step, clock::now());
     let finished = Some(FinalOutput { global_step, weights_of_step, finished_at });
     RunRecord { finished, ..record.clone() }.write(output_dir)
+}
+
+fn has_weights(dir: &Path) -> bool {
+    let files = [names::WEIGHTS_FILE, names::WEIGHTS_INDEX_FILE, names::ADAPTER_WEIGHTS_FILE];
+    files.iter().any(|name| dir.join(name).exists())
 }
 
 /// The checkpoint with the best evaluation and its step, if its weights are asked for. Says which one it is, and when

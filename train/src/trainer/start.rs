@@ -2,7 +2,7 @@
 
 use super::report::Log;
 use super::sources::SourceSums;
-use super::{Finished, Trainer};
+use super::{Finished, Trainer, is_at_end};
 use crate::base_format;
 use crate::batch::{self, Steps};
 use crate::best::Best;
@@ -105,7 +105,10 @@ pub fn run(
     let own = checkpoint::dir_of(&config.output_dir, state.global_step);
     let saved_step = found.as_ref().filter(|found| found.dir == own).map(|found| found.state.global_step);
     let record = match beginning {
-        Some(beginning) => Some(Arc::new(begin(config, beginning, found.as_ref(), kept_batch, &mut state)?)),
+        Some(beginning) => {
+            let is_over = is_at_end(config, &plan, &state);
+            Some(Arc::new(begin(config, beginning, found.as_ref(), kept_batch, &mut state, is_over)?))
+        }
         None => None,
     };
     if let Some(record) = &record {
@@ -122,7 +125,8 @@ pub fn run(
             tracing::info!("learning rates: {rates}");
         }
     }
-    let start = || Watch::start(config, &trainee, &state, rank, world_size);
+    let is_finished = record.as_ref().is_some_and(|record| record.finished.is_some());
+    let start = || Watch::start(config, &trainee, &state, (rank, world_size), is_finished);
     let watch = communicator.attend("frozen weights", &Pulse::default(), start)??;
     let (accumulate, weight_decay) = (config.accumulate, config.weight_decay);
     let optimizer = Optimizer::new(layout, optimizer, device, communicator, accumulate, weight_decay, ranks);
@@ -213,13 +217,15 @@ fn take_folder(config: &Config) -> Result<RunLock> {
     Ok(lock)
 }
 
-/// Rank 0, after all checks: prints how the run begins, and writes `run.json`.
+/// Rank 0, after all checks: prints how the run begins, and writes `run.json`. Where the run is finished and no step is left
+/// (`is_over`), its record and its settings stay as they are.
 fn begin(
     config: &Config,
     beginning: Beginning,
     found: Option<&Found>,
     kept_batch: Option<String>,
     state: &mut TrainerState,
+    is_over: bool,
 ) -> Result<RunRecord> {
     let Beginning { record, clears, said, passed_over, .. } = beginning;
     passed_over.iter().for_each(|line| tracing::warn!("{line}"));
@@ -238,6 +244,10 @@ fn begin(
         folder::clear(output_dir)?;
     }
     state.run.run_id.clone_from(&record.run_id);
+    let is_of_this_step = record.finished.as_ref().is_some_and(|output| output.global_step == state.global_step);
+    if is_over && is_of_this_step && found.is_some() && !clears {
+        return Ok(record);
+    }
     let record = RunRecord { finished: None, ..record };
     record.write(output_dir)?;
     base::json::write(&output_dir.join(checkpoint::RUN_CONFIG), config)?;
