@@ -408,6 +408,9 @@ pub struct ExportArgs {
     /// Rows that --check takes.
     #[arg(long, value_enum, default_value_t = SplitArg::Validation)]
     pub split: SplitArg,
+    /// Merge the adapter although its run.json says that it was trained on another model.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub force: bool,
 }
 
 /// Types of an exported language model.
@@ -456,6 +459,9 @@ pub struct QuantizeArgs {
     /// Largest weights file, bytes; larger models are written in parts with an index.
     #[arg(long, default_value_t = 5_000_000_000, value_name = "BYTES")]
     pub max_part_bytes: usize,
+    /// Merge the adapter although its run.json says that it was trained on another model.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub force: bool,
 }
 
 /// Options of `infer merge`.
@@ -473,6 +479,9 @@ pub struct MergeArgs {
     /// Largest weights file, bytes; larger models are written in parts with an index.
     #[arg(long, default_value_t = 5_000_000_000, value_name = "BYTES")]
     pub max_part_bytes: usize,
+    /// Merge the adapter although its run.json says that it was trained on another model.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub force: bool,
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use model::batch::PackedBatch;
 use model::config::{LlavaConfig, WeightDtype};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use store::adapter::require_own_model;
 use store::checkpoint::{LoadAs, copy_processor_files, save_model};
 use store::hub::{self, Wanted};
 
@@ -82,6 +83,7 @@ impl MergeReport {
 pub fn run(args: &MergeArgs) -> Result<String> {
     ensure_free(&args.output)?;
     require_exact_weights(&args.model, "infer merge")?;
+    require_own_model(&args.adapter, &hub::resolve(&args.model, Wanted::Llava)?, args.force)?;
     let engine = Engine::load(&args.model, Some(&args.adapter), LoadAs::F32, DeviceKind::Cpu)?;
     let prompt = test_prompt(&engine.processors)?;
     let before = engine.last_logits(&prompt, COMPARED_POSITIONS)?;

@@ -40,6 +40,8 @@ pub fn run(args: &QuantizeArgs) -> Result<String> {
     let (config, model) = match &args.adapter {
         None => load_rounded(&dir, LoadAs::Stored, Some(&format.into()), &device).context("loading the model")?,
         Some(adapter) => {
+            adapter::require_own_model(adapter, &dir, args.force)?;
+            adapter::warn_of_another_model(adapter, &dir, "--model");
             // The adapter's matrices become part of the weights before these are rounded.
             let (config, mut model) = load_model(&dir, LoadAs::Stored, &device).context("loading the model")?;
             adapter::load_adapter(&mut model, adapter, &device).context("loading the adapter")?;

@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 use tests::inference::{infer, infer_ok, read_json};
+use tests::runs::{shards_with_validation, train};
+use tests::training::succeed;
 use tests::{python, python_script, reference};
 
 /// f32 sums in another order; the fixture's logits reach about 1.
@@ -68,6 +70,47 @@ fn what_cannot_be_merged_is_refused_by_name() {
         infer(&["merge", "--model", &model, "--adapter", &path("tiny/train_use_lora"), "--output", &path("pictures")]);
     assert_eq!(taken.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&taken.stderr).contains("not empty"));
+}
+
+/// The adapter of a run on tiny/llava, put on what it was merged into.
+#[test]
+fn an_adapter_of_another_model_is_a_warning_and_is_not_merged() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let shards = shards_with_validation(dir.path());
+    let run = dir.path().join("run");
+    let lora = ["--train_type", "use_lora", "--lora_r", "2", "--max_steps", "2"];
+    succeed(&mut train(&shards, &run, &lora));
+    let text = |name: &str| dir.path().join(name).display().to_string();
+    let (own, other, adapter, twice) = (path("tiny/llava"), text("merged"), text("run"), text("twice"));
+    infer_ok(&["merge", "--model", &own, "--adapter", &adapter, "--output", &other]);
+    for command in [
+        &["merge", "--adapter", &adapter, "--output", &twice][..],
+        &["export", "--adapter", &adapter, "--output", &twice],
+        &["quantize", "--adapter", &adapter, "--output", &twice],
+    ] {
+        let refused = infer(&[command, &["--model", &other]].concat());
+        let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{error}");
+        for part in [&own, &other, "fingerprint", "--force true"] {
+            assert!(error.contains(part), "{command:?}: {part}: {error}");
+        }
+        assert!(!dir.path().join("twice").exists(), "{command:?}");
+    }
+    let asked = |model: &str| {
+        let words = ["generate", "--model", model, "--adapter", &adapter, "--prompt", "What?", "--max-new-tokens", "1"];
+        String::from_utf8_lossy(&infer(&words).stderr).into_owned()
+    };
+    assert!(asked(&other).contains("warning: ") && asked(&other).contains("trained on"), "{}", asked(&other));
+    assert!(!asked(&own).contains("trained on"), "{}", asked(&own));
+    let again = ["--init_adapter", &adapter, "--train_type", "use_lora", "--max_steps", "1"];
+    for (model, warns) in [(&other, true), (&own, false)] {
+        let of_model = ["--model_name_or_path", model];
+        let output = dir.path().join(format!("again-{warns}"));
+        let ran = succeed(&mut train(&shards, &output, &[&again[..], &of_model].concat()));
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert_eq!(said.contains("trained on"), warns, "{said}");
+    }
+    infer_ok(&["merge", "--model", &other, "--adapter", &adapter, "--output", &twice, "--force", "true"]);
 }
 
 /// transformers' logits of the merged checkpoint against peft's of base and adapter.

@@ -85,6 +85,7 @@ impl Engine {
         let unused_settings = chat::eos::unused_settings(model)?;
         let (config, mut llava) = load_model(model, load_as, &device).context("loading the model")?;
         if let Some(adapter) = adapter {
+            store::adapter::warn_of_another_model(adapter, model, "--model");
             store::adapter::load_adapter(&mut llava, adapter, &device).context("loading the adapter")?;
             model::lora::keep_row_norms(&mut llava);
         }

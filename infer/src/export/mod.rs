@@ -25,6 +25,7 @@ use model::Llava;
 use model::config::{LlavaConfig, WeightDtype};
 use model::lora;
 use std::path::Path;
+use store::adapter::require_own_model;
 use store::checkpoint::{LoadAs, model_tensors};
 use store::hub::{self, Wanted};
 use store::processors::Processors;
@@ -50,6 +51,9 @@ const MOSTLY_F16: u32 = 1;
 pub fn run(args: &ExportArgs) -> Result<String> {
     ensure_free(&args.output)?;
     let dir = hub::resolve(&args.model, Wanted::Llava)?;
+    if let Some(adapter) = &args.adapter {
+        require_own_model(adapter, &dir, args.force)?;
+    }
     let config = Processors::read(&dir)?.config;
     mmproj::require_supported(&config)?;
     language_model::require_supported(&config.text)?;

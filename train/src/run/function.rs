@@ -6,6 +6,7 @@ use base::names;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
+use store::adapter;
 use store::fingerprint;
 use store::skip_modules::OPTION as SKIP;
 
@@ -18,7 +19,7 @@ const QUANTIZATION_OPTIONS: [&str; 2] = ["load_in_8bit", "load_in_4bit"];
 /// An option that defines it with `load_in_4bit`.
 const DOUBLE_QUANT: &str = "bnb_4bit_use_double_quant";
 const LORA_DROPOUT: &str = "lora_dropout";
-const MODEL: &str = "model_name_or_path";
+const MODEL: &str = adapter::MODEL_OPTION;
 const DATA: &str = "data_path";
 const ADAPTER: &str = "init_adapter";
 /// The part of a mean that depends on how a batch is split.

@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
+pub use store::adapter::RUN_RECORD;
 
-/// The record's file, in a run's folder and in each of its checkpoints.
-pub const RUN_RECORD: &str = "run.json";
 /// Version of the record and of checkpoints.
 const FORMAT: u32 = 1;
 /// Digits of a run's id.

@@ -44,6 +44,7 @@ use shards::Split;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use store::adapter;
 
 /// Runs one rank from start to end.
 ///
@@ -67,6 +68,9 @@ pub fn run(
         base_format::of_run(config, &model, lora.as_ref())?;
         setup::check_lengths(config, &model, &shards)?;
         LearningRates::of(config).require_trained(config, &model, lora.as_ref())?;
+        if let Some(adapter) = config.init_adapter.as_ref().filter(|_| config.train_type.uses_lora()) {
+            adapter::warn_of_another_model(adapter, &config.model_name_or_path, "--model_name_or_path");
+        }
     }
     let _lock = if rank == 0 { Some(take_folder(config)?) } else { None };
     let (beginning, found) = resume::begin_together(config, &shards.identity(), &mut communicator)?;

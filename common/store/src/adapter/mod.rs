@@ -5,6 +5,7 @@ mod config;
 mod fields;
 mod modules;
 mod options;
+mod origin;
 mod patterns;
 mod targets;
 mod weights;
@@ -20,6 +21,7 @@ use model::lora::{self, LoraConfig};
 use model::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use modules::{Head, ModelTensors, Resolved};
 pub use options::{ALL_LINEAR, AdapterOptions};
+pub use origin::{MODEL_OPTION, RUN_RECORD, require_own_model, warn_of_another_model};
 pub use patterns::LayerPattern;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -41,12 +43,17 @@ pub fn read_config(dir: &Path, model: &LlavaConfig) -> Result<LoraConfig> {
 /// # Errors
 /// An `adapter_config.json` that is no JSON object.
 pub fn base_of(dir: &Path) -> Result<Option<PathBuf>> {
+    if dir.join(names::CONFIG_FILE).exists() {
+        return Ok(None);
+    }
+    named_base(dir)
+}
+
+/// The model that `adapter_config.json` names, if there is one.
+fn named_base(dir: &Path) -> Result<Option<PathBuf>> {
     #[derive(Deserialize)]
     struct Base {
         base_model_name_or_path: Option<PathBuf>,
-    }
-    if dir.join(names::CONFIG_FILE).exists() {
-        return Ok(None);
     }
     let file: Option<Base> = json::read_if_there(&dir.join(names::ADAPTER_CONFIG_FILE))?;
     Ok(file.and_then(|file| file.base_model_name_or_path).filter(|base| !base.as_os_str().is_empty()))
