@@ -7,6 +7,7 @@ mod scheduler;
 use crate::collective::launch;
 use crate::recipe::Given;
 use base::{Error, Result};
+use cli::inputs;
 use serde_json::Value;
 use std::path::Path;
 
@@ -18,7 +19,10 @@ use std::path::Path;
 pub fn overlay(source: &str, given: &mut Given, ranks: u64) -> Result<()> {
     let (name, text) = match source.trim_start().starts_with('{') {
         true => ("--deepspeed", source.to_string()),
-        false => (source, std::fs::read_to_string(source).map_err(Error::io(Path::new(source)))?),
+        false => {
+            let expected = "a DeepSpeed configuration (JSON), for --deepspeed";
+            (source, std::fs::read_to_string(source).map_err(inputs::unread(Path::new(source), expected))?)
+        }
     };
     let json = once::parse(&text)
         .map_err(|error| Error::invalid(name, error, "JSON with each key once in an object", "correct the file"))?;

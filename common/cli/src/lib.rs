@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod exit;
+pub mod inputs;
 pub mod log;
 pub mod options;
 pub mod outputs;

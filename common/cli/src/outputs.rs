@@ -12,7 +12,7 @@ const HEAD_BYTES: u64 = 64 << 10;
 /// the file's beginning; `overwrite` is the user's word that the file may go, `None` where there is no such option.
 ///
 /// # Errors
-/// Such a file; a folder of this name; a file that cannot be read.
+/// Such a file; a folder of this name; a path in a folder that is not there; a file that cannot be read.
 pub fn require_replaceable(
     path: &Path,
     is_own: impl FnOnce(&[u8]) -> bool,
@@ -22,7 +22,7 @@ pub fn require_replaceable(
     let about = match path.metadata() {
         Ok(about) => about,
         // Whatever else is wrong with the path is said when it is written.
-        Err(_) => return Ok(()),
+        Err(_) => return require_folder_of(path, option),
     };
     let refused = |found: &str, remedy: String| {
         Err(Error::invalid(path.display(), found, "a new file, or one that this program wrote", remedy))
@@ -46,6 +46,26 @@ pub fn require_replaceable(
     }
     let or = if overwrite.is_some() { ", or --overwrite true to replace it" } else { "" };
     refused("a file of something else", format!("give another {option}{or}"))
+}
+
+/// Refuses an output in a folder that is not there: its name may be a slip.
+///
+/// # Errors
+/// Such a folder, with the command that makes it.
+pub fn require_folder_of(path: &Path, option: &str) -> Result<()> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
+        None => Ok(()),
+        Some(folder) => {
+            let remedy =
+                format!("{}mkdir -p {1}, or give another {option}", base::did_you_mean(folder), folder.display());
+            Err(Error::invalid(
+                path.display(),
+                format!("no folder {}", folder.display()),
+                "a folder that is there",
+                remedy,
+            ))
+        }
+    }
 }
 
 /// Refuses an output that is one of the inputs, under whatever name: no option says that this is wanted.
@@ -126,5 +146,9 @@ mod tests {
             require_replaceable(folder.path(), |_| true, Some(true), "--html").expect_err("a folder").to_string();
         assert!(found.contains("found a folder") && found.contains("--html"), "{found}");
         require_replaceable(Path::new("/dev/stdout"), |_| false, None, "--output").expect("nothing is lost");
+        let lost = folder.path().join("none/out");
+        let found = require_replaceable(&lost, |_| true, None, "--html").expect_err("no folder").to_string();
+        assert!(found.contains("found no folder") && found.contains("mkdir -p") && found.contains("--html"), "{found}");
+        require_replaceable(Path::new("out-of-this-test"), |_| true, None, "--html").expect("in the folder of work");
     }
 }

@@ -33,7 +33,8 @@ impl References {
     /// Reads `--references`, or `references.json` of `--data`; none of both is no error.
     pub fn read(args: &CaptionArgs) -> Result<Self> {
         let Some(path) = args.references_file() else { return Ok(Self::default()) };
-        let text = std::fs::read(&path).map_err(base::Error::io(&path))?;
+        let expected = "a JSON list of captions, for --references";
+        let text = std::fs::read(&path).map_err(cli::inputs::unread(&path, expected))?;
         let entries: Vec<Entry> = serde_json::from_slice(&text).with_context(|| {
             format!("{}: expected a list of {{\"id\" or \"image\", \"captions\": […]}}", path.display())
         })?;

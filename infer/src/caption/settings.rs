@@ -7,10 +7,11 @@ use anyhow::Result;
 use base::files;
 use chat::dataset::Source;
 use serde_json::json;
-use shards::INDEX_FILE;
+use shards::{INDEX_FILE, ShardIndex};
 use std::path::Path;
 
 fn index_sha256(shards: &Path) -> base::Result<String> {
+    ShardIndex::read(shards)?;
     files::sha256_of_file(&shards.join(INDEX_FILE))
 }
 

@@ -101,7 +101,7 @@ impl Processors {
     /// # Errors
     /// A file that cannot be read or is no usable picture, by name.
     pub fn read_image(&self, path: &Path) -> Result<ProcessedImage> {
-        let bytes = std::fs::read(path).map_err(base::Error::io(path))?;
+        let bytes = std::fs::read(path).map_err(cli::inputs::unread(path, "a picture file"))?;
         self.process_image(&path.display().to_string(), &bytes)
     }
 

@@ -35,6 +35,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use base::Error;
+use cli::inputs;
 use connections::{Connections, Timeouts};
 use cors::AllowedOrigins;
 use error::ApiError;
@@ -193,7 +194,8 @@ impl App {
 
 fn api_key(args: &ServeArgs) -> Result<Option<String>> {
     let from_file = args.api_key_file.as_ref().map(|path| {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let expected = "a file with the key in its first line, for --api-key-file";
+        let text = std::fs::read_to_string(path).map_err(inputs::unread(path, expected))?;
         text.lines().next().map(|line| line.trim().to_string()).with_context(|| format!("{}: empty", path.display()))
     });
     let key = from_file.transpose()?.or_else(|| args.api_key.clone());
