@@ -283,7 +283,7 @@ impl CaptionArgs {
 #[derive(Args, Clone, Debug)]
 #[group(required = true, multiple = false)]
 pub struct CaptionSource {
-    /// Folder of pictures, in the order of their names.
+    /// Folder of pictures, in the order of their names, then those of the folders in it.
     #[arg(long, value_name = "DIR")]
     pub images: Option<PathBuf>,
     /// Dataset, read as `preprocess shards` reads it (but for Parquet); a row that cannot be used gets a line with its error.

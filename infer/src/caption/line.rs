@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 pub(super) struct Line {
     /// Position in the source, from 0.
     pub index: usize,
-    /// `id` of the dataset, or the file's name without ending.
+    /// `id` of the dataset, or the file's path in the folder without ending (with it where two would be the same).
     pub id: String,
-    /// File name.
+    /// The file's path in the folder.
     pub image: String,
     /// The caption, trimmed; absent for a bad picture.
     #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -9,6 +9,7 @@ use chat::dataset::{self, Questions, ReadRecord};
 use images::image_files::ImageSources;
 use model::batch::PackedBatch;
 use shards::{Row, ShardSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Endings of the files that a folder is searched for.
@@ -16,9 +17,9 @@ const PICTURES: [&str; 8] = ["jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", 
 
 /// One picture to caption.
 pub(super) struct Item {
-    /// `id` of the dataset, or the file's name without ending.
+    /// `id` of the dataset, or the file's path in the folder without ending.
     pub id: String,
-    /// File name.
+    /// The file's path in the folder.
     pub image: String,
     /// The question with the picture, or why they cannot be used.
     pub prompt: Result<PackedBatch, String>,
@@ -30,7 +31,7 @@ pub(super) struct Item {
 #[allow(clippy::large_enum_variant)] // One exists per run.
 pub(super) enum Source {
     /// Files, all with the same question.
-    Folder { files: Vec<PathBuf>, question: String, system: String },
+    Folder { files: Vec<PictureFile>, question: String, system: String },
     /// Rows of a dataset, pictures in folders, in images.zip or in tar files.
     Dataset { files: ImageSources, records: Vec<(ReadRecord, Vec<Attachment>)>, system: String },
     /// Rows of shards.
@@ -81,9 +82,9 @@ impl Source {
     pub fn check(&self, lines: &[Line], output: &Path) -> Result<()> {
         let Self::Folder { files, .. } = self else { return Ok(()) };
         for (number, (line, file)) in lines.iter().zip(files).enumerate() {
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let name = &file.name;
             ensure!(
-                line.image == name,
+                line.image == *name,
                 "{}: line {} is of {}, where the folder now has {name}; give another --output, or --overwrite true to start \
                  a new file",
                 output.display(),
@@ -107,29 +108,65 @@ impl Source {
     }
 }
 
-fn picture_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let is_picture = |path: &PathBuf| {
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
-        PICTURES.contains(&ending.as_str())
-    };
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
-        let path = entry.map_err(Error::io(dir))?.path();
-        if is_picture(&path) {
-            files.push(path);
-        }
-    }
-    ensure!(!files.is_empty(), "{}: no pictures ({})", dir.display(), PICTURES.join(", "));
-    files.sort();
-    Ok(files)
+/// A picture of a folder.
+pub(super) struct PictureFile {
+    path: PathBuf,
+    /// Its path in the folder.
+    name: String,
+    /// The name without ending; with it where two would be the same.
+    id: String,
 }
 
-fn file_item(path: &Path, question: &str, system: &str, processors: &Processors) -> Item {
-    let name = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+/// The pictures of a folder in the order of their names, then those of the folders in it.
+fn picture_files(dir: &Path) -> Result<Vec<PictureFile>> {
+    let mut names = Vec::new();
+    add_pictures(dir, Path::new(""), &mut Vec::new(), &mut names)?;
+    ensure!(!names.is_empty(), "{}: no pictures ({}); check the path", dir.display(), PICTURES.join(", "));
+    let stem = |name: &Path| name.with_extension("").to_string_lossy().into_owned();
+    let mut of_stem: HashMap<String, usize> = HashMap::new();
+    names.iter().for_each(|name| *of_stem.entry(stem(name)).or_default() += 1);
+    let file = |name: PathBuf| {
+        let (path, text, stem) = (dir.join(&name), name.to_string_lossy().into_owned(), stem(&name));
+        PictureFile { path, id: if of_stem[&stem] > 1 { text.clone() } else { stem }, name: text }
+    };
+    Ok(names.into_iter().map(file).collect())
+}
+
+/// Adds the pictures of `dir/below`, by their paths in `dir`. Hidden folders are left out, and a link to one of the folders that it
+/// is in (`above`), which would be followed for ever.
+fn add_pictures(dir: &Path, below: &Path, above: &mut Vec<PathBuf>, names: &mut Vec<PathBuf>) -> Result<()> {
+    let here = if below.as_os_str().is_empty() { dir.to_path_buf() } else { dir.join(below) };
+    let real = here.canonicalize().map_err(cli::inputs::unread(&here, "a folder of pictures"))?;
+    if above.contains(&real) {
+        return Ok(());
+    }
+    above.push(real);
+    let (mut pictures, mut folders) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(&here).map_err(Error::io(&here))? {
+        let name = entry.map_err(Error::io(&here))?.file_name();
+        let path = below.join(&name);
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
+        if PICTURES.contains(&ending.as_str()) {
+            pictures.push(path);
+        } else if here.join(&name).is_dir() && !name.to_string_lossy().starts_with('.') {
+            folders.push(path);
+        }
+    }
+    pictures.sort();
+    folders.sort();
+    names.extend(pictures);
+    for folder in folders {
+        add_pictures(dir, &folder, above, names)?;
+    }
+    above.pop();
+    Ok(())
+}
+
+fn file_item(file: &PictureFile, question: &str, system: &str, processors: &Processors) -> Item {
     Item {
-        id: name(path.file_stem()),
-        image: name(path.file_name()),
-        prompt: (processors.read_image(path))
+        id: file.id.clone(),
+        image: file.name.clone(),
+        prompt: (processors.read_image(&file.path))
             .and_then(|image| processors.ask(&[image], question, system))
             .map_err(|error| format!("{error:#}")),
         references: Vec::new(),
@@ -177,4 +214,33 @@ fn shard_item(row: Row, processors: &Processors) -> Result<Item> {
         id: row.id,
         references: if reference.is_empty() { Vec::new() } else { vec![reference] },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_of_folders_within_come_last_and_ids_are_unique() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let dir = folder.path();
+        for name in ["b.png", "a.bmp", "a.png", "notes.txt", "a sub/a.png", "a sub/deep/c.JPG", ".hidden/d.png"] {
+            let path = dir.join(name);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("created");
+            std::fs::write(path, "").expect("written");
+        }
+        std::os::unix::fs::symlink("..", dir.join("a sub/up")).expect("a link");
+        let files = picture_files(dir).expect("pictures");
+        let found: Vec<(&str, &str)> = files.iter().map(|file| (file.name.as_str(), file.id.as_str())).collect();
+        let expected = [
+            ("a.bmp", "a.bmp"),
+            ("a.png", "a.png"),
+            ("b.png", "b"),
+            ("a sub/a.png", "a sub/a"),
+            ("a sub/deep/c.JPG", "a sub/deep/c"),
+        ];
+        assert_eq!(found, expected);
+        let error = picture_files(&dir.join("none")).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains("expected a folder of pictures") && error.contains("check the path"), "{error}");
+    }
 }
