@@ -54,6 +54,10 @@ fn a_used_folder_is_left_as_it_is() {
     succeed(Command::new("cp").arg("-r").arg(&model).arg(&foreign));
     succeed(Command::new("chmod").arg("-R").arg("u+w").arg(&foreign));
     let foreign_text = foreign.display().to_string();
+    let pictures = folder.path().join("pictures");
+    std::fs::create_dir(&pictures).expect("created");
+    std::fs::write(pictures.join("a.PNG"), "a picture").expect("written");
+    let nowhere = folder.path().join("nowhere/metrics.jsonl").display().to_string();
     for (name, output, more, named) in [
         ("a new run", &run, &[][..], "--overwrite_output_dir true"),
         ("a new run where no checkpoint is", &no_checkpoint, &[], "model.safetensors"),
@@ -80,21 +84,26 @@ fn a_used_folder_is_left_as_it_is() {
         ("another run's metrics", &elsewhere, &["--metrics", &metrics], "metrics.jsonl"),
         ("another run's checkpoint", &no_checkpoint, &["--resume_from_checkpoint", &older], "used by another run"),
         ("a model that is no output", &foreign, &["--overwrite_output_dir"], "no output of train"),
+        ("metrics in a folder that is not there", &elsewhere, &["--metrics", &nowhere], "found no folder"),
+        ("a folder of pictures", &pictures, &[], "expected a new folder"),
         ("the base model's folder", &foreign, &["--model_name_or_path", &foreign_text], "--model_name_or_path"),
         ("the shards' folder", &shards, &["--overwrite_output_dir"], "--data_path"),
         ("a checkpoint's folder", &run.join("checkpoint-2"), &["--overwrite_output_dir"], "a checkpoint's folder"),
         ("resume by the run's folder", &run, &["--resume_from_checkpoint", &run_text], "no manifest.json"),
     ] {
-        let before = [&run, &no_checkpoint, &foreign, &shards].map(|dir| files(dir));
+        let before = [&run, &no_checkpoint, &foreign, &shards, &pictures].map(|dir| files(dir));
         let words = [&["--train_type", "none", "--max_steps", "6"][..], more].concat();
         let error = fail(&mut train(&shards, output, &words));
         assert!(error.contains(named), "{name}: {error}");
-        let after = [&run, &no_checkpoint, &foreign, &shards].map(|dir| files(dir));
+        let after = [&run, &no_checkpoint, &foreign, &shards, &pictures].map(|dir| files(dir));
         for (before, after) in before.iter().zip(&after) {
             let changed: Vec<&String> = after.keys().filter(|file| before.get(*file) != after.get(*file)).collect();
             assert!(changed.is_empty() && before.len() == after.len(), "{name}: {changed:?} changed");
         }
         println!("{name}: {}", error.lines().last().unwrap_or_default());
+    }
+    for dir in [&foreign, &shards, &pictures, &elsewhere] {
+        assert!(!dir.join("run.lock").exists(), "{}: no run has begun", dir.display());
     }
 }
 

@@ -6,8 +6,10 @@ use crate::config::Config;
 use crate::metrics;
 use crate::trainability::TRAINABLE_FILE;
 use anyhow::{Context, Result, bail};
-use base::names;
+use base::{Error, names};
 use cli::outputs;
+use rustix::fs::{StatVfs, StatVfsMountFlags};
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
 /// Metrics of a run whose settings name no other file.
@@ -120,6 +122,73 @@ pub fn clear(dir: &Path) -> Result<()> {
 pub fn checkpoints_of(record: &RunRecord, checkpoints: &[PathBuf]) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let is_own = |dir: &PathBuf| Manifest::read(dir).map_or(true, |manifest| manifest.is_of(record));
     checkpoints.iter().cloned().partition(is_own)
+}
+
+/// Endings of pictures, tables and archives: no run writes such files.
+const DATA: [&str; 14] =
+    ["jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff", "csv", "tsv", "parquet", "arrow", "zip", "tar"];
+/// A dataset in the layout of LLaVA.
+const CHAT_FILE: &str = "chat.json";
+
+/// Refuses a folder of pictures, a dataset's and shards, in which no run has been: checkpoints would lie among them, and be
+/// taken for a part of them.
+///
+/// # Errors
+/// The first such file.
+pub fn refuse_data(dir: &Path) -> Result<()> {
+    let names = entries(dir)?;
+    let is_of_a_run = |name: &String| {
+        [super::RUN_RECORD, RUN_CONFIG, TRAINER_STATE].contains(&name.as_str()) || name.starts_with(checkpoint::PREFIX)
+    };
+    let is_data = |name: &&String| {
+        let ending = Path::new(name).extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        *name == CHAT_FILE || DATA.contains(&ending.as_str())
+    };
+    match names.iter().find(is_data) {
+        Some(name) if !names.iter().any(is_of_a_run) => bail!(
+            "--output_dir {}: found {name}, expected a new folder, an empty one or that of a run; give another --output_dir",
+            dir.display()
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses an output on a file system that cannot be written, which has no room whatever is removed from it.
+///
+/// # Errors
+/// Such a file system.
+pub fn require_writable_disk(dir: &Path) -> Result<()> {
+    let absolute = std::path::absolute(dir).with_context(|| dir.display().to_string())?;
+    let there = absolute.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
+    let is_read_only = |about: StatVfs| about.f_flag.contains(StatVfsMountFlags::RDONLY);
+    if rustix::fs::statvfs(there).is_ok_and(is_read_only) {
+        bail!(
+            "the job cannot start: --output_dir {}: {} is on a read-only file system; give an --output_dir elsewhere",
+            dir.display(),
+            there.display()
+        );
+    }
+    Ok(())
+}
+
+/// Refuses `--metrics` that cannot be written from the start; later on, training continues without.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn require_writable_metrics(config: &Config) -> Result<()> {
+    let Some(path) = &config.metrics else { return Ok(()) };
+    // Folders are refused with other files; pipes wait for their reader.
+    let is_new = match std::fs::metadata(path) {
+        Ok(about) if !about.is_file() => return Ok(()),
+        about => about.is_err(),
+    };
+    outputs::require_folder_of(path, "--metrics")?;
+    let opened = OpenOptions::new().create(true).append(true).open(path);
+    opened.map_err(Error::io(path)).context("--metrics, the file of the log, cannot be written")?;
+    if is_new {
+        std::fs::remove_file(path).map_err(Error::io(path))?;
+    }
+    Ok(())
 }
 
 fn entries(dir: &Path) -> Result<Vec<String>> {

@@ -3,12 +3,13 @@
 use super::clock;
 use crate::collective::guard::host;
 use anyhow::{Context, Result, bail};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{Read, Write};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The lock's file. It stays when the run ends: only the lock on it counts.
+/// The lock's file. It stays when a run has begun: only the lock on it counts. A folder that is refused gets none.
 const LOCK: &str = "run.lock";
 /// A killed program's lock is let go a moment after it is gone.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -16,7 +17,25 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Held while a run writes its folder; gone with the process, however it ends.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: File,
+    file: File,
+    path: PathBuf,
+    /// The file goes when the lock does: it is this program's, and no run has begun.
+    is_removed: bool,
+}
+
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        if self.is_removed && is_file_of(&self.file, &self.path) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether the file has this path still: another program may have removed it.
+fn is_file_of(file: &File, path: &Path) -> bool {
+    let identity = |about: Metadata| (about.dev(), about.ino());
+    let (open, there) = (file.metadata().map(identity), std::fs::metadata(path).map(identity));
+    matches!((open, there), (Ok(open), Ok(there)) if open == there)
 }
 
 impl RunLock {
@@ -26,12 +45,19 @@ impl RunLock {
     /// Another program holds it, named with its process, host and start; what the operating system refuses.
     pub fn take(output_dir: &Path) -> Result<Self> {
         let path = output_dir.join(LOCK);
-        let open = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
-        let mut file = open.with_context(|| path.display().to_string())?;
+        let is_new = !path.exists();
+        let open = || {
+            let open = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
+            open.with_context(|| path.display().to_string())
+        };
+        let mut file = open()?;
+        let mut has_locks = true;
         let begin = Instant::now();
         loop {
             match file.try_lock() {
-                Ok(()) => break,
+                Ok(()) if is_file_of(&file, &path) => break,
+                // A program that was refused has removed it meanwhile.
+                Ok(()) => file = open()?,
                 Err(TryLockError::WouldBlock) if begin.elapsed() < PATIENCE => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
@@ -49,6 +75,7 @@ impl RunLock {
                         "{}: this file system has no locks ({error}); make sure that no second run writes this folder",
                         path.display()
                     );
+                    has_locks = false;
                     break;
                 }
             }
@@ -57,7 +84,12 @@ impl RunLock {
         let written = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
         // A full disk: the lock holds without its holder's name.
         let _ = written;
-        Ok(Self { _file: file })
+        Ok(Self { file, path, is_removed: is_new && has_locks })
+    }
+
+    /// A run begins in the folder: the file stays.
+    pub fn keep(&mut self) {
+        self.is_removed = false;
     }
 }
 
@@ -72,6 +104,10 @@ mod tests {
         let error = RunLock::take(dir.path()).expect_err("held").to_string();
         assert!(error.contains(&format!("process {} on {}", std::process::id(), host())), "{error}");
         drop(first);
-        RunLock::take(dir.path()).expect("free again");
+        assert!(!dir.path().join(LOCK).exists(), "no run has begun");
+        RunLock::take(dir.path()).expect("free again").keep();
+        assert!(dir.path().join(LOCK).exists());
+        drop(RunLock::take(dir.path()).expect("free again"));
+        assert!(dir.path().join(LOCK).exists(), "of an earlier run");
     }
 }

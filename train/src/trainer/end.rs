@@ -99,9 +99,8 @@ fn put_out(
     state.run.since_log = LogSums::default();
     let best = best(config, record, state, watch);
     let weights_of_step = best.as_ref().map_or(state.global_step, |(_, step)| *step);
-    let is_same = |output: &FinalOutput| {
-        (output.global_step, output.weights_of_step) == (state.global_step, weights_of_step)
-    };
+    let is_same =
+        |output: &FinalOutput| (output.global_step, output.weights_of_step) == (state.global_step, weights_of_step);
     if record.finished.as_ref().is_some_and(is_same) && has_weights(output_dir) {
         watch.say(&format!("{} is unchanged", output_dir.display()));
         return Ok(());

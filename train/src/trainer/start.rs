@@ -72,7 +72,7 @@ pub fn run(
             adapter::warn_of_another_model(adapter, &config.model_name_or_path, "--model_name_or_path");
         }
     }
-    let _lock = if rank == 0 { Some(take_folder(config)?) } else { None };
+    let mut lock = if rank == 0 { Some(take_folder(config)?) } else { None };
     let (beginning, found) = resume::begin_together(config, &shards.identity(), &mut communicator)?;
     let (config, kept_batch) = match &found {
         Some(found) => batch::keep(config, world_size, &found.state)?,
@@ -108,6 +108,7 @@ pub fn run(
     // Going on from the folder's own checkpoint of this step, it has one.
     let own = checkpoint::dir_of(&config.output_dir, state.global_step);
     let saved_step = found.as_ref().filter(|found| found.dir == own).map(|found| found.state.global_step);
+    lock.iter_mut().for_each(RunLock::keep);
     let record = match beginning {
         Some(beginning) => {
             let is_over = is_at_end(config, &plan, &state);
@@ -215,8 +216,10 @@ fn load(
 /// Makes the run's folder this program's own, and puts it in order.
 fn take_folder(config: &Config) -> Result<RunLock> {
     folder::refuse_inputs(config)?;
+    folder::refuse_data(&config.output_dir)?;
     std::fs::create_dir_all(&config.output_dir).with_context(|| config.output_dir.display().to_string())?;
     let lock = RunLock::take(&config.output_dir)?;
+    folder::require_writable_metrics(config)?;
     checkpoint::tidy(&config.output_dir)?;
     Ok(lock)
 }
