@@ -212,8 +212,11 @@ fn a_run_that_does_not_fit_is_refused_with_what_helps() {
     assert!(!output.exists(), "nothing was begun");
     let no_rows = ["--train_type", "projector", "--max_steps", "1", "--eval_strategy", "steps"];
     let (code, stderr) = outcome(&no_rows);
-    assert_eq!(code, Some(3), "{stderr}");
-    assert!(stderr.contains("validation rows: ") && stderr.contains("--validation-fraction"), "{stderr}");
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(
+        stderr.contains("the job cannot start: validation rows: ") && stderr.contains("--validation-fraction"),
+        "{stderr}"
+    );
     let (code, stderr) = outcome(&[&no_rows[..], &["--force"]].concat());
     assert!(code == Some(1) && stderr.contains("warning: --force: validation rows"), "{code:?}: {stderr}");
     let mut plan = Command::new(program("train"));

@@ -1,6 +1,6 @@
 //! `train`: trains a LLaVA on shards.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use base::output::print;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -15,6 +15,7 @@ use train::collective::{guard, launch};
 use train::config::Config;
 use train::devices;
 use train::plan::{self, PlanArgs};
+use train::run::folder;
 use train::setup;
 use train::signals::{STOPPED, StopRequest, resume_command};
 use train::trainer::{self, Finished};
@@ -172,7 +173,13 @@ fn require_fit(config: &Config) -> Result<()> {
     if launch::local_rank(0) != 0 {
         return Ok(());
     }
+    folder::require_writable_disk(&config.output_dir)?;
     let misfits = plan::misfits(config);
+    let of_settings: Vec<String> =
+        misfits.iter().filter(|misfit| !misfit.can_be_tried()).map(ToString::to_string).collect();
+    if !of_settings.is_empty() && !config.force {
+        bail!("the job cannot start: {}", of_settings.join("\n"));
+    }
     let way_out = match misfits.iter().any(plan::Misfit::can_be_tried) {
         true => "train plan shows all of it; --force true starts it all the same",
         false => "train plan shows all of it",

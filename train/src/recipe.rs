@@ -7,6 +7,7 @@ use base::{Error, Result};
 use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
+use cli::inputs;
 use cli::options::{self, Options};
 use cli::recipe::{self, OneOrMore};
 use serde::Deserialize;
@@ -196,6 +197,9 @@ fn as_map(config: &Config) -> Result<Map<String, Value>> {
     }
 }
 
+/// The table of a recipe that is read.
+const TABLE: &str = "train";
+
 /// What a recipe has for `train`; its other tables are other programs' options.
 #[derive(Deserialize)]
 struct Recipe {
@@ -204,13 +208,18 @@ struct Recipe {
 
 /// The recipe's `[train]` table, or all its `[[train]]` ones.
 fn read_recipe(path: &Path) -> Result<Vec<Given>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let expected = "a recipe: a TOML file with a [train] table";
+    let text = std::fs::read_to_string(path).map_err(inputs::unread(path, expected))?;
     let place = path.display().to_string();
     let recipe: Recipe = recipe::parse(&text, &place)?;
     let tables = recipe.train.as_ref().map(OneOrMore::tables).unwrap_or_default();
     if tables.is_empty() {
-        let expected = "a [train] table of options";
-        return Err(Error::invalid(place, "no [train] table", expected, "add [train] to the recipe"));
+        let names: Table = recipe::parse(&text, &place)?;
+        let remedy = match base::nearest(TABLE, names.keys().map(String::as_str)) {
+            Some(near) => format!("did you mean [{TABLE}] by [{near}]?"),
+            None => format!("add [{TABLE}] to the recipe"),
+        };
+        return Err(Error::invalid(place, "no [train] table", "a [train] table of options", remedy));
     }
     let command = Config::augment_args(Command::new("train"));
     let options = config::options();

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 /// One table, or an array of tables: `[train]` or `[[train]]`.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a table of options, [train] for example, or several, [[train]]")]
 pub enum OneOrMore {
     /// `[train]`
     One(Table),
@@ -128,6 +128,8 @@ mod tests {
         for (text, count) in [("[train]\nseed = 1\n", 1), ("[[train]]\nseed = 1\n[[train]]\nseed = 2\n", 2)] {
             assert_eq!(parse::<Recipe>(text, "").expect("valid").train.tables().len(), count);
         }
+        let error = parse::<Recipe>("train = 1\n", "r.toml").expect_err("no table").to_string();
+        assert!(error.contains("expected a table of options") && !error.contains("OneOrMore"), "{error}");
         let error = parse::<Recipe>("x\n", "r.toml").expect_err("no TOML").to_string();
         assert!(error.contains("r.toml") && error.contains("line 1"), "{error}");
     }

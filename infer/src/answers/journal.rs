@@ -202,8 +202,12 @@ fn whole_lines<L: Line>(path: &Path, file: &File) -> Result<(usize, u64)> {
 }
 
 fn parse<L: Line>(path: &Path, number: usize, line: &str) -> Result<L> {
-    serde_json::from_str(line)
-        .with_context(|| format!("{}: line {}: not a line of {}", path.display(), number + 1, L::PROGRAM))
+    serde_json::from_str(line).map_err(|error| {
+        let place = format!("{}: line {}", path.display(), number + 1);
+        let remedy =
+            "remove this line and all after it, give another --output, or --overwrite true to start a new file";
+        Error::invalid(place, error, format!("a line of {}", L::PROGRAM), remedy).into()
+    })
 }
 
 #[cfg(test)]

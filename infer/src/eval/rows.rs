@@ -21,12 +21,21 @@ pub(super) struct Rows {
     pub head: Map<String, Value>,
 }
 
+/// Endings of files that `preprocess shards` reads and that are not read here.
+const TABLES: [&str; 4] = ["csv", "tsv", "parquet", "arrow"];
+
 /// Reads a file's rows; `list` is the key of the list in an object.
 ///
 /// # Errors
 /// Malformed JSON, with line and column; rows that are not objects; no rows.
 pub(super) fn read(path: &Path, list: &str) -> Result<Rows> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    if TABLES.contains(&ending.as_str()) {
+        let expected = "JSON: one object a line, or a list";
+        let remedy = "write its rows as JSON lines with the keys question_id, image, text";
+        return Err(Error::invalid(path.display(), format!("a table (.{ending})"), expected, remedy).into());
+    }
+    let text = std::fs::read_to_string(path).map_err(cli::inputs::unread(path, "a JSON or JSON-lines file"))?;
     let text = text.trim_start_matches('\u{feff}');
     let file = path.display();
     let rows = match serde_json::from_str(text) {

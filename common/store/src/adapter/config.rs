@@ -104,7 +104,10 @@ fn require(dir: &Path, path: &Path) -> Result<()> {
         return Ok(());
     }
     let (found, remedy) = match dir.join(names::CONFIG_FILE).exists() {
-        true => ("a whole model".to_string(), "give it as --model, without --adapter"),
+        true => (
+            "a whole model".to_string(),
+            "an adapter is trained on a model: give this one as the model (infer --model, train --model_name_or_path) alone",
+        ),
         false => (
             format!("no {}", names::ADAPTER_CONFIG_FILE),
             "check the path: the output folder of the run, or a checkpoint-… in it",
