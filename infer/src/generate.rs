@@ -1,7 +1,7 @@
 //! `infer generate`: one question, answered on stdout token by token.
 
 use crate::args::GenerateArgs;
-use crate::engine::{Engine, Request, single_question};
+use crate::engine::{Engine, PICTURE, Request, single_question};
 use anyhow::Result;
 use base::output::print;
 use serde::Serialize;
@@ -26,6 +26,9 @@ struct Report<'a> {
 /// An unusable model, adapter or picture; options out of range; `out` closed.
 pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<()> {
     let sampling = args.sampling.sampling()?;
+    for path in &args.image {
+        std::fs::metadata(path).map_err(cli::inputs::unread(path, PICTURE))?;
+    }
     let engine = Engine::from_args(&args.model)?;
     engine.tell_unused_settings();
     let images = args.image.iter().map(|path| engine.processors.read_image(path)).collect::<Result<Vec<_>>>()?;

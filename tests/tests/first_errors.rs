@@ -51,6 +51,11 @@ fn each_names_the_next_step() {
     let ask = |model: &str, more: &[&str]| {
         row("infer", &[&["generate", "--model", model, "--prompt", "What is it?"][..], more].concat(), "", "")
     };
+    let caption = |more: &[&str], place: &'static str, next: &'static str| {
+        row("infer", &[&["caption", "--model", &model][..], more].concat(), place, next)
+    };
+    let misspelt = text(at("misspelt.toml"));
+    std::fs::write(&misspelt, "[trian]\nseed = 1\n").expect("written");
     let rows = [
         row(
             "preprocess",
@@ -85,6 +90,13 @@ fn each_names_the_next_step() {
         Row { place: "absent", next: "hf download OWNER/NAME", ..ask(&absent, &[]) },
         Row { place: "adapter", next: "give its base as --model and this folder as --adapter", ..ask(&adapter, &[]) },
         Row { place: "absent", next: "check the path", ..ask(&model, &["--image", &absent]) },
+        caption(&["--images", &absent, "--output", "o"], "absent", "expected a folder of pictures; check the path"),
+        caption(&["--shards", &empty, "--output", "o"], "empty", "preprocess shards"),
+        caption(&["--images", &empty, "--output", "nowhere/o"], "nowhere", "mkdir -p nowhere"),
+        row("infer", &["serve", "--model", &model, "--api-key-file", &absent], "absent", "a file with the key"),
+        row("train", &[&absent], "absent", "expected a recipe"),
+        Row { place: "absent", next: "a DeepSpeed configuration", ..train(&shards, &["--deepspeed", &absent]) },
+        row("train", &[&misspelt], "[trian]", "did you mean [train]"),
         row("infer", &["serve", "--model", &model, "--port", &port], "in use", "give another --port"),
         row("pipelines", &["run", &absent], "absent", "check the path"),
     ];

@@ -1,5 +1,6 @@
 //! Settings of a file of captions, stored beside it: its lines do not name model, adapter or data.
 
+use super::source::FOLDER;
 use crate::answers::journal::Compared;
 use crate::answers::settings;
 use crate::args::CaptionArgs;
@@ -30,7 +31,10 @@ pub(super) fn settings(args: &CaptionArgs) -> Result<Vec<Compared>> {
         settings.push(match (source, sha256) {
             (None, _) => Compared::value(name, json!(null)),
             // Pictures may be added after the captioned ones: lines are compared by name.
-            (Some(folder), None) => Compared::value(name, json!(folder)),
+            (Some(folder), None) => {
+                std::fs::metadata(folder).map_err(cli::inputs::unread(folder, FOLDER))?;
+                Compared::value(name, json!(folder))
+            }
             (Some(folder), Some(sha256)) => Compared::contents(name, folder, sha256(folder)?),
         });
     }

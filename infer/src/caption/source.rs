@@ -12,6 +12,8 @@ use shards::{Row, ShardSet};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+/// The folder that is read, for errors.
+pub(super) const FOLDER: &str = "a folder of pictures";
 /// Endings of the files that a folder is searched for.
 const PICTURES: [&str; 8] = ["jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff"];
 
@@ -136,7 +138,7 @@ fn picture_files(dir: &Path) -> Result<Vec<PictureFile>> {
 /// is in (`above`), which would be followed for ever.
 fn add_pictures(dir: &Path, below: &Path, above: &mut Vec<PathBuf>, names: &mut Vec<PathBuf>) -> Result<()> {
     let here = if below.as_os_str().is_empty() { dir.to_path_buf() } else { dir.join(below) };
-    let real = here.canonicalize().map_err(cli::inputs::unread(&here, "a folder of pictures"))?;
+    let real = here.canonicalize().map_err(cli::inputs::unread(&here, FOLDER))?;
     if above.contains(&real) {
         return Ok(());
     }

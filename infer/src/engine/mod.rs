@@ -3,7 +3,7 @@
 mod prompt;
 mod sequence;
 
-pub use prompt::{Part, single_question};
+pub use prompt::{PICTURE, Part, single_question};
 pub use sequence::{Request, Sequence};
 
 use crate::args::{ModelArgs, Weights};

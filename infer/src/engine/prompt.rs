@@ -8,6 +8,9 @@ use images::image_processor::{ImageError, ProcessedImage};
 use model::batch::PackedBatch;
 use std::path::Path;
 
+/// A file with a picture, for errors.
+pub const PICTURE: &str = "a picture file";
+
 /// A piece of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -101,7 +104,7 @@ impl Processors {
     /// # Errors
     /// A file that cannot be read or is no usable picture, by name.
     pub fn read_image(&self, path: &Path) -> Result<ProcessedImage> {
-        let bytes = std::fs::read(path).map_err(cli::inputs::unread(path, "a picture file"))?;
+        let bytes = std::fs::read(path).map_err(cli::inputs::unread(path, PICTURE))?;
         self.process_image(&path.display().to_string(), &bytes)
     }
 

@@ -7,6 +7,7 @@ use crate::metrics;
 use crate::trainability::TRAINABLE_FILE;
 use anyhow::{Context, Result, bail};
 use base::{Error, names};
+use chat::dataset::chat_file;
 use cli::outputs;
 use rustix::fs::{StatVfs, StatVfsMountFlags};
 use std::fs::OpenOptions;
@@ -127,8 +128,6 @@ pub fn checkpoints_of(record: &RunRecord, checkpoints: &[PathBuf]) -> (Vec<PathB
 /// Endings of pictures, tables and archives: no run writes such files.
 const DATA: [&str; 14] =
     ["jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff", "csv", "tsv", "parquet", "arrow", "zip", "tar"];
-/// A dataset in the layout of LLaVA.
-const CHAT_FILE: &str = "chat.json";
 
 /// Refuses a folder of pictures, a dataset's and shards, in which no run has been: checkpoints would lie among them, and be
 /// taken for a part of them.
@@ -136,13 +135,16 @@ const CHAT_FILE: &str = "chat.json";
 /// # Errors
 /// The first such file.
 pub fn refuse_data(dir: &Path) -> Result<()> {
+    if dir.is_file() {
+        bail!("--output_dir {}: found a file, expected a folder; give another --output_dir", dir.display());
+    }
     let names = entries(dir)?;
     let is_of_a_run = |name: &String| {
         [super::RUN_RECORD, RUN_CONFIG, TRAINER_STATE].contains(&name.as_str()) || name.starts_with(checkpoint::PREFIX)
     };
     let is_data = |name: &&String| {
         let ending = Path::new(name).extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        *name == CHAT_FILE || DATA.contains(&ending.as_str())
+        dir.join(name) == chat_file(dir) || DATA.contains(&ending.as_str())
     };
     match names.iter().find(is_data) {
         Some(name) if !names.iter().any(is_of_a_run) => bail!(
