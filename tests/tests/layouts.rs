@@ -168,6 +168,11 @@ fn folders_that_fit_no_layout_are_described() {
     refused(&folder.path().join("lines"), &["captions.jsonl: line 3, column 11"]);
     write("cut/rows.tar", "no tar");
     refused(&folder.path().join("cut"), &["rows.tar: after \"\"", "make it again"]);
+    write("twice/captions.csv", "image,caption,note,caption\na.jpg,A.,,B.\n");
+    refused(&folder.path().join("twice"), &["captions.csv: line 1: found the column \"caption\" twice", "rename one"]);
+    write("pictures/captions.csv", "image; caption ;image\na.jpg;A.;b.jpg\n");
+    let named = folder.path().join("pictures/captions.csv");
+    refused(&named, &["captions.csv: line 1: found the column \"image\" twice", "each name once"]);
     write("encoded/captions.csv", "image,caption\na.jpg,A.\n");
     let utf16 = "\u{feff}image,caption\n".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
     std::fs::write(folder.path().join("encoded/captions.csv"), utf16).expect("written");
@@ -195,7 +200,7 @@ fn a_row_of_any_layout_fares_on_its_own() {
     };
     write("captions.csv", b"image,caption,label\n0.bmp,A.,\n1.bmp,,\n9.bmp,A.,\n,A.,\n2.bmp,A.,cat\n");
     let expected = [
-        ("no_turns", "among the row's keys"),
+        ("no_turns", "caption is empty; write its text, or take the row out"),
         ("missing_image", "9.bmp"),
         ("bad_row", "captions.csv line 5: caption: no image"),
         ("unread_key", "label"),
@@ -216,7 +221,7 @@ fn a_row_of_any_layout_fares_on_its_own() {
     write("captions_own.json", coco.to_string().as_bytes());
     let expected = [
         ("bad_row", "captions_own.json annotation 1: image_id 2: no such entry"),
-        ("no_turns", "among the row's keys"),
+        ("no_turns", "caption is empty"),
     ];
     expect(rejected(&[]), &expected);
 }

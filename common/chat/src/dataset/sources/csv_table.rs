@@ -1,7 +1,7 @@
 //! A CSV file whose first line names its columns. Also the `metadata.csv` of Hugging Face's imagefolder.
 
 use super::json_lines::table_name;
-use super::{Findings, Form, Found, Kind, Listing, Source, Take, raw};
+use super::{Findings, Form, Found, Kind, Listing, Source, Take, raw, require_distinct};
 use crate::dataset::layouts;
 use crate::dataset::rows::{RowPlace, SourceRow, file_name};
 use base::{Error, Result, counted};
@@ -33,6 +33,7 @@ fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
         };
         match layouts::name_of(columns.iter()) {
             Some(layout) => {
+                require_distinct(&format!("{}: line 1", listing.path(file).display()), columns.iter())?;
                 let layout = table_name(file, layout);
                 found.datasets.push(Found { kind: &KIND, layout, files: vec![file.clone()], pictures: None });
             }

@@ -2,6 +2,7 @@
 
 mod coco;
 mod csv_table;
+mod distinct;
 mod folder;
 mod groups;
 mod json_lines;
@@ -18,6 +19,7 @@ use super::rows::SourceRow;
 use base::{Error, Result};
 use folder::Listing;
 use serde_json::value::RawValue;
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -228,6 +230,18 @@ impl Identity {
     fn hash(&self) -> String {
         self.chain.iter().map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// Refuses a table with two columns of one name: of each row only one of them would be read. Columns without a name do not count.
+fn require_distinct<'c>(place: &str, columns: impl Iterator<Item = &'c str>) -> Result<()> {
+    let mut names = HashSet::new();
+    for name in columns.filter(|name| !name.is_empty()) {
+        if !names.insert(name) {
+            let remedy = "rename one, or remove it";
+            return Err(Error::invalid(place, format!("the column {name:?} twice"), "each name once", remedy));
+        }
+    }
+    Ok(())
 }
 
 /// JSON text of a value that was made here.

@@ -2,7 +2,7 @@
 //!
 //! The file format has its own crate, which programs that read Parquet hand in ([`Tables`]).
 
-use super::{Findings, Form, Kind, Listing, Pass, Source, Take, groups};
+use super::{Findings, Form, Kind, Listing, Pass, Source, Take, groups, require_distinct};
 use crate::dataset::layouts;
 use crate::dataset::rows::{RowPlace, SourceRow, file_name};
 use base::{Attachment, Error, Result};
@@ -46,6 +46,8 @@ fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
             Err(error) => found.others.push(format!("{} (unreadable: {error})", file.display())),
             Ok(columns) => match layouts::name_of(columns.iter().map(String::as_str)) {
                 Some(name) => {
+                    let place = listing.path(file).display().to_string();
+                    require_distinct(&place, columns.iter().map(String::as_str))?;
                     layout = name;
                     files.push(file.clone());
                 }

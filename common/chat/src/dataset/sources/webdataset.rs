@@ -1,5 +1,6 @@
 //! WebDataset: tar files in which neighbouring members of one name, up to its first dot, are a row.
 
+use super::distinct::Distinct;
 use super::folder::PICTURES;
 use super::{Findings, Form, Kind, Listing, Source, Take, groups, raw};
 use crate::dataset::layouts;
@@ -112,8 +113,9 @@ impl Sample {
             return;
         }
         match serde_json::from_str(&text) {
-            Ok(object) => self.json = Some(object),
-            Err(error) => self.fault = Some(format!("{member}: {}, expected an object", base::json::message(&error))),
+            Ok(Distinct(Value::Object(object))) => self.json = Some(object),
+            Ok(Distinct(_)) => self.fault = Some(format!("{member}: another value, expected a JSON object")),
+            Err(error) => self.fault = Some(format!("{member}: {}", base::json::message(&error))),
         }
     }
 
