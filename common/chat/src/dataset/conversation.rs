@@ -1,5 +1,6 @@
 //! A record → a conversation whose every answer can be supervised, or the reason why not.
 
+use super::fault::EMPTY_TEXT_REMEDY;
 use super::{Fault, Record, RecordError};
 use crate::{IMAGE_TOKEN, Message, Role};
 
@@ -62,7 +63,8 @@ fn pair_turns(turns: Vec<Message>) -> Result<Vec<(String, String)>, RecordError>
             (Role::User, Some(_)) => return out_of_order("an answer"),
             (Role::Assistant, None) => return out_of_order("a question"),
             (Role::Assistant, Some(_)) if turn.content.trim().is_empty() => {
-                return Err(RecordError::new(Fault::EmptyAnswer, format!("turn {number} is empty")));
+                let detail = format!("turn {number} is empty; {EMPTY_TEXT_REMEDY}");
+                return Err(RecordError::new(Fault::EmptyAnswer, detail));
             }
             (Role::Assistant, Some(question)) => pairs.push((question, turn.content)),
         }

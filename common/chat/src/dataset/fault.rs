@@ -1,5 +1,8 @@
 //! Why a record cannot be used.
 
+/// What to do about a row whose text is empty.
+pub(super) const EMPTY_TEXT_REMEDY: &str = "write its text, or take the row out";
+
 /// Kinds of faults that a record's JSON can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {

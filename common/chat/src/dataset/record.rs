@@ -61,6 +61,7 @@ impl Record {
             None => None,
         };
         let images = images_of(parser, &object)?;
+        layouts::refuse_empty(&object)?;
         keys::check(&object, images.len())?;
         let system = match entry(parser, &object, keys::SYSTEM)? {
             Some((key, value)) => Some(parser.text(key, value, "text")?).filter(|text| !text.is_empty()),
@@ -248,6 +249,10 @@ pub(super) mod tests {
             (r#"{"caption": "A cat."}"#.to_owned(), Fault::BadRow, "caption: no image beside it"),
             (r#"{"file_name": "a.jpg", "text": ["A", "B"]}"#.to_owned(), Fault::BadRow, "text: found a list"),
             (r#"{"file_name": "a.jpg", "text": "A", "label": "cat"}"#.to_owned(), Fault::UnreadKey, "key \"label\""),
+            (r#"{"image": "a.jpg", "caption": null}"#.to_owned(), Fault::NoTurns, "caption is empty; write its text"),
+            (r#"{"file_name": "a.jpg", "text": null}"#.to_owned(), Fault::NoTurns, "text is empty; write its text"),
+            (r#"{"image": "a.jpg", "question": "Q", "answer": null}"#.to_owned(), Fault::NoTurns, "answer is empty"),
+            (r#"{"question": null, "answer": null}"#.to_owned(), Fault::NoTurns, "question and answer are empty"),
             (r#"{"a": "Q", "b": "A"}"#.to_owned(), Fault::NoTurns, "among the row's keys (a, b)"),
         ] {
             let error = read(&json).expect_err(&json);

@@ -5,6 +5,7 @@ mod parts;
 mod question;
 mod turns;
 
+use super::fault::EMPTY_TEXT_REMEDY;
 use super::object::{Kind, Object, RowParser, kind};
 use super::record::entry;
 use super::{Fault, RecordError};
@@ -66,6 +67,21 @@ pub(super) fn turns<'a>(
     }
     let detail = format!("no {} among the row's keys ({})", known_keys(), object.names());
     Err(RecordError::new(Fault::NoTurns, detail))
+}
+
+/// Refuses a record of no layout that has keys of one without a value, as the empty cell of a table.
+///
+/// # Errors
+/// The empty keys by name.
+pub(super) fn refuse_empty(object: &Object<'_>) -> Result<(), RecordError> {
+    let is_read = |name: &str| LAYOUTS.iter().any(|layout| layout.key.contains(&name) || layout.beside.contains(&name));
+    let is_empty = |(name, value): &(&str, &RawValue)| is_read(name) && kind(value) == Kind::Null;
+    let empty: Vec<&str> = object.iter().filter(is_empty).map(|(name, _)| name).collect();
+    if of(object).is_some() || empty.is_empty() {
+        return Ok(());
+    }
+    let are = if empty.len() == 1 { "is" } else { "are" };
+    Err(RecordError::new(Fault::NoTurns, format!("{} {are} empty; {EMPTY_TEXT_REMEDY}", empty.join(" and "))))
 }
 
 /// `conversations or messages or …`
