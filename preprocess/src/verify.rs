@@ -85,6 +85,7 @@ pub fn run(args: &Args) -> Result<String> {
 
 fn check_file(dir: &Path, shard: &shards::ShardFile) -> base::Result<()> {
     let path = dir.join(&shard.file);
+    std::fs::metadata(&path).map_err(shard.unreadable(dir))?;
     let sha256 = files::sha256_of_file(&path)?;
     if sha256 == shard.sha256 {
         return Ok(());
@@ -125,7 +126,14 @@ fn check_account(dir: &Path, index: &ShardIndex, problems: &mut Problems) {
 /// # Errors
 /// Names the line that is not one of its.
 pub fn read_rejected(path: &Path) -> Result<Vec<Rejected>> {
-    let file = std::fs::File::open(path).map_err(Error::io(path))?;
+    let file = std::fs::File::open(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            let folder = path.parent().unwrap_or(path).display();
+            let remedy = format!("copy it again, or run preprocess index {folder}, which writes it");
+            Error::invalid(path.display(), "no such file", "the rejected rows, beside index.json", remedy)
+        }
+        _ => Error::io(path)(error),
+    })?;
     let mut rejected = Vec::new();
     for (number, line) in BufReader::new(file).lines().enumerate() {
         let line = line.map_err(Error::io(path))?;

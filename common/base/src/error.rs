@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 /// Result of everything fallible in `common`.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Linux' numbers for it: of the system and of the program (ENFILE, EMFILE). They have no [`ErrorKind`].
+const TOO_MANY_OPEN_FILES: [i32; 2] = [23, 24];
+
 /// Errors of files, formats and values that a user controls.
 ///
 /// The message is whole: [`std::error::Error::source`] gives nothing, so that programs that print a chain of causes do not
@@ -64,9 +67,13 @@ impl Display for Error {
             Self::Io { path, source } => {
                 write!(f, "{}: {source}", path.display())?;
                 next_step(source).map_or(Ok(()), |step| write!(f, "; {step}"))?;
-                match (source.kind() == ErrorKind::NotFound).then(|| crate::nearest_path(path)).flatten() {
-                    Some(near) => write!(f, " (there is {})", near.display()),
-                    None => Ok(()),
+                if source.kind() != ErrorKind::NotFound {
+                    return Ok(());
+                }
+                match (crate::nearest_path(path), missing_folder(path)) {
+                    (Some(near), _) => write!(f, " (there is {})", near.display()),
+                    (None, Some(folder)) => write!(f, ": there is no folder {}", folder.display()),
+                    (None, None) => Ok(()),
                 }
             }
             Self::Invalid(mismatch) | Self::Usage(mismatch) => mismatch.fmt(f),
@@ -76,15 +83,28 @@ impl Display for Error {
 
 impl std::error::Error for Error {}
 
+/// The first folder on the way to a path that is not there.
+fn missing_folder(path: &Path) -> Option<&Path> {
+    let above: Vec<&Path> = path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()).collect();
+    above.into_iter().rev().find(|folder| !folder.exists())
+}
+
 /// What to do about an error of the operating system; `None` for one that a program has made, whose text says it.
 pub fn next_step(error: &std::io::Error) -> Option<&'static str> {
     // tempfile's errors have the system's words and no number.
     if error.raw_os_error().is_none() && !error.to_string().contains("(os error ") {
         return None;
     }
+    if error.raw_os_error().is_some_and(|number| TOO_MANY_OPEN_FILES.contains(&number)) {
+        return Some("allow more open files (ulimit -n), then run the same command again");
+    }
     Some(match error.kind() {
         ErrorKind::NotFound => "check the path",
         ErrorKind::NotADirectory => "a part of the path is a file: check the path",
+        ErrorKind::AlreadyExists => "a file has this name: give a folder, or another name",
+        ErrorKind::DirectoryNotEmpty => "the folder is not empty: choose another",
+        ErrorKind::InvalidFilename => "choose a shorter name",
+        ErrorKind::AddrNotAvailable => "this machine has no such address: choose another",
         ErrorKind::IsADirectory => "this is a folder: give a file",
         ErrorKind::PermissionDenied => "check the owner and the permissions (ls -l)",
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
@@ -130,8 +150,18 @@ mod tests {
 
     #[test]
     fn an_error_of_the_system_comes_with_a_next_step_and_others_have_their_own() {
-        let error = std::fs::read("no/such/file").map_err(Error::io("no/such/file")).expect_err("refused").to_string();
-        assert!(error.starts_with("no/such/file: ") && error.ends_with("; check the path"), "{error}");
+        let error = |path: &Path| std::fs::read(path).map_err(Error::io(path)).expect_err("refused").to_string();
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let missing = error(&folder.path().join("file"));
+        assert!(missing.ends_with("/file: No such file or directory (os error 2); check the path"), "{missing}");
+        let below = error(&folder.path().join("no/such/file"));
+        let first = folder.path().join("no");
+        assert!(below.ends_with(&format!("; check the path: there is no folder {}", first.display())), "{below}");
+        std::fs::write(folder.path().join("taken"), "").expect("written");
+        let taken = std::fs::create_dir(folder.path().join("taken")).map_err(Error::io("taken")).expect_err("refused");
+        assert!(taken.to_string().ends_with("; a file has this name: give a folder, or another name"), "{taken}");
+        let many = Error::io("a")(std::io::Error::from_raw_os_error(24)).to_string();
+        assert!(many.contains("ulimit -n"), "{many}");
         assert_eq!(Error::io("a")(std::io::Error::other("what to do")).to_string(), "a: what to do");
     }
 }

@@ -53,7 +53,11 @@ impl AtomicFile {
     /// Opens the temporary file beside `path`, empty.
     pub fn create(path: &Path) -> Result<Self> {
         let temporary = temporary_name(path)?;
-        let file = File::create(&temporary).map_err(Error::io(&temporary))?;
+        // A folder in the temporary file's place is the one fault that is of its name.
+        let file = File::create(&temporary).map_err(|error| {
+            let is_its_own = error.kind() == std::io::ErrorKind::IsADirectory;
+            Error::io(if is_its_own { &temporary } else { path })(error)
+        })?;
         let temporary = Temporary { path: temporary, is_published: false };
         let writer = BufWriter::with_capacity(WRITE_CHUNK, file);
         Ok(Self { writer, temporary, path: path.to_path_buf(), unsynced: 0 })
@@ -62,8 +66,8 @@ impl AtomicFile {
     /// Puts the finished file on disk and under its name.
     pub fn commit(self) -> Result<()> {
         let Self { writer, mut temporary, path, .. } = self;
-        let file = writer.into_inner().map_err(|error| Error::io(&temporary.path)(error.into_error()))?;
-        file.sync_all().map_err(Error::io(&temporary.path))?;
+        let file = writer.into_inner().map_err(|error| Error::io(&path)(error.into_error()))?;
+        file.sync_all().map_err(Error::io(&path))?;
         drop(file);
         pulse::mark();
         rename(&temporary.path, &path)?;
@@ -256,7 +260,8 @@ mod tests {
     #[test]
     fn a_missing_folder_is_named() {
         let error = write_atomically(Path::new("/nonexistent/file"), b"").expect_err("refused");
-        assert!(error.to_string().contains("/nonexistent/"), "{error}");
+        assert!(error.to_string().starts_with("/nonexistent/file: "), "{error}");
+        assert!(error.to_string().ends_with("there is no folder /nonexistent"), "{error}");
     }
 
     #[test]

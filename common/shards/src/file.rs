@@ -1,6 +1,5 @@
 //! An open Parquet file that threads read at once.
 
-use super::reader::unread;
 use super::{ShardFile, ShardMetadata};
 use arrow::array::RecordBatch;
 use base::{Error, Result};
@@ -75,7 +74,7 @@ impl OpenFile {
     /// Opens a file of the index and compares its metadata with the index.
     pub(super) fn open(dir: &Path, shard: &ShardFile, expected: &ShardMetadata) -> Result<Self> {
         let path = dir.join(&shard.file);
-        let file = File::open(&path).map_err(unread(&path))?;
+        let file = File::open(&path).map_err(shard.unreadable(dir))?;
         let bytes = file.metadata().map_err(Error::io(&path))?.len();
         if bytes != shard.bytes {
             let remedy = "copy the file again, or delete it and run preprocess shards again";

@@ -35,6 +35,19 @@ impl ShardFile {
     pub fn path(&self, dir: &Path, source: &Path) -> Result<PathBuf> {
         files::in_folder(dir, &self.file, source.display())
     }
+
+    /// Its error in `dir` from the system's: one that is not there can be made again.
+    pub fn unreadable(&self, dir: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+        let path = dir.join(&self.file);
+        move |error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                let expected = format!("a file that {INDEX_FILE} lists");
+                let remedy = "copy it again, or run the same preprocess shards again, which makes missing files";
+                Error::invalid(path.display(), "no such file", expected, remedy)
+            }
+            _ => Error::io(path)(error),
+        }
+    }
 }
 
 /// The account: `rows_in` = `train` + `validation` + `rejected`.
@@ -100,6 +113,15 @@ impl ShardIndex {
         }
         index.shards.iter().try_for_each(|shard| shard.path(dir, &path).map(drop))?;
         Ok(index)
+    }
+
+    /// SHA-256 of `dir/index.json`: identifies the folder.
+    ///
+    /// # Errors
+    /// As [`Self::read`] for a folder without an index.
+    pub fn sha256(dir: &Path) -> Result<String> {
+        let path = dir.join(INDEX_FILE);
+        if path.exists() { files::sha256_of_file(&path) } else { Err(missing(dir)) }
     }
 
     /// Writes `dir/index.json`.

@@ -2,10 +2,9 @@
 
 use super::columns::Columns;
 use super::file::{OpenFile, read_error};
-use super::{INDEX_FILE, Row, ShardFile, ShardIndex, ShardMetadata, Split, checksum, index, schema};
+use super::{Row, ShardFile, ShardIndex, ShardMetadata, Split, checksum, index, schema};
 use base::{Error, Result};
 use images::image_processor::ImageProcessor;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -39,18 +38,6 @@ struct Shard {
     open: OnceLock<OpenFile>,
 }
 
-/// An error of a shard that the index names.
-pub(super) fn unread(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    move |error| match error.kind() {
-        ErrorKind::NotFound => {
-            let expected = format!("the shard that {INDEX_FILE} names");
-            let remedy = "copy it there again, or delete the folder and run preprocess shards again";
-            Error::invalid(path.display(), "no such file", expected, remedy)
-        }
-        _ => Error::io(path)(error),
-    }
-}
-
 impl ShardSet {
     /// Opens `dir/index.json` and the shards of one split.
     ///
@@ -62,7 +49,7 @@ impl ShardSet {
         let mut shards = Vec::new();
         for file in index.shards.into_iter().filter(|file| file.split == split) {
             let path = dir.join(&file.file);
-            let bytes = std::fs::metadata(&path).map_err(unread(&path))?.len();
+            let bytes = std::fs::metadata(&path).map_err(file.unreadable(dir))?.len();
             if bytes != file.bytes {
                 let remedy = "copy the file again, or delete it and run preprocess shards again";
                 return Err(Error::invalid(path.display(), format!("{bytes} bytes"), file.bytes, remedy));

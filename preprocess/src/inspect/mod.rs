@@ -65,14 +65,14 @@ pub fn run(args: &Args, colors: bool) -> Result<String> {
     let set = ShardSet::open(&args.dir, split)?;
     let tokenizer = tokenizer(&set, &args.dir, args.model.as_deref())?;
     if let Some(row) = args.row {
-        return Ok(row::in_terminal(&Sample::read(&set, row, tokenizer.as_ref())?, colors));
+        return Ok(row::in_terminal(&Sample::read(&set, split, row, tokenizer.as_ref())?, colors));
     }
     let dataset = Dataset::read(&args.dir)?;
     let text = report::text(&args.dir, &dataset)?;
     let Some(path) = &args.html else { return Ok(text) };
     let samples: Vec<Sample> = sample_rows(&set, args)?
         .into_iter()
-        .map(|row| Sample::read(&set, row, tokenizer.as_ref()))
+        .map(|row| Sample::read(&set, split, row, tokenizer.as_ref()))
         .collect::<Result<_>>()?;
     let rejected = read_rejected(&args.dir.join(REJECTED_FILE))?;
     let page = page::page(&args.dir, &dataset, &rejected, &samples)?;

@@ -23,15 +23,22 @@ pub fn rejected_of(dir: &Path, cause: &str) -> Result<String> {
     let rejected = read_rejected(&dir.join(REJECTED_FILE))?;
     let causes: BTreeSet<String> = rejected.iter().map(|row| row.cause.name()).collect();
     if !causes.contains(cause) {
-        let expected = if causes.is_empty() {
-            "no row was rejected".into()
-        } else {
-            causes.into_iter().collect::<Vec<_>>().join(", ")
-        };
-        return Err(Error::invalid("--cause", cause, expected, "choose a cause that rows were rejected for").into());
+        return Err(no_such_cause(cause, &causes).into());
     }
     let of_cause = rejected.iter().filter(|row| row.cause.name() == cause);
     Ok(of_cause.map(|row| row.to_string()).collect::<Vec<_>>().join("\n"))
+}
+
+fn no_such_cause(cause: &str, causes: &BTreeSet<String>) -> Error {
+    if causes.is_empty() {
+        let found = format!("{cause}, and no row was rejected");
+        return Error::invalid("--cause", found, "a folder with rejected rows", "run without --cause");
+    }
+    let names = causes.iter().map(String::as_str);
+    let nearest = base::nearest(cause, names.clone()).map(|name| format!("did you mean {name}? "));
+    let expected = names.collect::<Vec<_>>().join(", ");
+    let remedy = format!("{}choose a cause that rows were rejected for", nearest.unwrap_or_default());
+    Error::invalid("--cause", cause, expected, remedy)
 }
 
 /// The numbers above the histograms.
@@ -126,4 +133,18 @@ fn histogram(text: &mut String, distribution: &Distribution) -> std::fmt::Result
         write!(text, "\n  {first:>6} – {last:<6} {:<BAR$} {count}", "█".repeat((count * BAR).div_ceil(most)))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_no_row_has_names_those_that_there_are() {
+        let causes = BTreeSet::from(["bad_row", "missing_image"].map(str::to_owned));
+        let error = no_such_cause("missing_imag", &causes).to_string();
+        assert!(error.contains("expected bad_row, missing_image; did you mean missing_image? "), "{error}");
+        let error = no_such_cause("x", &BTreeSet::new()).to_string();
+        assert!(error.contains("found x, and no row was rejected, expected a folder with rejected rows"), "{error}");
+    }
 }

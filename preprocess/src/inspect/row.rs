@@ -1,10 +1,10 @@
 //! One row: its pictures, its tokens, and which tokens are supervised.
 
 use anyhow::Result;
-use base::IGNORE_INDEX;
+use base::{Error, IGNORE_INDEX};
 use chat::TextTokenizer;
 use html::picture::Picture;
-use shards::ShardSet;
+use shards::{ShardSet, Split};
 
 /// Width of a picture in the terminal, characters.
 const TERMINAL_WIDTH: usize = 56;
@@ -38,10 +38,9 @@ pub struct Token {
 
 impl Sample {
     /// Reads row `row` of the split.
-    pub fn read(set: &ShardSet, row: usize, tokenizer: Option<&TextTokenizer>) -> Result<Self> {
+    pub fn read(set: &ShardSet, split: Split, row: usize, tokenizer: Option<&TextTokenizer>) -> Result<Self> {
         if row >= set.len() {
-            let expected = format!("0 to {} (rows of the split)", set.len().saturating_sub(1));
-            return Err(base::Error::invalid("--row", row, expected, "choose another").into());
+            return Err(no_such_row(row, set.len(), split).into());
         }
         let found = set.read_row(row)?;
         let about = set.metadata();
@@ -63,6 +62,20 @@ impl Sample {
     /// Supervised tokens.
     pub fn supervised(&self) -> usize {
         self.tokens.iter().filter(|token| token.supervised).count()
+    }
+}
+
+fn no_such_row(row: usize, rows: usize, split: Split) -> Error {
+    let (name, other) = match split {
+        Split::Train => ("training", "with"),
+        Split::Validation => ("validation", "without"),
+    };
+    match rows {
+        0 => {
+            let found = format!("{row}, and the folder has no {name} rows");
+            Error::invalid("--row", found, "a split with rows", format!("run {other} --validation"))
+        }
+        _ => Error::invalid("--row", row, format!("0 to {} ({name} rows)", rows - 1), "choose another"),
     }
 }
 
@@ -126,6 +139,14 @@ mod tests {
         };
         assert!(in_terminal(&sample, false).ends_with("«红»«!»"));
         assert_eq!(texts(&[3, 4], None), ["[3]", "[4]"]);
+    }
+
+    #[test]
+    fn a_row_that_is_not_there_names_those_that_are() {
+        let error = |rows, split| no_such_row(7, rows, split).to_string();
+        assert_eq!(error(5, Split::Train), "--row: found 7, expected 0 to 4 (training rows); choose another");
+        let none = "--row: found 7, and the folder has no validation rows, expected a split with rows; run without --validation";
+        assert_eq!(error(0, Split::Validation), none);
     }
 
     #[test]
