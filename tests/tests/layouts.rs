@@ -168,6 +168,12 @@ fn folders_that_fit_no_layout_are_described() {
     refused(&folder.path().join("lines"), &["captions.jsonl: line 3, column 11"]);
     write("cut/rows.tar", "no tar");
     refused(&folder.path().join("cut"), &["rows.tar: after \"\"", "make it again"]);
+    write("named/captions.csv", "图片,描述\na.jpg,A.\n");
+    refused(&folder.path().join("named"), &["(columns 图片, 描述)", "in captions.csv rename 图片, 描述 to image, caption"]);
+    write("capitals/captions.csv", "Image,Caption\na.jpg,A.\n");
+    refused(&folder.path().join("capitals"), &["in captions.csv rename Image, Caption to image, caption; else", example]);
+    write("bare/captions.csv", "a.jpg,A.\nb.jpg,B.\n");
+    refused(&folder.path().join("bare"), &["in captions.csv write a first line image,caption", example]);
     write("twice/captions.csv", "image,caption,note,caption\na.jpg,A.,,B.\n");
     refused(&folder.path().join("twice"), &["captions.csv: line 1: found the column \"caption\" twice", "rename one"]);
     write("pictures/captions.csv", "image; caption ;image\na.jpg;A.;b.jpg\n");

@@ -12,7 +12,7 @@ use base::{Error, files};
 use chat::TextTokenizer;
 use cli::outputs;
 use row::Sample;
-use shards::{ShardSet, Split};
+use shards::{ShardIndex, ShardSet, Split};
 use std::path::{Path, PathBuf};
 use table::Dataset;
 
@@ -55,6 +55,7 @@ pub struct Args {
 /// Runs the command; the text is its result for stdout, coloured where `colors` says that it is shown on a terminal.
 pub fn run(args: &Args, colors: bool) -> Result<String> {
     if let Some(cause) = &args.cause {
+        ShardIndex::read(&args.dir)?;
         return report::rejected_of(&args.dir, cause);
     }
     if let Some(path) = &args.html {

@@ -24,7 +24,7 @@ impl Output {
             // What a killed run left.
             std::fs::remove_dir_all(&temporary).map_err(Error::io(&temporary))?;
         }
-        std::fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
+        std::fs::create_dir_all(&temporary).map_err(Error::io(path))?;
         Ok(Self { temporary, path: path.to_path_buf(), published: false })
     }
 

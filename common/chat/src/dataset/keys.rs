@@ -30,6 +30,11 @@ pub(super) fn image_key(object: &Object<'_>) -> Option<&'static [&'static str]> 
     IMAGE_FILES.into_iter().find(|spellings| is_there(spellings))
 }
 
+/// Whether a key or column of this name holds a picture's file name.
+pub(super) fn names_image(name: &str) -> bool {
+    IMAGES.contains(&name) || IMAGE_FILES.iter().any(|spellings| spellings.contains(&name))
+}
+
 /// Notes about a row that published datasets have and training does not depend on.
 const HARMLESS: [&str; 46] = [
     "answer_id",

@@ -1,19 +1,26 @@
 //! Image files in a folder.
 
-use super::{ImageFileError, MAX_IMAGE_BYTES, too_many_bytes};
+use super::{ENDINGS, ImageFileError, MAX_IMAGE_BYTES, too_many_bytes};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// Names of the files of a folder by their small letters.
+type Names = HashMap<String, String>;
 
 pub(super) struct Folder {
     /// Name in the data folder.
     pub(super) name: String,
     path: PathBuf,
+    /// Of folders in it that were searched for a similar name.
+    listed: Mutex<HashMap<PathBuf, Names>>,
 }
 
 impl Folder {
     pub(super) fn new(name: &str, path: PathBuf) -> Self {
-        Self { name: name.to_owned(), path }
+        Self { name: name.to_owned(), path, listed: Mutex::default() }
     }
 
     pub(super) fn exists(&self) -> bool {
@@ -23,6 +30,17 @@ impl Folder {
     /// Size of a file, bytes; `None` if it is not here.
     pub(super) fn file_size(&self, name: &str) -> Option<u64> {
         std::fs::metadata(self.path.join(name)).ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len())
+    }
+
+    /// A file of `folder` in it with the same name in other letters, or with the same name and another ending of a picture.
+    pub(super) fn similar(&self, folder: &Path, file: &str) -> Option<String> {
+        // A thread that panicked has left no half of a list.
+        let mut listed = self.listed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let names = listed.entry(folder.to_path_buf()).or_insert_with(|| names_of(&self.path.join(folder)));
+        let small = file.to_lowercase();
+        let stem = Path::new(&small).file_stem()?.to_str()?;
+        let endings = ENDINGS.into_iter().map(|ending| format!("{stem}.{ending}"));
+        std::iter::once(small.clone()).chain(endings).find_map(|name| names.get(&name)).cloned()
     }
 
     /// Bytes of a file; `None` if it is not here.
@@ -46,4 +64,10 @@ impl Folder {
         file.take(MAX_IMAGE_BYTES).read_to_end(&mut bytes).map_err(|error| unreadable(&error))?;
         Ok(Some(bytes))
     }
+}
+
+fn names_of(folder: &Path) -> Names {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let files = entries.filter(|entry| entry.path().is_file());
+    files.filter_map(|entry| entry.file_name().into_string().ok()).map(|name| (name.to_lowercase(), name)).collect()
 }

@@ -12,6 +12,9 @@ use zip::ZipFile;
 /// Largest image file, bytes; a larger one is refused before it is read.
 pub const MAX_IMAGE_BYTES: u64 = 256 << 20;
 
+/// Endings of image files.
+const ENDINGS: [&str; 8] = ["jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff"];
+
 /// Why an image file gives no bytes.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ImageFileError {
@@ -124,7 +127,7 @@ impl ImageSources {
         };
         let hint = match name.contains("://") {
             true => "; pictures are not downloaded: save it there and write its name".to_owned(),
-            false => self.other_case(name).map(|other| format!("; there is {other}")).unwrap_or_default(),
+            false => self.similar(name).map(|other| format!("; there is {other}")).unwrap_or_default(),
         };
         Err(ImageFileError::Missing(missing + &hint))
     }
@@ -141,12 +144,19 @@ impl ImageSources {
         Ok(self.zip.as_ref().map(|zip| zip.read(name)).transpose()?.flatten())
     }
 
-    /// A file that differs in its ending only, as they change where case does not count.
-    fn other_case(&self, name: &str) -> Option<String> {
-        let endings = ["jpg", "JPG", "jpeg", "JPEG", "png", "PNG", "webp"].into_iter();
-        let path = Path::new(name);
+    /// A file that differs in capital letters, or in its ending only. Folders are listed once, because all names of a dataset may be so.
+    fn similar(&self, name: &str) -> Option<String> {
+        let name = of_windows(name).unwrap_or_else(|| name.to_owned());
+        let path = Path::new(&name);
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let file = path.file_name()?.to_str()?;
+        let in_folders = self.folders.iter().find_map(|places| places.similar(folder, file)).map(|file| folder.join(file));
+        let in_folders = in_folders.map(|path| path.to_string_lossy().into_owned());
+        // A zip file's names are kept as hashes: they can be asked for, not listed.
+        let endings = ENDINGS.into_iter().flat_map(|ending| [ending.to_owned(), ending.to_uppercase()]);
         let others = endings.map(|ending| path.with_extension(ending).to_string_lossy().into_owned());
-        others.filter(|other| other != name).find(|other| self.has(other))
+        let small = std::iter::once(name.to_lowercase());
+        in_folders.or_else(|| small.chain(others).filter(|other| *other != name).find(|other| self.has(other)))
     }
 }
 

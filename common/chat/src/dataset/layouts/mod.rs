@@ -74,8 +74,7 @@ pub(super) fn turns<'a>(
 /// # Errors
 /// The empty keys by name.
 pub(super) fn refuse_empty(object: &Object<'_>) -> Result<(), RecordError> {
-    let is_read = |name: &str| LAYOUTS.iter().any(|layout| layout.key.contains(&name) || layout.beside.contains(&name));
-    let is_empty = |(name, value): &(&str, &RawValue)| is_read(name) && kind(value) == Kind::Null;
+    let is_empty = |(name, value): &(&str, &RawValue)| is_key(name) && kind(value) == Kind::Null;
     let empty: Vec<&str> = object.iter().filter(is_empty).map(|(name, _)| name).collect();
     if of(object).is_some() || empty.is_empty() {
         return Ok(());
@@ -103,6 +102,11 @@ pub(super) fn name_of<'k>(keys: impl Iterator<Item = &'k str> + Clone) -> Option
 /// Keys that are read of a record for its turns.
 pub(super) fn keys(object: &Object<'_>) -> Vec<Spellings> {
     of(object).map_or(Vec::new(), |layout| vec![layout.key, layout.beside])
+}
+
+/// Whether a layout reads a key of this name.
+pub(super) fn is_key(name: &str) -> bool {
+    LAYOUTS.iter().any(|layout| layout.key.contains(&name) || layout.beside.contains(&name))
 }
 
 /// Whether a record has no list of turns: a caption, or a question with its answer.

@@ -27,7 +27,8 @@ fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
         let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let Json::Object(keys) = sniff(&listing.path(file)) else { continue };
         if ![IMAGES, ANNOTATIONS].iter().all(|key| keys.iter().any(|found| found == key)) {
-            found.others.push(format!("{} (an object with the keys {})", file.display(), keys.join(", ")));
+            let keys = if keys.is_empty() { "none".to_owned() } else { keys.join(", ") };
+            found.others.push(format!("{} (an object with the keys {keys})", file.display()));
             continue;
         }
         // captions_train2017.json is about the pictures in train2017/.

@@ -38,8 +38,7 @@ fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
                 found.datasets.push(Found { kind: &KIND, layout, files: vec![file.clone()], pictures: None });
             }
             None => {
-                let columns: Vec<&str> = columns.iter().collect();
-                found.others.push(format!("{} (columns {})", file.display(), columns.join(", ")));
+                found.note_columns(file, "columns", &columns.iter().collect::<Vec<_>>());
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The files of a data folder, and messages about folders without a dataset.
 
-use super::{EXAMPLE, Found, Tables, groups};
+use super::{EXAMPLE, Findings, Found, Tables, groups};
 use base::{Error, Result, counted};
 use std::path::{Path, PathBuf};
 
@@ -82,14 +82,13 @@ impl Listing {
     }
 
     /// The error of a folder without a dataset.
-    pub(super) fn nothing(&self, data: &Path, others: &[String]) -> Error {
+    pub(super) fn nothing(&self, data: &Path, findings: &Findings) -> Error {
         let expected = "chat.json or another JSON list of rows, JSON Lines, a CSV file with the columns image and caption, \
                         metadata.jsonl or metadata.csv, COCO captions, Parquet, WebDataset tars, or a .txt beside each picture";
-        let remedy = match self.below(data) {
-            Some(below) => format!("give the folder of the dataset itself (there is {below}); else {EXAMPLE}"),
-            None => EXAMPLE.to_owned(),
-        };
-        Error::invalid(data.display(), self.found(others), expected, remedy)
+        let below = self.below(data).map(|below| format!("give the folder of the dataset itself (there is {below})"));
+        let mut remedies: Vec<String> = below.into_iter().chain(findings.renames.iter().cloned()).collect();
+        remedies.push(EXAMPLE.to_owned());
+        Error::invalid(data.display(), self.found(&findings.others), expected, remedies.join("; else "))
     }
 
     /// The error of a folder with several.

@@ -31,7 +31,7 @@ fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
                 let layout = table_name(file, layout);
                 found.datasets.push(Found { kind: &KIND, layout, files: vec![file.clone()], pictures: None });
             }
-            None => found.others.push(format!("{} (rows with the keys {})", file.display(), keys.join(", "))),
+            None => found.note_columns(file, "rows with the keys", &names(&keys).collect::<Vec<_>>()),
         }
     }
     Ok(())

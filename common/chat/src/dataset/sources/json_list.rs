@@ -28,7 +28,8 @@ fn find(listing: &Listing, found: &mut Findings) -> base::Result<()> {
                 Some(layout) => layout,
                 None if is_named => "rows",
                 None => {
-                    found.others.push(format!("{} (a list of rows with the keys {})", file.display(), keys.join(", ")));
+                    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                    found.note_columns(file, "a list of rows with the keys", &keys);
                     continue;
                 }
             },

@@ -16,6 +16,7 @@ pub use folder::chat_file;
 pub use parquet::{TableRow, Tables, TakeRow};
 
 use super::rows::SourceRow;
+use super::{keys, layouts};
 use base::{Error, Result};
 use folder::Listing;
 use serde_json::value::RawValue;
@@ -78,6 +79,41 @@ struct Findings {
     datasets: Vec<Found>,
     /// Files that look like a dataset and are none, with the reason.
     others: Vec<String>,
+    /// Names of columns or keys that would make a dataset of one of them.
+    renames: Vec<String>,
+}
+
+impl Findings {
+    /// Notes a table, or a list of records, whose columns or keys are of no layout.
+    fn note_columns(&mut self, file: &Path, what: &str, columns: &[&str]) {
+        let columns_in_words = if columns.is_empty() { "none".to_owned() } else { columns.join(", ") };
+        self.others.push(format!("{} ({what} {columns_in_words})", file.display()));
+        self.renames.extend(renames(columns).map(|hint| format!("in {} {hint}", file.display())));
+    }
+}
+
+/// What makes the columns of a table, or the keys of records, those of a layout: small letters, a line of names, or other names where
+/// there are two.
+fn renames(columns: &[&str]) -> Option<String> {
+    let columns: Vec<&str> = columns.iter().copied().filter(|name| !name.is_empty()).collect();
+    let rename = |pairs: Vec<(&str, &str)>| {
+        let (from, to): (Vec<&str>, Vec<&str>) = pairs.into_iter().filter(|(from, to)| from != to).unzip();
+        format!("rename {} to {}", from.join(", "), to.join(", "))
+    };
+    let small: Vec<String> = columns.iter().map(|name| name.to_lowercase()).collect();
+    if layouts::name_of(small.iter().map(String::as_str)).is_some() {
+        let pairs = columns.iter().copied().zip(small.iter().map(String::as_str));
+        return Some(rename(pairs.filter(|(_, name)| keys::names_image(name) || layouts::is_key(name)).collect()));
+    }
+    let [first, second] = columns[..] else { return None };
+    if [first, second].iter().any(|name| folder::has_ending(Path::new(name), &folder::PICTURES)) {
+        return Some("write a first line image,caption: it names the columns".to_owned());
+    }
+    let pairs = match keys::names_image(&small[1]) {
+        true => vec![(first, "caption"), (second, second)],
+        false => vec![(first, if keys::names_image(first) { first } else { "image" }), (second, "caption")],
+    };
+    Some(format!("{}, if they are file names and captions", rename(pairs)))
 }
 
 /// A dataset in a folder.
@@ -121,7 +157,7 @@ impl Source {
                 let Found { kind, layout, files, pictures } = found.datasets.remove(0);
                 Ok(Self { folder: listing.folder, kind, layout, files, pictures, tables })
             }
-            0 => Err(listing.nothing(data, &found.others)),
+            0 => Err(listing.nothing(data, &found)),
             _ => Err(listing.several(data, &found.datasets)),
         }
     }
@@ -248,4 +284,26 @@ fn require_distinct<'c>(place: &str, columns: impl Iterator<Item = &'c str>) -> 
 fn raw(value: &impl serde::Serialize, place: &str) -> Result<Box<RawValue>> {
     serde_json::value::to_raw_value(value)
         .map_err(|error| Error::invalid(place, error, "a row", "report this as a bug"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_of_other_names_are_renamed() {
+        for (columns, expected) in [
+            (&["图片", "描述"][..], Some("rename 图片, 描述 to image, caption, if they are file names and captions")),
+            (&["描述", "image"], Some("rename 描述 to caption, if they are file names and captions")),
+            (&["file_name", "label"], Some("rename label to caption, if they are file names and captions")),
+            (&["Image", "Caption", "Note"], Some("rename Image, Caption to image, caption")),
+            (&["image", "Caption"], Some("rename Caption to caption")),
+            (&["cat.JPG", "A cat."], Some("write a first line image,caption: it names the columns")),
+            (&["a", "b", "c"], None),
+            (&["question"], None),
+            (&[], None),
+        ] {
+            assert_eq!(renames(columns).as_deref(), expected, "{columns:?}");
+        }
+    }
 }

@@ -51,7 +51,10 @@ fn find(listing: &Listing, found: &mut Findings) -> Result<()> {
                     layout = name;
                     files.push(file.clone());
                 }
-                None => found.others.push(format!("{} (columns {})", file.display(), columns.join(", "))),
+                None => {
+                    let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+                    found.note_columns(file, "columns", &columns);
+                }
             },
         }
     }
