@@ -7,6 +7,9 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+/// Most files of a folder whose names are kept for messages about missing ones.
+const MAX_LISTED: usize = 100_000;
+
 /// Names of the files of a folder by their small letters.
 type Names = HashMap<String, String>;
 
@@ -66,8 +69,42 @@ impl Folder {
     }
 }
 
+/// Names of a folder's files; none where there are more than [`MAX_LISTED`].
 fn names_of(folder: &Path) -> Names {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let files = entries.filter(|entry| entry.path().is_file());
-    files.filter_map(|entry| entry.file_name().into_string().ok()).map(|name| (name.to_lowercase(), name)).collect()
+    let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_dir()));
+    let mut files: Vec<String> =
+        files.filter_map(|entry| entry.file_name().into_string().ok()).take(MAX_LISTED + 1).collect();
+    if files.len() > MAX_LISTED {
+        return Names::new();
+    }
+    // Of names that differ in capital letters alone the last one counts, in every run the same.
+    files.sort_unstable();
+    files.into_iter().map(|name| (name.to_lowercase(), name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_other_letters_or_with_another_ending_is_found() {
+        let data = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(data.path().join("below")).expect("created");
+        for name in ["p4.bmp", "Cat.TIF", "below/a.gif", "notes.txt"] {
+            std::fs::write(data.path().join(name), "").expect("written");
+        }
+        let folder = Folder::new("", data.path().to_path_buf());
+        for (below, name, expected) in [
+            ("", "P4.BMP", Some("p4.bmp")),
+            ("", "p4.jpg", Some("p4.bmp")),
+            ("", "cat.png", Some("Cat.TIF")),
+            ("below", "A.tiff", Some("a.gif")),
+            ("", "a.gif", None),
+            ("", "notes.jpg", None),
+            ("other", "p4.bmp", None),
+        ] {
+            assert_eq!(folder.similar(Path::new(below), name).as_deref(), expected, "{below}/{name}");
+        }
+    }
 }
