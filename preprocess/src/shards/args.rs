@@ -59,13 +59,13 @@ pub struct Args {
     pub seed: u64,
     /// Longest row in tokens, every image counted as the model's features; longer rows are rejected, never cut
     /// [default: the language model's max_position_embeddings]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_1)]
     pub max_length: Option<usize>,
     /// Share of the rows held out for validation, chosen by a hash of the id (rows with the same id stay together)
     #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = share_below_1)]
     pub validation_fraction: f64,
     /// Only the first N rows of the dataset
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_1)]
     pub limit: Option<usize>,
     /// Make only part I of N (1 ≤ I ≤ N) of the shards; when all parts are done, `preprocess index OUTPUT` joins them
     #[arg(long, value_name = "I/N", default_value = "1/1")]

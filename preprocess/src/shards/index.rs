@@ -136,7 +136,11 @@ fn summary(output: &Path, index: &ShardIndex, examples: &[String], max_rejected:
         output.display(),
     );
     if counts.train == 0 {
-        bail!("no row to train on: {text}; see {REJECTED_FILE}");
+        bail!(
+            "no row to train on: {text}; see {REJECTED_FILE}, then repair the dataset, remove the folder (rm -r {}) and run the same \
+             command",
+            output.display()
+        );
     }
     let share = counts.rejected as f64 / counts.rows_in as f64;
     if share > max_rejected {

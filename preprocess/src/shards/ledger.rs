@@ -107,8 +107,9 @@ pub struct Rejected {
 
 impl std::fmt::Display for Rejected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let id = self.id.as_deref().unwrap_or("?");
-        write!(f, "row {} (id {id:?}): {}: {}", self.row, self.cause.name(), self.detail)
+        // The id of a row without one is its number.
+        let id = self.id.as_ref().map(|id| format!(" (id {id:?})")).unwrap_or_default();
+        write!(f, "row {}{id}: {}: {}", self.row, self.cause.name(), self.detail)
     }
 }
 

@@ -14,9 +14,9 @@ pub use args::{Args, KINDS, Part};
 pub use ledger::{Cause, LEDGER_DIR, REJECTED_FILE, Rejected};
 pub use tokenizer::TOKENIZER_DIR;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use base::Error;
-use chat::dataset::Source;
+use chat::dataset::{EXAMPLE, Source};
 use cli::{Progress, units};
 use images::image_files::ImageSources;
 use ledger::ShardLedger;
@@ -42,7 +42,12 @@ pub fn run(args: &Args) -> Result<String> {
         tracing::warn!("{}: {warning}", args.data.display());
     }
     let plan = Plan::new(args, input, images.describe(), facts(&model, args.pixels));
-    ensure!(plan.rows() > 0, "{}: no rows, expected conversations or captions", args.data.display());
+    if plan.rows() == 0 {
+        let remedy = format!("add rows to it; {EXAMPLE}");
+        let expected = "conversations or captions";
+        let found = format!("no rows: {}", plan.records.layout);
+        return Err(Error::invalid(args.data.display(), found, expected, remedy).into());
+    }
     plan.record(&args.output)?;
     tokenizer::copy(&args.model, &args.output)?;
     let lock = PartLock::take(&args.output, args.part)?;

@@ -19,6 +19,10 @@ pub use shards::PLAN_FILE;
 /// Longest value that is printed in full when plans differ, characters.
 const PRINTED_VALUE: usize = 170;
 
+/// Hexadecimal digits of a SHA-256, and how many of them are printed.
+const HASH_DIGITS: usize = 64;
+const SHOWN_DIGITS: usize = 12;
+
 /// Everything that the output's bytes depend on. Workers, parts and `--strict` are not in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -192,12 +196,9 @@ impl Plan {
         if differences.is_empty() {
             return Ok(());
         }
-        bail!(
-            "{}: belongs to another run: {}; {}",
-            output.join(PLAN_FILE).display(),
-            differences.join("; "),
-            remedy(output, &differences)
-        )
+        let (cause, remedy) = cause_and_remedy(output, &differences);
+        let differences = differences.join("; ");
+        bail!("{}: belongs to another run: {cause}; {remedy} ({differences})", output.join(PLAN_FILE).display())
     }
 }
 
@@ -223,23 +224,19 @@ fn foreign_name(output: &Path) -> Result<Option<OsString>> {
     Ok(names.find(|name| !name.to_string_lossy().starts_with('.')))
 }
 
-/// What to do about a folder of other shards.
-fn remedy(output: &Path, differences: &[String]) -> String {
+/// Why a folder has other shards, and what to do about it.
+fn cause_and_remedy(output: &Path, differences: &[String]) -> (&'static str, String) {
     let output = output.display();
     let is_about = |names: &[&str]| differences.iter().all(|line| names.iter().any(|name| line.starts_with(name)));
     if is_about(&["chat_date"]) {
-        return "set SOURCE_DATE_EPOCH (seconds since 1970) to a time of that day, and run the same command".to_owned();
+        let remedy = "set SOURCE_DATE_EPOCH (seconds since 1970) to a time of that day, and run the same command";
+        return ("the chat template writes another day", remedy.to_owned());
     }
+    let anew = format!("remove the folder (rm -r {output}) and run the same command, or choose another --output");
     if is_about(&["records.", "images", "image_files."]) {
-        return format!(
-            "the dataset has changed since: to make its shards anew remove the folder (rm -r {output}) and run the same command, \
-             or choose another --output"
-        );
+        return ("the dataset has changed", format!("to make its shards anew {anew}"));
     }
-    format!(
-        "run with the same input, model and options; or remove the folder (rm -r {output}) and run the same command, or choose \
-         another --output"
-    )
+    ("the model, the program or an option is another", format!("run with the same ones; or {anew}"))
 }
 
 fn collect_differences(path: &str, recorded: &Value, now: &Value, differences: &mut Vec<String>) {
@@ -261,11 +258,26 @@ fn collect_differences(path: &str, recorded: &Value, now: &Value, differences: &
 }
 
 fn printed(value: &Value) -> String {
-    let text = value.to_string();
+    let text = with_short_hashes(&value.to_string());
     match text.char_indices().nth(PRINTED_VALUE) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
+}
+
+/// Of each SHA-256 the first digits.
+fn with_short_hashes(text: &str) -> String {
+    let is_digit = |letter: char| letter.is_ascii_hexdigit();
+    let mut short = String::new();
+    let mut rest = text;
+    while let Some(start) = rest.find(is_digit) {
+        let end = rest[start..].find(|letter| !is_digit(letter)).map_or(rest.len(), |length| start + length);
+        let is_hash = end - start == HASH_DIGITS;
+        short += &rest[..if is_hash { start + SHOWN_DIGITS } else { end }];
+        short += if is_hash { "…" } else { "" };
+        rest = &rest[end..];
+    }
+    short + rest
 }
 
 #[cfg(test)]
@@ -296,6 +308,20 @@ mod tests {
             }
             assert_eq!(std::fs::read_dir(output.path()).expect("listed").count(), 1, "nothing but the plan");
         }
+    }
+
+    #[test]
+    fn the_cause_comes_before_what_differs() {
+        let output = tempfile::tempdir().expect("a temporary folder");
+        one_row_a_shard().record(output.path()).expect("recorded");
+        let mut changed = one_row_a_shard();
+        changed.records.sha256 = "a".repeat(HASH_DIGITS);
+        let error = changed.record(output.path()).expect_err("refused").to_string();
+        assert!(error.contains("belongs to another run: the dataset has changed; to make its shards anew remove"), "{error}");
+        assert!(error.ends_with("is \"aaaaaaaaaaaa…\")") && error.contains("(records.sha256 was"), "{error}");
+        let error = Plan { seed: 7, ..changed }.record(output.path()).expect_err("refused").to_string();
+        assert!(error.contains("run: the model, the program or an option is another; run with the same ones; or"), "{error}");
+        assert_eq!(with_short_hashes("x 12 ab"), "x 12 ab");
     }
 
     #[test]

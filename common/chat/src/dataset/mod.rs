@@ -33,7 +33,7 @@ pub use fault::{Fault, RecordError};
 pub use questions::{DEFAULT_QUESTION, Questions};
 pub use record::{Record, RowNames, id_text};
 pub use rows::{RowPlace, SourceRow, for_each_row};
-pub use sources::{Identity, Pass, Source, TableRow, Tables, TakeRow, chat_file};
+pub use sources::{EXAMPLE, Identity, Pass, Source, TableRow, Tables, TakeRow, chat_file};
 pub use survey::Survey;
 
 use base::{Attachment, Error, Result};
