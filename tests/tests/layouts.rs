@@ -174,6 +174,10 @@ fn folders_that_fit_no_layout_are_described() {
     refused(&folder.path().join("capitals"), &["in captions.csv rename Image, Caption to image, caption; else", example]);
     write("bare/captions.csv", "a.jpg,A.\nb.jpg,B.\n");
     refused(&folder.path().join("bare"), &["in captions.csv write a first line image,caption", example]);
+    write("header/captions.csv", "image,caption\n");
+    refused(&folder.path().join("header"), &["found no rows: captions (captions.csv)", "add rows to it", example]);
+    write("keys/chat.jsonl", "{}\n{}\n");
+    refused(&folder.path().join("keys"), &["chat.jsonl (rows with the keys none)", example]);
     write("twice/captions.csv", "image,caption,note,caption\na.jpg,A.,,B.\n");
     refused(&folder.path().join("twice"), &["captions.csv: line 1: found the column \"caption\" twice", "rename one"]);
     write("pictures/captions.csv", "image; caption ;image\na.jpg;A.;b.jpg\n");

@@ -184,6 +184,7 @@ fn a_changed_input_or_model_is_refused_by_name() {
     let bytes = std::fs::read(&image).expect("read");
     std::fs::remove_file(&image).expect("removed");
     refused(None, "image_files.found was");
+    refused(None, "belongs to another run: the dataset has changed; to make its shards anew remove the folder");
     std::fs::write(&image, &bytes[1..]).expect("written");
     refused(None, "image_files.bytes was");
     std::fs::write(&image, bytes).expect("written");

@@ -55,7 +55,7 @@ pub enum ImageError {
     #[error("found {0}, expected a JPEG, PNG, GIF, WebP, BMP or TIFF picture")]
     Unidentified(String),
     /// Declares more pixels than allowed; refused before memory is taken.
-    #[error("{width}×{height} is more than the {limit} pixels allowed")]
+    #[error("{width}×{height} pixels, more than the {limit} allowed")]
     TooLarge {
         /// Declared width.
         width: u64,
