@@ -169,9 +169,15 @@ fn folders_that_fit_no_layout_are_described() {
     write("cut/rows.tar", "no tar");
     refused(&folder.path().join("cut"), &["rows.tar: after \"\"", "make it again"]);
     write("named/captions.csv", "图片,描述\na.jpg,A.\n");
-    refused(&folder.path().join("named"), &["(columns 图片, 描述)", "in captions.csv rename 图片, 描述 to image, caption"]);
+    refused(
+        &folder.path().join("named"),
+        &["(columns 图片, 描述)", "in captions.csv rename 图片, 描述 to image, caption"],
+    );
     write("capitals/captions.csv", "Image,Caption\na.jpg,A.\n");
-    refused(&folder.path().join("capitals"), &["in captions.csv rename Image, Caption to image, caption; else", example]);
+    refused(
+        &folder.path().join("capitals"),
+        &["in captions.csv rename Image, Caption to image, caption; else", example],
+    );
     write("bare/captions.csv", "a.jpg,A.\nb.jpg,B.\n");
     refused(&folder.path().join("bare"), &["in captions.csv write a first line image,caption", example]);
     write("header/captions.csv", "image,caption\n");
@@ -229,10 +235,8 @@ fn a_row_of_any_layout_fares_on_its_own() {
     let coco = json!({"images": [{"id": 1, "file_name": "0.bmp"}], "annotations": [
         {"image_id": 1, "caption": "A."}, {"image_id": 2, "caption": "A."}, {"image_id": 1}]});
     write("captions_own.json", coco.to_string().as_bytes());
-    let expected = [
-        ("bad_row", "captions_own.json annotation 1: image_id 2: no such entry"),
-        ("no_turns", "caption is empty"),
-    ];
+    let expected =
+        [("bad_row", "captions_own.json annotation 1: image_id 2: no such entry"), ("no_turns", "caption is empty")];
     expect(rejected(&[]), &expected);
 }
 

@@ -114,14 +114,21 @@ fn names_of_other_systems_are_read_or_explained() {
         std::fs::copy(dataset.data().join("images/0.bmp"), dataset.data().join("images").join(name)).expect("copied");
     }
     let row = |image: &str| json!({"id": image, "image": image, "conversations": [question("<image>"), answered("A slope.")]});
-    let names = ["folder\\1.bmp", ".\\0.bmp", "2.JPG", "0.gif", "folder/1.BMP", "/data/0.bmp", "https://example.org/0.bmp"];
+    let names =
+        ["folder\\1.bmp", ".\\0.bmp", "2.JPG", "0.gif", "folder/1.BMP", "/data/0.bmp", "https://example.org/0.bmp"];
     dataset.write(&names.map(row).into_iter().collect());
     let output = tempfile::tempdir().expect("a temporary folder");
     let run = dataset.run_for(model.path(), output.path(), &["--max-rejected", "1"]);
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     assert_eq!(ShardIndex::read(output.path()).expect("an index").counts.train, 2);
     let text = std::fs::read_to_string(output.path().join("rejected.jsonl")).expect("read");
-    for part in ["there is 2.jpg", "there is 0.bmp", "there is folder/1.bmp", "give --data a folder that holds it", "pictures are not downloaded"] {
+    for part in [
+        "there is 2.jpg",
+        "there is 0.bmp",
+        "there is folder/1.bmp",
+        "give --data a folder that holds it",
+        "pictures are not downloaded",
+    ] {
         assert!(text.contains(part), "{part:?} is missing in {text}");
     }
 }

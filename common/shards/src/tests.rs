@@ -162,7 +162,10 @@ fn foreign_and_damaged_files_are_refused_by_name() {
     assert!(error.contains("shard-00001.parquet"), "{error}");
     std::fs::remove_file(&path).expect("removed");
     let error = ShardSet::open(dir.path(), Split::Train).err().expect("refused").to_string();
-    assert!(error.contains("shard-00001.parquet: found no such file, expected a file that index.json lists"), "{error}");
+    assert!(
+        error.contains("shard-00001.parquet: found no such file, expected a file that index.json lists"),
+        "{error}"
+    );
     assert!(error.contains("copy it again, or run the same preprocess shards again"), "{error}");
     let error = ShardIndex::sha256(&dir.path().join("other")).expect_err("refused").to_string();
     assert!(error.contains("found no such folder, expected a folder of finished shards"), "{error}");

@@ -317,10 +317,16 @@ mod tests {
         let mut changed = one_row_a_shard();
         changed.records.sha256 = "a".repeat(HASH_DIGITS);
         let error = changed.record(output.path()).expect_err("refused").to_string();
-        assert!(error.contains("belongs to another run: the dataset has changed; to make its shards anew remove"), "{error}");
+        assert!(
+            error.contains("belongs to another run: the dataset has changed; to make its shards anew remove"),
+            "{error}"
+        );
         assert!(error.ends_with("is \"aaaaaaaaaaaa…\")") && error.contains("(records.sha256 was"), "{error}");
         let error = Plan { seed: 7, ..changed }.record(output.path()).expect_err("refused").to_string();
-        assert!(error.contains("run: the model, the program or an option is another; run with the same ones; or"), "{error}");
+        assert!(
+            error.contains("run: the model, the program or an option is another; run with the same ones; or"),
+            "{error}"
+        );
         assert_eq!(with_short_hashes("x 12 ab"), "x 12 ab");
     }
 

@@ -150,7 +150,8 @@ impl ImageSources {
         let path = Path::new(&name);
         let folder = path.parent().unwrap_or(Path::new(""));
         let file = path.file_name()?.to_str()?;
-        let in_folders = self.folders.iter().find_map(|places| places.similar(folder, file)).map(|file| folder.join(file));
+        let in_folders =
+            self.folders.iter().find_map(|places| places.similar(folder, file)).map(|file| folder.join(file));
         let in_folders = in_folders.map(|path| path.to_string_lossy().into_owned());
         // A zip file's names are kept as hashes: they can be asked for, not listed.
         let endings = ENDINGS.into_iter().flat_map(|ending| [ending.to_owned(), ending.to_uppercase()]);
