@@ -254,9 +254,9 @@ fn run(config: &Config, args: Vec<OsString>) -> Result<Done> {
     let timeout = Duration::from_secs(config.collective_timeout_seconds);
     let Finished { state, stopped_in, has_trained } =
         launch::run_ranks(config.nproc, config.ranks_per_host, timeout, |rank| {
-        let device = setup::device(config, launch::local_rank(rank.rank()))?;
-        trainer::run(config, rank, &device, &stop_request)
-    })?;
+            let device = setup::device(config, launch::local_rank(rank.rank()))?;
+            trainer::run(config, rank, &device, &stop_request)
+        })?;
     // The launcher gets the exit code from rank 0: it might end the others, and rank 0 before it has spoken, as soon as one of
     // them ends with another code than 0.
     if !state.is_world_process_zero {
