@@ -4,15 +4,17 @@ use base::Error;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// An error of reading a path: of one that is not there, the content expected and the path that was perhaps meant.
+/// An error of reading a path: of one that is not there, the content expected and the path that was perhaps meant. It stays an
+/// error of the system: no wrong usage.
 pub fn unread(path: &Path, expected: &'static str) -> impl FnOnce(std::io::Error) -> Error {
-    move |error| match error.kind() {
-        ErrorKind::NotFound => {
-            let near = base::nearest_path(path).map(|near| format!(" (there is {})", near.display()));
-            let remedy = format!("check the path{}", near.unwrap_or_default());
-            Error::invalid(path.display(), "no such file or folder", expected, remedy)
-        }
-        _ => Error::io(path)(error),
+    move |error| {
+        Error::io(path)(match error.kind() {
+            ErrorKind::NotFound => {
+                let text = format!("found no such file or folder, expected {expected}; check the path");
+                std::io::Error::new(ErrorKind::NotFound, text)
+            }
+            _ => error,
+        })
     }
 }
 
