@@ -85,6 +85,7 @@ fn a_used_folder_is_left_as_it_is() {
         ("another run's checkpoint", &no_checkpoint, &["--resume_from_checkpoint", &older], "used by another run"),
         ("a model that is no output", &foreign, &["--overwrite_output_dir"], "no output of train"),
         ("metrics in a folder that is not there", &elsewhere, &["--metrics", &nowhere], "found no folder"),
+        ("a file", &no_checkpoint.join("metrics.jsonl"), &[], "found a file, expected a folder"),
         ("a folder of pictures", &pictures, &[], "expected a new folder"),
         ("the base model's folder", &foreign, &["--model_name_or_path", &foreign_text], "--model_name_or_path"),
         ("the shards' folder", &shards, &["--overwrite_output_dir"], "--data_path"),
