@@ -173,3 +173,26 @@ fn verify_finds_a_wrong_account() {
     assert_eq!(code, Some(1));
     assert!(stderr.contains("rejected.jsonl"), "{stderr}");
 }
+
+#[test]
+fn files_rows_and_causes_that_are_not_there_say_what_to_do() {
+    let shards = shards();
+    let dir = shards.path();
+    let refused = |words: &[&str], part: &str| {
+        let (code, _, stderr) = preprocess(words);
+        assert!(code == Some(1) && stderr.contains(part), "{words:?}: {part:?} is not in {stderr}");
+    };
+    refused(&["inspect", path(dir), "--cause", "x"], "choose a cause that rows were rejected for");
+    refused(&["inspect", path(dir), "--row", "100000"], "rows); choose another");
+    std::fs::remove_file(dir.join("rejected.jsonl")).expect("removed");
+    refused(
+        &["verify", path(dir)],
+        "rejected.jsonl: found no such file, expected the rejected rows, beside index.json; copy",
+    );
+    let shard = ShardIndex::read(dir).expect("an index").shards.remove(0);
+    std::fs::remove_file(dir.join(&shard.file)).expect("removed");
+    refused(
+        &["verify", path(dir)],
+        &format!("{}: found no such file, expected a file that index.json lists", shard.file),
+    );
+}
