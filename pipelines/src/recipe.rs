@@ -9,6 +9,7 @@ use crate::programs::Programs;
 use crate::stage::{Anew, Stage};
 use anyhow::{Context, Result, anyhow, ensure};
 use base::Error;
+use cli::inputs::unread;
 use cli::options::{self, Kind};
 use cli::recipe::{self, OneOrMore};
 use cli::values::boolean;
@@ -112,7 +113,7 @@ impl Recipe {
     /// # Errors
     /// An unreadable file, malformed TOML (with line and column), an unknown table.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let text = std::fs::read_to_string(path).map_err(unread(path, "a recipe (RECIPE.toml)"))?;
         Self::parse(&text, &path.display().to_string())
     }
 

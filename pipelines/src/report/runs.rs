@@ -3,6 +3,7 @@
 use super::pictures;
 use anyhow::{Context, Result, ensure};
 use base::{Error, json};
+use cli::inputs::unread;
 use cli::weighted::WeightedFolders;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -95,7 +96,8 @@ impl Run {
             let expected = "the output folder of a training, which train writes its log to";
             return Err(Error::invalid(path.display(), format!("no {METRICS_FILE}"), expected, "check the path").into());
         }
-        let text = std::fs::read_to_string(&file).map_err(Error::io(&file))?;
+        let text =
+            std::fs::read_to_string(&file).map_err(unread(&file, "the output folder of a training, or its log"))?;
         let lines: Vec<&str> = text.lines().collect();
         let mut metrics = Vec::with_capacity(lines.len());
         for (index, line) in lines.iter().enumerate() {
