@@ -1,6 +1,12 @@
 //! The kernels, one for each format of weights.
 
-#![allow(clippy::manual_div_ceil, clippy::collapsible_else_if, clippy::collapsible_if)] // cubecl reads the code
+// cubecl reads the code; each kernel has x, and its length.
+#![allow(
+    clippy::manual_div_ceil,
+    clippy::collapsible_else_if,
+    clippy::collapsible_if,
+    clippy::duplicate_underscore_argument
+)]
 
 use crate::MAX_INDEPENDENT_TOKENS;
 use burn_cubecl::tensor::CubeTensor;
