@@ -153,6 +153,26 @@ pub fn check(path: &Path, settings: &[Compared], overwrite: bool) -> Result<()> 
     }
 }
 
+/// Refuses a file of a folder that is read, unless it has settings beside it: no option says that this is wanted.
+///
+/// # Errors
+/// Such a file, naming both options.
+pub fn require_no_file_of(path: &Path, folders: &[(&str, &Path)]) -> Result<()> {
+    let Ok(file) = path.canonicalize() else { return Ok(()) };
+    if !file.is_file() || settings_file(path).exists() {
+        return Ok(());
+    }
+    let holds_it = |folder: &Path| folder.canonicalize().is_ok_and(|folder| file.starts_with(folder));
+    match folders.iter().find(|(_, folder)| holds_it(folder)) {
+        None => Ok(()),
+        Some((input, _)) => {
+            let found = format!("a file in the folder of {input}");
+            let expected = "a new file, or one that this program wrote";
+            Err(Error::invalid(path.display(), found, expected, "give another --output").into())
+        }
+    }
+}
+
 fn settings_file(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
     name.push(".settings.json");

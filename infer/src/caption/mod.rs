@@ -7,7 +7,7 @@ mod source;
 
 use crate::answers::journal::{self, Journal};
 use crate::answers::{Answer, Answering};
-use crate::args::CaptionArgs;
+use crate::args::{CaptionArgs, CaptionSource};
 use crate::engine::Engine;
 use anyhow::{Result, ensure};
 use line::Line;
@@ -38,6 +38,10 @@ pub fn run(args: &CaptionArgs) -> Result<String> {
     args.sampling.sampling()?;
     let references = args.references.iter().map(|file| ("--references", file.as_path()));
     cli::outputs::require_no_input(&args.output, "--output", &references.collect::<Vec<_>>())?;
+    let CaptionSource { images, data, shards } = &args.source;
+    let folders = [("--images", images), ("--data", data), ("--shards", shards)];
+    let folders: Vec<_> = folders.iter().filter_map(|(option, folder)| Some((*option, folder.as_deref()?))).collect();
+    journal::require_no_file_of(&args.output, &folders)?;
     // Another model's file is refused before this one is loaded; nothing is written before all of the input is right.
     let settings = settings::settings(args)?;
     journal::check(&args.output, &settings, args.overwrite)?;

@@ -33,6 +33,7 @@ pub fn run(args: &EvalArgs) -> Result<String> {
     for output in [args.output.clone(), beside(args, SCORES), beside(args, SCORED)] {
         cli::outputs::require_no_input(&output, "--output", &inputs)?;
     }
+    journal::require_no_file_of(&args.output, &[("--images", &args.images)])?;
     let pictures = pictures(&args.images)?;
     let annotations = Annotations::read(&args.annotations)?;
     let questions = questions::read(&args.questions, args.limit, &pictures, &annotations, args.metric)?;
