@@ -49,7 +49,7 @@ fn processes_end_within_the_deadline_and_name_the_rank_and_the_exchange() {
     }
 }
 
-/// A rank that fails elsewhere ends those that wait in NCCL at once, not at their deadline.
+/// Ranks that wait in NCCL end at once, not at their deadline, when another rank fails outside of it.
 #[test]
 fn a_rank_that_fails_elsewhere_ends_those_that_wait() {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -107,7 +107,7 @@ impl AbsmaxRows<'_> {
             Self::Nested { codes, map, absmax, block, offset } => {
                 let (mut first, mut to) = (first, to);
                 while !to.is_empty() {
-                    // Those that share a magnitude of their own.
+                    // Blocks whose magnitudes are rounded together, with one scale.
                     let outer = first / block;
                     let count = to.len().min((outer + 1) * block - first);
                     let (part, rest) = to.split_at_mut(count);

@@ -20,7 +20,7 @@ pub(crate) fn sent(like: &CubeTensor, bytes: &[u8], len: usize, dtype: DType) ->
     CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), [len].into(), handle, dtype)
 }
 
-/// The same, from those that are there already if it was sent before.
+/// As above; a table that was sent before is taken from the ones that are kept.
 pub(crate) fn kept(like: &CubeTensor, bytes: &[u8], len: usize, dtype: DType) -> CubeTensor {
     ON_DEVICE.with_borrow_mut(|tables| {
         let is_it = |(tensor, sent): &Kept| tensor.device == like.device && tensor.dtype == dtype && sent == bytes;

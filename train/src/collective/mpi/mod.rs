@@ -88,7 +88,7 @@ impl MpiRank {
     }
 
     /// From here on ranks exchange within their hosts first, where that spares messages between hosts. Every rank calls this.
-    /// Hosts are those that the ranks are on, or taken to be of `ranks_per_host` consecutive ranks each.
+    /// Finds out which ranks share a host. With `ranks_per_host`, each so many consecutive ranks count as one.
     ///
     /// # Errors
     /// Ranks were given different numbers.

@@ -1,6 +1,6 @@
 //! The kernels, one for each format of weights.
 
-// cubecl reads the code; each kernel has x, and its length.
+// These lints are about code that cubecl's macro makes of this, or would change it to what the macro does not read.
 #![allow(
     clippy::manual_div_ceil,
     clippy::collapsible_else_if,
