@@ -258,9 +258,7 @@ static status launched(struct kernel *kernel) {
     return OK;
 }
 
-status cuModuleLoadData(handle *module, const void *image) { count(MODULES, 1); return new_handle(module); }
-status cuModuleUnload(handle module) { return OK; }
-status cuModuleGetFunction(handle *function, handle module, const char *name) {
+static struct kernel *kernel_of(const char *name) {
     char cut[sizeof kernels->name];
     snprintf(cut, sizeof cut, "%s", name);
     pthread_mutex_lock(&lock);
@@ -273,9 +271,12 @@ status cuModuleGetFunction(handle *function, handle module, const char *name) {
         kernels = kernel;
     }
     pthread_mutex_unlock(&lock);
-    *function = kernel;
-    return OK;
+    return kernel;
 }
+
+status cuModuleLoadData(handle *module, const void *image) { count(MODULES, 1); return new_handle(module); }
+status cuModuleUnload(handle module) { return OK; }
+status cuModuleGetFunction(handle *function, handle module, const char *name) { *function = kernel_of(name); return OK; }
 status cuFuncSetAttribute(handle function, int attribute, int value) { return OK; }
 status cuFuncGetAttribute(int *value, int attribute, handle function) { *value = 0; return OK; }
 status cuFuncSetCacheConfig(handle function, int config) { return OK; }
@@ -290,5 +291,16 @@ status cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, handle function,
 status cuPointerGetAttribute(void *value, int attribute, address pointer) { return NOT_FOUND; }
 status cuGetErrorName(int error, const char **text) { *text = "CUDA_ERROR"; return OK; }
 status cuGetErrorString(int error, const char **text) { *text = "an error of the counting driver"; return OK; }
+/* For stand_in_cublas_lt.c: counts a launch of a kernel; whether memory was given out and not freed since. */
+void counting_driver_launched(const char *name) { launched(kernel_of(name)); }
+int counting_driver_holds(address at, size_t bytes) {
+    int found = 0;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < BUCKETS && !found; i++)
+        for (struct piece *piece = pieces[i]; piece && !found; piece = piece->next)
+            found = at >= piece->at && at + bytes <= piece->at + piece->bytes;
+    pthread_mutex_unlock(&lock);
+    return found;
+}
 /* NVRTC asks for a table of the driver's own; without it, it does what it does where there is no driver. */
 status cuGetExportTable(const void **table, const void *id) { if (table) *table = NULL; return NOT_FOUND; }

@@ -1,7 +1,11 @@
 //! Every kernel at the real job's shapes on a device: largest error of values and gradients against the CPU in f32, and times. A
 //! line of JSON for each kernel and dtype; `tests/gpu/run` makes a table of them.
 //!
-//!     cargo run --release -p kernels --features cuda --example gpu_kernels [-- --device cuda] [--small] [--only NAME]
+//!     cargo run --release -p kernels --features cuda --example gpu_kernels [-- --device cuda] [--small] [--only NAME] [--products]
+//!
+//! With `--products`: matrix products by cuBLASLt and by burn's kernels instead.
+
+mod products;
 
 use base::mix;
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -232,6 +236,9 @@ fn main() {
     let (sizes, repeats) = if is_small { (SMALL, 2) } else { (REAL, 10) };
     let kind: DeviceKind = option("--device").map_or("cuda", String::as_str).parse().expect("a device");
     let device = kind.open().unwrap_or_else(|error| panic!("{error}")).autodiff();
+    if args.iter().any(|arg| arg == "--products") {
+        return products::run(sizes, &device, repeats);
+    }
     for case in cases(sizes) {
         if option("--only").is_some_and(|only| !case.name.contains(only.as_str())) {
             continue;

@@ -1,5 +1,6 @@
 """A driver and a compiler in place of NVIDIA's, which count and record: programs built with CUDA run to their end where there is no
-GPU, and compute nothing. See counting_driver.c and recording_nvrtc.c."""
+GPU, and compute nothing. See counting_driver.c and recording_nvrtc.c. With stand_in_cublas_lt.c, a library in cuBLASLt's place, which checks what it
+is asked for and computes small products."""
 import json
 import os
 import pathlib
@@ -13,8 +14,9 @@ HEADERS = ["cuda_fp16.h", "cuda_bf16.h", "crt/mma.h", "cooperative_groups.h", "c
 class StandIn:
     """Builds both libraries into a folder, and runs programs with them."""
 
-    def __init__(self, folder, capability=90):
-        self.folder, self.capability = pathlib.Path(folder), capability
+    def __init__(self, folder, capability=90, cublas_lt=False):
+        """With `cublas_lt`, products are asked of the library in cuBLASLt's place, else of burn's kernels."""
+        self.folder, self.capability, self.cublas_lt = pathlib.Path(folder), capability, cublas_lt
         self.sources = self.folder / f"sources-sm{capability}"
         (self.folder / "lib64").mkdir(parents=True, exist_ok=True)
         self.sources.mkdir(exist_ok=True)
@@ -23,10 +25,11 @@ class StandIn:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         compiler = os.environ.get("CC", "cc")
-        for source, name in (("counting_driver.c", "libcuda.so.1"), ("recording_nvrtc.c", "libnvrtc.so.13")):
+        for source, name in (("counting_driver.c", "libcuda.so.1"), ("recording_nvrtc.c", "libnvrtc.so.13"),
+                             ("stand_in_cublas_lt.c", "libcublasLt.so.13")):
             library = self.folder / "lib64" / name
             if not library.exists() or library.stat().st_mtime < (HERE / source).stat().st_mtime:
-                command = [compiler, "-O2", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", library, HERE / source]
+                command = [compiler, "-O2", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", library, HERE / source, "-ldl", "-lm"]
                 subprocess.run(command, check=True)
 
     def environment(self, counts, trace=None):
@@ -39,6 +42,9 @@ class StandIn:
             "COUNTING_DRIVER_LOG": str(counts),
             "COUNTING_DRIVER_CAPABILITY": str(self.capability),
             "RECORDING_NVRTC_SOURCES": str(self.sources),
+            "LLAVA_CUDA_CUBLASLT": "1" if self.cublas_lt else "0",
+            # Larger products are counted: the memory of their factors is never written.
+            "STAND_IN_CUBLAS_LT_MOST": str(2**22),
             # What the driver computes is not the CPU's result.
             "LLAVA_CUDA_UNCHECKED": "1",
         }
@@ -58,7 +64,9 @@ class StandIn:
                                   stderr=subprocess.STDOUT, timeout=timeout)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(map(str, command))}\nended with {done.returncode}:\n{log.read_text()[-4000:]}")
-        if "panicked" in log.read_text():
-            raise RuntimeError(f"{' '.join(map(str, command))}\npanicked:\n{log.read_text()[-4000:]}")
+        said = log.read_text()
+        for wrong in ("panicked", "stand-in cuBLASLt:"):
+            if wrong in said:
+                raise RuntimeError(f"{' '.join(map(str, command))}\n{wrong}:\n{said[-4000:]}")
         lines = [json.loads(line) for line in counts.read_text().splitlines()]
         return max(lines, key=lambda line: line["launches"])

@@ -1,6 +1,7 @@
 //! Products with weights in few bits by burn's operations, on any backend: a slice of rows at a time becomes float, in the
 //! forward pass and again in the backward step, so that a graph holds no float copy of a weight.
 
+use crate::products::product as matrix_product;
 use crate::quantized::QuantizedWeight;
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -27,7 +28,7 @@ pub fn product(x: Tensor<2>, weight: &QuantizedWeight) -> Tensor<2> {
     recorded.unwrap_or_else(|| {
         let dtype = x.dtype();
         let rows = slices(weight).map(|range| Tensor::from_inner(rows_in(weight, range, dtype)));
-        Tensor::cat(rows.map(|rows| x.clone().matmul(rows.transpose())).collect(), 1)
+        Tensor::cat(rows.map(|rows| matrix_product(x.clone(), rows.transpose())).collect(), 1)
     })
 }
 
@@ -43,7 +44,7 @@ fn rows_in(weight: &QuantizedWeight, rows: Range<usize>, dtype: DType) -> Tensor
 /// Without autodiff.
 fn forward(x: Tensor<2>, weight: &QuantizedWeight) -> Tensor<2> {
     let dtype = x.dtype();
-    let parts = slices(weight).map(|range| x.clone().matmul(rows_in(weight, range, dtype).transpose()));
+    let parts = slices(weight).map(|range| matrix_product(x.clone(), rows_in(weight, range, dtype).transpose()));
     Tensor::cat(parts.collect(), 1)
 }
 
@@ -52,7 +53,7 @@ pub(crate) fn input_gradient(d: Tensor<2>, weight: &QuantizedWeight) -> Option<T
     let dtype = d.dtype();
     let part = |range: Range<usize>| {
         let d = d.clone().narrow(1, range.start, range.len());
-        d.matmul(rows_in(weight, range, dtype))
+        matrix_product(d, rows_in(weight, range, dtype))
     };
     slices(weight).map(part).reduce(|sum, part| sum + part)
 }

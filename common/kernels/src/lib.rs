@@ -22,6 +22,7 @@ pub mod memory;
 pub mod nf4;
 mod operations;
 mod packed_heads;
+mod products;
 pub mod quantized;
 pub mod reference;
 mod rope;
@@ -36,6 +37,7 @@ pub use cross_entropies::CrossEntropies;
 pub use dropout::{Dropout, SequenceStreams};
 pub use linear_input::LinearInput;
 pub use operations::*;
+pub use products::{product, product_by_cublas_lt};
 pub use quantized::{LinearWeight, Quantization, QuantizedWeight};
 pub use rope::Rope;
 

@@ -1,7 +1,7 @@
 //! The definitions: compositions of burn operations that run, and differentiate, on every backend.
 
 use crate::kv_cache::LayerCache;
-use crate::{CrossEntropies, Dropout, LinearWeight, Mask, Rope, frozen};
+use crate::{CrossEntropies, Dropout, LinearWeight, Mask, Rope, frozen, product};
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData, activation};
 
 /// Rows of a weight that are converted at a time when its dtype differs from the activations'.
@@ -12,7 +12,7 @@ pub fn linear(x: impl Into<Tensor<2>>, weight: impl Into<LinearWeight>, bias: Op
     let x = x.into();
     let dtype = x.dtype();
     let y = match weight.into() {
-        LinearWeight::Float(weight) if weight.dtype() == dtype => x.matmul(weight.transpose()),
+        LinearWeight::Float(weight) if weight.dtype() == dtype => product(x, weight.transpose()),
         LinearWeight::Float(weight) => linear_converting(x, weight),
         LinearWeight::Quantized(weight) => frozen::product(x, &weight),
     };
@@ -29,7 +29,7 @@ fn linear_converting(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
         .step_by(CONVERTED_ROWS)
         .map(|start| {
             let rows = weight.clone().narrow(0, start, CONVERTED_ROWS.min(out - start)).cast(x.dtype());
-            x.clone().matmul(rows.transpose())
+            product(x.clone(), rows.transpose())
         })
         .collect();
     Tensor::cat(parts, 1)

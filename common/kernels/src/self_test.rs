@@ -20,7 +20,7 @@ pub(crate) fn self_test(device: &Device, place: &str) -> Result<()> {
     let expected: Vec<f32> =
         (0..SIZE * SIZE).map(|i| (0..SIZE).map(|k| a[i / SIZE * SIZE + k] * b[k * SIZE + i % SIZE]).sum()).collect();
     let on_device = |values| Tensor::<2>::from_data(TensorData::new(values, [SIZE, SIZE]), (device, dtype));
-    let product = on_device(a).matmul(on_device(b)).cast(DType::F32).try_into_data();
+    let product = crate::product(on_device(a), on_device(b)).cast(DType::F32).try_into_data();
     let found = match product.map(|data| data.try_to_vec::<f32>()) {
         Ok(Ok(values)) if values == expected => return Ok(()),
         Ok(Ok(values)) => {
@@ -30,7 +30,8 @@ pub(crate) fn self_test(device: &Device, place: &str) -> Result<()> {
         Ok(Err(error)) => format!("a {} product that cannot be read: {error:?}", dtype.name()),
         Err(error) => format!("a {} product that failed: {error:?}", dtype.name()),
     };
-    let remedy = "look at the lines above and at `train devices` for what is missing, or use --device cpu";
+    let remedy = "look at the lines above and at `train devices` for what is missing; set LLAVA_CUDA_CUBLASLT=0 to leave cuBLASLt \
+                  out, or use --device cpu";
     Err(Error::invalid(place, found, "the CPU's result", remedy))
 }
 

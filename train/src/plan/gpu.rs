@@ -8,8 +8,8 @@ use model::config::{TextConfig, VisionConfig};
 use model::text::TEXT_LINEARS;
 use model::vision::VISION_LINEARS;
 
-/// What CUDA keeps for itself on a device, with the kernels' code, bytes.
-pub(super) const CONTEXT: f64 = 0.5e9;
+/// What CUDA keeps for itself on a device, with the kernels' code, and what a product by cuBLASLt may take beside its matrices, bytes.
+pub(super) const CONTEXT: f64 = 0.5e9 + kernels::cuda::cublas_lt::WORKSPACE as f64;
 
 impl Step<'_> {
     /// Whether the input of one of these layers is kept: for the gradient of their weights, or of their LoRA.

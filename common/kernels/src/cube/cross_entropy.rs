@@ -6,7 +6,7 @@ use super::{
     Backend, UNITS, cube_max, cube_sum, cubes, cubes_of_units, element, empty, matrix, record, rows_and_width, total,
     vector_size,
 };
-use crate::{CrossEntropies, GradientPart};
+use crate::{CrossEntropies, GradientPart, product};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
@@ -49,15 +49,15 @@ pub(super) fn in_chunks(
     for first in (0..rows).step_by(at_once) {
         let count = at_once.min(rows - first);
         let hidden_rows = all.clone().narrow(0, first, count);
-        let logits = hidden_rows.clone().matmul(head.clone().transpose()).try_into_primitive::<Backend>().ok()?;
+        let logits = product(hidden_rows.clone(), head.clone().transpose()).try_into_primitive::<Backend>().ok()?;
         let logits = with_dense_rows(logits);
         losses_of(&logits, &targets, &losses, first, is_tracked);
         let logits = Tensor::<2>::from_primitive::<Backend>(logits);
         if weight.node.tracked() {
-            of_weight = of_weight.add(logits.clone().transpose().matmul(hidden_rows))?;
+            of_weight = of_weight.add(product(logits.clone().transpose(), hidden_rows))?;
         }
         if hidden.node.tracked() {
-            of_hidden.push(logits.matmul(head.clone()));
+            of_hidden.push(product(logits, head.clone()));
         }
     }
     let primitive = |tensor: Tensor<2>| tensor.try_into_primitive::<Backend>().ok().map(into_contiguous);

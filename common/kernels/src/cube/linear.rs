@@ -3,7 +3,7 @@
 
 use super::lora::{primitive, sum, tensor};
 use super::{Backend, MOST_VALUES, matrix, record, rows_and_width, vector};
-use crate::{LinearInput, LinearWeight};
+use crate::{LinearInput, LinearWeight, product};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
@@ -26,10 +26,10 @@ pub fn linear(x: &LinearInput, weight: &LinearWeight, bias: Option<&Tensor<1>>) 
         Some(bias) => Some(vector(bias, out)?),
         None => None,
     };
-    let product = primitive(tensor(&x.values).matmul(tensor(&weight.values).transpose()))?;
+    let base = primitive(product(tensor(&x.values), tensor(&weight.values).transpose()))?;
     let output = match &bias {
-        Some(bias) => sum(product, None, Some(&bias.values)),
-        None => product,
+        Some(bias) => sum(base, None, Some(&bias.values)),
+        None => base,
     };
     let saved =
         Saved { x: weight.node.tracked().then_some(x.values), weight: x.node.tracked().then_some(weight.values) };
@@ -61,7 +61,7 @@ impl<const N: usize> Backward<Backend, N> for LinearStep {
         let mut next = || parents.next().flatten().map(|parent| parent.id);
         let (x, weight, bias) = (next(), next(), next());
         let Saved { x: input, weight: values } = ops.state;
-        let of_weight = || primitive(d.clone().transpose().matmul(tensor(&input?)));
+        let of_weight = || primitive(product(d.clone().transpose(), tensor(&input?)));
         if let Some((weight, gradient)) = weight.and_then(|weight| Some((weight, of_weight()?))) {
             gradients.register::<Backend>(weight, gradient);
         }
@@ -69,7 +69,7 @@ impl<const N: usize> Backward<Backend, N> for LinearStep {
         if let Some((bias, gradient)) = bias.and_then(|bias| Some((bias, of_bias()?))) {
             gradients.register::<Backend>(bias, gradient);
         }
-        let of_x = || primitive(d.clone().matmul(tensor(&values?)));
+        let of_x = || primitive(product(d.clone(), tensor(&values?)));
         if let Some((x, gradient)) = x.and_then(|x| Some((x, of_x()?))) {
             gradients.register::<Backend>(x, gradient);
         }

@@ -6,7 +6,7 @@ use super::{
     Backend, MOST_VALUES, Node, Operand, UNITS, cubes_of_units, element, empty, incoming, matrix, record,
     rows_and_width, vector, vector_size,
 };
-use crate::{Dropout, LinearInput, LinearWeight, QuantizedWeight, frozen};
+use crate::{Dropout, LinearInput, LinearWeight, QuantizedWeight, frozen, product};
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
@@ -55,8 +55,8 @@ pub fn lora_linear(
     }
     debug_assert_eq!(rows_and_width(&a.values)[0], rank, "rank");
     let dropout = dropout.map(|dropout| DeviceDropout::new(dropout, &x.values));
-    let low = primitive(scaled_input(&x.values, scale, dropout.as_ref()).matmul(tensor(&a.values).transpose()))?;
-    let branch = tensor(&low).matmul(tensor(&b.values).transpose());
+    let low = primitive(product(scaled_input(&x.values, scale, dropout.as_ref()), tensor(&a.values).transpose()))?;
+    let branch = product(tensor(&low), tensor(&b.values).transpose());
     let base = primitive(weight.product(&x.values))?;
     let output = sum(base, Some(primitive(branch)?), bias.as_ref().map(|bias| &bias.values));
     let state = Saved { x: x.values, weight, a: a.values, b: b.values, low, dropout, scale };
@@ -151,7 +151,7 @@ impl Weight {
     /// `x Wᵀ`
     fn product(&self, x: &CubeTensor) -> Tensor<2> {
         match self {
-            Self::Float(weight) => tensor(x).matmul(tensor(weight).transpose()),
+            Self::Float(weight) => product(tensor(x), tensor(weight).transpose()),
             Self::Quantized(weight) => frozen::product(tensor(x), weight),
         }
     }
@@ -159,7 +159,7 @@ impl Weight {
     /// `d W`
     fn input_gradient(&self, d: &Tensor<2>) -> Option<Tensor<2>> {
         match self {
-            Self::Float(weight) => Some(d.clone().matmul(tensor(weight))),
+            Self::Float(weight) => Some(product(d.clone(), tensor(weight))),
             Self::Quantized(weight) => frozen::input_gradient(d.clone(), weight),
         }
     }
@@ -195,17 +195,17 @@ impl<const N: usize> Backward<Backend, N> for LoraLinear {
                 gradients.register::<Backend>(parent, gradient);
             }
         };
-        register(weight, &|| primitive(d.clone().transpose().matmul(tensor(&saved.x))));
-        register(b, &|| primitive(d.clone().transpose().matmul(tensor(&saved.low))));
+        register(weight, &|| primitive(product(d.clone().transpose(), tensor(&saved.x))));
+        register(b, &|| primitive(product(d.clone().transpose(), tensor(&saved.low))));
         register(bias, &|| primitive(d.clone().sum_dim(0).squeeze_dim::<1>(0)));
         // The gradient of (mask ∘ x) Aᵀ, without the scale.
-        let of_low = d.clone().matmul(tensor(&saved.b));
+        let of_low = product(d.clone(), tensor(&saved.b));
         register(a, &|| {
             let input = scaled_input(&saved.x, saved.scale, saved.dropout.as_ref());
-            primitive(of_low.clone().transpose().matmul(input))
+            primitive(product(of_low.clone().transpose(), input))
         });
         register(x, &|| {
-            let of_branch = of_low.clone().matmul(tensor(&saved.a));
+            let of_branch = product(of_low.clone(), tensor(&saved.a));
             let of_base = saved.weight.input_gradient(&d)?;
             match &saved.dropout {
                 Some(dropout) => {

@@ -13,6 +13,8 @@ pub mod adamw;
 pub mod attention;
 pub(crate) mod cache;
 pub mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub(crate) mod cublas_lt;
 pub(crate) mod dropout;
 pub mod few;
 pub(crate) mod greedy;

@@ -5,6 +5,7 @@
 //! thread panics and later reads return whatever memory held. So [`prepare`] finds them wherever they are, and a device is only
 //! given out after a product on it was right.
 
+pub mod cublas_lt;
 mod driver;
 mod headers;
 mod stream;
@@ -15,6 +16,7 @@ pub use stream::{Event, Stream};
 pub use toolkit::{Part, Toolkit};
 
 use base::{Error, Result};
+use std::sync::LazyLock;
 
 /// What `pip` installs of what a program needs beside the driver. Of the driver's CUDA version: an older driver does not load what a
 /// newer NVRTC compiles.
@@ -25,6 +27,15 @@ pub const WHEELS: &str = "pip install nvidia-cuda-nvrtc==13.0.* nvidia-cuda-runt
 pub const LEAST_DRIVER: i32 = 13_000;
 /// What helps with an older one.
 pub const UPDATE_DRIVER: &str = "update the NVIDIA driver: 580 or later, which runs CUDA 13.0";
+
+/// Turns products by cuBLASLt off with the value 0.
+const CUBLAS_LT: &str = "LLAVA_CUDA_CUBLASLT";
+
+/// Whether matrix products on a CUDA device may use cuBLASLt: not with `LLAVA_CUDA_CUBLASLT=0`.
+pub fn may_use_cublas_lt() -> bool {
+    static MAY: LazyLock<bool> = LazyLock::new(|| std::env::var_os(CUBLAS_LT).is_none_or(|value| value != "0"));
+    *MAY
+}
 
 /// A version as the driver numbers it: 12040 is `12.4`.
 pub fn version(number: i32) -> String {

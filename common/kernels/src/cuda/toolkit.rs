@@ -59,11 +59,20 @@ impl Toolkit {
             found: found.clone(),
             missing: if found.is_none() { files.to_vec() } else { Vec::new() },
         };
+        let products = match super::may_use_cublas_lt() {
+            true => "matrix products; without it by burn's kernels",
+            false => "not used: LLAVA_CUDA_CUBLASLT=0; matrix products by burn's kernels",
+        };
         vec![
             part("NVRTC", "compiles the kernels", true, &self.nvrtc, &NVRTC),
             part("CUDA headers", "kernels include them", true, &self.headers, &self.missing_headers),
-            part("cuBLASLt", "matrix products; not used yet", false, &self.cublas_lt, &CUBLAS_LT),
+            part("cuBLASLt", products, false, &self.cublas_lt, &CUBLAS_LT),
         ]
+    }
+
+    /// cuBLASLt's library, if it was found: a path, or a name that the system finds.
+    pub fn cublas_lt(&self) -> Option<&Path> {
+        self.cublas_lt.as_deref()
     }
 
     /// NCCL's library, which several GPUs need: its path in one of the folders, else its bare name, for the system to find.
