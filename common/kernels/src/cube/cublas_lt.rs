@@ -33,7 +33,7 @@ use cubecl::server::{BufferBinding, ServerError};
 use cubecl_server::stream::{ExecuteScope, FailureStore, WriteScoped};
 use std::any::TypeId;
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, Once, OnceLock, PoisonError};
 
 /// cubecl's side of a GPU, which its thread owns.
 type Server = <cubecl_cuda::CudaRuntime as Runtime>::Server;
@@ -58,6 +58,7 @@ pub(crate) fn product(a: &Tensor<2>, b: &Tensor<2>) -> Option<Tensor<2>> {
         _ => return None,
     };
     let (a, b) = (on_cuda(a)?, on_cuda(b)?);
+    Toolkit::find().cublas_lt()?;
     let ([rows, inner], [_, columns]) = (rows_and_width(&a), rows_and_width(&b));
     if rows * columns > MOST_VALUES || rows * inner * columns == 0 {
         return None;
@@ -96,6 +97,9 @@ fn device(of: &CubeTensor) -> DeviceHandle<Server> {
     DeviceHandle::new(of.client.service_id().device)
 }
 
+/// Algorithms that are kept: rows differ from step to step and from prompt to prompt. An algorithm that is asked for again is the same.
+const MOST_PLANS: usize = 4096;
+
 /// What was found for a GPU.
 #[derive(Default)]
 struct OnDevice {
@@ -105,11 +109,14 @@ struct OnDevice {
     plans: Mutex<HashMap<Problem, Option<Arc<Plan>>>>,
 }
 
-/// The algorithm for a product, chosen once in a process.
+/// The algorithm for a product, chosen when it is first seen.
 fn plan(like: &CubeTensor, problem: Problem) -> Option<Arc<Plan>> {
     static DEVICES: LazyLock<Mutex<HashMap<DeviceId, Arc<OnDevice>>>> = LazyLock::new(Mutex::default);
     let id = like.client.service_id().device;
     let of_device = Arc::clone(DEVICES.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default());
+    if matches!(of_device.library.get(), Some(None)) {
+        return None;
+    }
     // The device's thread never takes this lock.
     let mut plans = of_device.plans.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = plans.get(&problem) {
@@ -121,7 +128,13 @@ fn plan(like: &CubeTensor, problem: Problem) -> Option<Arc<Plan>> {
         match library.plan(problem) {
             Ok(plan) => Some(Arc::new(plan)),
             Err(found) => {
-                tracing::warn!("cuBLASLt has no product for {problem:?}: {found}; it is computed by burn's kernels");
+                // Once: sizes change from step to step.
+                static SAID: Once = Once::new();
+                SAID.call_once(|| {
+                    tracing::warn!(
+                        "cuBLASLt has no product for {problem:?}: {found}; such products are computed by burn's kernels"
+                    );
+                });
                 None
             }
         }
@@ -130,6 +143,9 @@ fn plan(like: &CubeTensor, problem: Problem) -> Option<Arc<Plan>> {
         tracing::warn!("cuBLASLt: {error:?}; products are computed by burn's kernels");
         None
     });
+    if plans.len() >= MOST_PLANS {
+        plans.clear();
+    }
     plans.insert(problem, chosen.clone());
     chosen
 }

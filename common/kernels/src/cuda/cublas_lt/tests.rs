@@ -5,7 +5,7 @@ use super::*;
 use half::{bf16, f16};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 fn compile(arguments: &[&str], from: &Path, to: &Path) {
     let mut compiler = Command::new("cc");
@@ -283,17 +283,19 @@ fn the_real_library_takes_the_descriptors() {
         println!("no {}", file.display());
         return;
     }
-    let calls = Calls::load(&file).expect("all functions");
+    // Stays open: what it keeps for itself would be a leak otherwise.
+    static CALLS: OnceLock<Calls> = OnceLock::new();
+    let calls = CALLS.get_or_init(|| Calls::load(&file).expect("all functions"));
     for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
         for (transposed, alignment) in [(false, 256), (true, 2), (true, 16)] {
             let layout = Layout { leading: 8192, transposed, alignment };
             let problem = Problem { rows: 4960, columns: 6912, inner: 2560, dtype, a: layout, b: layout };
-            Descriptors::new(&calls, &problem).expect("descriptors");
-            preference(&calls, &problem).expect("a preference");
+            Descriptors::new(calls, &problem).expect("descriptors");
+            preference(calls, &problem).expect("a preference");
         }
     }
     let unknown = Descriptors::new(
-        &calls,
+        calls,
         &Problem {
             rows: 4,
             columns: 4,
@@ -304,6 +306,6 @@ fn the_real_library_takes_the_descriptors() {
         },
     );
     let operation = unknown.expect("descriptors").operation;
-    let wrong = set(&calls, calls.operation_set, &operation, number::DESC_TRANSA, &1u64);
+    let wrong = set(calls, calls.operation_set, &operation, number::DESC_TRANSA, &1u64);
     assert!(wrong.expect_err("8 bytes").contains("error 7"), "a size of 8 in place of 4");
 }
