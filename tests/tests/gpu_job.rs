@@ -88,7 +88,7 @@ assert driver.cuMemFree_v2(piece) != 0
 fn library(folder: &Path, source: &str, name: &str) {
     let mut compiler = Command::new("cc");
     compiler.args(["-O1", "-shared", "-fPIC", &format!("-Wl,-soname,{name}"), "-o"]).arg(folder.join(name));
-    succeed(compiler.arg(project_file("gpu").join(source)));
+    succeed(compiler.arg(project_file("gpu").join(source)).args(["-ldl", "-lm"]));
 }
 
 #[test]
@@ -117,4 +117,50 @@ fn the_driver_counts_and_the_compiler_records() {
     assert_eq!(sources.len(), 1);
     let source = std::fs::read_to_string(&sources[0]).expect("readable");
     assert_eq!(source, "// --gpu-architecture=sm_90a\nsource");
+}
+
+/// A product of 2 × 3 and 3 × 2 values in memory of the driver, and one outside of it. cuBLASLt's A is the right factor.
+const PRODUCT: &str = r#"
+import ctypes, sys
+from ctypes import byref, c_float, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+driver, library = ctypes.CDLL(sys.argv[1] + "/libcuda.so.1"), ctypes.CDLL(sys.argv[1] + "/libcublasLt.so.13")
+handle, operation, a, b, c, preference = (c_void_p() for _ in range(6))
+assert library.cublasLtCreate(byref(handle)) == 0
+assert library.cublasLtMatmulDescCreate(byref(operation), 68, 0) == 0
+for made, rows, columns in ((a, 2, 3), (b, 3, 2), (c, 2, 2)):
+    assert library.cublasLtMatrixLayoutCreate(byref(made), 0, c_uint64(rows), c_uint64(columns), c_int64(rows)) == 0
+assert library.cublasLtMatmulPreferenceCreate(byref(preference)) == 0
+result, count, one, zero = (c_uint64 * 12)(), c_int32(), c_float(1), c_float(0)
+choose = lambda: library.cublasLtMatmulAlgoGetHeuristic(handle, operation, a, b, c, c, preference, 1, result, byref(count))
+assert choose() == 7, "all reduction schemes are allowed"
+assert library.cublasLtMatmulPreferenceSetAttribute(preference, 3, byref(c_uint32(2)), c_size_t(4)) == 0
+assert library.cublasLtMatmulPreferenceSetAttribute(preference, 3, byref(c_uint64(2)), c_size_t(8)) == 7
+assert choose() == 0 and count.value == 1
+at = [c_uint64() for _ in range(3)]
+for piece, values in zip(at, ([1, 2, 3, 4, 5, 6], [1, 0, 2, 0, 1, 1], [])):
+    assert driver.cuMemAlloc_v2(byref(piece), c_size_t(1024)) == 0
+    assert driver.cuMemcpyHtoD_v2(piece, (c_float * 6)(*values), c_size_t(24)) == 0
+def product(right, left, output):
+    return library.cublasLtMatmul(handle, operation, byref(one), right, a, left, b, byref(zero), output, c, output, c, result, None,
+                                  c_size_t(0), c_void_p(1))
+assert product(*at) == 0
+read = (c_float * 4)()
+assert driver.cuMemcpyDtoH_v2(read, at[2], c_size_t(16)) == 0
+assert list(read) == [11, 14, 8, 10], list(read)
+assert product(c_uint64(at[0].value + 4), at[1], at[2]) == 7, "not aligned"
+assert product(at[0], at[1], at[0]) == 7, "the output is a factor"
+assert driver.cuMemFree_v2(at[0]) == 0
+assert product(*at) == 7, "memory that was freed"
+"#;
+
+#[test]
+fn the_library_in_cublas_lts_place_checks_and_is_counted() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let Some(mut calls) = python() else { return };
+    library(folder.path(), "counting_driver.c", "libcuda.so.1");
+    library(folder.path(), "stand_in_cublas_lt.c", "libcublasLt.so.13");
+    let log = folder.path().join("counts.jsonl");
+    succeed(calls.arg("-c").arg(PRODUCT).arg(folder.path()).env("COUNTING_DRIVER_LOG", &log));
+    let counts: Value = base::json::read(&log).expect("a line of JSON");
+    assert_eq!((&counts["launches"], &counts["kernels"]["cublas_lt_matmul"]), (&1.into(), &1.into()), "{counts}");
 }

@@ -1,5 +1,4 @@
-//! A GPU stream for NCCL. Events of the whole context make its work wait for the kernels: cubecl does not give out the streams on
-//! which kernels run.
+//! A GPU stream for NCCL. Events of the whole context make its work wait for the kernels, on whichever stream of cubecl's they run.
 
 use libloading::Library;
 use std::ffi::{c_int, c_uint, c_void};
