@@ -8,6 +8,7 @@
  *     COUNTING_DRIVER_TRACE       file with a line for each launch, copy, synchronisation and allocation; in LD_PRELOAD, also for
  *                                 each line of metrics.jsonl that `train` writes
  *     COUNTING_DRIVER_CAPABILITY  compute capability, 80 or 90 (default 90)
+ *     COUNTING_DRIVER_ZEROS       what the program reads is zeros, also where something was copied there
  *
  * Copies of more than 1 MiB are counted and not made, so that a model of any size takes no memory here. The driver has what cudarc
  * 0.19 and NVRTC 13 call; signatures and numbers are cuda.h's. */
@@ -213,8 +214,8 @@ status cuMemFreeHost(void *memory) { free(memory); return OK; }
 /* Copies. The program reads zeros where a large one would have to come from. */
 static status copy(int kind, void *to, const void *from, size_t bytes) {
     copied(kind, bytes);
-    if (bytes <= LARGEST_COPY) memmove(to, from, bytes);
-    else if (kind == TO_HOST) memset(to, 0, bytes);
+    if (kind == TO_HOST && (bytes > LARGEST_COPY || getenv("COUNTING_DRIVER_ZEROS"))) memset(to, 0, bytes);
+    else if (bytes <= LARGEST_COPY) memmove(to, from, bytes);
     return OK;
 }
 

@@ -55,13 +55,15 @@ class StandIn:
         done = subprocess.run(words, env=self.environment(self.folder / "counts.jsonl"), capture_output=True, text=True, timeout=timeout)
         return done.stdout or done.stderr
 
-    def run(self, command, trace=None, timeout=600):
-        """What a program asked of the driver. A process beside it (a guard) asks for nothing and is left out."""
+    def run(self, command, trace=None, timeout=600, zeros=False):
+        """What a program asked of the driver. A process beside it (a guard) asks for nothing and is left out. `zeros`: all that it reads
+        is zeros, for a program that goes on by what it reads."""
         counts, log = self.folder / "counts.jsonl", self.folder / "output.txt"
         counts.unlink(missing_ok=True)
         with open(log, "w") as output:
-            done = subprocess.run([str(part) for part in command], env=self.environment(counts, trace), stdout=output,
-                                  stderr=subprocess.STDOUT, timeout=timeout)
+            environment = {**self.environment(counts, trace), **({"COUNTING_DRIVER_ZEROS": "1"} if zeros else {})}
+            done = subprocess.run([str(part) for part in command], env=environment, stdout=output, stderr=subprocess.STDOUT,
+                                  timeout=timeout)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(map(str, command))}\nended with {done.returncode}:\n{log.read_text()[-4000:]}")
         said = log.read_text()

@@ -99,7 +99,7 @@ impl LayerCache {
 }
 
 /// Rotates the queries and keys of `seq_lens[i]` new tokens of every sequence and appends keys and values to `caches[i]`; gives the
-/// rotated queries. On a GPU, one token of each sequence is one launch a sequence.
+/// rotated queries. On a GPU, one token of each sequence is one launch.
 ///
 /// # Shapes
 /// q `[Σ query_lens, heads · head_dim]` of the last `query_lens[i]` tokens of every sequence, with `rope_of_queries`; k and v
@@ -114,7 +114,7 @@ pub fn append_rotated(
     #[cfg(feature = "cube")]
     if seq_lens.iter().all(|&len| len == 1) && q.dims()[0] == seq_lens.len() {
         let layers: Vec<&LayerCache> = caches.iter().map(|cache| &**cache).collect();
-        if let Some(q) = crate::cube::cache::append_rotated([&q, &k, &v], rope, heads, &layers) {
+        if let Some(q) = crate::cube::cache::append_rotated([&q, &k, &v], rope, [heads, kv_heads], &layers) {
             caches.iter_mut().for_each(|cache| cache.len += 1);
             return q;
         }

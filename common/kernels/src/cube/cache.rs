@@ -1,12 +1,13 @@
 //! One more token for each cached sequence: its queries and keys are rotated, keys and values written behind those of the cache, in
-//! one launch a sequence.
+//! one launch for all sequences.
 
-use super::{Backend, UNITS, cubes_of_units, element, empty, matrix, rows_and_width, strided, vector_size};
+use super::caches::{Cached, OfLaunch, most_of_launch};
+use super::{Backend, UNITS, element, empty, matrix, rows_and_width, strided};
 use crate::Rope;
 use crate::kv_cache::LayerCache;
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::prelude::{Tensor as Buffer, *};
+use cubecl::prelude::*;
 
 /// Writes the caches and gives the rotated queries; the caches' lengths stay as they are. q `[T, heads · head_dim]`, k and v
 /// `[T, kv_heads · head_dim]`, one token of each of T sequences. `None` on another backend, with autodiff, and for sizes that do not
@@ -14,7 +15,7 @@ use cubecl::prelude::{Tensor as Buffer, *};
 pub(crate) fn append_rotated(
     [q, k, v]: [&Tensor<2>; 3],
     rope: &Rope,
-    heads: usize,
+    [heads, kv_heads]: [usize; 2],
     caches: &[&LayerCache],
 ) -> Option<Tensor<2>> {
     if q.device().is_autodiff() {
@@ -22,82 +23,62 @@ pub(crate) fn append_rotated(
     }
     let [q, k, v] = [rows_apart(q)?, rows_apart(k)?, rows_apart(v)?];
     let [cos, sin] = [matrix(&rope.cos)?.values, matrix(&rope.sin)?.values];
-    let ([tokens, width], [_, half]) = (rows_and_width(&q), rows_and_width(&cos));
-    let buffers = caches.iter().map(|cache| {
-        let (keys, values) = cache.buffers();
-        Some(Buffers { keys: cached(keys, &q)?, values: cached(values, &q)?, len: cache.len() })
-    });
-    let buffers: Vec<Buffers> = buffers.collect::<Option<_>>()?;
-    let all = [&q, &k, &v, &cos, &sin].into_iter().chain(buffers.iter().flat_map(|of| [&of.keys, &of.values]));
-    let size = vector_size(half, &all.collect::<Vec<_>>());
-    let strides = [&q, &k, &v].map(|x| x.meta.strides()[0]);
-    let mut all_strides = strides.into_iter().chain(buffers.iter().flat_map(Buffers::strides));
-    let size = if all_strides.all(|stride| stride.is_multiple_of(size)) { size } else { 1 };
-    let [of_q, of_k, of_v] = strides.map(|stride| (stride / size) as u32);
-    let fits = |of: &Buffers| {
-        let [kv_heads, capacity, head_dim] = of.keys.meta.shape().dims();
-        of.keys.meta.shape() == of.values.meta.shape()
-            && of.keys.meta.strides() == of.values.meta.strides()
-            && head_dim == 2 * half
-            && of.len < capacity
-            && [&k, &v].into_iter().all(|x| rows_and_width(x) == [tokens, kv_heads * head_dim])
-    };
+    let [tokens, half] = rows_and_width(&cos);
+    let head_dim = 2 * half;
+    let caches = Cached::all(caches, q.dtype, [kv_heads, head_dim])?;
     if tokens == 0
-        || width != heads * 2 * half
-        || buffers.len() != tokens
+        || half == 0
+        || caches.len() != tokens
+        || caches.iter().any(|cached| cached.len >= cached.capacity())
         || [&cos, &sin].into_iter().any(|table| rows_and_width(table) != [tokens, half] || table.dtype != DType::F32)
-        || [&k, &v].into_iter().any(|x| x.dtype != q.dtype)
-        || !buffers.iter().all(fits)
+        || rows_and_width(&q) != [tokens, heads * head_dim]
+        || [&k, &v].into_iter().any(|x| x.dtype != q.dtype || rows_and_width(x) != [tokens, kv_heads * head_dim])
     {
         return None;
     }
-    let output = empty(&q, [tokens, width], q.dtype);
-    for (token, of) in buffers.into_iter().enumerate() {
-        let [kv_heads, _, _] = of.keys.meta.shape().dims();
-        let units = (heads + 2 * kv_heads) * half / size;
-        let [of_head, of_token] = [of.keys.meta.strides()[0], of.keys.meta.strides()[1]];
+    let strides = [&q, &k, &v].map(|x| x.meta.strides()[0]);
+    let others = [&q, &k, &v, &cos, &sin];
+    let size = caches.iter().map(|cached| cached.vector_size(half, &others)).min()?;
+    let size = if strides.iter().all(|stride| stride.is_multiple_of(size)) { size } else { 1 };
+    let [of_q, of_k, of_v] = strides.map(|stride| (stride / size) as u32);
+    let units = (heads + 2 * kv_heads) * half / size;
+    let cubes = units.div_ceil(UNITS as usize) as u32;
+    if cubes > q.client.properties().hardware.max_cube_count.0 {
+        return None;
+    }
+    let output = empty(&q, [tokens, heads * head_dim], q.dtype);
+    let mut first = 0;
+    for of_launch in caches.chunks(most_of_launch(&q, 6)) {
+        let caches = OfLaunch::new(of_launch);
         append_token::launch(
             &q.client,
-            cubes_of_units(&q, units),
+            CubeCount::Static(cubes, of_launch.len() as u32, 1),
             CubeDim::new_1d(UNITS),
             size,
-            q.clone().into_tensor_arg(),
-            k.clone().into_tensor_arg(),
-            v.clone().into_tensor_arg(),
-            cos.clone().into_tensor_arg(),
-            sin.clone().into_tensor_arg(),
-            output.clone().into_tensor_arg(),
-            of.keys.into_tensor_arg(),
-            of.values.into_tensor_arg(),
-            token as u32,
+            q.clone().into_buffer_arg(),
+            k.clone().into_buffer_arg(),
+            v.clone().into_buffer_arg(),
+            cos.clone().into_buffer_arg(),
+            sin.clone().into_buffer_arg(),
+            output.clone().into_buffer_arg(),
+            caches.keys().collect(),
+            caches.values().collect(),
+            caches.lens().collect(),
+            caches.head_strides(size).collect(),
+            caches.token_strides(size).collect(),
+            first,
             of_q,
             of_k,
             of_v,
-            of.len as u32,
             units as u32,
             (half / size) as u32,
             heads as u32,
             kv_heads as u32,
-            (of_head / size) as u32,
-            (of_token / size) as u32,
             element(&q),
         );
+        first += of_launch.len() as u32;
     }
     Some(Tensor::from_primitive::<Backend>(output))
-}
-
-/// A sequence's keys and values in a layer.
-struct Buffers {
-    keys: CubeTensor,
-    values: CubeTensor,
-    len: usize,
-}
-
-impl Buffers {
-    fn strides(&self) -> [usize; 4] {
-        let [keys, values] = [&self.keys, &self.values].map(|x| x.meta.strides());
-        [keys[0], keys[1], values[0], values[1]]
-    }
 }
 
 /// Queries, keys or values; rows may lie apart, as parts of one output do.
@@ -106,38 +87,35 @@ fn rows_apart(x: &Tensor<2>) -> Option<CubeTensor> {
     if is_read { strided(x).filter(|x| !x.meta.is_tiled()) } else { None }
 }
 
-/// A cache's buffer, to be written to: rows beyond the cache's length are part of no other tensor's values.
-fn cached(buffer: &Tensor<3>, like: &CubeTensor) -> Option<CubeTensor> {
-    strided(buffer).filter(|buffer| buffer.dtype == like.dtype && !buffer.meta.is_tiled())
-}
-
-/// A unit for each vector of a head's first half and the one of its second half that belongs to it: of the queries' heads, then of
-/// the keys', then of the values'.
+/// Cubes of a token, and the sequences. A unit for each vector of a head's first half and the one of its second half that belongs to
+/// it: of the queries' heads, then of the keys', then of the values'. Caches are written behind their `lens` rows: these are part of
+/// no other tensor's values.
 #[cube(launch)]
 fn append_token<F: Float, N: Size>(
-    q: &Buffer<Vector<F, N>>,
-    k: &Buffer<Vector<F, N>>,
-    v: &Buffer<Vector<F, N>>,
-    cos: &Buffer<Vector<f32, N>>,
-    sin: &Buffer<Vector<f32, N>>,
-    output: &mut Buffer<Vector<F, N>>,
-    keys: &mut Buffer<Vector<F, N>>,
-    values: &mut Buffer<Vector<F, N>>,
-    token: u32,
+    q: &[Vector<F, N>],
+    k: &[Vector<F, N>],
+    v: &[Vector<F, N>],
+    cos: &[Vector<f32, N>],
+    sin: &[Vector<f32, N>],
+    output: &mut [Vector<F, N>],
+    keys: &mut Sequence<Box<[Vector<F, N>]>>,
+    values: &mut Sequence<Box<[Vector<F, N>]>>,
+    lens: &Sequence<u32>,
+    head_strides: &Sequence<u32>,
+    token_strides: &Sequence<u32>,
+    first_token: u32,
     of_q: u32,
     of_k: u32,
     of_v: u32,
-    position: u32,
     units: u32,
     half: u32,
     heads: u32,
     kv_heads: u32,
-    of_head: u32,
-    of_token: u32,
     #[define(F)] _dtype: ElemType,
 ) {
-    let unit = ABSOLUTE_POS as u32;
+    let unit = CUBE_POS_X * CUBE_DIM + UNIT_POS;
     if unit < units {
+        let token = first_token + CUBE_POS_Y;
         let (at, head) = (unit % half, unit / half);
         let angle = (token * half + at) as usize;
         let cos = cos[angle];
@@ -154,15 +132,37 @@ fn append_token<F: Float, N: Size>(
             let first = (token * of_k + head * 2 * half + at) as usize;
             let second = first + half as usize;
             let (a, b) = (Vector::<f32, N>::cast_from(k[first]), Vector::<f32, N>::cast_from(k[second]));
-            let place = (head * of_head + position * of_token + at) as usize;
-            keys[place] = Vector::cast_from(a * cos - b * sin);
-            keys[place + half as usize] = Vector::cast_from(b * cos + a * sin);
+            let (a, b) = (Vector::cast_from(a * cos - b * sin), Vector::cast_from(b * cos + a * sin));
+            write::<F, N>(keys, lens, head_strides, token_strides, head, at, a, half, b);
         } else {
             let head = head - heads - kv_heads;
             let first = (token * of_v + head * 2 * half + at) as usize;
-            let place = (head * of_head + position * of_token + at) as usize;
-            values[place] = v[first];
-            values[place + half as usize] = v[first + half as usize];
+            let second = first + half as usize;
+            write::<F, N>(values, lens, head_strides, token_strides, head, at, v[first], half, v[second]);
+        }
+    }
+}
+
+/// Writes two vectors, the second `half` a head behind the first, to the next row of a head in the cache of the cube's sequence.
+#[cube]
+fn write<F: Float, N: Size>(
+    caches: &mut Sequence<Box<[Vector<F, N>]>>,
+    lens: &Sequence<u32>,
+    head_strides: &Sequence<u32>,
+    token_strides: &Sequence<u32>,
+    head: u32,
+    at: u32,
+    first: Vector<F, N>,
+    half: u32,
+    second: Vector<F, N>,
+) {
+    #[unroll]
+    for sequence in 0..comptime!(lens.len()) {
+        if CUBE_POS_Y == sequence as u32 {
+            let place = head * head_strides[sequence] + lens[sequence] * token_strides[sequence] + at;
+            let cache = caches.index_mut(sequence);
+            cache[place as usize] = first;
+            cache[(place + half) as usize] = second;
         }
     }
 }
@@ -177,42 +177,52 @@ mod tests {
 
     #[test]
     fn one_token_of_each_sequence() {
-        let Some(device) = gpu() else { return };
         for (heads, kv_heads, head_dim) in [(1, 1, 2), (4, 2, 12), (2, 2, 64), (7, 1, 80), (3, 3, 128)] {
-            let past = [0, 5, 130];
-            let run = |device: &Device, by_kernel: bool| {
-                let random = |seed, rows, heads: usize| {
-                    let shape = [rows, heads * head_dim];
-                    Tensor::<2>::from_data(TensorData::new(values(seed, rows * heads * head_dim), shape), device)
-                };
-                let mut caches = past.map(|past| {
-                    // Room for one more.
-                    let mut cache = KvCache::new(1, kv_heads, head_dim, past + 1, device);
-                    if past > 0 {
-                        cache.layer_mut(0).append(random(1, past, kv_heads), random(2, past, kv_heads));
-                    }
-                    cache
-                });
-                let rope = Rope::new(&past, &Rope::frequencies(head_dim, 1e4), device);
-                let [q, k, v] = [(3, heads), (4, kv_heads), (5, kv_heads)].map(|(seed, heads)| random(seed, 3, heads));
-                if by_kernel {
-                    let layers: Vec<&LayerCache> = caches.iter().map(|cache| cache.layer(0)).collect();
-                    assert!(super::append_rotated([&q, &k, &v], &rope, heads, &layers).is_some(), "it applies");
-                }
-                let mut layers: Vec<_> = caches.iter_mut().map(|cache| cache.layer_mut(0)).collect();
-                let q = append_rotated([q, k, v], [&rope, &rope], [heads, kv_heads], &[1; 3], &mut layers);
-                let filled = caches.iter().flat_map(|cache| {
-                    assert_eq!(cache.len(), cache.capacity());
-                    let (keys, values) = cache.layer(0).filled();
-                    [read(keys), read(values)]
-                });
-                std::iter::once(read(q)).chain(filled).collect::<Vec<_>>()
-            };
-            let (found, expected) = (run(&device, true), run(&Device::flex(), false));
-            for (part, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                let name = format!("{heads} heads, {kv_heads} of keys, of {head_dim}, part {part}");
-                assert_near(&name, found, expected, 1e-6);
+            // Of more than eight, some are in a launch of their own.
+            for sequences in if head_dim == 64 { 1..=9 } else { 8..=8 } {
+                check([heads, kv_heads], head_dim, &[0, 5, 130, 1, 127, 300, 128, 2, 40][..sequences]);
             }
+        }
+    }
+
+    fn check([heads, kv_heads]: [usize; 2], head_dim: usize, past: &[usize]) {
+        let Some(device) = gpu() else { return };
+        let run = |device: &Device, by_kernel: bool| {
+            let random = |seed, rows, heads: usize| {
+                let shape = [rows, heads * head_dim];
+                Tensor::<2>::from_data(TensorData::new(values(seed, rows * heads * head_dim), shape), device)
+            };
+            let caches = past.iter().map(|&past| {
+                // Room for one more.
+                let mut cache = KvCache::new(1, kv_heads, head_dim, past + 1, device);
+                if past > 0 {
+                    cache.layer_mut(0).append(random(1, past, kv_heads), random(2, past, kv_heads));
+                }
+                cache
+            });
+            let mut caches: Vec<_> = caches.collect();
+            let rope = Rope::new(past, &Rope::frequencies(head_dim, 1e4), device);
+            let [q, k, v] =
+                [(3, heads), (4, kv_heads), (5, kv_heads)].map(|(seed, heads)| random(seed, past.len(), heads));
+            if by_kernel {
+                let layers: Vec<&LayerCache> = caches.iter().map(|cache| cache.layer(0)).collect();
+                let found = super::append_rotated([&q, &k, &v], &rope, [heads, kv_heads], &layers);
+                assert!(found.is_some(), "it applies");
+            }
+            let mut layers: Vec<_> = caches.iter_mut().map(|cache| cache.layer_mut(0)).collect();
+            let ones = vec![1; past.len()];
+            let q = append_rotated([q, k, v], [&rope, &rope], [heads, kv_heads], &ones, &mut layers);
+            let filled = caches.iter().flat_map(|cache| {
+                assert_eq!(cache.len(), cache.capacity());
+                let (keys, values) = cache.layer(0).filled();
+                [read(keys), read(values)]
+            });
+            std::iter::once(read(q)).chain(filled).collect::<Vec<_>>()
+        };
+        let (found, expected) = (run(&device, true), run(&Device::flex(), false));
+        for (part, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let name = format!("{heads} heads, {kv_heads} of keys, of {head_dim}, after {past:?}, part {part}");
+            assert_near(&name, found, expected, 1e-6);
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub(crate) mod cache;
+mod caches;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub(crate) mod cublas_lt;

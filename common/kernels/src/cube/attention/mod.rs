@@ -93,7 +93,7 @@ fn of_sequences(
     Some(record(Attention, nodes, saved, output))
 }
 
-/// See [`crate::attention_cached`]. A launch or two for each cache.
+/// See [`crate::attention_cached`]. For one token of each sequence a launch or two, otherwise one for each cache.
 pub fn attention_cached(
     q: &Tensor<2>,
     caches: &[&LayerCache],

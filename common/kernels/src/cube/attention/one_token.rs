@@ -1,6 +1,6 @@
-//! One token of a sequence over its cache, as decode steps have it: a cube for each key/value head and each [`KEYS`] keys, and
-//! where there are more keys a second launch that merges the parts. How keys are divided depends on their number alone, so that a
-//! sequence gives the same bits whatever the other sequences are.
+//! One token of each sequence over its cache, as decode steps have it: a cube for each key/value head, each [`KEYS`] keys and each
+//! sequence, and where a sequence has more keys a second launch that merges the parts. How keys are divided depends on their number
+//! alone, so that a sequence gives the same bits whatever the other sequences are.
 //!
 //! # Arithmetic
 //! For T keys and h key/value heads of d: 2 · h · d · T values read once, 4 FLOP for each and each query head that shares them. A
@@ -8,15 +8,17 @@
 
 #![allow(clippy::collapsible_if)] // cubecl reads the code
 
-use super::super::{constant, cube_max, cube_sum, cubes_of_units, element, empty, matrix, strided, vector_size};
+use super::super::caches::{Cached, MOST, OfLaunch, most_of_launch};
+use super::super::{UNITS, constant, cube_max, cube_sum, element, empty, matrix};
 use crate::kv_cache::LayerCache;
 use crate::packed_heads::head_dim;
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::prelude::{Tensor as Buffer, *};
+use cubecl::prelude::*;
 
 /// Units of a cube, and keys of a part: a unit has the score of one.
 const KEYS: usize = 128;
+const KEYS_OF_PART: u32 = KEYS as u32;
 /// Query heads that may share a key/value head: their results are in a unit's registers.
 const MOST_HEADS: usize = 8;
 /// Widest head: a unit has a column of the result.
@@ -28,8 +30,6 @@ struct Sizes {
     /// Query heads of a key/value head.
     group: usize,
     head_dim: usize,
-    /// All keys are in one part.
-    whole: bool,
 }
 
 /// See [`crate::attention_cached`], for one token of each sequence. `None` as the kernels for more tokens.
@@ -53,68 +53,75 @@ pub fn attention(
     let hardware = &q.values.client.properties().hardware;
     let most = hardware.max_cube_count;
     let parts = lens.iter().max().map_or(0, |len| len.div_ceil(KEYS));
-    if (hardware.max_units_per_cube as usize) < KEYS || kv_heads > most.0 as usize || parts > most.1 as usize {
+    let cubes = [kv_heads, parts, MOST];
+    if (hardware.max_units_per_cube as usize) < KEYS
+        || cubes.into_iter().zip([most.0, most.1, most.2]).any(|(cubes, most)| cubes > most as usize)
+    {
         return None;
     }
-    let buffer = |x: &Tensor<3>| {
-        strided(x)
-            .filter(|x| x.dtype == q.values.dtype && x.meta.shape()[0] == kv_heads && x.meta.shape()[2] == head_dim)
-    };
-    let buffers = caches.iter().map(|cache| {
-        let (keys, values) = cache.buffers();
-        Some([buffer(keys)?, buffer(values)?])
-    });
-    let buffers: Vec<[CubeTensor; 2]> = buffers.collect::<Option<_>>()?;
+    let caches = Cached::all(caches, q.values.dtype, [kv_heads, head_dim])?;
     let output = super::empty_like(&q.values);
-    for (token, ([k, v], keys)) in buffers.into_iter().zip(lens).enumerate() {
-        of_token(&q.values, [k, v], &output, token, keys, [group, kv_heads, head_dim]);
+    let size = |cached: &Cached| cached.vector_size(head_dim, &[&q.values, &output]).min(4);
+    let first_size = size(caches.first()?);
+    // A sequence is read in the vectors that it would be read in alone.
+    let are_alike = caches.iter().all(|cached| size(cached) == first_size);
+    let of_launch = if are_alike { most_of_launch(&q.values, 4) } else { 1 };
+    let mut first = 0;
+    for caches in caches.chunks(of_launch) {
+        let size = caches.first().map_or(1, size);
+        of_sequences(&q.values, caches, &output, first, size, kv_heads, Sizes { group, head_dim });
+        first += caches.len();
     }
     Some(constant(q.node, output))
 }
 
-fn of_token(
+/// The tokens from `first` on, one for each of the caches.
+fn of_sequences(
     q: &CubeTensor,
-    [k, v]: [CubeTensor; 2],
+    caches: &[Cached],
     output: &CubeTensor,
-    token: usize,
-    keys: usize,
-    [group, kv_heads, head_dim]: [usize; 3],
+    first: usize,
+    size: usize,
+    kv_heads: usize,
+    sizes: Sizes,
 ) {
-    let heads = group * kv_heads;
-    let parts = keys.div_ceil(KEYS);
-    let sizes = Sizes { group, head_dim, whole: parts == 1 };
-    let strides = [&k, &v].into_iter().flat_map(|x| [x.meta.strides()[0], x.meta.strides()[1]]);
-    let size = vector_size(head_dim, &[q, &k, &v, output]).min(4);
-    let size = if strides.into_iter().all(|stride| stride.is_multiple_of(size)) { size } else { 1 };
-    let of_parts = if sizes.whole { [1, head_dim] } else { [parts * heads, head_dim] };
+    let (heads, head_dim) = (sizes.group * kv_heads, sizes.head_dim);
+    let parts = caches.iter().map(|cached| cached.len.div_ceil(KEYS));
+    let (longest, all) = (parts.clone().max().unwrap_or(0), parts.sum::<usize>());
+    let of_parts = if longest > 1 { [all * heads, head_dim] } else { [1, head_dim] };
     let (results, sums) = (empty(q, of_parts, DType::F32), empty(q, [2 * of_parts[0]], DType::F32));
+    let of_launch = OfLaunch::new(caches);
     one_token::launch(
         &q.client,
-        CubeCount::Static(kv_heads as u32, parts as u32, 1),
+        CubeCount::Static(kv_heads as u32, longest as u32, caches.len() as u32),
         CubeDim::new_1d(KEYS as u32),
         size,
-        q.clone().into_tensor_arg(),
-        k.into_tensor_arg(),
-        v.into_tensor_arg(),
-        output.clone().into_tensor_arg(),
-        results.clone().into_tensor_arg(),
-        sums.clone().into_tensor_arg(),
-        token as u32,
-        keys as u32,
+        q.clone().into_buffer_arg(),
+        of_launch.keys().collect(),
+        of_launch.values().collect(),
+        output.clone().into_buffer_arg(),
+        results.clone().into_buffer_arg(),
+        sums.clone().into_buffer_arg(),
+        of_launch.lens().collect(),
+        of_launch.head_strides(size).collect(),
+        of_launch.token_strides(size).collect(),
+        first as u32,
         1.0 / (head_dim as f32).sqrt(),
         sizes,
         element(q),
     );
-    if !sizes.whole {
+    if longest > 1 {
+        let lens = caches.iter().map(|cached| cached.len as u32);
         merge::launch(
             &q.client,
-            cubes_of_units(q, heads * head_dim),
-            CubeDim::new_1d(super::super::UNITS),
-            results.into_tensor_arg(),
-            sums.into_tensor_arg(),
-            output.clone().into_tensor_arg(),
-            token as u32,
-            parts as u32,
+            CubeCount::Static((heads * head_dim).div_ceil(UNITS as usize) as u32, caches.len() as u32, 1),
+            CubeDim::new_1d(UNITS),
+            results.into_buffer_arg(),
+            sums.into_buffer_arg(),
+            output.clone().into_buffer_arg(),
+            // As many for any number of sequences: one kernel.
+            lens.chain(std::iter::repeat(0)).take(MOST).collect(),
+            first as u32,
             heads as u32,
             head_dim as u32,
             element(q),
@@ -122,18 +129,22 @@ fn of_token(
     }
 }
 
-/// A cube for each key/value head and part of the keys: the output, or the part's results before they are divided by the sums of
-/// exponentials, `[parts, heads, head_dim]`, and largest scores and sums, `[parts, heads, 2]`.
+/// A cube for each key/value head, part of the keys and sequence: the output of a sequence of one part; of one with more, the part's
+/// results before they are divided by the sums of exponentials, `[parts, heads, head_dim]`, and largest scores and sums, `[parts,
+/// heads, 2]`, with the parts of the sequences one behind the other. Products are added by `fma`: the kernels for different numbers
+/// of sequences give the same bits.
 #[cube(launch)]
 fn one_token<E: Float, N: Size>(
-    q: &Buffer<Vector<E, N>>,
-    k: &Buffer<Vector<E, N>>,
-    v: &Buffer<Vector<E, N>>,
-    output: &mut Buffer<Vector<E, N>>,
-    results: &mut Buffer<Vector<f32, N>>,
-    sums: &mut Buffer<f32>,
-    token: u32,
-    keys: u32,
+    q: &[Vector<E, N>],
+    keys: &Sequence<Box<[Vector<E, N>]>>,
+    values: &Sequence<Box<[Vector<E, N>]>>,
+    output: &mut [Vector<E, N>],
+    results: &mut [Vector<f32, N>],
+    sums: &mut [f32],
+    lens: &Sequence<u32>,
+    head_strides: &Sequence<u32>,
+    token_strides: &Sequence<u32>,
+    first_token: u32,
     scale: f32,
     #[comptime] sizes: Sizes,
     #[define(E)] _dtype: ElemType,
@@ -145,9 +156,15 @@ fn one_token<E: Float, N: Size>(
     let kv_head = CUBE_POS_X as usize;
     let heads = CUBE_COUNT_X as usize * group;
     let first_key = CUBE_POS_Y as usize * KEYS;
+    let (of_sequence, parts_before) = keys_and_parts_before(lens, CUBE_POS_Z);
+    if first_key >= of_sequence {
+        terminate!();
+    }
+    let is_whole = of_sequence <= KEYS;
     // Of the token's heads that share these keys.
     let first_head = kv_head * group;
-    let queries_at = (token as usize * heads + first_head) * vectors;
+    let queries_at = ((first_token + CUBE_POS_Z) as usize * heads + first_head) * vectors;
+    let results_at = (parts_before + CUBE_POS_Y as usize) * heads + first_head;
     let mut queries = Shared::<[Vector<f32, N>]>::new_slice(comptime!(group * vectors));
     let mut weights = Shared::<[f32]>::new_slice(comptime!(group * KEYS));
     let mut shared = Shared::<[Vector<f32, N>]>::new_slice(KEYS);
@@ -160,7 +177,7 @@ fn one_token<E: Float, N: Size>(
     }
     sync_cube();
 
-    let is_key = first_key + unit < keys as usize;
+    let is_key = first_key + unit < of_sequence;
     let mut scores = Array::<f32>::new(group);
     #[unroll]
     for head in 0..group {
@@ -168,19 +185,11 @@ fn one_token<E: Float, N: Size>(
     }
     if is_key {
         #[unroll]
-        for head in 0..group {
-            scores[head] = 0.0f32;
-        }
-        let at = (kv_head * k.stride(0) + (first_key + unit) * k.stride(1)) / lanes;
-        for column in 0..vectors {
-            let key = Vector::<f32, N>::cast_from(k[at + column]);
-            #[unroll]
-            for head in 0..group {
-                let query = queries[head * vectors + column];
-                #[unroll]
-                for lane in 0..lanes {
-                    scores[head] = fma(key.extract(lane), query.extract(lane), scores[head]);
-                }
+        for sequence in 0..comptime!(lens.len()) {
+            if CUBE_POS_Z == sequence as u32 {
+                let at =
+                    kv_head * head_strides[sequence] as usize + (first_key + unit) * token_strides[sequence] as usize;
+                score::<E, N>(&keys[sequence], at, &queries, &mut scores, sizes);
             }
         }
     }
@@ -195,12 +204,10 @@ fn one_token<E: Float, N: Size>(
         weights[head * KEYS + unit] = weight;
         let total = cube_sum(weight);
         totals[head] = total;
-        if comptime!(!sizes.whole) {
-            if unit == 0 {
-                let at = 2 * (CUBE_POS_Y as usize * heads + first_head + head);
-                sums[at] = largest;
-                sums[at + 1] = total;
-            }
+        if !is_whole && unit == 0 {
+            let at = 2 * (results_at + head);
+            sums[at] = largest;
+            sums[at + 1] = total;
         }
     }
     sync_cube();
@@ -214,16 +221,14 @@ fn one_token<E: Float, N: Size>(
         sum[head] = Vector::<f32, N>::new(0.0f32);
     }
     if share < shares {
-        let of_part = min(keys as usize - first_key, KEYS);
-        let mut key = share;
-        while key < of_part {
-            let at = (kv_head * v.stride(0) + (first_key + key) * v.stride(1)) / lanes;
-            let value = Vector::<f32, N>::cast_from(v[at + column]);
-            #[unroll]
-            for head in 0..group {
-                sum[head] += value * Vector::new(weights[head * KEYS + key]);
+        let of_part = min(of_sequence - first_key, KEYS);
+        #[unroll]
+        for sequence in 0..comptime!(lens.len()) {
+            if CUBE_POS_Z == sequence as u32 {
+                let stride = token_strides[sequence] as usize;
+                let at = kv_head * head_strides[sequence] as usize + first_key * stride + column;
+                weigh::<E, N>(&values[sequence], at, stride, share, of_part, &weights, &mut sum, sizes);
             }
-            key += shares;
         }
     }
     #[unroll]
@@ -235,44 +240,118 @@ fn one_token<E: Float, N: Size>(
             for other in 1..shares {
                 result += shared[other * vectors + unit];
             }
-            if comptime!(sizes.whole) {
+            if is_whole {
                 let divided = result / Vector::new(totals[head]);
                 output[queries_at + head * vectors + unit] = Vector::cast_from(divided);
             } else {
-                results[(CUBE_POS_Y as usize * heads + first_head + head) * vectors + unit] = result;
+                results[(results_at + head) * vectors + unit] = result;
             }
         }
         sync_cube();
     }
 }
 
-/// A unit for each value of the output.
+/// Keys of a sequence, and the parts of those before it.
+#[cube]
+fn keys_and_parts_before(lens: &Sequence<u32>, sequence: u32) -> (usize, usize) {
+    let mut keys = 0u32;
+    let mut parts_before = 0u32;
+    #[unroll]
+    for other in 0..comptime!(lens.len()) {
+        if sequence == other as u32 {
+            keys = lens[other];
+        } else if sequence > other as u32 {
+            parts_before += lens[other].div_ceil(KEYS_OF_PART);
+        }
+    }
+    (keys as usize, parts_before as usize)
+}
+
+/// The scores of the key at `at` for each query head.
+#[cube]
+fn score<E: Float, N: Size>(
+    keys: &[Vector<E, N>],
+    at: usize,
+    queries: &[Vector<f32, N>],
+    scores: &mut Array<f32>,
+    #[comptime] sizes: Sizes,
+) {
+    let lanes = N::value();
+    let group = comptime!(sizes.group);
+    let vectors = comptime!(sizes.head_dim / lanes);
+    #[unroll]
+    for head in 0..group {
+        scores[head] = 0.0f32;
+    }
+    for column in 0..vectors {
+        let key = Vector::<f32, N>::cast_from(keys[at + column]);
+        #[unroll]
+        for head in 0..group {
+            let query = queries[head * vectors + column];
+            #[unroll]
+            for lane in 0..lanes {
+                scores[head] = fma(key.extract(lane), query.extract(lane), scores[head]);
+            }
+        }
+    }
+}
+
+/// Adds the values of a part's keys `first`, `first + shares`, … by their weights, for each query head.
+#[cube]
+fn weigh<E: Float, N: Size>(
+    values: &[Vector<E, N>],
+    at: usize,
+    stride: usize,
+    first: usize,
+    keys: usize,
+    weights: &[f32],
+    sum: &mut Array<Vector<f32, N>>,
+    #[comptime] sizes: Sizes,
+) {
+    let lanes = N::value();
+    let group = comptime!(sizes.group);
+    let shares = comptime!(KEYS / (sizes.head_dim / lanes));
+    let mut key = first;
+    while key < keys {
+        let value = Vector::<f32, N>::cast_from(values[at + key * stride]);
+        #[unroll]
+        for head in 0..group {
+            sum[head] = fma(value, Vector::new(weights[head * KEYS + key]), sum[head]);
+        }
+        key += shares;
+    }
+}
+
+/// Merges the parts of the sequences with more than one: a unit for each value of a token's output, and the sequences.
 #[cube(launch)]
 fn merge<E: Float>(
-    results: &Buffer<f32>,
-    sums: &Buffer<f32>,
-    output: &mut Buffer<E>,
-    token: u32,
-    parts: u32,
+    results: &[f32],
+    sums: &[f32],
+    output: &mut [E],
+    lens: &Sequence<u32>,
+    first_token: u32,
     heads: u32,
     head_dim: u32,
     #[define(E)] _dtype: ElemType,
 ) {
-    let at = ABSOLUTE_POS as u32;
-    if at < heads * head_dim {
+    let at = CUBE_POS_X * CUBE_DIM + UNIT_POS;
+    let (keys, first_part) = keys_and_parts_before(lens, CUBE_POS_Y);
+    if at < heads * head_dim && keys > KEYS {
+        let first = first_part as u32;
+        let end = first + (keys as u32).div_ceil(KEYS_OF_PART);
         let head = at / head_dim;
-        let mut largest = sums[(2 * head) as usize];
-        for part in 1..parts {
+        let mut largest = sums[(2 * (first * heads + head)) as usize];
+        for part in first + 1..end {
             largest = max(largest, sums[(2 * (part * heads + head)) as usize]);
         }
         let mut result = 0.0f32;
         let mut total = 0.0f32;
-        for part in 0..parts {
+        for part in first..end {
             let of_part = (2 * (part * heads + head)) as usize;
             let factor = (sums[of_part] - largest).exp();
             result += factor * results[(part * heads * head_dim + at) as usize];
             total += factor * sums[of_part + 1];
         }
-        output[(token * heads * head_dim + at) as usize] = E::cast_from(result / total);
+        output[((first_token + CUBE_POS_Y) * heads * head_dim + at) as usize] = E::cast_from(result / total);
     }
 }

@@ -179,53 +179,62 @@ fn over_caches() {
     }
 }
 
-/// As decode steps have it: a launch for up to 128 keys, a second one that merges parts of more.
+/// As decode steps have it: sequences that join and leave, a launch for all of them, a second one where one has more than 128 keys.
 #[test]
 fn of_one_token_over_caches() {
     let Some(device) = gpu() else { return };
-    let lens = [1, 5, 127, 128, 129, 700];
-    for (heads, kv_heads, head_dim) in [(1, 1, 2), (3, 1, 12), (4, 2, 16), (2, 2, 64), (8, 1, 128), (7, 1, 80)] {
-        let run =
-            |device: &Device, lens: &[usize], first: usize, f: &dyn Fn(Tensor<2>, &[&LayerCache]) -> Tensor<2>| {
-                let random = |seed, rows, heads: usize| {
-                    let shape = [rows, heads * head_dim];
-                    let data = TensorData::new(values(seed, rows * heads * head_dim), shape);
-                    Tensor::<2>::from_data(data, device)
-                };
-                let caches = lens.iter().map(|&len| {
-                    let mut cache = KvCache::new(1, kv_heads, head_dim, len + 3, device);
-                    cache.layer_mut(0).append(random(1, len, kv_heads), random(2, len, kv_heads));
-                    cache
-                });
-                let caches: Vec<KvCache> = caches.collect();
-                let layers: Vec<_> = caches.iter().map(|cache| cache.layer(0)).collect();
-                let output = f(random(3, 6, heads).narrow(0, first, lens.len()), &layers);
-                output.into_data().try_into_vec::<f32>().expect("f32")
-            };
-        let kernel = |q: Tensor<2>, caches: &[&LayerCache]| {
-            super::one_token::attention(&q, caches, &vec![1; caches.len()], heads, kv_heads)
-                .expect("the kernel applies")
+    let lens = [1, 129, 5, 127, 700, 128, 256, 257];
+    let sizes =
+        [(1, 1, 2), (4, 2, 16), (3, 1, 12), (4, 1, 32), (10, 2, 16), (6, 1, 8), (7, 1, 80), (2, 2, 64), (8, 1, 128)];
+    for (heads, kv_heads, head_dim) in sizes {
+        let width = heads * head_dim;
+        let random = |seed, rows, width, device: &Device| {
+            Tensor::<2>::from_data(TensorData::new(values(seed, rows * width), [rows, width]), device)
         };
-        let definition = |q: Tensor<2>, caches: &[&LayerCache]| {
-            reference::attention_cached(q, caches, &vec![1; caches.len()], heads, kv_heads)
+        let caches = |device: &Device| {
+            lens.map(|len| {
+                let mut cache = KvCache::new(1, kv_heads, head_dim, len + 3, device);
+                let [keys, values] = [1, 2].map(|seed| random(seed, len, kv_heads * head_dim, device));
+                cache.layer_mut(0).append(keys, values);
+                cache
+            })
         };
-        let operation = |q: Tensor<2>, caches: &[&LayerCache]| {
-            crate::attention_cached(q, caches, &vec![1; caches.len()], heads, kv_heads)
+        // The output of each of these sequences.
+        let run = |device: &Device, caches: &[KvCache], sequences: &[usize], f: OneToken| -> Vec<Vec<f32>> {
+            let q = random(3, lens.len(), width, device);
+            let q = Tensor::cat(sequences.iter().map(|&sequence| q.clone().narrow(0, sequence, 1)).collect(), 0);
+            let layers: Vec<_> = sequences.iter().map(|&sequence| caches[sequence].layer(0)).collect();
+            let output = f(q, &layers).into_data().try_into_vec::<f32>().expect("f32");
+            output.chunks(width).map(<[f32]>::to_vec).collect()
         };
-        let found = run(&device, &lens, 0, &kernel);
+        let ones = |caches: &[&LayerCache]| vec![1; caches.len()];
+        let kernel: OneToken = &|q, caches| {
+            super::one_token::attention(&q, caches, &ones(caches), heads, kv_heads).expect("the kernel applies")
+        };
+        let definition: OneToken = &|q, caches| reference::attention_cached(q, caches, &ones(caches), heads, kv_heads);
+        let operation: OneToken = &|q, caches| crate::attention_cached(q, caches, &ones(caches), heads, kv_heads);
         let name = format!("one token, {heads} heads, {kv_heads} of keys, of {head_dim}");
-        for (with, f) in [("the definition", &definition as &dyn Fn(_, &[&LayerCache]) -> _), ("the CPU", &operation)] {
-            assert_near(&format!("{name} against {with}"), &found, &run(&Device::flex(), &lens, 0, f), 4e-6);
+        let all: Vec<usize> = (0..lens.len()).collect();
+        let (on_device, on_cpu) = (caches(&device), caches(&Device::flex()));
+        let found = run(&device, &on_device, &all, kernel);
+        for (with, f) in [("the definition", definition), ("the CPU", operation)] {
+            let expected = run(&Device::flex(), &on_cpu, &all, f);
+            assert_near(&format!("{name} against {with}"), &found.concat(), &expected.concat(), 4e-6);
         }
-        for (sequence, len) in lens.into_iter().enumerate() {
-            let alone = run(&device, &[len], sequence, &kernel);
-            let width = heads * head_dim;
-            let together = &found[sequence * width..][..width];
-            let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-            assert!(bits(&alone) == bits(together), "{name}: sequence of {len} alone has other bits");
+        // Each alone, and some of them; of more than eight, some are in a launch of their own.
+        let alone = (0..lens.len()).map(|sequence| vec![sequence]);
+        let some = [2, 3, 4, 5, 6, 7, 8, 11].map(|count| (0..count).map(|at| (count + 3 * at) % lens.len()).collect());
+        for sequences in alone.chain(some) {
+            for (output, &sequence) in run(&device, &on_device, &sequences, kernel).iter().zip(&sequences) {
+                let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                let same = bits(output) == bits(&found[sequence]);
+                assert!(same, "{name}: sequence of {} among {sequences:?} has other bits", lens[sequence]);
+            }
         }
     }
 }
+
+type OneToken<'a> = &'a dyn Fn(Tensor<2>, &[&LayerCache]) -> Tensor<2>;
 
 #[test]
 fn other_sizes_are_for_the_definition() {

@@ -76,10 +76,11 @@ pub fn few_rows_matmul<F: Float, W: Float, B: Float, X: Size, N: Size>(
     #[define(F, W, B)] _dtypes: [ElemType; 3],
 ) {
     let planes = max(CUBE_DIM / PLANE_DIM, 1u32);
-    for turn in 0..(planes + (GROUPS - 1)) / planes {
-        let group = turn * planes + PLANE_POS;
+    // A plane has one group after the other; of a loop over turns, NVRTC keeps more registers.
+    let mut group = PLANE_POS;
+    while group < GROUPS {
         let first = (CUBE_POS as u32 * GROUPS + group) * comptime!(shape.outputs as u32);
-        if group < GROUPS && first < outputs {
+        if first < outputs {
             let mut sums = zeros(comptime!(shape.sums()));
             let mut up_sums = zeros(comptime!(if shape.gated { shape.sums() } else { 1 }));
             for step in 0..groups.div_ceil(PLANE_DIM) {
@@ -124,6 +125,7 @@ pub fn few_rows_matmul<F: Float, W: Float, B: Float, X: Size, N: Size>(
                 }
             }
         }
+        group += planes;
     }
 }
 
@@ -148,10 +150,10 @@ pub fn few_rows_matmul_joined<F: Float, W: Float, B: Float, X: Size, N: Size>(
     #[define(F, W, B)] _dtypes: [ElemType; 3],
 ) {
     let planes = max(CUBE_DIM / PLANE_DIM, 1u32);
-    for turn in 0..(planes + (GROUPS - 1)) / planes {
-        let group = turn * planes + PLANE_POS;
+    let mut group = PLANE_POS;
+    while group < GROUPS {
         let start = (CUBE_POS as u32 * GROUPS + group) * comptime!(shape.outputs as u32);
-        if group < GROUPS && start < outputs {
+        if start < outputs {
             let mut sums = zeros(comptime!(shape.sums()));
             for step in 0..groups.div_ceil(PLANE_DIM) {
                 let at = step * PLANE_DIM + UNIT_POS_PLANE;
@@ -188,6 +190,7 @@ pub fn few_rows_matmul_joined<F: Float, W: Float, B: Float, X: Size, N: Size>(
                 }
             }
         }
+        group += planes;
     }
 }
 
@@ -209,10 +212,10 @@ pub fn few_rows_matmul_int8<F: Float, B: Float, X: Size, N: Size>(
     #[define(F, B)] _dtypes: [ElemType; 2],
 ) {
     let planes = max(CUBE_DIM / PLANE_DIM, 1u32);
-    for turn in 0..(planes + (GROUPS - 1)) / planes {
-        let group = turn * planes + PLANE_POS;
+    let mut group = PLANE_POS;
+    while group < GROUPS {
         let first = (CUBE_POS as u32 * GROUPS + group) * comptime!(shape.outputs as u32);
-        if group < GROUPS && first < outputs {
+        if first < outputs {
             let mut sums = zeros(comptime!(shape.sums()));
             for step in 0..groups.div_ceil(PLANE_DIM) {
                 let at = step * PLANE_DIM + UNIT_POS_PLANE;
@@ -233,6 +236,7 @@ pub fn few_rows_matmul_int8<F: Float, B: Float, X: Size, N: Size>(
                 }
             }
         }
+        group += planes;
     }
 }
 
@@ -266,10 +270,10 @@ pub fn few_rows_matmul_nf4<F: Float, B: Float, X: Size, N: Size>(
     }
     sync_cube();
     let planes = max(CUBE_DIM / PLANE_DIM, 1u32);
-    for turn in 0..(planes + (GROUPS - 1)) / planes {
-        let group = turn * planes + PLANE_POS;
+    let mut group = PLANE_POS;
+    while group < GROUPS {
         let first = (CUBE_POS as u32 * GROUPS + group) * comptime!(shape.outputs as u32);
-        if group < GROUPS && first < outputs {
+        if first < outputs {
             let mut sums = zeros(comptime!(shape.sums()));
             for step in 0..groups.div_ceil(PLANE_DIM) {
                 let at = step * PLANE_DIM + UNIT_POS_PLANE;
@@ -308,6 +312,7 @@ pub fn few_rows_matmul_nf4<F: Float, B: Float, X: Size, N: Size>(
                 }
             }
         }
+        group += planes;
     }
 }
 
