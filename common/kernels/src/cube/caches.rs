@@ -60,9 +60,13 @@ impl Cached {
 
 /// Sequences that a launch with so many other buffers takes on the device of `like`.
 pub(super) fn most_of_launch(like: &CubeTensor, other_buffers: usize) -> usize {
-    let most = like.client.properties().hardware.max_bindings as usize;
+    most_of_buffers(like.client.properties().hardware.max_bindings as usize, other_buffers)
+}
+
+/// As above, for a device that takes so many buffers.
+fn most_of_buffers(buffers: usize, other_buffers: usize) -> usize {
     // One more is for sizes and strides.
-    let caches = most.saturating_sub(other_buffers + 1) / 2;
+    let caches = buffers.saturating_sub(other_buffers + 1) / 2;
     [MOST, MOST / 2, MOST / 4].into_iter().find(|&of_launch| of_launch <= caches).unwrap_or(1)
 }
 
@@ -101,5 +105,18 @@ impl<'a> OfLaunch<'a> {
     /// From a token to the next, in vectors of `size`.
     pub fn token_strides(&self, size: usize) -> impl Iterator<Item = u32> {
         self.places().map(move |cached| (cached.strides()[1] / size) as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::most_of_buffers;
+
+    #[test]
+    fn a_device_with_few_buffers_takes_fewer_sequences() {
+        let expected = [(1024, 8), (23, 8), (22, 4), (15, 4), (14, 2), (11, 2), (10, 1), (7, 1), (0, 1)];
+        for (buffers, sequences) in expected {
+            assert_eq!(most_of_buffers(buffers, 6), sequences, "{buffers} buffers");
+        }
     }
 }
