@@ -5,6 +5,7 @@
 //!
 //! With `--products`: matrix products by cuBLASLt and by burn's kernels instead.
 
+mod decode_kernels;
 mod products;
 
 use base::mix;
@@ -239,10 +240,8 @@ fn main() {
     if args.iter().any(|arg| arg == "--products") {
         return products::run(sizes, &device, repeats);
     }
-    for case in cases(sizes) {
-        if option("--only").is_some_and(|only| !case.name.contains(only.as_str())) {
-            continue;
-        }
+    let is_wanted = |name: &str| option("--only").is_none_or(|only| name.contains(only.as_str()));
+    for case in cases(sizes).into_iter().filter(|case| is_wanted(case.name)) {
         let expected = results(&case, &device::cpu_autodiff(), DType::F32);
         for (dtype, name) in [(DType::F32, "f32"), (DType::BF16, "bf16")] {
             let found = results(&case, &device, dtype);
@@ -255,14 +254,24 @@ fn main() {
             let both = milliseconds(&device, repeats, || {
                 drop(kernels::with_gradient((case.run)(inputs.clone()), gradient.clone()).backward());
             });
-            // JSON has no infinity.
-            let shown = |error: f32| if error.is_finite() { error } else { f32::MAX };
-            println!(
-                r#"{{"name": "{}", "dtype": "{name}", "error": {}, "gradient_error": {}, "forward_ms": {forward}, "both_ms": {both}}}"#,
-                case.name,
-                shown(errors[0]),
-                shown(of_gradients),
-            );
+            print_line(case.name, name, [errors[0], of_gradients], [forward, both]);
         }
     }
+    let (device, cpu) = (device.without_autodiff(), device::cpu_autodiff().without_autodiff());
+    for case in decode_kernels::cases(sizes, is_small).into_iter().filter(|case| is_wanted(&case.name)) {
+        let read = |mut run: decode_kernels::Run| run().into_data().try_to_vec::<f32>().expect("f32");
+        let error = error(&read((case.on)(&device)), &read((case.on)(&cpu)));
+        let mut run = (case.on)(&device);
+        let forward = milliseconds(&device, repeats, || drop(run()));
+        print_line(&case.name, "f32", [error, 0.0], [forward, 0.0]);
+    }
+}
+
+/// Errors of values and gradients; milliseconds forward, and forward and backward. Zeros where there is no backward step.
+fn print_line(name: &str, dtype: &str, errors: [f32; 2], [forward, both]: [f64; 2]) {
+    // JSON has no infinity.
+    let [error, of_gradients] = errors.map(|error| if error.is_finite() { error } else { f32::MAX });
+    println!(
+        r#"{{"name": "{name}", "dtype": "{dtype}", "error": {error}, "gradient_error": {of_gradients}, "forward_ms": {forward}, "both_ms": {both}}}"#
+    );
 }
