@@ -96,7 +96,8 @@ pub struct ModelArgs {
     /// Short for --weights: 8-bit weights with one scale per output channel, or 4-bit weights as bitsandbytes rounds them.
     #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "weights")]
     pub quantize: Option<Quantization>,
-    /// Device: auto (a GPU that `train devices` lists, else the CPU), cpu, cuda or cuda:N, vulkan or vulkan:N.
+    /// Device: auto (the GPU that `train devices` names as such, else the CPU), cpu, cuda or cuda:N, vulkan or vulkan:N, on macOS
+    /// metal or metal:N.
     #[arg(long, default_value = "auto")]
     pub device: DeviceKind,
 }

@@ -65,6 +65,7 @@ fn exit_codes_follow_one_rule() {
         ("infer", with_ask(&["--max-new-tokens", "0"]), USAGE),
         ("infer", with_ask(&["--temperature", "-1"]), USAGE),
         ("infer", with_ask(&["--device", "cuda:0"]), FAILED),
+        ("infer", with_ask(&["--device", "metal"]), FAILED),
         ("infer", with_ask(&["--image", "none.png"]), FAILED),
         ("infer", vec!["score", "--model", model, "--shards", data, "--output", "o", "--limit", "0"], USAGE),
         ("infer", vec!["caption", "--model", model, "--output", "o"], USAGE),

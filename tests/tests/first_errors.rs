@@ -87,6 +87,7 @@ fn each_names_the_next_step() {
             next: "cargo build --release --features cuda -p train -p infer",
             ..train(&shards, &["--device", "cuda:0"])
         },
+        Row { place: "metal:0", next: "--device vulkan", ..train(&shards, &["--device", "metal"]) },
         Row { place: "absent", next: "hf download OWNER/NAME", ..ask(&absent, &[]) },
         Row { place: "adapter", next: "give its base as --model and this folder as --adapter", ..ask(&adapter, &[]) },
         Row { place: "absent", next: "check the path", ..ask(&model, &["--image", &absent]) },

@@ -333,8 +333,8 @@ pub struct Config {
     #[arg(long, value_name = "N")]
     #[serde(default)]
     pub ranks_per_host: Option<usize>,
-    /// Where to compute: `auto` (a GPU that `train devices` lists, else the CPU), `cpu`, or `cuda:N` (rank r of a machine on GPU
-    /// N + r; needs a build with `--features cuda`), or `vulkan:N` (needs a build with `--features wgpu`).
+    /// Where to compute: `auto` (the GPU that `train devices` names as such, else the CPU), `cpu`, `cuda:N` (rank r of a machine on
+    /// GPU N + r; needs a build with `--features cuda`), or `vulkan:N`, on macOS `metal:N` (need a build with `--features wgpu`).
     #[arg(long, default_value = AUTO)]
     pub device: String,
 }

@@ -5,7 +5,8 @@ use cli::units::bytes;
 use kernels::cpu::isa;
 use kernels::cuda::{self, Gpu, Toolkit};
 use kernels::device::DeviceKind;
-use kernels::vulkan;
+use kernels::graphics::Gpu as Listed;
+use kernels::{metal, vulkan};
 
 /// A table for people: the CPU, every GPU with the device's name, and what GPUs need beside the program.
 pub fn table() -> String {
@@ -19,7 +20,7 @@ pub fn table() -> String {
         }
         Err(found) => rows.push(("driver".into(), format!("{found}: no NVIDIA GPU can be used"))),
     }
-    rows.extend(vulkan());
+    rows.extend(graphics());
     let toolkit = Toolkit::find();
     let parts = toolkit.parts();
     let missing = parts.iter().any(|part| part.found.is_none());
@@ -52,20 +53,22 @@ fn cpu() -> String {
     format!("{cores}, {} kernels", isa())
 }
 
-/// What Vulkan lists, or why there is nothing.
-fn vulkan() -> Vec<(String, String)> {
-    let gpus = vulkan::gpus();
+/// What Vulkan lists, on macOS Metal, or why there is nothing.
+fn graphics() -> Vec<(String, String)> {
+    let is_mac = cfg!(target_os = "macos");
+    let (interface, gpus) = if is_mac { ("Metal", metal::gpus()) } else { ("Vulkan", vulkan::gpus()) };
     if gpus.is_empty() {
-        let found = if cfg!(feature = "wgpu") {
-            format!("no device; with Mesa's software device: {}", vulkan::PACKAGES)
-        } else {
-            "not in this build; with it: cargo build --release --features wgpu -p train -p infer".to_owned()
+        let found = match cfg!(feature = "wgpu") {
+            false => "not in this build; with it: cargo build --release --features wgpu -p train -p infer".to_owned(),
+            true if is_mac => "no device".to_owned(),
+            true => format!("no device; with Mesa's software device: {}", vulkan::PACKAGES),
         };
-        return vec![("Vulkan".into(), found)];
+        return vec![(interface.into(), found)];
     }
-    let row = |(index, gpu): (usize, &vulkan::Gpu)| {
+    let row = |(index, gpu): (usize, &Listed)| {
+        let kind = if is_mac { DeviceKind::Metal(index) } else { DeviceKind::Vulkan(index) };
         let lacks = if gpu.usable { String::new() } else { format!(", not usable: without {}", vulkan::EXTENSION) };
-        (DeviceKind::Vulkan(index).to_string(), format!("{}, {}{lacks}", gpu.name, gpu.kind))
+        (kind.to_string(), format!("{}, {}{lacks}", gpu.name, gpu.kind))
     };
     gpus.iter().enumerate().map(row).collect()
 }

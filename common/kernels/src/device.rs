@@ -1,6 +1,7 @@
-//! Devices: a CPU (burn-flex) by default, CUDA with the feature `cuda`, Vulkan with the feature `wgpu`.
+//! Devices: a CPU (burn-flex) by default, CUDA with the feature `cuda`, Vulkan (on macOS: Metal) with the
+//! feature `wgpu`.
 
-use crate::{cuda, vulkan};
+use crate::{cuda, metal, vulkan};
 use base::{Error, Result};
 use burn::tensor::{Device, DeviceConfig, FloatDType};
 use std::fmt;
@@ -39,6 +40,8 @@ pub enum DeviceKind {
     Cuda(usize),
     /// A device that Vulkan lists, by index: see [`vulkan::gpus`].
     Vulkan(usize),
+    /// A GPU of a Mac, by index: see [`metal::gpus`].
+    Metal(usize),
     /// burn's ndarray backend: the plain operations on a CPU, to test the path that a GPU takes.
     Ndarray,
 }
@@ -54,9 +57,16 @@ impl DeviceKind {
         Ok(device)
     }
 
-    /// The best device of this machine that this build can use: the first GPU that has all it needs, else the CPU.
+    /// The best device of this machine that this build can use: the first CUDA GPU that has all it needs, a Mac's first GPU, else
+    /// the CPU.
     pub fn best() -> Self {
-        if cfg!(feature = "cuda") && cuda::require(0).is_ok() { Self::Cuda(0) } else { Self::Cpu }
+        if cfg!(feature = "cuda") && cuda::require(0).is_ok() {
+            Self::Cuda(0)
+        } else if metal::open(0).is_ok() {
+            Self::Metal(0)
+        } else {
+            Self::Cpu
+        }
     }
 
     fn found(self) -> Result<Device> {
@@ -64,6 +74,7 @@ impl DeviceKind {
             Self::Cpu | Self::CpuBf16 => Ok(cpu()),
             Self::Cuda(index) => gpu(index),
             Self::Vulkan(index) => vulkan::open(index),
+            Self::Metal(index) => metal::open(index),
             Self::Ndarray => ndarray(),
         }
     }
@@ -72,7 +83,9 @@ impl DeviceKind {
     fn require_right(self, device: &Device) -> Result<()> {
         match self {
             #[cfg(any(feature = "cuda", feature = "wgpu"))]
-            Self::Cuda(_) | Self::Vulkan(_) => crate::self_test::self_test(device, &format!("device {self}")),
+            Self::Cuda(_) | Self::Vulkan(_) | Self::Metal(_) => {
+                crate::self_test::self_test(device, &format!("device {self}"))
+            }
             _ => {
                 let _ = device;
                 Ok(())
@@ -113,13 +126,14 @@ impl DeviceKind {
         match self {
             Self::Cuda(first) => Self::Cuda(first + local_rank),
             Self::Vulkan(first) => Self::Vulkan(first + local_rank),
+            Self::Metal(first) => Self::Metal(first + local_rank),
             other => other,
         }
     }
 }
 
 /// Names of devices, for messages.
-const DEVICES: &str = "auto, cpu, cuda, cuda:N, vulkan or vulkan:N";
+const DEVICES: &str = "auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal or metal:N";
 
 impl FromStr for DeviceKind {
     type Err = Error;
@@ -132,9 +146,11 @@ impl FromStr for DeviceKind {
             None if text == "cpu-bf16" => Ok(Self::CpuBf16),
             None if text == "cuda" => Ok(Self::Cuda(0)),
             None if text == "vulkan" => Ok(Self::Vulkan(0)),
+            None if text == "metal" => Ok(Self::Metal(0)),
             None if text == "ndarray" => Ok(Self::Ndarray),
             Some(("cuda", index)) => Ok(Self::Cuda(index.parse().map_err(|_| wrong())?)),
             Some(("vulkan", index)) => Ok(Self::Vulkan(index.parse().map_err(|_| wrong())?)),
+            Some(("metal", index)) => Ok(Self::Metal(index.parse().map_err(|_| wrong())?)),
             _ => Err(wrong()),
         }
     }
@@ -147,6 +163,7 @@ impl fmt::Display for DeviceKind {
             Self::CpuBf16 => f.write_str("cpu-bf16"),
             Self::Cuda(index) => write!(f, "cuda:{index}"),
             Self::Vulkan(index) => write!(f, "vulkan:{index}"),
+            Self::Metal(index) => write!(f, "metal:{index}"),
             Self::Ndarray => f.write_str("ndarray"),
         }
     }
@@ -188,14 +205,16 @@ mod tests {
             ("cpu-bf16", DeviceKind::CpuBf16),
             ("cuda:0", DeviceKind::Cuda(0)),
             ("vulkan:1", DeviceKind::Vulkan(1)),
+            ("metal:2", DeviceKind::Metal(2)),
             ("ndarray", DeviceKind::Ndarray),
         ] {
             assert_eq!(text.parse::<DeviceKind>().expect("a device"), kind);
             assert_eq!(kind.to_string(), text);
         }
         assert_eq!("cuda".parse::<DeviceKind>().expect("a device"), DeviceKind::Cuda(0));
+        assert_eq!("metal".parse::<DeviceKind>().expect("a device"), DeviceKind::Metal(0));
         assert!("auto".parse::<DeviceKind>().is_ok());
-        for wrong in ["", "gpu", "cuda:", "cuda:x", "vulkan:", "cpu:0"] {
+        for wrong in ["", "gpu", "cuda:", "cuda:x", "vulkan:", "metal:", "metal:a", "cpu:0"] {
             assert!(wrong.parse::<DeviceKind>().is_err(), "{wrong}");
         }
     }
@@ -204,6 +223,7 @@ mod tests {
     fn ranks_get_gpus_of_their_own() {
         assert_eq!(DeviceKind::Cuda(2).of_rank(3), DeviceKind::Cuda(5));
         assert_eq!(DeviceKind::Vulkan(0).of_rank(1), DeviceKind::Vulkan(1));
+        assert_eq!(DeviceKind::Metal(0).of_rank(1), DeviceKind::Metal(1));
         assert_eq!(DeviceKind::Cpu.of_rank(3), DeviceKind::Cpu);
     }
 
@@ -215,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    #[cfg(not(feature = "wgpu"))]
+    #[cfg(all(not(feature = "wgpu"), not(target_os = "macos")))]
     fn without_vulkan_the_remedy_is_named() {
         let error = DeviceKind::Vulkan(1).open().expect_err("no Vulkan in this build").to_string();
         assert!(error.contains("vulkan:1") && error.contains("--features wgpu"), "{error}");

@@ -6,8 +6,7 @@
 
 use super::launch::launched_processes;
 use anyhow::{Context, Result, bail};
-use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getppid, kill_process};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::{emulate_default_handler, signal_name};
@@ -76,16 +75,15 @@ pub fn stand_guard(args: &[OsString]) -> Result<Option<ExitCode>> {
 /// The child's side: dies with its guard.
 fn guarded(value: &str) -> Result<Note> {
     let (guard, note) = value.split_once(':').context("PID:FD is expected")?;
-    set_parent_process_death_signal(Some(Signal::KILL))?;
+    system::die_with_parent()?;
     if getppid().map(|pid| pid.as_raw_nonzero().to_string()).as_deref() != Some(guard) {
         bail!("the process that started this rank is gone");
     }
-    Ok(Note(Some(File::options().write(true).open(format!("/proc/self/fd/{note}"))?)))
+    Ok(Note(Some(File::options().write(true).open(format!("{}/{note}", system::DESCRIPTORS))?)))
 }
 
 fn guard(args: &[OsString]) -> Result<ExitStatus> {
-    // Stays open in the child.
-    let note = File::from(memfd_create("rank", MemfdFlags::empty())?);
+    let note = system::note()?;
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let (name, args) = args.split_first().context("a program has a name")?;
     let mut command = Command::new(std::env::current_exe()?);
@@ -116,7 +114,12 @@ fn obituary(note: &str, process: u32, signal: i32) -> String {
 
 /// This machine's name.
 pub fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_string()
+    let name = if cfg!(target_os = "linux") {
+        std::fs::read_to_string("/proc/sys/kernel/hostname")
+    } else {
+        Command::new("hostname").output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    name.unwrap_or_default().trim().to_string()
 }
 
 /// What tells this machine from others, also where several have one name, as NCCL does.
@@ -125,13 +128,63 @@ pub(super) fn machine() -> String {
     format!("{} {}", host(), boot.trim())
 }
 
+#[cfg(target_os = "linux")]
+mod system {
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use rustix::process::{Signal, set_parent_process_death_signal};
+    use std::fs::File;
+
+    /// Folder of this process's open files, by number.
+    pub const DESCRIPTORS: &str = "/proc/self/fd";
+
+    /// A file without a name that stays open in the child.
+    pub fn note() -> std::io::Result<File> {
+        Ok(File::from(memfd_create("rank", MemfdFlags::empty())?))
+    }
+
+    /// Ends this process when the one that started it ends.
+    pub fn die_with_parent() -> std::io::Result<()> {
+        Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
+    }
+}
+
+/// The same on macOS, which has neither files in memory nor a signal at a parent's death. Type-checked, not run.
+#[cfg(not(target_os = "linux"))]
+mod system {
+    use rustix::io::{FdFlags, fcntl_setfd};
+    use rustix::process::{Signal, getpid, getppid, kill_process};
+    use std::fs::File;
+    use std::time::Duration;
+
+    pub const DESCRIPTORS: &str = "/dev/fd";
+
+    pub fn note() -> std::io::Result<File> {
+        let path = std::env::temp_dir().join(format!("llava-rank-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+        std::fs::remove_file(&path)?;
+        fcntl_setfd(&file, FdFlags::empty())?;
+        Ok(file)
+    }
+
+    pub fn die_with_parent() -> std::io::Result<()> {
+        let parent = getppid();
+        std::thread::spawn(move || {
+            while getppid() == parent {
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            let _ = kill_process(getpid(), Signal::KILL);
+        });
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_last_note_is_kept_and_cut_to_its_room() {
-        let file = File::from(memfd_create("note", MemfdFlags::empty()).expect("a file in memory"));
+        let file = system::note().expect("a file without a name");
         let note = Note(Some(file.try_clone().expect("the same file")));
         assert_eq!(read(&file), "");
         note.write(format_args!("rank 1 of 2, {}", "é".repeat(300)));

@@ -1,4 +1,4 @@
-//! Kernels for GPUs in cubecl's language, one module for each group of operations: the same code on CUDA and Vulkan.
+//! Kernels for GPUs in cubecl's language, one module for each group of operations: the same code on CUDA, Vulkan and Metal.
 //! `operations.rs` says which operation tries which; `reference` defines what they compute.
 //!
 //! A kernel reads f32, bf16 or f16, computes in f32 and writes the activations' dtype. Sums have an order that depends on sizes and
