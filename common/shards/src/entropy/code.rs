@@ -15,6 +15,7 @@ pub(super) struct Code {
     /// The most significant bit is decoded first.
     pub(super) codes: [u16; 256],
     /// Residuals beyond −16 and 15 occur.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(super) has_tail: bool,
 }
 

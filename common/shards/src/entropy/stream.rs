@@ -6,6 +6,7 @@
 use super::code::{Code, MAX_BITS};
 
 /// Largest number of bits appended at once: with the seven that may be waiting they fit into a word.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 const MAX_PUSH: u32 = 56;
 
 /// Bytes that the streams of a block, its code and its headers need at most.

@@ -58,6 +58,7 @@ impl AxisTaps {
     }
 
     /// Changes when the coefficients do.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(super) fn key(&self) -> AxisKey {
         self.key
     }
@@ -80,6 +81,7 @@ impl AxisTaps {
     }
 
     /// The most coefficients of any output sample.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(super) fn longest(&self) -> usize {
         self.offset.windows(2).map(|range| range[1] - range[0]).max().unwrap_or(0)
     }
