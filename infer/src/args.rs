@@ -4,6 +4,7 @@ use crate::serve::args::ServeArgs;
 use base::{Error, Result};
 use chat::dataset::DEFAULT_QUESTION;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use cli::check::CheckArgs;
 use cli::options::Kind;
 use cli::pages::Pages;
 use cli::values::{at_least_1, share};
@@ -48,6 +49,9 @@ pub enum Command {
     /// Print the options of a subcommand as JSON, for programs that run this one.
     #[command(hide = true)]
     Options(OptionsArgs),
+    /// Say what of a command line would be refused, for programs that run this one.
+    #[command(hide = true)]
+    CheckOptions(CheckArgs),
     /// Completions and man pages.
     #[command(flatten)]
     Pages(Pages),

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use base::output;
 use clap::CommandFactory;
+use cli::check::{Answer, CheckArgs};
 use infer::args::{CAPTION_KINDS, Cli, Command, EVAL_KINDS};
 use infer::{caption, eval, export, generate, merge, quantize, score, serve};
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Quantize(args) => print(&quantize::run(args)?),
         Command::Export(args) => print(&export::run(args)?),
         Command::Options(args) => print(&options(&args.subcommand)?),
+        Command::CheckOptions(args) => print(&Answer::of(check(args)).to_json()?),
         Command::Pages(pages) => print(&pages.run(Cli::command())?),
         Command::Serve(args) => serve::run(args, |address| print(&format!("listening on http://{address}"))),
     }
@@ -37,6 +39,15 @@ fn run(command: &Command) -> Result<()> {
 /// A closed pipe (`infer … | head`) is the reader's choice and an error like any other, not a panic.
 fn print(text: &str) -> Result<()> {
     Ok(output::print(&mut std::io::stdout(), text)?)
+}
+
+/// What is checked of a command line before anything is read.
+fn check(args: &CheckArgs) -> base::Result<()> {
+    match args.parse::<Cli>()?.command {
+        Command::Caption(args) => args.sampling.sampling().map(drop),
+        Command::Eval(args) => args.sampling.sampling().map(drop),
+        _ => Ok(()),
+    }
 }
 
 /// The options of a subcommand as JSON.

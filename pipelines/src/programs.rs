@@ -1,7 +1,9 @@
 //! Where the programs are, which version they are, and which options they know.
 
 use anyhow::{Context, Result, bail, ensure};
-use cli::options::Options;
+use base::error::Mismatch;
+use cli::check::{self, Answer};
+use cli::options::{FROM_RECIPE, Options};
 use cli::probe::Probe;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -99,10 +101,23 @@ impl Programs {
             .with_context(|| format!("{name} {}: its answer is not understood", words.join(" ")))
     }
 
+    /// What a program refuses of a command line that comes from a recipe, before any work.
+    ///
+    /// # Errors
+    /// A program that cannot be started, that fails, or that answers with something else.
+    pub fn refused(&self, name: &str, args: &[String]) -> Result<Option<Mismatch>> {
+        let words = [check::SUBCOMMAND, "--"].into_iter().chain(args.iter().map(String::as_str));
+        let answer = self.answer(name, &words.map(AsRef::as_ref).collect::<Vec<_>>())?;
+        let answer: Answer = serde_json::from_str(&answer)
+            .with_context(|| format!("{name} {}: its answer is not understood: {answer}", check::SUBCOMMAND))?;
+        Ok(answer.refused)
+    }
+
     fn answer(&self, name: &str, words: &[&OsStr]) -> Result<String> {
         let path = self.path(name);
-        let output =
-            Command::new(&path).args(words).output().with_context(|| format!("{}: not started", path.display()))?;
+        let mut command = Command::new(&path);
+        command.args(words).env(FROM_RECIPE, "true");
+        let output = command.output().with_context(|| format!("{}: not started", path.display()))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             let words = words.join(OsStr::new(" "));

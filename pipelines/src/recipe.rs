@@ -11,10 +11,11 @@ use anyhow::{Context, Result, anyhow, ensure};
 use base::Error;
 use cli::inputs::unread;
 use cli::options::{self, Kind};
-use cli::recipe::{self, OneOrMore};
+use cli::recipe::{self, Lines, OneOrMore};
 use cli::values::boolean;
 use cli::weighted::WeightedFolders;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use store::hub;
 use toml::{Table, Value};
@@ -39,6 +40,9 @@ pub struct Recipe {
     pub infer: Option<Table>,
     /// Options of `infer eval`.
     pub eval: Option<Table>,
+    /// On which lines the options stand.
+    #[serde(skip)]
+    lines: Lines,
 }
 
 /// A dataset.
@@ -122,17 +126,18 @@ impl Recipe {
     /// # Errors
     /// Malformed TOML, an unknown table.
     pub fn parse(text: &str, place: &str) -> Result<Self> {
-        Ok(recipe::parse(text, place)?)
+        Ok(Self { lines: Lines::of(text), ..recipe::parse(text, place)? })
     }
 
     /// The stages in their order. Every key is checked against its program's options, before anything runs.
     ///
     /// # Errors
-    /// A key that the program does not know, a value that no option can have, a missing output.
+    /// A key that the program does not know, a value that no option can have, a missing output. The program's own checks of the values
+    /// are [`Stage::require_options`].
     pub fn stages(&self, programs: &Programs) -> Result<Vec<Stage>> {
         let mut stages = Vec::new();
         if let Some(model) = &self.model {
-            stages.push(stage("model", "[model]", &MODEL, model, programs, &stages)?);
+            stages.push(stage("model", &self.place("model", 0, "[model]"), &MODEL, model, programs, &stages)?);
         }
         let datasets = self.data.as_ref().map(OneOrMore::tables).unwrap_or_default();
         ensure!(
@@ -145,7 +150,14 @@ impl Recipe {
                 let remedy = "correct the recipe";
                 Error::invalid(&place, error.message(), "dir, shards and, where it is another, model", remedy)
             })?;
-            let shards = stage(&name, "[preprocess]", &SHARDS, &self.shard_options(&data)?, programs, &stages)?;
+            let (of_data, of_preprocess) =
+                (self.place("data", index, &place), self.place("preprocess", 0, "[preprocess]"));
+            let of_key = |option: &str| match OF_DATA.iter().find(|(name, _)| *name == option) {
+                Some((_, key)) => (of_data.of_key)(key),
+                None => (of_preprocess.of_key)(option),
+            };
+            let of_shards = Place { table: of_preprocess.table.clone(), of_key: Box::new(of_key) };
+            let shards = stage(&name, &of_shards, &SHARDS, &self.shard_options(&data)?, programs, &stages)?;
             ensure!(
                 stages.iter().all(|stage: &Stage| stage.output != shards.output),
                 "{place} shards: {} is the output of another stage; give each dataset a folder of its own",
@@ -156,13 +168,13 @@ impl Recipe {
         let tables = self.train.as_ref().map(OneOrMore::tables).unwrap_or_default();
         for (index, train) in tables.iter().enumerate() {
             let (name, place) = numbered("train", "train", index, tables.len());
-            stages.push(stage(&name, &place, &TRAIN, train, programs, &stages)?);
+            stages.push(stage(&name, &self.place("train", index, &place), &TRAIN, train, programs, &stages)?);
         }
         if let Some(infer) = &self.infer {
-            stages.push(stage("infer", "[infer]", &CAPTION, infer, programs, &stages)?);
+            stages.push(stage("infer", &self.place("infer", 0, "[infer]"), &CAPTION, infer, programs, &stages)?);
         }
         if let Some(eval) = &self.eval {
-            stages.push(stage("eval", "[eval]", &EVAL, eval, programs, &stages)?);
+            stages.push(stage("eval", &self.place("eval", 0, "[eval]"), &EVAL, eval, programs, &stages)?);
         }
         ensure!(!stages.is_empty(), "the recipe has no stages; expected [model], [data], [train], [infer] or [eval]");
         Ok(stages)
@@ -173,13 +185,32 @@ impl Recipe {
         let model = data.model.as_deref().or(assembled);
         let model = model.context("[data]: no model directory; give [model] an output, or [data] a model")?;
         let mut options = self.preprocess.clone();
-        for (key, value) in [("model", model), ("data", &data.dir), ("output", &data.shards)] {
-            ensure!(!options.contains_key(key), "[preprocess] {key}: it comes from [data]; leave it out");
+        for ((key, _), value) in OF_DATA.iter().zip([model, &data.dir, &data.shards]) {
+            ensure!(!options.contains_key(*key), "[preprocess] {key}: it comes from [data]; leave it out");
             options.insert(key.to_string(), Value::String(value.to_string()));
         }
         Ok(options)
     }
+
+    /// Where the options of a table stand, or of the one with this index among several; `shown` is how messages write it.
+    fn place<'a>(&'a self, table: &'a str, index: usize, shown: &'a str) -> Place<'a> {
+        let of_key = move |key: &str| (format!("{}{shown}", self.lines.before(table, index, key)), key.to_string());
+        Place { table: shown.to_string(), of_key: Box::new(of_key) }
+    }
 }
+
+/// Options of `preprocess shards` that are keys of `[data]`.
+const OF_DATA: [(&str, &str); 3] = [("model", "model"), ("data", "dir"), ("output", "shards")];
+
+/// Where a stage's options stand in the recipe.
+struct Place<'a> {
+    /// `[train]`
+    table: String,
+    of_key: OfKey<'a>,
+}
+
+/// Of an option: the line and the table, `line 3: [train]`, and the key.
+type OfKey<'a> = Box<dyn Fn(&str) -> (String, String) + 'a>;
 
 /// The name of a stage and of its table, of which there may be several.
 fn numbered(stage: &str, table: &str, index: usize, count: usize) -> (String, String) {
@@ -191,7 +222,7 @@ fn numbered(stage: &str, table: &str, index: usize, count: usize) -> (String, St
 
 fn stage(
     name: &str,
-    table: &str,
+    place: &Place<'_>,
     runner: &Runner,
     given: &Table,
     programs: &Programs,
@@ -200,9 +231,12 @@ fn stage(
     let known = programs.options(runner.program, runner.subcommand)?;
     let mut args: Vec<String> = runner.subcommand.into_iter().map(String::from).collect();
     let (mut may_replace, mut goes_on) = (false, runner.goes_on);
-    let (mut inputs, mut output) = (Vec::new(), None);
+    let (mut inputs, mut output, mut places) = (Vec::new(), None, BTreeMap::new());
     for (key, value) in given {
-        let option = known.find(key, table)?;
+        let (table, shown) = (place.of_key)(key);
+        let option = known.find(key, &table)?;
+        let place = format!("{table} {shown}");
+        places.insert(option.name.clone(), place.clone());
         let flag = flag(value);
         match flag {
             Some(flag) if matches!(runner.anew, Anew::Option(name) if name == option.name) => {
@@ -214,9 +248,9 @@ fn stage(
             None if runner.goes_on == Some(option.name.as_str()) => goes_on = None,
             _ => {}
         }
-        let words = recipe::words(option, key, value, &format!("{table} {key}"))?;
+        let words = recipe::words(option, key, value, &place)?;
         if let (Some(Kind::WeightedShards), Some(text)) = (option.kind, words.last()) {
-            inputs.extend(shard_inputs(text).map_err(|error| anyhow!("{table} {key}: {error}"))?);
+            inputs.extend(shard_inputs(text).map_err(|error| anyhow!("{place}: {error}"))?);
         }
         args.extend(words);
         match (option.kind, value.as_str()) {
@@ -226,7 +260,7 @@ fn stage(
         }
     }
     let missing = || known.of_kind(Kind::Output).map(|option| option.name.as_str()).collect::<Vec<_>>().join(" or ");
-    let output = output.with_context(|| format!("{table}: no {}", missing()))?;
+    let output = output.with_context(|| format!("{}: no {}", place.table, missing()))?;
     let witness = match runner.witness {
         Witness::Whole => (output.clone(), Part::Whole),
         Witness::File(name) => (output.join(name), Part::Whole),
@@ -236,6 +270,8 @@ fn stage(
         name: name.to_string(),
         program: runner.program.to_string(),
         args,
+        places,
+        table: place.table.clone(),
         inputs,
         output,
         witness,
@@ -287,6 +323,15 @@ mod tests {
     fn unknown_tables_are_refused_with_their_line() {
         let error = Recipe::parse("purpose = \"x\"\n[trian]\n", "r.toml").expect_err("refused").to_string();
         assert!(error.contains("r.toml") && error.contains("trian") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn options_have_their_places() {
+        let text = "[preprocess]\nseed = 1\n[[train]]\nseed = 1\n[[train]]\nbf16 = true\nseed = 2\n";
+        let recipe = Recipe::parse(text, "r.toml").expect("valid");
+        let place = recipe.place("train", 1, "[[train]]");
+        assert_eq!((place.of_key)("seed"), ("line 7: [[train]]".to_string(), "seed".to_string()));
+        assert_eq!((place.of_key)("fp16"), ("[[train]]".to_string(), "fp16".to_string()));
     }
 
     #[test]

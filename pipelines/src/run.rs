@@ -17,7 +17,7 @@ pub struct Args {
     /// Run all stages again, also unchanged ones; their outputs are replaced
     #[arg(long)]
     pub force: bool,
-    /// Print the stages' command lines and run nothing
+    /// Check the recipe, print the stages' command lines and run nothing
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -32,12 +32,16 @@ pub fn run(args: &Args, programs: &Programs, signals: &Signals) -> Result<String
     if let Some(purpose) = &recipe.purpose {
         tracing::info!("{}: {purpose}", args.recipe.display());
     }
+    let place = || args.recipe.display().to_string();
+    // Before the first stage works, perhaps for hours.
+    for stage in &stages {
+        stage.require_options(programs).with_context(place)?;
+    }
     if args.dry_run {
         return Ok(stages.iter().map(Stage::command_line).collect::<Vec<_>>().join("\n"));
     }
-    // Before the first stage works, perhaps for hours.
     for (index, stage) in stages.iter().enumerate() {
-        stage.require_inputs(&stages[..index]).with_context(|| args.recipe.display().to_string())?;
+        stage.require_inputs(&stages[..index]).with_context(place)?;
     }
     run_stages(&stages, 0, programs, signals, args.force)
 }

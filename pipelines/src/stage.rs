@@ -5,6 +5,7 @@ use crate::programs::Programs;
 use crate::record::{Before, Record, Standing};
 use crate::signals::{STOPPED, Signals, Stopped};
 use anyhow::{Context, Result, bail};
+use base::error::Mismatch;
 use base::{Error, json};
 use cli::exit::{DOES_NOT_FIT, DoesNotFit};
 use std::collections::BTreeMap;
@@ -23,6 +24,10 @@ pub struct Stage {
     pub program: String,
     /// The command line behind the program.
     pub args: Vec<String>,
+    /// Where the recipe gives the program's options: `line 3: [train] seed`, by the options' names.
+    pub places: BTreeMap<String, String>,
+    /// The recipe's table.
+    pub table: String,
     /// Files and folders that are read, and what of them counts.
     pub inputs: Vec<(PathBuf, Part)>,
     /// The output: a file or a folder. The stage's record is beside it, as `<output>.stage.json`.
@@ -225,6 +230,21 @@ impl Stage {
             ),
             None => Ok(()),
         }
+    }
+
+    /// Lets the program check its options, before any work.
+    ///
+    /// # Errors
+    /// The first one that is refused, at its place in the recipe.
+    pub fn require_options(&self, programs: &Programs) -> Result<()> {
+        let Some(refused) = programs.refused(&self.program, &self.args)? else { return Ok(()) };
+        let option = refused.place.trim_start_matches("--").replace('-', "_");
+        let place = match self.places.get(&option) {
+            Some(place) => place.clone(),
+            None if option.is_empty() => self.table.clone(),
+            None => format!("{}: {}", self.table, refused.place),
+        };
+        Err(Error::Usage(Mismatch { place, ..refused }).into())
     }
 
     /// The command line, to be pasted into a shell.

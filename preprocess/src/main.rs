@@ -3,6 +3,7 @@
 use anyhow::Result;
 use base::output::print;
 use clap::{CommandFactory, Parser, Subcommand};
+use cli::check::{Answer, CheckArgs};
 use cli::pages::Pages;
 #[cfg(feature = "inspect")]
 use preprocess::inspect;
@@ -36,6 +37,9 @@ enum Command {
         /// `model`, `shards`, …
         subcommand: String,
     },
+    /// Say what of a command line would be refused, for programs that run this one.
+    #[command(hide = true)]
+    CheckOptions(CheckArgs),
     #[command(flatten)]
     Pages(Pages),
 }
@@ -60,6 +64,7 @@ fn run(command: Command) -> Result<String> {
         #[cfg(feature = "inspect")]
         Command::Inspect(args) => inspect::run(&args, shows_colors()),
         Command::Options { subcommand } => options(&subcommand),
+        Command::CheckOptions(args) => Ok(Answer::of(args.parse::<Cli>()).to_json()?),
         Command::Pages(pages) => Ok(pages.run(Cli::command())?),
     }
 }

@@ -92,7 +92,7 @@ fn first_errors_say_the_next_step() {
         ("pipelines", vec!["run", "none.toml"], 1, &["none.toml: ", "; check the path"]),
         ("train", vec!["none.toml"], 1, &["none.toml: ", "; check the path"]),
         ("train", vec!["bad.tml"], 1, &["bad.tml: ", "; check the path (there is bad.toml)"]),
-        ("pipelines", vec!["run", "bad.toml"], 2, &["bad.toml: [train]: found unknown key learning_rat"]),
+        ("pipelines", vec!["run", "bad.toml"], 2, &["bad.toml: line 2: [train]: found unknown key learning_rat"]),
         (
             "pipelines",
             vec!["report", "bare"],

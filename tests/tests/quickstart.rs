@@ -55,6 +55,43 @@ fn mistakes_in_a_recipe_are_named_before_anything_runs() {
         ("purpose = \"x\"\n[train]\nseed = 1\n", "no output_dir", 2),
         ("purpose = \"x\"\n", "no stages", 2),
         (
+            "purpose = \"x\"\n[train]\noutput_dir = \"o\"\n# soon\nlearning_rate = \"fast\"\n",
+            "recipe.toml: line 5: [train] learning_rate: found fast, expected a number; see train --help",
+            2,
+        ),
+        (
+            "[train]\nmodel_name_or_path = \"m\"\ndata_path = \"s\"\noutput_dir = \"o\"\nadam_beta1 = 1.5\n",
+            "recipe.toml: line 5: [train] adam_beta1: found 1.5, expected a number at least 0 and below 1",
+            2,
+        ),
+        ("[train]\noutput_dir = \"o\"\n", "recipe.toml: [train]: model_name_or_path: found nothing", 2),
+        (
+            "[[train]]\nmodel_name_or_path = \"m\"\ndata_path = \"s\"\noutput_dir = \"a\"\n\
+             [[train]]\noutput_dir = \"b\"\ntrain_type = \"lora\"\n",
+            "recipe.toml: line 7: [[train]] train_type: found lora, expected use_lora or ",
+            2,
+        ),
+        (
+            "[data]\ndir = \"d\"\nshards = \"s\"\nmodel = \"m\"\n[preprocess]\nvalidation_fraction = 1\n",
+            "recipe.toml: line 6: [preprocess] validation_fraction: found 1, expected a share from 0 to below 1",
+            2,
+        ),
+        (
+            "[infer]\nmodel = \"m\"\nimages = \"i\"\noutput = \"o\"\ntemperature = -1\n",
+            "recipe.toml: line 5: [infer] temperature: found -1",
+            2,
+        ),
+        (
+            "[infer]\nmodel = \"m\"\noutput = \"o\"\n",
+            "recipe.toml: [infer]: found options that are refused (the following required arguments were not provided",
+            2,
+        ),
+        (
+            "[eval]\nmodel = \"m\"\nquestions = \"q\"\nimages = \"i\"\noutput = \"o\"\nmetric = \"vqaa\"\n",
+            "recipe.toml: line 6: [eval] metric: found vqaa, expected ",
+            2,
+        ),
+        (
             "purpose = \"x\"\n[model]\nvision_tower = \"c\"\nlanguage_model = \"q\"\noutput = \"o\"\n",
             "q: no such file or folder",
             1,
@@ -66,6 +103,15 @@ fn mistakes_in_a_recipe_are_named_before_anything_runs() {
         let errors = text(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{recipe}: {errors}");
         assert!(errors.contains(named), "{recipe}: {errors}");
+        if code == 2 {
+            // Without starting a stage, and the same for --dry-run.
+            assert!(!errors.contains("== stage"), "{recipe}: {errors}");
+            assert_eq!(
+                pipelines(folder.path(), &["run", "recipe.toml", "--dry-run"]).status.code(),
+                Some(2),
+                "{recipe}"
+            );
+        }
     }
 }
 

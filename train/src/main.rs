@@ -1,9 +1,11 @@
 //! `train`: trains a LLaVA on shards.
 
 use anyhow::{Context, Result, bail};
+use base::error::Mismatch;
 use base::output::print;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use cli::check::{self, Answer, CheckArgs};
 use cli::exit::{DoesNotFit, WrongUsage};
 use cli::pages::Pages;
 use std::ffi::OsString;
@@ -50,6 +52,9 @@ enum Command {
     /// Print the options as JSON, for programs that run this one.
     #[command(hide = true)]
     Options,
+    /// Say what of a command line would be refused, for programs that run this one.
+    #[command(hide = true)]
+    CheckOptions(CheckArgs),
     /// Print what is found on the machine as JSON, for `pipelines doctor`.
     #[command(hide = true)]
     Probe {
@@ -91,8 +96,11 @@ fn main() -> ExitCode {
     cli::log::start();
     let args = cli::args::with_dashes(std::env::args_os());
     let is_plan = args.get(1).is_some_and(|word| word == "plan");
-    let translated = match trainer_options::translate(args.clone(), &flags(), if is_plan { PLAN_OPTIONS } else { &[] })
-    {
+    let translated = match args.get(1).is_some_and(|word| word == check::SUBCOMMAND) {
+        true => Ok(trainer_options::Translated { words: args.clone(), ..Default::default() }),
+        false => trainer_options::translate(args.clone(), &flags(), if is_plan { PLAN_OPTIONS } else { &[] }),
+    };
+    let translated = match translated {
         Ok(translated) => translated,
         Err(error) => {
             tracing::error!("{error}");
@@ -112,6 +120,7 @@ fn main() -> ExitCode {
         match cli.command {
             Some(Command::Plan(plan)) => show_plan(&plan, &matches, tell_notes),
             Some(Command::Options) => told(&train::config::options().to_json()?),
+            Some(Command::CheckOptions(args)) => told(&Answer::of(check_options(&args)).to_json()?),
             Some(Command::Probe { folder }) => told(&serde_json::to_string(&probe::look(&folder))?),
             Some(Command::Devices) => Ok(Done::Said(Some(devices::table()))),
             Some(Command::Pages(pages)) => told(&pages.run(command())?),
@@ -146,6 +155,16 @@ fn show_plan(cli: &PlanCli, matches: &ArgMatches, tell_notes: impl FnOnce()) -> 
     let (report, fits) = plan::run(&stages, plan, recipe.as_deref())?;
     let said = told(&report)?;
     Ok(if fits { said } else { Done::DoesNotFit })
+}
+
+/// What is checked of a command line before any work.
+fn check_options(args: &CheckArgs) -> base::Result<()> {
+    let words = cli::args::with_dashes(args.line("train"));
+    let translated = trainer_options::translate(words, &flags(), &[])?;
+    let refused = |error| base::Error::Usage(cli::args::refused(&error, recipe::HELP));
+    let matches = command().try_get_matches_from(cli::args::with_dashes(translated.words)).map_err(refused)?;
+    let settings = Settings::from_arg_matches(&matches).map_err(refused)?;
+    recipe::resolve(settings.config, &matches, settings.recipe.as_deref()).map(drop)
 }
 
 /// Prints what a command is for: where it cannot be printed, the command has failed.
@@ -217,18 +236,17 @@ fn flags() -> Vec<String> {
     command.get_arguments().filter(is_flag).map(|arg| arg.get_id().to_string()).collect()
 }
 
-/// clap's message; an unknown option names the nearest known one.
+/// The message of wrong usage: clap's own, unless it is about a value, or an unknown option, which names the nearest known one.
 fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
     let unknown = match (error.kind(), error.get(ContextKind::InvalidArg)) {
         (ErrorKind::UnknownArgument, Some(ContextValue::String(option))) => option,
-        (ErrorKind::ValueValidation, Some(ContextValue::String(option))) if is_about_whole_numbers(error) => {
-            let option = option.split(' ').next().unwrap_or_default().replace('-', "_").replacen("__", "--", 1);
-            let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
-            let low = if option == "--max_steps" { "" } else { ", at least 0" };
-            tracing::error!("{option}: found {value}, expected a whole number{low}");
+        _ => {
+            let help = if is_plan { "train plan --help" } else { recipe::HELP };
+            let Some(refused) = cli::args::refused_value(error, help) else { error.exit() };
+            let place = refused.place.replace('-', "_").replacen("__", "--", 1);
+            tracing::error!("{}", Mismatch { place, ..refused });
             return ExitCode::from(cli::exit::USAGE);
         }
-        _ => error.exit(),
     };
     let command = Cli::command();
     let plan = command.find_subcommand("plan").filter(|_| is_plan).into_iter().flat_map(clap::Command::get_arguments);
@@ -243,10 +261,6 @@ fn wrong_usage(error: &clap::Error, is_plan: bool) -> ExitCode {
     };
     tracing::error!("unknown option --{}: {suggestion}", name.replace('-', "_"));
     ExitCode::from(cli::exit::USAGE)
-}
-
-fn is_about_whole_numbers(error: &clap::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.is::<std::num::ParseIntError>())
 }
 
 fn run(config: &Config, args: Vec<OsString>) -> Result<Done> {

@@ -4,12 +4,11 @@ use crate::collective::launch;
 use crate::config::{self, Config};
 use crate::{deepspeed, preconditions, trainer_options};
 use base::{Error, Result};
-use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use cli::inputs;
 use cli::options::{self, Options};
-use cli::recipe::{self, OneOrMore};
+use cli::recipe::{self, Lines, OneOrMore};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -197,6 +196,9 @@ fn as_map(config: &Config) -> Result<Map<String, Value>> {
     }
 }
 
+/// The command that lists the options.
+pub const HELP: &str = "train --help";
+
 /// The table of a recipe that is read.
 const TABLE: &str = "train";
 
@@ -223,15 +225,22 @@ fn read_recipe(path: &Path) -> Result<Vec<Given>> {
     }
     let command = Config::augment_args(Command::new("train"));
     let options = config::options();
-    tables.iter().map(|table| options_of(table, &command, &options, &place)).collect()
+    let lines = Lines::of(&text);
+    let of_table = |(index, table)| {
+        let before = |key: &str| format!("{place}: {}[{TABLE}]", lines.before(TABLE, index, key));
+        options_of(table, &command, &options, before)
+    };
+    tables.iter().enumerate().map(of_table).collect()
 }
 
-/// A table's options, read as the command line is: each is parsed on its own, so that an error names its place.
-fn options_of(table: &Table, command: &Command, options: &Options, recipe: &str) -> Result<Given> {
+/// A table's options, read as the command line is: each is parsed on its own, so that an error names its place. `before` is the place
+/// of the table, with the line of a key.
+fn options_of(table: &Table, command: &Command, options: &Options, before: impl Fn(&str) -> String) -> Result<Given> {
     let mut given = Given::default();
     for (key, value) in table {
-        let place = format!("{recipe}: [train] {key}");
-        let option = options.find(key, &format!("{recipe}: [train]"))?;
+        let before = before(key);
+        let option = options.find(key, &before)?;
+        let place = format!("{before} {key}");
         let words = recipe::words(option, key, value, &place)?;
         let translated = trainer_options::translate(words.into_iter().map(OsString::from), &[], &[]);
         let translated = translated.map_err(|error| error.placed(|_| place.clone()))?;
@@ -250,13 +259,7 @@ fn options_of(table: &Table, command: &Command, options: &Options, recipe: &str)
 
 /// clap's refusal of a value, with the place of the value.
 fn unusable(place: &str, error: &clap::Error) -> Error {
-    let found = error.get(ContextKind::InvalidValue).map_or("a value".to_string(), ToString::to_string);
-    let expected = match (error.get(ContextKind::ValidValue), std::error::Error::source(error)) {
-        (Some(ContextValue::Strings(choices)), _) => choices.join(" or "),
-        (_, Some(reason)) => format!("a value of the option's type ({reason})"),
-        _ => "a value of the option's type".to_string(),
-    };
-    Error::invalid(place, found, expected, "see train --help")
+    Error::Invalid(cli::args::refused(error, HELP)).placed(|_| place.to_string())
 }
 
 #[cfg(test)]
@@ -367,17 +370,20 @@ mod tests {
         let ds = folder.path().join("ds.json");
         let write = |json: &str| std::fs::write(&ds, json).expect("written");
         for (line, named) in [
-            ("adam_beta1 = 1.0", "recipe.toml: [train] adam_beta1: found 1"),
-            ("lora_dropout = 1", "recipe.toml: [train] lora_dropout: found 1"),
-            ("learning_rate = nan", "recipe.toml: [train] learning_rate: found NaN"),
-            ("num_train_epochs = 0", "recipe.toml: [train] num_train_epochs: found 0, expected a number above 0"),
-            ("seed = 1.5", "recipe.toml: [train] seed"),
-            ("lora_r = \"eight\"", "recipe.toml: [train] lora_r: found eight"),
-            ("train_type = \"lora\"", "recipe.toml: [train] train_type: found lora, expected use_lora or"),
-            ("save_steps = 1.5", "recipe.toml: [train] save_steps"),
-            ("report_to = [\"wandb\"]", "recipe.toml: [train] report_to"),
-            ("optim = \"sgd\"", "recipe.toml: [train] optim: found sgd"),
-            ("label_smoothing_factor = 0.1", "recipe.toml: [train] label_smoothing_factor"),
+            ("adam_beta1 = 1.0", "recipe.toml: line 2: [train] adam_beta1: found 1"),
+            ("lora_dropout = 1", "recipe.toml: line 2: [train] lora_dropout: found 1"),
+            ("learning_rate = nan", "recipe.toml: line 2: [train] learning_rate: found NaN"),
+            (
+                "num_train_epochs = 0",
+                "recipe.toml: line 2: [train] num_train_epochs: found 0, expected a number above 0",
+            ),
+            ("seed = 1.5", "recipe.toml: line 2: [train] seed"),
+            ("lora_r = \"eight\"", "recipe.toml: line 2: [train] lora_r: found eight"),
+            ("train_type = \"lora\"", "recipe.toml: line 2: [train] train_type: found lora, expected use_lora or"),
+            ("save_steps = 1.5", "recipe.toml: line 2: [train] save_steps"),
+            ("report_to = [\"wandb\"]", "recipe.toml: line 2: [train] report_to"),
+            ("optim = \"sgd\"", "recipe.toml: line 2: [train] optim: found sgd"),
+            ("label_smoothing_factor = 0.1", "recipe.toml: line 2: [train] label_smoothing_factor"),
             ("deepspeed_scheduler = 1", "unknown key"),
         ] {
             let error = parse(&PATHS, Some(&format!("[train]\n{line}\n"))).expect_err(line).to_string();

@@ -1,5 +1,6 @@
 //! The library's error type: every message says where, what was found, what was expected and what to do.
 
+use serde::{Deserialize, Serialize};
 use std::fmt::{Display, Formatter};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ pub enum Error {
 }
 
 /// A value that is not accepted, and its place.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mismatch {
     /// File, row, tensor or option.
     pub place: String,

@@ -1,32 +1,123 @@
-//! Command lines written for the Hugging Face `Trainer` work unchanged: `--under_score` equals `--under-score`.
+//! Command lines written for the Hugging Face `Trainer` work unchanged: `--under_score` equals `--under-score`. What clap refuses is
+//! told as all errors are: place, found, expected, next step.
 
-use clap::Parser;
-use clap::error::{ContextKind, ErrorKind};
+use base::error::Mismatch;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, Parser};
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
-use std::num::{ParseFloatError, ParseIntError};
+use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
 
 /// Parses the command line of a program whose `--version` prints `long_version`. Ends the program where clap does: wrong
 /// usage, `--help`, `--version`.
 pub fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>, long_version: &'static str) -> C {
-    let matches = C::command().long_version(long_version).try_get_matches_from(with_dashes(args));
-    let matches = matches.unwrap_or_else(|error| plain(error).exit());
+    let args = with_dashes(args);
+    let help = help_of(&C::command(), &args);
+    let matches = C::command().long_version(long_version).try_get_matches_from(args);
+    let matches = matches.unwrap_or_else(|error| plain(error, &help).exit());
     C::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
-/// clap's error of a value that is no number with the expected value in place of the parser's words.
-fn plain(error: clap::Error) -> clap::Error {
-    let Some(source) = error.source().filter(|_| error.kind() == ErrorKind::ValueValidation) else { return error };
-    let value = error.get(ContextKind::InvalidValue).map(ToString::to_string).unwrap_or_default();
-    let option = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
-    let expected = match (source.is::<ParseIntError>(), source.is::<ParseFloatError>()) {
-        // A negative number is refused where the least one is 0.
-        (true, _) if value.starts_with('-') => "a whole number, at least 0",
-        (true, _) => "a whole number",
-        (_, true) => "a number",
-        _ => return error,
+/// The command that lists the options of a command line: `infer caption --help`.
+pub fn help_of(command: &Command, args: &[OsString]) -> String {
+    let subcommand = args.get(1).and_then(|word| command.find_subcommand(word));
+    let words = [Some(command.get_name()), subcommand.map(Command::get_name), Some("--help")];
+    words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
+/// clap's error of a value in the words of [`refused_value`].
+fn plain(error: clap::Error, help: &str) -> clap::Error {
+    match refused_value(&error, help) {
+        Some(refused) => clap::Error::raw(error.kind(), format!("{refused}\n")),
+        None => error,
+    }
+}
+
+/// A value that clap refuses, the place being its option as clap spells it; `None` for an error of another kind. `help` is the
+/// command that lists the options.
+pub fn refused_value(error: &clap::Error, help: &str) -> Option<Mismatch> {
+    let text = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    let (argument, value) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue));
+    let place = match argument.split_once(' ') {
+        Some((option, _)) if option.starts_with("--") => option.to_string(),
+        _ => argument,
     };
-    clap::Error::raw(ErrorKind::ValueValidation, format!("{option}: found {value:?}, expected {expected}\n"))
+    let found = if value.is_empty() { "an empty text".to_string() } else { value.clone() };
+    let see = format!("see {help}");
+    match (error.kind(), error.get(ContextKind::ValidValue), error.source()) {
+        // Without a value, clap says that one is missing.
+        (ErrorKind::InvalidValue, Some(ContextValue::Strings(choices)), _) if !value.is_empty() => {
+            let remedy = match error.get(ContextKind::SuggestedValue) {
+                Some(suggested) => format!("did you mean {suggested}? {help} says what each is"),
+                None => see,
+            };
+            Some(Mismatch::new(place, found, choices.join(" or "), remedy))
+        }
+        (ErrorKind::ValueValidation, _, Some(reason)) => Some(match reason.downcast_ref() {
+            Some(base::Error::Invalid(own) | base::Error::Usage(own)) => Mismatch { place, ..own.clone() },
+            _ => of_reason(place, found, &value, reason, see),
+        }),
+        _ => None,
+    }
+}
+
+/// A value with a parser's reason: that of a number, or one that is written as `found …, expected …; …` or the end of it.
+fn of_reason(place: String, found: String, value: &str, reason: &(dyn Error + 'static), see: String) -> Mismatch {
+    if let Some(reason) = reason.downcast_ref::<ParseIntError>() {
+        return Mismatch::new(place, found, whole_number(value, reason.kind()), see);
+    }
+    if reason.is::<ParseFloatError>() {
+        return Mismatch::new(place, found, "a number", see);
+    }
+    let text = reason.to_string();
+    if let Some(range) = text.rsplit_once(" is not in ").and_then(|(_, range)| range_of(range)) {
+        return Mismatch::new(place, found, range, see);
+    }
+    let (found, expected) = match text.strip_prefix("expected ") {
+        Some(expected) => (found, expected),
+        None => match text.strip_prefix("found ").and_then(|text| text.split_once(", expected ")) {
+            Some((found, expected)) => (found.to_string(), expected),
+            None => return Mismatch::new(place, found, format!("a value of the option's type ({text})"), see),
+        },
+    };
+    let (expected, remedy) = expected.split_once("; ").unwrap_or((expected, &see));
+    Mismatch::new(place, found, expected, remedy)
+}
+
+fn whole_number(value: &str, reason: &IntErrorKind) -> &'static str {
+    let digits = value.strip_prefix('-').unwrap_or_default();
+    match reason {
+        IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "a whole number that fits into 64 bits",
+        // A negative number is refused where the least one is 0.
+        _ if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => "a whole number, at least 0",
+        _ => "a whole number",
+    }
+}
+
+/// clap's `1..=65535`.
+fn range_of(text: &str) -> Option<String> {
+    let (low, high) = text.split_once("..")?;
+    let high = high.trim_start_matches('=');
+    let is_open = high.is_empty() || high == i64::MAX.to_string() || high == u64::MAX.to_string();
+    Some(match is_open {
+        true => format!("a whole number, at least {low}"),
+        false => format!("a whole number from {low} to {high}"),
+    })
+}
+
+/// Whatever clap refuses, for one who reads it as data: [`refused_value`], and other errors with clap's words.
+pub fn refused(error: &clap::Error, help: &str) -> Mismatch {
+    refused_value(error, help).unwrap_or_else(|| {
+        let text = error.to_string();
+        let text = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        Mismatch::new(
+            "",
+            format!("options that are refused ({words})"),
+            "options that go together",
+            format!("see {help}"),
+        )
+    })
 }
 
 /// Turns the underscores of every long option's name into dashes, and `--name -1e-4` into `--name=-1e-4`, because clap takes
@@ -76,16 +167,45 @@ mod tests {
             row: Option<usize>,
             #[arg(long, value_name = "F")]
             share: Option<f64>,
+            #[arg(long)]
+            port: Option<u16>,
+            #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+            least: Option<u64>,
+            #[arg(long, value_parser = crate::values::share)]
+            part: Option<f64>,
+            #[arg(long, value_parser = crate::values::boolean)]
+            flag: Option<bool>,
+            #[arg(long)]
+            kind: Option<Speed>,
+        }
+        #[derive(Clone, Debug, clap::ValueEnum)]
+        enum Speed {
+            Fast,
+            Slow,
         }
         for (words, expected) in [
-            (["--row", "-1"], "error: --row <K>: found \"-1\", expected a whole number, at least 0\n"),
-            (["--row", "x"], "error: --row <K>: found \"x\", expected a whole number\n"),
-            (["--share", "x"], "error: --share <F>: found \"x\", expected a number\n"),
+            (["--row", "-1"], "--row: found -1, expected a whole number, at least 0"),
+            (["--row", "x"], "--row: found x, expected a whole number"),
+            (["--row", ""], "--row: found an empty text, expected a whole number"),
+            (["--row", "99999999999999999999"], "--row: found 99999999999999999999, expected a whole number that fits"),
+            (["--port", "65536"], "--port: found 65536, expected a whole number from 0 to 65535"),
+            (["--port", "x"], "--port: found x, expected a whole number"),
+            (["--least", "0"], "--least: found 0, expected a whole number, at least 1"),
+            (["--share", "x"], "--share: found x, expected a number"),
+            (["--part", "2"], "--part: found 2, expected a share between 0 and 1"),
+            (["--flag", "maybe"], "--flag: found maybe, expected true or false"),
+            (["--kind", "fst"], "--kind: found fst, expected fast or slow; did you mean fast?"),
         ] {
             let words = ["program"].into_iter().chain(words).map(OsString::from);
-            let error = plain(Args::try_parse_from(with_dashes(words)).expect_err("refused"));
-            assert_eq!((error.to_string().as_str(), error.exit_code()), (expected, 2));
+            let error = plain(Args::try_parse_from(with_dashes(words)).expect_err("refused"), "program --help");
+            let text = error.to_string();
+            assert!(text.starts_with(&format!("error: {expected}")) && text.contains("program --help"), "{text}");
+            assert_eq!(error.exit_code(), 2);
         }
+        let missing = Args::try_parse_from(["program", "--row"]).expect_err("no value");
+        assert!(refused_value(&missing, "program --help").is_none());
+        let refused = refused(&missing, "program --help");
+        assert!(refused.found.contains("a value is required for '--row <K>'"), "{refused}");
         let args = Args::try_parse_from(["program", "--row", "1", "--share", "0.5"]).expect("numbers");
         assert_eq!((args.row, args.share), (Some(1), Some(0.5)));
     }

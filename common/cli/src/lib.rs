@@ -1,9 +1,10 @@
 //! What the command lines of the programs have in common: spellings of options, their values, exit codes, options as data
-//! (`PROGRAM options`), folders with weights, completions, man pages and `--version`, tables of recipes, progress, log lines.
+//! (`PROGRAM options`), command lines that are only checked, folders with weights, completions, man pages and `--version`, tables of recipes, progress, log lines.
 
 #![deny(missing_docs)]
 
 pub mod args;
+pub mod check;
 pub mod exit;
 pub mod inputs;
 pub mod log;

@@ -5,6 +5,8 @@ use crate::options::{List, OptionSpec};
 use base::{Error, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 /// One table, or an array of tables: `[train]` or `[[train]]`.
@@ -35,6 +37,38 @@ pub fn parse<T: DeserializeOwned>(text: &str, place: &str) -> Result<T> {
     toml::from_str(text).map_err(|error| {
         Error::invalid(place, error.to_string().trim_end(), "TOML with a recipe's tables", "correct the recipe")
     })
+}
+
+/// The lines on which the keys of a recipe's tables stand.
+#[derive(Clone, Debug, Default)]
+pub struct Lines(BTreeMap<(String, usize, String), usize>);
+
+impl Lines {
+    /// Those of a text; none where it is no TOML.
+    pub fn of(text: &str) -> Self {
+        let Ok(document) = DeTable::parse(text) else { return Self::default() };
+        let line = |at: usize| text.as_bytes().iter().take(at).filter(|&&byte| byte == b'\n').count() + 1;
+        let mut lines = BTreeMap::new();
+        for (name, value) in document.get_ref() {
+            let tables: Vec<&DeTable> = match value.get_ref() {
+                DeValue::Table(table) => vec![table],
+                DeValue::Array(items) => items.iter().filter_map(|item| item.get_ref().as_table()).collect(),
+                _ => Vec::new(),
+            };
+            for (index, table) in tables.into_iter().enumerate() {
+                let of_key = |key: &str| (name.get_ref().to_string(), index, key.to_string());
+                lines.extend(table.keys().map(|key| (of_key(key.get_ref()), line(key.span().start))));
+            }
+        }
+        Self(lines)
+    }
+
+    /// `line 3: `, to stand before the place of a key of the table `[name]`, or of the one with this index among several; empty for a
+    /// key that is not there.
+    pub fn before(&self, name: &str, index: usize, key: &str) -> String {
+        let line = self.0.get(&(name.to_string(), index, key.to_string()));
+        line.map_or(String::new(), |line| format!("line {line}: "))
+    }
 }
 
 /// An option and its value, as the command line takes them; `key` is the name under which it stands in the table.
@@ -116,6 +150,21 @@ mod tests {
         ] {
             let error = found(list, text).expect_err("refused").to_string();
             assert!(error.starts_with("r.toml: [train]: found "), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn keys_have_their_lines() {
+        let text = "purpose = \"é\"\n[data]\ndir = \"d\"\n\n# a note\n[[train]]\nseed = 1\n[[train]]\nbf16 = true\n  seed = 2\n";
+        let lines = Lines::of(text);
+        for (table, index, key, expected) in [
+            ("data", 0, "dir", "line 3: "),
+            ("train", 0, "seed", "line 7: "),
+            ("train", 1, "seed", "line 10: "),
+            ("train", 2, "seed", ""),
+            ("train", 0, "bf16", ""),
+        ] {
+            assert_eq!(lines.before(table, index, key), expected, "{table} {index} {key}");
         }
     }
 
