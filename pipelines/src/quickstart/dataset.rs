@@ -34,6 +34,24 @@ pub struct DatasetSettings {
     pub seed: u64,
 }
 
+/// Most pictures that can be held out: of the 1,152 scenes there must be others to train on.
+const MOST_HELD_OUT: usize = 500;
+
+impl DatasetSettings {
+    /// Checks what can be made.
+    ///
+    /// # Errors
+    /// No held-out picture, or more than can be held out; gives their number.
+    pub fn check(&self) -> Result<()> {
+        if !(1..=MOST_HELD_OUT).contains(&self.held_out_pictures) {
+            let expected =
+                format!("1 to {MOST_HELD_OUT} pictures (there are 1,152 scenes, and others than these to train on)");
+            return Err(Error::usage("--held-out", self.held_out_pictures, expected, "correct it").into());
+        }
+        Ok(())
+    }
+}
+
 /// A row of `chat.json`.
 #[derive(Serialize)]
 struct Row {
@@ -51,13 +69,9 @@ struct Turn {
 /// Writes `training/` and `held_out/` datasets.
 ///
 /// # Errors
-/// More held-out pictures than half of the scenes; files that cannot be written.
+/// As [`DatasetSettings::check`]; files that cannot be written.
 pub fn write(settings: &DatasetSettings, training: &Path, held_out: &Path) -> Result<()> {
-    let most = 500;
-    if !(1..=most).contains(&settings.held_out_pictures) {
-        let expected = format!("1 to {most} pictures");
-        return Err(Error::usage("--held-out", settings.held_out_pictures, expected, "correct it").into());
-    }
+    settings.check()?;
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut seen = HashSet::new();
     let new_scenes = std::iter::repeat_with(|| Scene::random(&mut rng)).filter(|&scene| seen.insert(scene));
@@ -112,6 +126,14 @@ mod tests {
         let rows: serde_json::Value = json::read(&chat_file(folder)).expect("chat.json");
         let rows = rows.as_array().expect("a list");
         rows.iter().map(|row| row["conversations"][1]["value"].as_str().expect("text").to_string()).collect()
+    }
+
+    #[test]
+    fn more_than_can_be_held_out_is_refused() {
+        for (held_out_pictures, is_possible) in [(0, false), (1, true), (500, true), (501, false)] {
+            let checked = DatasetSettings { training_pictures: 1, held_out_pictures, seed: 0 }.check();
+            assert_eq!(checked.is_ok(), is_possible, "{held_out_pictures}");
+        }
     }
 
     #[test]

@@ -60,6 +60,10 @@ pub struct Args {
 }
 
 impl Args {
+    fn settings(&self) -> DatasetSettings {
+        DatasetSettings { training_pictures: self.pictures, held_out_pictures: self.held_out, seed: self.seed }
+    }
+
     /// A short training was asked for: its captions are not a failure.
     fn required(&self) -> f64 {
         let whole = self.epochs >= EPOCHS && self.pictures >= PICTURES;
@@ -87,6 +91,7 @@ const MADE: [&str; 4] = ["training", "held_out", "clip", "qwen2"];
 /// The first stage that fails, or fewer captions right than required.
 pub fn run(args: &Args, programs: &Programs, signals: &Signals) -> Result<String> {
     let started = Instant::now();
+    args.settings().check()?;
     std::fs::create_dir_all(&args.output).map_err(Error::io(&args.output))?;
     let text = recipe(args)?;
     let recipe = Recipe::parse(&text, "recipes/quickstart.toml")?;
@@ -134,8 +139,7 @@ fn next_steps(output: &Path, programs: &Programs) -> String {
 
 /// Makes dataset, tokenizer and random models, unless they are there already.
 fn make(args: &Args, programs: &Programs) -> Result<()> {
-    let settings =
-        DatasetSettings { training_pictures: args.pictures, held_out_pictures: args.held_out, seed: args.seed };
+    let settings = args.settings();
     let record = args.output.join("made.json");
     let program = fingerprint::of(&programs.path(env!("CARGO_PKG_NAME")), Part::Whole)?;
     let current = made(&args.output, &settings, &program)?;
