@@ -1,11 +1,11 @@
 //! DeepSpeed's ZeRO-2 JSON file: settings are honoured, or refused with the reason.
 
 mod keys;
-mod once;
 mod scheduler;
 
 use crate::collective::launch;
 use crate::recipe::Given;
+use base::json::Distinct;
 use base::{Error, Result};
 use cli::inputs;
 use serde_json::Value;
@@ -24,7 +24,7 @@ pub fn overlay(source: &str, given: &mut Given, ranks: u64) -> Result<()> {
             (source, std::fs::read_to_string(source).map_err(inputs::unread(Path::new(source), expected))?)
         }
     };
-    let json = once::parse(&text)
+    let Distinct(json) = serde_json::from_str(&text)
         .map_err(|error| Error::invalid(name, error, "JSON with each key once in an object", "correct the file"))?;
     let file = File { name, json };
     keys::check(&file)?;

@@ -1,5 +1,9 @@
 //! JSON files: parse errors with line and column, written as Python's `json.dumps(indent=2)` writes them.
 
+mod distinct;
+
+pub use distinct::Distinct;
+
 use crate::{Error, Result, files};
 use serde::Deserialize;
 use serde::Serialize;

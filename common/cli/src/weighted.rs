@@ -1,5 +1,6 @@
 //! Folders with weights, as the value of an option: `shards/a:1.0,shards/b:0.3`, a list of such, or a table `{ a = 1.0 }`.
 
+use base::json::Distinct;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use std::fmt;
@@ -81,7 +82,7 @@ impl FromStr for WeightedFolders {
             return Ok(Self(vec![WeightedFolder { dir: text.into(), weight: 1.0 }]));
         }
         if text.trim_start().starts_with('{') {
-            let table = serde_json::from_str(text);
+            let table = serde_json::from_str(text).and_then(|Distinct(table)| serde_json::from_value(table));
             let table = table.map_err(|error| format!("found {text}: {error}; expected {{\"FOLDER\": WEIGHT, …}}"))?;
             return Self::of_table(table);
         }
@@ -194,6 +195,7 @@ mod tests {
             ("a/b/,a/./b", "found a/./b twice"),
             (r#"{"a": 0}"#, "found weight 0 of a"),
             (r#"{"a": [1]}"#, "found weight [1] of a"),
+            (r#"{"a": 1, "a": 2}"#, "the key a twice"),
             (r#"{"a": 1"#, "expected {\"FOLDER\": WEIGHT, …}"),
         ] {
             let error = pairs(text).expect_err(text);

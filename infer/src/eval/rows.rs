@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use base::Error;
+use base::json::Distinct;
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -39,10 +40,14 @@ pub(super) fn read(path: &Path, list: &str) -> Result<Rows> {
     let text = text.trim_start_matches('\u{feff}');
     let file = path.display();
     let rows = match serde_json::from_str(text) {
-        Ok(Value::Array(rows)) => Rows { rows: numbered(path, "row", rows)?, head: Map::new() },
-        Ok(Value::Object(mut head)) if head.get(list).is_some_and(Value::is_array) => {
+        Ok(Distinct(Value::Array(rows))) => Rows { rows: numbered(path, "row", rows)?, head: Map::new() },
+        Ok(Distinct(Value::Object(mut head))) if head.get(list).is_some_and(Value::is_array) => {
             let rows = head.remove(list).and_then(|rows| Some(rows.as_array()?.clone())).unwrap_or_default();
             Rows { rows: numbered(path, "row", rows)?, head }
+        }
+        // Of a line, too: other mistakes may be those of a file with an object a line.
+        Err(error) if error.is_data() => {
+            return Err(Error::invalid(file, error, "each key once in an object", "correct the file").into());
         }
         // A single line is such an object, too.
         _ => Rows { rows: lines(path, text, list)?, head: Map::new() },
@@ -57,7 +62,7 @@ fn lines(path: &Path, text: &str, list: &str) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let place = format!("{}: line {}", path.display(), number + 1);
-        let value = serde_json::from_str(line).map_err(|error| {
+        let Distinct(value) = serde_json::from_str(line).map_err(|error| {
             let expected = format!("one JSON object a line, a JSON list, or an object with a list {list:?}");
             Error::invalid(&place, format!("{error}"), expected, "correct the file")
         })?;

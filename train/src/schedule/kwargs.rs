@@ -1,6 +1,7 @@
 //! The Trainer's `lr_scheduler_kwargs`.
 
 use super::ScheduleType;
+use base::json::Distinct;
 use base::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -134,6 +135,7 @@ impl FromStr for SchedulerKwargs {
             return Ok(Self::default());
         }
         let map: Map<String, Value> = serde_json::from_str(text)
+            .and_then(|Distinct(map)| serde_json::from_value(map))
             .map_err(|error| format!("found {text:?}: {error}; expected JSON such as {{\"num_cycles\": 2}}"))?;
         let number = |text: &str| text.parse::<f64>().ok().and_then(serde_json::Number::from_f64).map(Value::Number);
         let plain = map.into_iter().map(|(name, value)| match &value {

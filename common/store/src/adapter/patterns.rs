@@ -5,6 +5,7 @@
 
 use super::targets::{is_match, regex};
 use base::Result;
+use base::json::Distinct;
 use onig::Regex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -71,6 +72,7 @@ impl<T: DeserializeOwned> FromStr for LayerPattern<T> {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let expected = r#"JSON such as {"q_proj": 4, "layers.0.self_attn.v_proj": 16}"#;
         serde_json::from_str(text)
+            .and_then(|Distinct(object)| serde_json::from_value(object))
             .and_then(Self::of_json)
             .map_err(|error| format!("found {text:?} ({error}), expected {expected}"))
     }
@@ -123,7 +125,7 @@ mod tests {
         let wrong = "{\"(q\": 4}".parse::<LayerPattern<usize>>().expect("JSON").compiled("rank_pattern");
         let error = wrong.err().expect("refused").to_string();
         assert!(error.contains("rank_pattern") && error.contains("(q"), "{error}");
-        for text in ["q_proj", "{\"q_proj\": -1}", "[4]", "{\"q_proj\": \"a\"}"] {
+        for text in ["q_proj", "{\"q_proj\": -1}", "[4]", "{\"q_proj\": \"a\"}", "{\"q_proj\": 4, \"q_proj\": 8}"] {
             let error = text.parse::<LayerPattern<usize>>().expect_err("refused").replace('\\', "");
             assert!(error.contains(text) && error.contains("JSON such as"), "{error}");
         }

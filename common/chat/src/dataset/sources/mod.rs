@@ -2,7 +2,6 @@
 
 mod coco;
 mod csv_table;
-mod distinct;
 mod folder;
 mod groups;
 mod json_lines;

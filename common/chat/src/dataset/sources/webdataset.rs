@@ -1,11 +1,11 @@
 //! WebDataset: tar files in which neighbouring members of one name, up to its first dot, are a row.
 
-use super::distinct::Distinct;
 use super::folder::PICTURES;
 use super::{Findings, Form, Kind, Listing, Source, Take, groups, raw};
 use crate::dataset::layouts;
 use crate::dataset::python_json::MAX_ROW_BYTES;
 use crate::dataset::rows::{RowPlace, SourceRow, file_name};
+use base::json::Distinct;
 use base::{Attachment, Content, Error, Result};
 use serde_json::{Map, Value, json};
 use std::fs::File;
