@@ -1,5 +1,6 @@
 //! The identity of a model or adapter folder, fast enough to compute at every start.
 
+use crate::{adapter, checkpoint};
 use base::{Error, Result, files, names};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -19,7 +20,8 @@ const PLACES_OF_UNKNOWN: u64 = 256;
 
 /// Lower-case hex SHA-256 that identifies the weights of a folder.
 ///
-/// Covered are the model's or adapter's configuration (whole), and of every weight file its name, its size and: up to 16 MB all
+/// Covered are the model's or adapter's configuration (whole), and of every weight file that is loaded (of the same weights in two
+/// formats one is) its name, its size and: up to 16 MB all
 /// of it; beyond that names, formats and shapes of its tensors, and 512 bytes from the beginning, the middle and the end of
 /// each tensor, so that training any part changes it. Not covered are tokenizer and processors (the shards' metadata has
 /// their hashes), times and paths: a copy has the same fingerprint.
@@ -37,7 +39,12 @@ pub fn of_weights(dir: &Path) -> Result<String> {
     let files = weight_files(dir)?;
     if files.is_empty() {
         let remedy = "give the folder of a model or adapter";
-        return Err(Error::invalid(dir.display(), "no weights", "*.safetensors or pytorch_model*.bin", remedy));
+        return Err(Error::invalid(
+            dir.display(),
+            "no weights",
+            "model.safetensors, its parts with their index, pytorch_model.bin, or an adapter's",
+            remedy,
+        ));
     }
     for path in files {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -57,15 +64,10 @@ pub fn of_weights(dir: &Path) -> Result<String> {
     Ok(files::hex(&digest.finalize()))
 }
 
+/// The files that are read of a model's folder, of an adapter's, or of one that is both.
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(dir).map_err(Error::io(dir))?;
-    let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>();
-    let is_weights = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        !name.starts_with('.') && name.ends_with(".safetensors")
-            || name.starts_with("pytorch_model") && name.ends_with(".bin")
-    };
-    let mut paths: Vec<PathBuf> = paths.map_err(Error::io(dir))?.into_iter().filter(is_weights).collect();
+    let mut paths = checkpoint::weight_files(dir)?;
+    paths.extend(Some(adapter::weights_file(dir)).filter(|path| path.exists()));
     paths.sort();
     Ok(paths)
 }
@@ -160,6 +162,46 @@ mod tests {
             std::fs::write(dir.path().join(names::CONFIG_FILE), "{ }").expect("written");
             assert_ne!(expected, of(dir.path()), "{values}: another config");
         }
+    }
+
+    /// Of two formats one is loaded, and counts alone.
+    #[test]
+    fn what_is_not_loaded_does_not_count() {
+        let dir = model(1000);
+        let at = |name: &str| dir.path().join(name);
+        let expected = of(dir.path());
+        std::fs::write(at(names::PICKLED_WEIGHTS_FILE), "pickled").expect("written");
+        std::fs::write(at("consolidated.safetensors"), "of another program").expect("written");
+        std::fs::write(at("pytorch_model-00001-of-00002.bin"), "a part").expect("written");
+        assert_eq!(expected, of(dir.path()));
+
+        let single = at(names::WEIGHTS_FILE);
+        std::fs::rename(&single, at("a.safetensors")).expect("renamed");
+        let pickled = of(dir.path());
+        std::fs::write(
+            at(names::WEIGHTS_INDEX_FILE),
+            r#"{"weight_map": {"a": "a.safetensors", "b": "a.safetensors"}}"#,
+        )
+        .expect("written");
+        let parts = of(dir.path());
+        std::fs::write(at(names::PICKLED_WEIGHTS_FILE), "another").expect("written");
+        assert_eq!(parts, of(dir.path()));
+        assert!(parts != pickled && parts != expected);
+
+        let adapter = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(adapter.path().join(names::PICKLED_ADAPTER_WEIGHTS_FILE), "pickled").expect("written");
+        let pickled = of(adapter.path());
+        std::fs::write(adapter.path().join(names::ADAPTER_WEIGHTS_FILE), "tensors").expect("written");
+        let both = of(adapter.path());
+        std::fs::remove_file(adapter.path().join(names::PICKLED_ADAPTER_WEIGHTS_FILE)).expect("removed");
+        assert!(both == of(adapter.path()) && both != pickled);
+    }
+
+    /// Runs that are resumed have recorded such values.
+    #[test]
+    fn values_are_those_of_earlier_versions() {
+        let dir = model(1000);
+        assert_eq!(of(dir.path()), "5d35dc701b8318af76d4325b27686bcc52ec0fbb33a466f92e80446fd517ce5c");
     }
 
     #[test]

@@ -27,6 +27,7 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 pub(crate) use targets::{is_match, regex};
 use weights::AdapterWeights;
+pub(crate) use weights::weights_file;
 
 /// Reads what an adapter for a model holds: `dir/adapter_config.json` and the names of the weights beside it.
 ///

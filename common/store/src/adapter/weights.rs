@@ -13,6 +13,12 @@ pub struct AdapterWeights {
     stored: BTreeMap<String, String>,
 }
 
+/// The file that [`AdapterWeights::open`] reads, whether it is there or not: the pickled one where there is no other.
+pub fn weights_file(dir: &Path) -> PathBuf {
+    let [path, pickled] = [names::ADAPTER_WEIGHTS_FILE, names::PICKLED_ADAPTER_WEIGHTS_FILE].map(|name| dir.join(name));
+    if !path.exists() && pickled.exists() { pickled } else { path }
+}
+
 impl AdapterWeights {
     /// Maps `adapter_model.safetensors`, or `adapter_model.bin` of older versions.
     ///
@@ -25,13 +31,10 @@ impl AdapterWeights {
             let remedy = "merge the adapter with the code that trained it";
             return Err(Error::invalid(beside.display(), "weights that belong to the adapter", expected, remedy));
         }
-        let (path, pickled) = (dir.join(names::ADAPTER_WEIGHTS_FILE), dir.join(names::PICKLED_ADAPTER_WEIGHTS_FILE));
-        let (path, files) = if !path.exists() && pickled.exists() {
-            let files = TensorFiles::open_pickled_file(&pickled)?;
-            (pickled, files)
-        } else {
-            let files = TensorFiles::open_file(&path)?;
-            (path, files)
+        let path = weights_file(dir);
+        let files = match path.ends_with(names::PICKLED_ADAPTER_WEIGHTS_FILE) {
+            true => TensorFiles::open_pickled_file(&path)?,
+            false => TensorFiles::open_file(&path)?,
         };
         let mut opened = Self { path, files, stored: BTreeMap::new() };
         for name in opened.files.names().into_iter().map(String::from).collect::<Vec<_>>() {

@@ -8,7 +8,7 @@ mod resolve;
 mod write;
 
 pub use model::expected::{ExpectedTensor, expected_projector, expected_tensors, expected_text, expected_vision};
-pub use read::{TensorFiles, TensorView};
+pub use read::{TensorFiles, TensorView, weight_files};
 pub use resolve::Weights;
 pub use write::{
     TensorDtype, TensorSource, from_f32, model_tensors, module_tensors, renamed_tensors, replace_rounded, save_model,

@@ -75,22 +75,58 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// In what form a model directory has its weights.
+enum Stored {
+    Single(PathBuf),
+    Parts { index: Index, paths: Vec<PathBuf> },
+    Pickled(PathBuf),
+}
+
+impl Stored {
+    /// A single file wins over an index, and both over `pytorch_model.bin`, as in transformers. `None`: no weights.
+    fn find(dir: &Path) -> Result<Option<Self>> {
+        let single = dir.join(names::WEIGHTS_FILE);
+        if single.exists() {
+            return Ok(Some(Self::Single(single)));
+        }
+        let index_path = dir.join(names::WEIGHTS_INDEX_FILE);
+        let Some(index) = json::read_if_there::<Index>(&index_path)? else {
+            let pickled = dir.join(names::PICKLED_WEIGHTS_FILE);
+            return Ok(pickled.exists().then_some(Self::Pickled(pickled)));
+        };
+        let parts: BTreeSet<&String> = index.weight_map.values().collect();
+        let paths = parts.into_iter().map(|part| files::in_folder(dir, part, index_path.display()));
+        let paths = paths.collect::<Result<Vec<_>>>()?;
+        Ok(Some(Self::Parts { index, paths }))
+    }
+}
+
+/// The files whose tensors [`TensorFiles::open`] reads; none in a folder without weights.
+///
+/// # Errors
+/// An unusable index.
+pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    Ok(match Stored::find(dir)? {
+        Some(Stored::Single(path) | Stored::Pickled(path)) => vec![path],
+        Some(Stored::Parts { paths, .. }) => paths,
+        None => Vec::new(),
+    })
+}
+
 impl TensorFiles {
-    /// Maps every file of a model directory; nothing is read yet. A single file wins over an index, and both over
-    /// `pytorch_model.bin` (which is rewritten into a temporary file), as in transformers.
+    /// Maps every file of a model directory; nothing is read yet. Of several forms of the weights one is read: a single file wins over
+    /// an index, and both over `pytorch_model.bin` (which is rewritten into a temporary file), as in transformers.
     ///
     /// # Errors
     /// No weights, a damaged file, a part or tensor of the index that is missing, a dtype that weights cannot have.
     pub fn open(dir: &Path) -> Result<Self> {
-        let single = dir.join(names::WEIGHTS_FILE);
-        if single.exists() {
-            return Self::open_files(&[single]);
-        }
-        let index_path = dir.join(names::WEIGHTS_INDEX_FILE);
-        let Some(index) = json::read_if_there::<Index>(&index_path)? else { return Self::open_pickled(dir) };
-        let parts: BTreeSet<&String> = index.weight_map.values().collect();
-        let parts = parts.into_iter().map(|part| files::in_folder(dir, part, index_path.display()));
-        let files = Self::open_files(&parts.collect::<Result<Vec<_>>>()?)?;
+        let (index, paths) = match Stored::find(dir)? {
+            Some(Stored::Single(path)) => return Self::open_file(&path),
+            Some(Stored::Pickled(path)) => return Self::open_pickled_file(&path),
+            Some(Stored::Parts { index, paths }) => (index, paths),
+            None => return Err(no_weights(dir)),
+        };
+        let files = Self::open_files(&paths)?;
         match index.weight_map.iter().find(|(name, _)| !files.has(name) && !names::is_stored_buffer(name)) {
             None => Ok(files),
             Some((name, part)) => Err(Error::invalid(
@@ -100,11 +136,6 @@ impl TensorFiles {
                 "download the part and the index again",
             )),
         }
-    }
-
-    fn open_pickled(dir: &Path) -> Result<Self> {
-        let path = dir.join(names::PICKLED_WEIGHTS_FILE);
-        if path.exists() { Self::open_pickled_file(&path) } else { Err(no_weights(dir)) }
     }
 
     /// One pickled file (`pytorch_model.bin`, `adapter_model.bin`); errors name it, not the temporary file.
