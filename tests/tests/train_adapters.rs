@@ -230,3 +230,21 @@ fn what_cannot_be_trained_is_said_before_the_run() {
     let mut model = tiny::model("llava", &cpu());
     assert!(load_adapter(&mut model, &given, &cpu()).expect("loads").has_lora(names::HEAD));
 }
+
+/// As a run, and as a plan: before anything is made.
+#[test]
+fn a_model_is_no_adapter_to_go_on_from() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (shards, output) = (runs::shards_with_validation(folder.path()), folder.path().join("run"));
+    let model = reference("tiny/llava");
+    let mut run = runs::train(&shards, &output, &["--train_type", "use_lora"]);
+    let mut plan = Command::new(program("train"));
+    plan.arg("plan").arg("--model_name_or_path").arg(&model).args(["--train_type", "use_lora"]);
+    plan.arg("--data_path").arg(&shards);
+    for command in [&mut run, &mut plan] {
+        let error = fail(command.arg("--init_adapter").arg(&model));
+        let found = format!("{}: found a whole model, expected an adapter", model.display());
+        assert!(error.contains(&found) && error.contains("train --model_name_or_path"), "{error}");
+    }
+    assert!(!output.exists(), "nothing is begun");
+}

@@ -1,9 +1,10 @@
-//! Files beside the model that cannot be written: a warning, and training continues.
+//! Files beside the model that cannot be written: a warning, and training continues. Outputs that cannot be written: an error.
 
 use std::path::Path;
 use std::process::Command;
 use tests::runs::{json_lines, shards_with_validation, train};
 use tests::training::{fail, succeed};
+use tests::{program, reference};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -144,4 +145,49 @@ fn vision_features_that_would_not_fit_are_refused_before_the_first_step() {
         assert!(error.contains(part), "{error}");
     }
     assert!(!output.join("model.safetensors").exists());
+}
+
+/// Each program says so of its output, with the next step, on a file system that is mounted read-only.
+#[test]
+fn an_output_on_a_read_only_file_system_is_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let shards = shards_with_validation(folder.path());
+    let (disk, mounted) = (folder.path().join("disk"), folder.path().join("mounted"));
+    std::fs::create_dir(&disk).expect("created");
+    let output = |name: &str, subcommand: &str, file: &str, inputs: &[&Path]| {
+        let mut command = Command::new(program(name));
+        command.arg(subcommand).arg("--output").arg(disk.join(file)).args(inputs);
+        command
+    };
+    let (model, pictures) = (reference("tiny/llava"), reference("pictures"));
+    let inputs = [Path::new("--model"), &model, Path::new("--data"), &pictures];
+    let elsewhere = "Read-only file system (os error 30); choose a folder on another file system";
+    let cases = [
+        (train(&shards, &disk.join("run"), &OPTIONS), "is on a read-only file system; give an --output_dir elsewhere"),
+        (output("preprocess", "shards", "shards", &inputs), elsewhere),
+        (output("infer", "caption", "captions.jsonl", &inputs), elsewhere),
+        (output("pipelines", "quickstart", "quickstart", &[]), elsewhere),
+    ];
+    for (command, named) in cases {
+        let words: Vec<&str> = std::iter::once(command.get_program())
+            .chain(command.get_args())
+            .map(|word| word.to_str().expect("UTF-8"))
+            .collect();
+        let script = format!(
+            "mount -t tmpfs -o ro tmpfs {disk} || exit 77; touch {mounted}; exec {words}",
+            disk = disk.display(),
+            mounted = mounted.display(),
+            words = words.join(" ")
+        );
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", &script]).env_remove("CARGO").env_remove("CARGO_PKG_NAME");
+        let ended = command.output().expect("unshare starts");
+        if !mounted.exists() {
+            println!("not run: mounting a small file system needs root");
+            return;
+        }
+        let error = text(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{}: {error}", words.join(" "));
+        assert!(error.contains(named) && error.contains(&disk.display().to_string()), "{}: {error}", words.join(" "));
+    }
 }

@@ -203,3 +203,40 @@ impl Column {
         Some(Attachment { name: name.filter(|name| !name.is_empty()).unwrap_or_else(default), content })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::datatypes::Schema;
+    use chat::dataset::Source;
+    use parquet::arrow::ArrowWriter;
+    use std::sync::Arc;
+
+    /// Of two columns with one name one would be read alone.
+    #[test]
+    fn a_column_twice_is_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("rows.parquet");
+        for (names, twice) in [
+            (&["image", "caption"][..], None),
+            (&["image", "caption", "caption"], Some("caption")),
+            (&["image", "note", "caption", "note"], Some("note")),
+        ] {
+            let fields: Vec<Field> = names.iter().map(|name| Field::new(*name, DataType::Utf8, false)).collect();
+            let schema = Arc::new(Schema::new(fields));
+            let column = |name: &&str| Arc::new(StringArray::from(vec![*name])) as ArrayRef;
+            let batch = RecordBatch::try_new(schema.clone(), names.iter().map(column).collect()).expect("a batch");
+            let file = File::create(&path).expect("created");
+            let mut writer = ArrowWriter::try_new(file, schema, None).expect("a writer");
+            writer.write(&batch).expect("written");
+            writer.close().expect("closed");
+            // The file alone, and its folder.
+            for data in [path.as_path(), folder.path()] {
+                let error = Source::find(data, Some(&TABLES)).err().map(|error| error.to_string()).unwrap_or_default();
+                let expected = twice.map(|name| format!("rows.parquet: found the column {name:?} twice"));
+                assert!(error.contains(expected.as_deref().unwrap_or_default()), "{names:?}: {error}");
+                assert_eq!(error.is_empty(), twice.is_none(), "{names:?}: {error}");
+            }
+        }
+    }
+}
