@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ TARGET = pathlib.Path(os.environ.get("FEW_BITS_BIN", pathlib.Path(os.environ.get
 NF4 = ["--load_in_4bit", "true"]
 ALL = ["--lora_target_modules", "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"]
 SKIP = "--llm_int8_skip_modules"
+# Steps until the learning rate is reached.
+WARMUP = 4
 ENDS = r"model.language_model.layers.(0|1|28|29)"
 # Options of train by the name of a setting.
 SETTINGS = {
@@ -69,7 +72,7 @@ def train(a, name, steps, rate, more):
     options = SETTINGS[name]
     run(TARGET / "train", "--model_name_or_path", model, "--data_path", a.work / "shards", "--output_dir", output, "--train_type",
         "use_lora", "--max_steps", steps, "--per_device_train_batch_size", a.batch, "--learning_rate", rate, "--lr_scheduler_type",
-        "cosine", "--warmup_steps", "4", "--logging_steps", "1", "--save_strategy", "no", "--lora_dropout", "0", "--eval_captions",
+        "cosine", "--warmup_steps", WARMUP, "--logging_steps", "1", "--save_strategy", "no", "--lora_dropout", "0", "--eval_captions",
         "0", "--cache_vision_features", "f16", *options, *more)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
@@ -109,12 +112,34 @@ def table(a):
             print(f"| {name} | {loss:.4f} | {100 * (loss / base['loss'] - 1):+.2f} %{more} |")
 
 
-def peer(a):
-    """The first steps of PEFT in f32 on the values of bitsandbytes' codes, and of this program on the codes, from one adapter."""
+def read_codes(a, folder, model):
+    """Puts the values that bitsandbytes reads from `infer quantize`'s files in the language model's layers; prints how many codes it writes
+    otherwise, by its library for CPUs."""
     import torch
-    from bitsandbytes import functional
+    from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
+    from safetensors.torch import load_file
+    output = a.work / "nf4"
+    if not output.exists():
+        run(TARGET / "infer", "quantize", "--model", folder, "--output", output)
+    tensors = {name: tensor for file in output.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    modules = {re.sub(r"^model\.language_model\.", "language_model.model.", path): module for path, module in model.named_modules()}
+    codes = magnitudes = written = 0
+    for name in [name for name in tensors if f"{name}.absmax" in tensors]:
+        weight = modules[name.removesuffix(".weight")].weight
+        state = QuantState.from_dict({key: value for key, value in tensors.items() if key.startswith(f"{name}.")}, torch.device("cpu"))
+        again, again_state = quantize_4bit(weight.data, blocksize=64, compress_statistics=True, quant_type="nf4")
+        codes += int((again.flatten() != tensors[name].flatten()).sum())
+        magnitudes += int((again_state.absmax.flatten() != state.absmax.flatten()).sum())
+        written += state.absmax.numel()
+        weight.data = dequantize_4bit(tensors[name], state).float().reshape(weight.shape)
+    note(a, kind="codes", codes_that_differ=codes, magnitudes_that_differ=magnitudes, magnitudes=written)
+
+
+def peer(a):
+    """The first steps of PEFT in f32 on the values that bitsandbytes reads, and of this program on the codes, from one adapter."""
+    import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration, get_constant_schedule_with_warmup
     sys.path.insert(0, str(ROOT / "tests/bench/peers"))
     from peer_train import Rows, collate
     torch.manual_seed(0)
@@ -123,10 +148,7 @@ def peer(a):
     for name in ("f32", "nf4"):
         model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         if name == "nf4":
-            for path, module in model.named_modules():
-                if "language_model" in path and path.endswith("_proj"):
-                    codes, state = functional.quantize_4bit(module.weight.data, blocksize=64, compress_statistics=True, quant_type="nf4")
-                    module.weight.data = functional.dequantize_4bit(codes, state).float()
+            read_codes(a, folder, model)
         config = LoraConfig(r=32, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM", modules_to_save=["multi_modal_projector"],
                             target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)")
         torch.manual_seed(0)
@@ -135,6 +157,7 @@ def peer(a):
         rows = Rows(pathlib.Path(os.environ["LLAVA_SHARED"]) / "data/coco224_main", folder, model.config)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=float(a.rate), weight_decay=0.0)
+        schedule = get_constant_schedule_with_warmup(optimizer, WARMUP)
         losses = []
         for step in range(a.steps):
             batch = collate([rows[step * a.batch + row] for row in range(a.batch)], rows.tok.pad_token_id or 0)
@@ -142,6 +165,7 @@ def peer(a):
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
+            schedule.step()
             optimizer.zero_grad()
             losses.append(loss.item())
         note(a, kind="peer", name=name, steps=a.steps, batch=a.batch, loss=sum(losses) / len(losses), losses=losses)
@@ -152,7 +176,8 @@ def peer(a):
         shutil.rmtree(output, ignore_errors=True)
         run(TARGET / "train", "--model_name_or_path", folder, "--data_path", shards, "--output_dir", output, "--train_type", "use_lora",
             "--init_adapter", a.work / "peer-init", "--lora_dropout", "0", "--max_steps", a.steps, "--per_device_train_batch_size", a.batch,
-            "--learning_rate", a.rate, "--lr_scheduler_type", "constant", "--shuffle", "false", "--logging_steps", "1", "--save_strategy", "no",
+            "--learning_rate", a.rate, "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", WARMUP, "--shuffle", "false",
+            "--logging_steps", "1", "--save_strategy", "no",
             "--force", "true", *SETTINGS[name])
         own = [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
         largest = max(abs(x - y) / y for x, y in zip(own, losses))
