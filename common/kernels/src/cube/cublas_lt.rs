@@ -16,8 +16,8 @@
 //! refuses then is left to burn's kernels, with a warning, for the rest of the process. What it refuses later is an error of the
 //! output's memory: whoever reads it, or what was computed from it, gets the error.
 //!
-//! **Never run on a GPU.** Run beside a driver that keeps a device's memory on the host (`tests/gpu/counting_driver.c`) with a
-//! library in cuBLASLt's place, which computes there.
+//! **Never run**, on a GPU or beside the driver that counts: type-checked only. `tests/gpu/run --dry --parts products` runs it beside
+//! a driver that keeps a device's memory on the host, with a library in cuBLASLt's place that computes there.
 
 use super::{Backend, MOST_VALUES, empty, rows_and_width};
 use crate::cuda::Toolkit;
