@@ -13,7 +13,9 @@ use tests::training::succeed;
 use tests::{program, python};
 
 /// Options of other programs that documents name.
-const FOREIGN: [&str; 22] = [
+const FOREIGN: [&str; 24] = [
+    "parts",
+    "cublas_lt",
     "dry",
     "work",
     "release",

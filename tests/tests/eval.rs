@@ -264,7 +264,7 @@ fn a_question_that_cannot_be_asked_or_scored_is_named_before_any_work() {
     }
     write_lines(&questions, std::slice::from_ref(&good));
     let error = setting.refused(&questions, "accuracy", &[]);
-    assert!(error.contains("'accuracy'") && error.contains("multiple-choice"), "{error}");
+    assert!(error.contains("found accuracy") && error.contains("multiple-choice"), "{error}");
     std::fs::write(&questions, "{\"question_id\": 1,\n").expect("written");
     let error = setting.refused(&questions, "exact", &[]);
     assert!(error.contains("line 1") && error.contains("JSON"), "{error}");

@@ -412,7 +412,7 @@ fn modules_that_cannot_be_are_refused_before_work() {
         (&["--lora_target_modules", "qkv"], &["lora_target_modules", "\"qkv\"", "q_proj"]),
         (&["--rank_pattern", r#"{"q_proj": 0}"#], &["rank_pattern: found 0 for ", "q_proj"]),
         (&["--rank_pattern", r#"{"q_(proj": 2}"#], &["rank_pattern", "q_(proj", "regular expression"]),
-        (&["--rank_pattern", "q_proj"], &["rank-pattern", "JSON such as"]),
+        (&["--rank_pattern", "q_proj"], &["rank_pattern", "JSON such as"]),
         (&["--alpha_pattern", r#"{"v_proj": 0}"#], &["alpha_pattern: found 0 for ", "above 0"]),
         (&["--modules_to_save", "score"], &["modules_to_save", "\"score\"", "embed_tokens"]),
         (&["--modules_to_save", "language_model"], &["modules_to_save", "language_model", "lora_target_modules"]),

@@ -68,7 +68,7 @@ fn mistakes_in_a_recipe_are_named_before_anything_runs() {
         (
             "[[train]]\nmodel_name_or_path = \"m\"\ndata_path = \"s\"\noutput_dir = \"a\"\n\
              [[train]]\noutput_dir = \"b\"\ntrain_type = \"lora\"\n",
-            "recipe.toml: line 7: [[train]] train_type: found lora, expected use_lora or ",
+            "recipe.toml: line 7: [[train]] train_type: found lora, expected use_lora, ",
             2,
         ),
         (

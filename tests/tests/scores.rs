@@ -282,7 +282,7 @@ fn what_a_score_needs_is_asked_for_before_training() {
     let output = folder.path().join("run");
     let evaluated = ["--max_steps", "2", "--eval_strategy", "steps", "--eval_steps", "2"];
     for (more, expected) in [
-        (&["--eval_metric", "accuracy"][..], &["'accuracy'", "yes-no"][..]),
+        (&["--eval_metric", "accuracy"][..], &["found accuracy", "yes-no"][..]),
         (&["--metric_for_best_model", "accuracy"], &["metric_for_best_model", "\"accuracy\"", "--eval_metric"]),
         (&["--eval_metric", "exact", "--metric_for_best_model", "cider_d"], &["\"cider_d\"", "eval_exact_match"]),
         (&["--eval_metric", "exact", "--eval_strategy", "no"], &["eval_metric", "--eval_strategy"]),

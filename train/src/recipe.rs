@@ -379,7 +379,7 @@ mod tests {
             ),
             ("seed = 1.5", "recipe.toml: line 2: [train] seed"),
             ("lora_r = \"eight\"", "recipe.toml: line 2: [train] lora_r: found eight"),
-            ("train_type = \"lora\"", "recipe.toml: line 2: [train] train_type: found lora, expected use_lora or"),
+            ("train_type = \"lora\"", "recipe.toml: line 2: [train] train_type: found lora, expected use_lora,"),
             ("save_steps = 1.5", "recipe.toml: line 2: [train] save_steps"),
             ("report_to = [\"wandb\"]", "recipe.toml: line 2: [train] report_to"),
             ("optim = \"sgd\"", "recipe.toml: line 2: [train] optim: found sgd"),

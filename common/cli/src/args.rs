@@ -51,7 +51,7 @@ pub fn refused_value(error: &clap::Error, help: &str) -> Option<Mismatch> {
                 Some(suggested) => format!("did you mean {suggested}? {help} says what each is"),
                 None => see,
             };
-            Some(Mismatch::new(place, found, choices.join(" or "), remedy))
+            Some(Mismatch::new(place, found, choices.join(", "), remedy))
         }
         (ErrorKind::ValueValidation, _, Some(reason)) => Some(match reason.downcast_ref() {
             Some(base::Error::Invalid(own) | base::Error::Usage(own)) => Mismatch { place, ..own.clone() },
