@@ -194,7 +194,7 @@ mod tests {
             (["--share", "x"], "--share: found x, expected a number"),
             (["--part", "2"], "--part: found 2, expected a share between 0 and 1"),
             (["--flag", "maybe"], "--flag: found maybe, expected true or false"),
-            (["--kind", "fst"], "--kind: found fst, expected fast or slow; did you mean fast?"),
+            (["--kind", "fst"], "--kind: found fst, expected fast, slow; did you mean fast?"),
         ] {
             let words = ["program"].into_iter().chain(words).map(OsString::from);
             let error = plain(Args::try_parse_from(with_dashes(words)).expect_err("refused"), "program --help");
