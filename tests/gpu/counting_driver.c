@@ -212,9 +212,11 @@ status cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) { return cuMe
 status cuMemFreeHost(void *memory) { free(memory); return OK; }
 
 /* Copies. The program reads zeros where a large one would have to come from. */
+static int zeros(int kind, size_t bytes) { return kind == TO_HOST && (bytes > LARGEST_COPY || getenv("COUNTING_DRIVER_ZEROS")); }
+
 static status copy(int kind, void *to, const void *from, size_t bytes) {
     copied(kind, bytes);
-    if (kind == TO_HOST && (bytes > LARGEST_COPY || getenv("COUNTING_DRIVER_ZEROS"))) memset(to, 0, bytes);
+    if (zeros(kind, bytes)) memset(to, 0, bytes);
     else if (bytes <= LARGEST_COPY) memmove(to, from, bytes);
     return OK;
 }
@@ -242,12 +244,13 @@ status cuMemcpy2DAsync_v2(const struct copy_2d *rows, handle stream) {
     const char *source = from->kind == HOST ? from->host : (const char *)from->device;
     char *target = to->kind == HOST ? (char *)to->host : (char *)to->device;
     size_t bytes = rows->width * rows->height;
+    int kind = from->kind == HOST ? TO_DEVICE : to->kind == HOST ? TO_HOST : ON_DEVICE;
     for (size_t row = 0; row < rows->height; row++) {
         char *of_row = target + (to->y + row) * to->pitch + to->x;
-        if (bytes <= LARGEST_COPY) memmove(of_row, source + (from->y + row) * from->pitch + from->x, rows->width);
-        else if (to->kind == HOST) memset(of_row, 0, rows->width);
+        if (zeros(kind, bytes)) memset(of_row, 0, rows->width);
+        else if (bytes <= LARGEST_COPY) memmove(of_row, source + (from->y + row) * from->pitch + from->x, rows->width);
     }
-    copied(from->kind == HOST ? TO_DEVICE : to->kind == HOST ? TO_HOST : ON_DEVICE, bytes);
+    copied(kind, bytes);
     return OK;
 }
 
