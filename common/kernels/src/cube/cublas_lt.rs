@@ -132,7 +132,7 @@ fn plan(like: &CubeTensor, problem: Problem) -> Option<Arc<Plan>> {
                 static SAID: Once = Once::new();
                 SAID.call_once(|| {
                     tracing::warn!(
-                        "cuBLASLt has no product for {problem:?}: {found}; such products are computed by burn's kernels"
+                        "cuBLASLt has no product for {problem}: {found}; burn's kernels compute such products"
                     );
                 });
                 None

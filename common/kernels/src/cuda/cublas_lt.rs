@@ -10,6 +10,7 @@
 use libloading::Library;
 use std::error::Error;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::fmt;
 use std::path::Path;
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -211,6 +212,15 @@ pub struct Problem {
     pub a: Layout,
     /// How b lies.
     pub b: Layout,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { rows, columns, inner, dtype, .. } = self;
+        let lies = |factor: Layout| if factor.transposed { "columns" } else { "rows" };
+        let (a, b) = (lies(self.a), lies(self.b));
+        write!(f, "factors of {rows} × {inner}, stored by {a}, and {inner} × {columns}, by {b}, in {dtype:?}")
+    }
 }
 
 /// A descriptor of the library.
