@@ -81,7 +81,31 @@ fn a_used_folder_is_left_as_it_is() {
             &["--resume_from_checkpoint", &older, "--shuffle", "false"],
             "shuffle",
         ),
-        ("another run's metrics", &elsewhere, &["--metrics", &metrics], "metrics.jsonl"),
+        ("another run's metrics", &elsewhere, &["--metrics", &metrics], "the metrics of another run"),
+        (
+            "another run's metrics, to overwrite",
+            &elsewhere,
+            &["--metrics", &metrics, "--overwrite_output_dir"],
+            "give another --metrics, or remove the file",
+        ),
+        (
+            "a base in the run that is replaced",
+            &run,
+            &["--model_name_or_path", &older, "--overwrite_output_dir"],
+            "whose run is to be replaced",
+        ),
+        (
+            "rows without yes or no",
+            &run,
+            &["--eval_strategy", "steps", "--eval_metric", "yes-no", "--overwrite_output_dir"],
+            "held-out row ",
+        ),
+        (
+            "rows without yes or no in a new folder",
+            &elsewhere,
+            &["--eval_strategy", "steps", "--eval_metric", "yes-no"],
+            "held-out row ",
+        ),
         ("another run's checkpoint", &no_checkpoint, &["--resume_from_checkpoint", &older], "used by another run"),
         ("a model that is no output", &foreign, &["--overwrite_output_dir"], "no output of train"),
         ("metrics in a folder that is not there", &elsewhere, &["--metrics", &nowhere], "found no folder"),
@@ -105,7 +129,40 @@ fn a_used_folder_is_left_as_it_is() {
     }
     for dir in [&foreign, &shards, &pictures, &elsewhere] {
         assert!(!dir.join("run.lock").exists(), "{}: no run has begun", dir.display());
+        assert!(!dir.join("run.json").exists(), "{}: no run has begun", dir.display());
     }
+}
+
+/// A file of metrics outside the folder is the run's own, whether it resumes or is replaced, and no other's.
+#[test]
+fn metrics_elsewhere_belong_to_one_run() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let shards = shards_with_validation(folder.path());
+    let (run, other, metrics) =
+        (folder.path().join("run"), folder.path().join("other"), folder.path().join("lines.jsonl"));
+    let words = |steps: &'static str| {
+        let metrics = ["--metrics", metrics.to_str().expect("UTF-8")];
+        [&SAVED[..], &["--save_steps", "2", "--max_steps", steps], &metrics].concat()
+    };
+    let steps = || json_lines(&metrics).iter().filter_map(|line| line["step"].as_u64()).collect::<Vec<_>>();
+    succeed(&mut train(&shards, &run, &words("2")));
+    succeed(&mut train(&shards, &run, &[&words("4")[..], &["--resume_from_checkpoint", "true"]].concat()));
+    assert_eq!(steps(), [1, 2, 3, 4]);
+    let checkpoint = run.join("checkpoint-2").display().to_string();
+    let before = std::fs::read(&metrics).expect("lines");
+    for more in [
+        &[][..],
+        &["--overwrite_output_dir"],
+        &["--resume_from_checkpoint"],
+        &["--resume_from_checkpoint", &checkpoint],
+    ] {
+        let error = fail(&mut train(&shards, &other, &[&words("4")[..], more].concat()));
+        assert!(error.contains("the metrics of another run") && error.contains("give another --metrics"), "{error}");
+        assert!(before == std::fs::read(&metrics).expect("lines") && !other.join("run.json").exists(), "{more:?}");
+    }
+    succeed(&mut train(&shards, &run, &[&words("2")[..], &["--overwrite_output_dir"]].concat()));
+    assert_eq!(steps(), [1, 2]);
+    assert!(!folder.path().join("lines.jsonl.lock").exists(), "the lock goes with the run");
 }
 
 #[test]
@@ -189,7 +246,8 @@ fn two_runs_at_once_in_a_folder_are_one() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let shards = shards_with_validation(folder.path());
     let output = folder.path().join("run");
-    let steps = ["--train_type", "none", "--max_steps", "200"];
+    let metrics = folder.path().join("lines.jsonl");
+    let steps = ["--train_type", "none", "--max_steps", "200", "--metrics", metrics.to_str().expect("UTF-8")];
     let mut first = train(&shards, &output, &steps);
     let mut first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
     let begin = Instant::now();
@@ -204,9 +262,11 @@ fn two_runs_at_once_in_a_folder_are_one() {
         let error = fail(&mut train(&shards, &output, &[&steps[..], more].concat()));
         assert!(error.contains(&format!("process {} on ", first.id())), "{error}");
     }
+    // Its file of metrics is elsewhere.
+    let error = fail(&mut train(&shards, &folder.path().join("other"), &steps));
+    assert!(error.contains("another train writes this file") && error.contains("give another --metrics"), "{error}");
     signal("CONT");
     assert!(first.wait().expect("ended").success());
-    let steps: Vec<u64> =
-        json_lines(&output.join("metrics.jsonl")).iter().filter_map(|line| line["step"].as_u64()).collect();
+    let steps: Vec<u64> = json_lines(&metrics).iter().filter_map(|line| line["step"].as_u64()).collect();
     assert_eq!(steps, (1..=200).collect::<Vec<_>>());
 }

@@ -17,6 +17,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use chat::ChatProcessor;
 use model::Llava;
+use model::config::LlavaConfig;
 use model::lora;
 use shards::Split;
 use std::collections::BTreeMap;
@@ -50,8 +51,8 @@ impl Evaluation {
     /// Opens the validation split.
     ///
     /// # Errors
-    /// Shards without validation rows.
-    pub fn open(config: &Config, trainee: &Trainee, rank: usize, world_size: usize) -> Result<Self> {
+    /// Shards without validation rows; rows that are too long, or that `eval_metric` cannot compare with.
+    pub fn open(config: &Config, model: &LlavaConfig, rank: usize, world_size: usize) -> Result<Self> {
         let shards = Arc::new(setup::shards(config, Split::Validation)?);
         if shards.len() == 0 {
             bail!(
@@ -61,7 +62,7 @@ impl Evaluation {
             );
         }
         if rank == 0 {
-            setup::check_lengths(config, &trainee.config, &shards)?;
+            setup::check_lengths(config, model, &shards)?;
         }
         let plan = BatchPlan {
             rows: shards.len(),
@@ -72,11 +73,11 @@ impl Evaluation {
         };
         let samples = if rank == 0 && config.eval_captions > 0 {
             let chat = ChatProcessor::from_dir(&config.model_name_or_path)?;
-            Some(Samples::read(&shards, config.eval_captions, chat, &trainee.config)?)
+            Some(Samples::read(&shards, config.eval_captions, chat, model)?)
         } else {
             None
         };
-        let scoring = Scoring::open(config, &trainee.config, &shards, rank, world_size)?;
+        let scoring = Scoring::open(config, model, &shards, rank, world_size)?;
         let (workers, prefetch) = (config.dataloader_num_workers, config.dataloader_prefetch_factor);
         Ok(Self { shards, plan, rank, workers, prefetch, samples, scoring })
     }

@@ -4,10 +4,10 @@ mod restore;
 
 pub use restore::restore;
 
-use crate::checkpoint::{self, MANIFEST, Manifest, TRAINER_STATE};
+use crate::checkpoint::{self, MANIFEST, Manifest, RUN_CONFIG, TRAINER_STATE};
 use crate::collective::background::Communicator;
 use crate::config::{Config, Resume};
-use crate::run::folder::{Remains, checkpoints_of};
+use crate::run::folder::{Remains, checkpoints_of, require_inputs_elsewhere, require_own_metrics};
 use crate::run::function::Function;
 use crate::run::{RUN_RECORD, RunRecord};
 use crate::state::TrainerState;
@@ -48,15 +48,25 @@ impl Beginning {
     /// From the settings and the content of `output_dir`.
     ///
     /// # Errors
-    /// A folder that is used by another run; a run that trains another function; no checkpoint to go on from.
+    /// A folder or a file of metrics that is used by another run; a run that trains another function; no checkpoint to go on
+    /// from; an input in a folder that is to be cleared.
     pub fn of(config: &Config, function: &Function, global_batch_size: usize) -> Result<Self> {
         let remains = Remains::of(config)?;
         let new = || RunRecord::new(function.clone(), global_batch_size);
-        match config.resume() {
+        let beginning = match config.resume() {
             Resume::No => start(config, &remains, new()),
             Resume::Newest => go_on(config, remains, function, new()),
             Resume::From(dir) => go_on_from(config, &remains, function, &dir),
+        }?;
+        if beginning.clears {
+            require_inputs_elsewhere(config)?;
         }
+        // A checkpoint of the folder is of the same run; one of another folder begins a new one, with metrics of its own.
+        let found = beginning.found.as_ref().map(|found| found.dir.as_path());
+        let of_checkpoint = found.filter(|dir| same_folder(dir.parent(), &config.output_dir));
+        let folders = std::iter::once(config.output_dir.as_path()).chain(of_checkpoint);
+        require_own_metrics(config, &folders.map(|dir| dir.join(RUN_CONFIG)).collect::<Vec<_>>())?;
+        Ok(beginning)
     }
 }
 

@@ -84,6 +84,7 @@ impl Scoring {
             })?;
             all_ids.push(id);
             expected.push(of_row);
+            pulse::mark();
         }
         let group = config.per_device_eval_batch_size.min(MAX_INDEPENDENT_TOKENS);
         let max_new_tokens = config.eval_max_new_tokens;

@@ -15,6 +15,7 @@ use crate::trainability::Trainability;
 use crate::vision_cache::VisionFeatureCache;
 use anyhow::{Context, Result};
 use base::files;
+use model::config::LlavaConfig;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -62,22 +63,32 @@ impl fmt::Display for Output {
 }
 
 impl<'a> Watch<'a> {
-    /// Opens the outputs that the settings ask for, and writes the manifest of trained tensors; nothing of a run that is
-    /// finished.
+    /// The evaluation that the settings ask for. It reads rows and writes nothing: to be opened before a run begins.
     ///
     /// # Errors
-    /// No validation rows where an evaluation is asked for.
+    /// As [`Evaluation::open`].
+    pub fn evaluation(
+        config: &Config,
+        model: &LlavaConfig,
+        rank: usize,
+        world_size: usize,
+    ) -> Result<Option<Evaluation>> {
+        match config.eval_strategy {
+            Strategy::No => Ok(None),
+            Strategy::Steps | Strategy::Epoch => Evaluation::open(config, model, rank, world_size).map(Some),
+        }
+    }
+
+    /// Opens the outputs that the settings ask for, and writes the manifest of trained tensors; nothing of a run that is
+    /// finished.
     pub fn start(
         config: &'a Config,
         trainee: &Trainee,
         state: &TrainerState,
-        (rank, world_size): (usize, usize),
+        evaluation: Option<Evaluation>,
+        rank: usize,
         is_finished: bool,
-    ) -> Result<Self> {
-        let evaluation = match config.eval_strategy {
-            Strategy::No => None,
-            Strategy::Steps | Strategy::Epoch => Some(Evaluation::open(config, trainee, rank, world_size)?),
-        };
+    ) -> Self {
         let mut watch = Self {
             config,
             metrics: None,
@@ -101,7 +112,7 @@ impl<'a> Watch<'a> {
             watch.trainability = Some(trainability);
             watch.flush();
         }
-        Ok(watch)
+        watch
     }
 
     /// A step is done.

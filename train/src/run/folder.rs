@@ -6,10 +6,11 @@ use crate::config::Config;
 use crate::metrics;
 use crate::trainability::TRAINABLE_FILE;
 use anyhow::{Context, Result, bail};
-use base::{Error, names};
+use base::{Error, json, names};
 use chat::dataset::chat_file;
 use cli::outputs;
 use rustix::fs::{StatVfs, StatVfsMountFlags};
+use serde_json::{Map, Value};
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +37,7 @@ pub struct Remains {
     pub checkpoints: Vec<PathBuf>,
     /// Weights of a final output.
     pub weights: Option<PathBuf>,
-    /// Metrics with at least a line.
+    /// Metrics with at least a line, in the folder.
     pub metrics: Option<PathBuf>,
     /// A state or settings that a run of any version leaves.
     is_of_a_run: bool,
@@ -69,7 +70,7 @@ impl Remains {
                 .filter(is_weights)
                 .max_by_key(|name| !name.ends_with(".json"))
                 .map(|name| dir.join(name)),
-            metrics: has_lines.then_some(metrics),
+            metrics: (has_lines && !is_elsewhere(&metrics, dir)).then_some(metrics),
         })
     }
 
@@ -96,6 +97,47 @@ impl Remains {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a file of metrics is outside the run's folder, so that another run may have written it.
+pub fn is_elsewhere(metrics: &Path, output_dir: &Path) -> bool {
+    let folder = metrics.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (folder.canonicalize(), output_dir.canonicalize()) {
+        (Ok(folder), Ok(output_dir)) => !folder.starts_with(output_dir),
+        _ => true,
+    }
+}
+
+/// Refuses metrics outside the run's folder that the run has not written: its lines would replace another run's. `settings` are
+/// those that the run wrote before, in its folder or in the checkpoint that it resumes from.
+///
+/// # Errors
+/// Such a file; settings that cannot be read.
+pub fn require_own_metrics(config: &Config, settings: &[PathBuf]) -> Result<()> {
+    let path = metrics_file(config);
+    let has_lines = std::fs::metadata(&path).is_ok_and(|about| about.is_file() && about.len() > 0);
+    if !has_lines || !is_elsewhere(&path, &config.output_dir) {
+        return Ok(());
+    }
+    for settings in settings {
+        let before: Option<Map<String, Value>> = json::read_if_there(settings)?;
+        let before = before.as_ref().and_then(|before| before.get("metrics")).and_then(Value::as_str).map(Path::new);
+        if before.is_some_and(|before| is_same_file(before, &path)) {
+            return Ok(());
+        }
+    }
+    bail!(
+        "--metrics {}: found the metrics of another run, which this one would replace, expected a new file, or that of the run in \
+         {}; give another --metrics, or remove the file",
+        path.display(),
+        config.output_dir.display()
+    )
+}
+
+/// Whether a path that was given before, maybe in another working directory, is a file's.
+fn is_same_file(before: &Path, path: &Path) -> bool {
+    let same = before.canonicalize().ok().zip(path.canonicalize().ok()).is_some_and(|(before, path)| before == path);
+    same || before.is_relative() && std::path::absolute(path).is_ok_and(|path| path.ends_with(before))
 }
 
 /// Removes what an earlier run has put into a folder, except for its checkpoints: metrics, captions, event files, the final
@@ -213,15 +255,38 @@ pub fn refuse_inputs(config: &Config) -> Result<()> {
     if output.join(checkpoint::MANIFEST).exists() {
         bail!("--output_dir {}: a checkpoint's folder; give the run's own, or another", config.output_dir.display());
     }
-    let data = config.data_path.folders().iter().map(|folder| ("data_path", &folder.dir));
-    let inputs = std::iter::once(("model_name_or_path", &config.model_name_or_path)).chain(data);
-    for (name, input) in inputs.chain(config.init_adapter.iter().map(|dir| ("init_adapter", dir))) {
-        if input.canonicalize().is_ok_and(|input| input == output) {
+    match inputs(config).find(|(_, input)| input.canonicalize().is_ok_and(|input| input == output)) {
+        Some((name, _)) => {
             bail!(
                 "--output_dir {}: the same folder as --{name}; give another --output_dir",
                 config.output_dir.display()
-            );
+            )
         }
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// Refuses to replace a run in whose folder an input of the new one is: its checkpoint would be renamed, or removed, while
+/// it is the base of what is trained.
+///
+/// # Errors
+/// The first such input.
+pub fn require_inputs_elsewhere(config: &Config) -> Result<()> {
+    let Ok(output) = config.output_dir.canonicalize() else { return Ok(()) };
+    match inputs(config).find(|(_, input)| input.canonicalize().is_ok_and(|input| input.starts_with(&output))) {
+        Some((name, input)) => bail!(
+            "--{name} {}: found a folder in --output_dir {}, whose run is to be replaced, expected one elsewhere; give another \
+             --output_dir, or move the folder",
+            input.display(),
+            config.output_dir.display()
+        ),
+        None => Ok(()),
+    }
+}
+
+/// Folders that a run reads, by their options.
+fn inputs(config: &Config) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+    let data = config.data_path.folders().iter().map(|folder| ("data_path", &folder.dir));
+    let model = std::iter::once(("model_name_or_path", &config.model_name_or_path));
+    model.chain(data).chain(config.init_adapter.iter().map(|dir| ("init_adapter", dir)))
 }

@@ -1,4 +1,4 @@
-//! One program at a time writes a run's folder.
+//! One program at a time writes a run's folder, and a file of metrics elsewhere.
 
 use super::clock;
 use crate::collective::guard::host;
@@ -44,7 +44,30 @@ impl RunLock {
     /// # Errors
     /// Another program holds it, named with its process, host and start; what the operating system refuses.
     pub fn take(output_dir: &Path) -> Result<Self> {
-        let path = output_dir.join(LOCK);
+        Self::take_of(output_dir, output_dir.join(LOCK), "this folder", "--output_dir")
+    }
+
+    /// Takes the lock of a file of metrics outside the run's folder: `FILE.lock`, which goes with the program. `None` for what is
+    /// no file, and in a folder where no file can be made.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_metrics(metrics: &Path) -> Result<Option<Self>> {
+        if metrics.metadata().is_ok_and(|about| !about.is_file()) {
+            return Ok(None);
+        }
+        let mut path = metrics.as_os_str().to_os_string();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        if OpenOptions::new().create(true).append(true).open(&path).is_err() {
+            return Ok(None);
+        }
+        let mut lock = Self::take_of(metrics, path, "this file", "--metrics")?;
+        lock.is_removed = true;
+        Ok(Some(lock))
+    }
+
+    fn take_of(of: &Path, path: PathBuf, shown: &str, option: &str) -> Result<Self> {
         let is_new = !path.exists();
         let open = || {
             let open = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
@@ -65,14 +88,14 @@ impl RunLock {
                     let mut holder = String::new();
                     let _ = file.read_to_string(&mut holder);
                     bail!(
-                        "{}: another train writes this folder: {}; wait until it ends, stop it, or give another --output_dir",
-                        output_dir.display(),
+                        "{}: another train writes {shown}: {}; wait until it ends, stop it, or give another {option}",
+                        of.display(),
                         if holder.is_empty() { "a process of another machine" } else { holder.trim() }
                     );
                 }
                 Err(TryLockError::Error(error)) => {
                     tracing::warn!(
-                        "{}: this file system has no locks ({error}); make sure that no second run writes this folder",
+                        "{}: this file system has no locks ({error}); make sure that no second run writes {shown}",
                         path.display()
                     );
                     has_locks = false;
@@ -96,6 +119,18 @@ impl RunLock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_metrics_has_a_lock_that_goes_with_the_run() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let metrics = dir.path().join("m.jsonl");
+        let first = RunLock::take_metrics(&metrics).expect("free").expect("a lock");
+        let error = RunLock::take_metrics(&metrics).expect_err("held").to_string();
+        assert!(error.contains("another train writes this file") && error.contains("another --metrics"), "{error}");
+        drop(first);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 0, "nothing is left");
+        assert!(RunLock::take_metrics(Path::new("/dev/null")).expect("no file").is_none());
+    }
 
     #[test]
     fn a_second_run_is_told_who_holds_the_folder_and_may_have_it_afterwards() {

@@ -73,6 +73,7 @@ pub fn run(
         }
     }
     let mut lock = if rank == 0 { Some(take_folder(config)?) } else { None };
+    let _lock_of_metrics = if rank == 0 { take_metrics(config)? } else { None };
     let (beginning, found) = resume::begin_together(config, &shards.identity(), &mut communicator)?;
     let (config, kept_batch) = match &found {
         Some(found) => batch::keep(config, world_size, &found.state)?,
@@ -92,6 +93,10 @@ pub fn run(
     let mut state = state(config, found_state, max_steps, run, rank);
     let chosen_before = state.choose_by(Best::of(config)?);
     let since_log = std::mem::take(&mut state.run.since_log);
+    // All that can refuse a run comes before anything in its folder is removed or written.
+    let evaluation = communicator.attend("validation rows", &Pulse::default(), || {
+        Watch::evaluation(config, &LlavaConfig::read(&config.model_name_or_path)?, rank, world_size)
+    })??;
     let place = Place::of(device, world_size, ranks.is_some());
     let loaded = communicator.attend("model", &Pulse::default(), || -> Result<_> {
         let (trainee, layout, optimizer) = load(config, found.as_ref(), device, (rank, world_size), place)?;
@@ -131,8 +136,8 @@ pub fn run(
         }
     }
     let is_finished = record.as_ref().is_some_and(|record| record.finished.is_some());
-    let start = || Watch::start(config, &trainee, &state, (rank, world_size), is_finished);
-    let watch = communicator.attend("frozen weights", &Pulse::default(), start)??;
+    let start = || Watch::start(config, &trainee, &state, evaluation, rank, is_finished);
+    let watch = communicator.attend("frozen weights", &Pulse::default(), start)?;
     let (accumulate, weight_decay) = (config.accumulate, config.weight_decay);
     let optimizer = Optimizer::new(layout, optimizer, device, communicator, accumulate, weight_decay, ranks);
     let none = BTreeMap::new();
@@ -222,6 +227,12 @@ fn take_folder(config: &Config) -> Result<RunLock> {
     folder::require_writable_metrics(config)?;
     checkpoint::tidy(&config.output_dir)?;
     Ok(lock)
+}
+
+/// Makes a file of metrics outside the run's folder this program's own.
+fn take_metrics(config: &Config) -> Result<Option<RunLock>> {
+    let elsewhere = config.metrics.as_ref().filter(|metrics| folder::is_elsewhere(metrics, &config.output_dir));
+    Ok(elsewhere.map(|metrics| RunLock::take_metrics(metrics)).transpose()?.flatten())
 }
 
 /// Rank 0, after all checks: prints how the run begins, and writes `run.json`. Where the run is finished and no step is left
