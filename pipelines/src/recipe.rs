@@ -126,7 +126,26 @@ impl Recipe {
     /// # Errors
     /// Malformed TOML, an unknown table.
     pub fn parse(text: &str, place: &str) -> Result<Self> {
-        Ok(Self { lines: Lines::of(text), ..recipe::parse(text, place)? })
+        let mut recipe = Self { lines: Lines::of(text), ..recipe::parse(text, place)? };
+        let Self { model, data, preprocess, train, infer, eval, lines, .. } = &mut recipe;
+        let single = [
+            ("model", model.as_mut()),
+            ("preprocess", Some(preprocess)),
+            ("infer", infer.as_mut()),
+            ("eval", eval.as_mut()),
+        ];
+        let several = [("data", data.as_mut()), ("train", train.as_mut())];
+        for (name, table) in single.into_iter().filter_map(|(name, table)| Some((name, table?))) {
+            lines.put_in_order(name, 0, table);
+        }
+        for (name, tables) in several.into_iter().filter_map(|(name, tables)| Some((name, tables?))) {
+            tables
+                .tables_mut()
+                .iter_mut()
+                .enumerate()
+                .for_each(|(index, table)| lines.put_in_order(name, index, table));
+        }
+        Ok(recipe)
     }
 
     /// The stages in their order. Every key is checked against its program's options, before anything runs.
@@ -323,6 +342,15 @@ mod tests {
     fn unknown_tables_are_refused_with_their_line() {
         let error = Recipe::parse("purpose = \"x\"\n[trian]\n", "r.toml").expect_err("refused").to_string();
         assert!(error.contains("r.toml") && error.contains("trian") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn tables_keep_their_order() {
+        let text = "[[train]]\n[[train]]\ndata_path = { sb = 1, sa = 2 }\n[eval]\nx = { b = 1, a = 2 }\n";
+        let recipe = Recipe::parse(text, "r.toml").expect("valid");
+        let tables = recipe.train.as_ref().map(OneOrMore::tables).unwrap_or_default();
+        assert_eq!(tables[1]["data_path"].as_str(), Some(r#"{"sb":1,"sa":2}"#));
+        assert_eq!(recipe.eval.expect("a table")["x"].as_str(), Some(r#"{"b":1,"a":2}"#));
     }
 
     #[test]

@@ -225,6 +225,45 @@ fn a_run_resumes_bit_for_bit_and_only_with_its_weights() {
     compare("resumed on 2 ranks", "loss", &metrics(&whole), &lines, 1e-4);
 }
 
+/// A recipe's table is a mixture in the order of the file, as on the command line; its keys are folders whatever their names.
+#[test]
+fn a_recipes_table_keeps_its_order() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    // Not in the order of the alphabet.
+    let (a, b) = (shards(folder.path(), 20), shards(folder.path(), 10));
+    let table = |keys: &[&Path]| {
+        let pairs: Vec<String> = keys.iter().map(|key| format!("{key:?} = 1.0")).collect();
+        format!("[train]\ndata_path = {{ {} }}\n", pairs.join(", "))
+    };
+    let recipe = folder.path().join("recipe.toml");
+    let words = ["--train_type", "projector", "--num_train_epochs", "1", "--shuffle", "false"];
+    let words = [&words[..], &["--save_strategy", "steps", "--save_steps", "4"]].concat();
+    let run = |data: &str, output: &Path, more: &[&str]| {
+        std::fs::write(&recipe, data).expect("written");
+        let mut command = Command::new(program("train"));
+        command.arg(&recipe).arg("--model_name_or_path").arg(reference("tiny/llava")).arg("--output_dir").arg(output);
+        command.args(["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]);
+        command.args(["--learning_rate", "0.002", "--logging_steps", "1"]).args(&words).args(more);
+        command
+    };
+    let (by_recipe, by_flag) = (folder.path().join("recipe"), folder.path().join("flag"));
+    succeed(&mut run(&table(&[&a, &b]), &by_recipe, &[]));
+    succeed(&mut train(&mixture(&[(&a, "1"), (&b, "1")]), &by_flag, &words));
+    assert!(final_weights(&by_recipe) == final_weights(&by_flag), "other weights");
+    let function = |run: &Path| json_file(&run.join("run.json"))["function"].clone();
+    assert_eq!(function(&by_recipe), function(&by_flag));
+    let first = &metrics(&by_recipe)[0]["sources"];
+    assert!(first.get("rows-20").is_some() && first.get("rows-10").is_none(), "{first}");
+    // Another order is another function, and that is said.
+    let error = fail(&mut run(&table(&[&b, &a]), &by_recipe, &["--resume_from_checkpoint", "true"]));
+    assert!(error.contains("trains another function: data_path is ") && error.contains("rows-10:1,"), "{error}");
+    // One folder, although there are two of the names with a comma between.
+    let joined = PathBuf::from(format!("{},{}", a.display(), b.display()));
+    let output = folder.path().join("joined");
+    let error = fail(&mut run(&table(&[&joined]), &output, &[]));
+    assert!(error.contains("rows-20,") && error.contains("no such folder") && !output.exists(), "{error}");
+}
+
 #[test]
 fn what_cannot_be_mixed_is_refused_before_work() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -235,6 +274,7 @@ fn what_cannot_be_mixed_is_refused_before_work() {
     for (data, named) in [
         (mixture(&[(&a, "1"), (&b, "0")]), vec!["found weight 0 of ", "rows-10, expected a number above 0"]),
         (mixture(&[(&a, "-1")]), vec!["found weight -1 of "]),
+        (mixture(&[(&a, "1"), (&b, "1e308")]), vec!["found weight 1e308 of ", "rows-10, expected", "at most 1000000"]),
         (mixture(&[(&a, "1"), (&a, "2")]), vec!["rows-20 twice"]),
         (
             mixture(&[(&a, "1"), (&b, "0.01")]),

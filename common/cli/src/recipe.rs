@@ -20,6 +20,14 @@ pub enum OneOrMore {
 }
 
 impl OneOrMore {
+    /// The same, to be changed.
+    pub fn tables_mut(&mut self) -> &mut [Table] {
+        match self {
+            Self::One(table) => std::slice::from_mut(table),
+            Self::More(tables) => tables,
+        }
+    }
+
     /// The tables in their order.
     pub fn tables(&self) -> &[Table] {
         match self {
@@ -39,16 +47,44 @@ pub fn parse<T: DeserializeOwned>(text: &str, place: &str) -> Result<T> {
     })
 }
 
-/// The lines on which the keys of a recipe's tables stand.
+/// The lines on which the keys of a recipe's tables stand, and the order of the keys of values that are tables.
 #[derive(Clone, Debug, Default)]
-pub struct Lines(BTreeMap<(String, usize, String), usize>);
+pub struct Lines {
+    lines: BTreeMap<Key, usize>,
+    /// Of values that are tables, the tables in the order of the file: `toml` sorts them.
+    values: BTreeMap<Key, Ordered>,
+}
+
+/// A table, its index among those of this name, and a key in it.
+type Key = (String, usize, String);
+
+/// The keys of a table in their order, with those of the tables in it.
+#[derive(Clone, Debug, Default)]
+struct Ordered(Vec<(String, Ordered)>);
+
+impl Ordered {
+    /// Of what is no table, nothing.
+    fn of(value: &DeValue<'_>) -> Self {
+        let mut keys: Vec<_> = value.as_table().into_iter().flatten().collect();
+        keys.sort_by_key(|(key, _)| key.span().start);
+        Self(keys.into_iter().map(|(key, value)| (key.get_ref().to_string(), Self::of(value.get_ref()))).collect())
+    }
+
+    /// A value with its keys in this order.
+    fn json(&self, value: &Value) -> serde_json::Result<serde_json::Value> {
+        let Value::Table(table) = value else { return serde_json::to_value(value) };
+        let pairs = self.0.iter().filter_map(|(key, ordered)| Some((key, ordered, table.get(key)?)));
+        let pairs = pairs.map(|(key, ordered, value)| Ok((key.clone(), ordered.json(value)?)));
+        pairs.collect::<serde_json::Result<_>>().map(serde_json::Value::Object)
+    }
+}
 
 impl Lines {
     /// Those of a text; none where it is no TOML.
     pub fn of(text: &str) -> Self {
         let Ok(document) = DeTable::parse(text) else { return Self::default() };
         let line = |at: usize| text.as_bytes().iter().take(at).filter(|&&byte| byte == b'\n').count() + 1;
-        let mut lines = BTreeMap::new();
+        let (mut lines, mut values) = (BTreeMap::new(), BTreeMap::new());
         for (name, value) in document.get_ref() {
             let tables: Vec<&DeTable> = match value.get_ref() {
                 DeValue::Table(table) => vec![table],
@@ -58,15 +94,28 @@ impl Lines {
             for (index, table) in tables.into_iter().enumerate() {
                 let of_key = |key: &str| (name.get_ref().to_string(), index, key.to_string());
                 lines.extend(table.keys().map(|key| (of_key(key.get_ref()), line(key.span().start))));
+                let tables = table.iter().filter(|(_, value)| value.get_ref().is_table());
+                values.extend(tables.map(|(key, value)| (of_key(key.get_ref()), Ordered::of(value.get_ref()))));
             }
         }
-        Self(lines)
+        Self { lines, values }
+    }
+
+    /// Turns values that are tables into JSON texts with their keys in the order of the file, in which options take them; the table
+    /// is `[name]`, or the one with this index among several.
+    pub fn put_in_order(&self, name: &str, index: usize, table: &mut Table) {
+        for (key, value) in table {
+            let ordered = self.values.get(&(name.to_string(), index, key.clone()));
+            if let Some(Ok(json)) = ordered.map(|ordered| ordered.json(value)) {
+                *value = Value::String(json.to_string());
+            }
+        }
     }
 
     /// `line 3: `, to stand before the place of a key of the table `[name]`, or of the one with this index among several; empty for a
     /// key that is not there.
     pub fn before(&self, name: &str, index: usize, key: &str) -> String {
-        let line = self.0.get(&(name.to_string(), index, key.to_string()));
+        let line = self.lines.get(&(name.to_string(), index, key.to_string()));
         line.map_or(String::new(), |line| format!("line {line}: "))
     }
 }
@@ -165,6 +214,23 @@ mod tests {
             ("train", 0, "bf16", ""),
         ] {
             assert_eq!(lines.before(table, index, key), expected, "{table} {index} {key}");
+        }
+    }
+
+    #[test]
+    fn tables_keep_the_order_of_the_file() {
+        let text = "[train]\nseed = 1\ndata_path = { \"sb\" = 1.0, \"sa\" = 2, c.z = 1, c.a = \"x\" }\n[[data]]\n[[data]]\n\
+                    [data.rank_pattern]\nz = 4\na = 8\n";
+        let (lines, table) = (Lines::of(text), text.parse::<Table>().expect("valid"));
+        for (name, index, key, expected) in [
+            ("train", 0, "data_path", r#"{"sb":1.0,"sa":2,"c":{"z":1,"a":"x"}}"#),
+            ("data", 1, "rank_pattern", r#"{"z":4,"a":8}"#),
+        ] {
+            let tables: OneOrMore = table[name].clone().try_into().expect("tables");
+            let mut table = tables.tables()[index].clone();
+            lines.put_in_order(name, index, &mut table);
+            assert_eq!(table[key].as_str(), Some(expected), "{name}");
+            assert_eq!(table.get("seed"), (name == "train").then_some(&Value::Integer(1)));
         }
     }
 

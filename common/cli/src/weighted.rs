@@ -7,12 +7,15 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+/// The largest weight: rows of an epoch stay countable.
+const MOST_PASSES: f64 = 1e6;
+
 /// A folder and its weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightedFolder {
     /// The folder.
     pub dir: PathBuf,
-    /// Above 0; 1 unless it was given.
+    /// Above 0 and at most a million; 1 unless it was given.
     pub weight: f64,
 }
 
@@ -31,12 +34,16 @@ impl WeightedFolders {
         self.0.is_empty()
     }
 
-    /// The only folder, if it has the weight 1: as without any weight.
+    /// The only folder, if it has the weight 1 (as without any weight) and its name alone is read as that folder.
     fn plain(&self) -> Option<&Path> {
         match self.0.as_slice() {
-            [WeightedFolder { dir, weight: 1.0 }] => Some(dir),
+            [WeightedFolder { dir, weight: 1.0 }] if self.is_read_from(&dir.to_string_lossy()) => Some(dir),
             _ => None,
         }
+    }
+
+    fn is_read_from(&self, text: &str) -> bool {
+        text.parse().is_ok_and(|read: Self| read == *self)
     }
 
     fn of(folders: Vec<WeightedFolder>) -> Result<Self, String> {
@@ -48,6 +55,12 @@ impl WeightedFolders {
             if !(*weight > 0.0 && weight.is_finite()) {
                 return Err(format!(
                     "found weight {weight} of {shown}, expected a number above 0; leave the folder out"
+                ));
+            }
+            if *weight > MOST_PASSES {
+                return Err(format!(
+                    "found weight {weight:e} of {shown}, expected a number of passes in an epoch, above 0 and at most \
+                     {MOST_PASSES}; give a smaller one, and more epochs"
                 ));
             }
             if let Some(other) = folders[..index].iter().find(|other| place(&other.dir) == place(dir)) {
@@ -101,13 +114,14 @@ impl fmt::Display for WeightedFolders {
         if let Some(dir) = self.plain() {
             return write!(f, "{}", dir.display());
         }
-        if self.0.iter().any(|folder| folder.dir.to_string_lossy().contains(',')) {
-            let pairs = self.0.iter().map(|folder| (folder.dir.display().to_string(), folder.weight.into()));
-            return write!(f, "{}", Value::Object(pairs.collect()));
-        }
         let words: Vec<String> =
             self.0.iter().map(|WeightedFolder { dir, weight }| format!("{}:{weight}", dir.display())).collect();
-        write!(f, "{}", words.join(","))
+        let words = words.join(",");
+        if self.is_read_from(&words) {
+            return f.write_str(&words);
+        }
+        let pairs = self.0.iter().map(|folder| (folder.dir.display().to_string(), folder.weight.into()));
+        write!(f, "{}", Value::Object(pairs.collect()))
     }
 }
 
@@ -153,10 +167,15 @@ mod tests {
             ("host:a,b:c:2", vec![pair("host:a", 1.0), pair("b:c", 2.0)]),
             (r#"{"b": 0.3, "a": "1"}"#, vec![pair("b", 0.3), pair("a", 1.0)]),
             (r#"{"a,b": 1, "c:4": 2}"#, vec![pair("a,b", 1.0), pair("c:4", 2.0)]),
+            (r#"{"a,b": 1}"#, vec![pair("a,b", 1.0)]),
+            (r#"{"a,b": 0.5}"#, vec![pair("a,b", 0.5)]),
+            (r#"{"c:4": 1}"#, vec![pair("c:4", 1.0)]),
         ] {
             assert_eq!(pairs(text).expect(text), expected, "{text}");
             let shown = text.parse::<WeightedFolders>().expect(text).to_string();
             assert_eq!(pairs(&shown).expect(&shown), expected, "{text} shown as {shown}");
+            let json = serde_json::to_string(&text.parse::<WeightedFolders>().expect(text)).expect("JSON");
+            assert_eq!(serde_json::from_str::<WeightedFolders>(&json).expect(&json).0.len(), expected.len(), "{json}");
         }
     }
 
@@ -188,6 +207,10 @@ mod tests {
             ("a:1,b:-0.3", "found weight -0.3 of b"),
             ("a:nan", "found weight NaN of a"),
             ("a:inf", "found weight inf of a"),
+            (
+                "b,a:1e308",
+                "found weight 1e308 of a, expected a number of passes in an epoch, above 0 and at most 1000000",
+            ),
             (":2", "no folder"),
             ("a,,b", "no folder"),
             ("a:1,a:2", "found a twice, expected each folder once"),
