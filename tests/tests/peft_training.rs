@@ -15,7 +15,7 @@ use tests::inference::infer_ok;
 use tests::references::{self, Reference, TINY};
 use tests::runs::json_file;
 use tests::tiny::{Tensors, forward_batch, model_at, read_tensors_at, values};
-use tests::training::{Split, arguments_of, compare, fail, final_weights, metrics, succeed};
+use tests::training::{Split, arguments_of, compare, fail, final_weights, metrics, shards, succeed};
 use tests::{assert_norm_close, assert_relative, program, python, python_script, reference};
 
 /// The kinds of `peft_training.py`.
@@ -399,6 +399,69 @@ fn dora_in_bf16_follows_f32() {
     compare("DoRA in bf16", "loss", &bf16, &f32, 2e-3);
 }
 
+/// Rows of zeros, as padding, have no length that DoRA could divide by: refused before the first step, by the tensor.
+#[test]
+fn dora_on_rows_of_zeros_is_refused_before_work() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let model = folder.path().join("model");
+    succeed(Command::new("cp").arg("-r").arg(TINY.llava()).arg(&model));
+    succeed(Command::new("chmod").arg("-R").arg("u+w").arg(&model));
+    let file = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&file).expect("weights");
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let tensors: Value = serde_json::from_slice(&bytes[8..header]).expect("a header");
+    let name = tensors
+        .as_object()
+        .expect("tensors")
+        .keys()
+        .find(|name| name.ends_with("layers.1.self_attn.v_proj.weight") && name.contains("language_model"));
+    let about = &tensors[name.expect("a matrix")];
+    let number = |value: &Value| value.as_u64().expect("a number") as usize;
+    let (start, end) = (number(&about["data_offsets"][0]), number(&about["data_offsets"][1]));
+    let row = (end - start) / number(&about["shape"][0]);
+    bytes[header + start + row..header + start + 4 * row].fill(0);
+    std::fs::write(&file, bytes).expect("written");
+    let (output, text) = (folder.path().join("run"), model.display().to_string());
+    let split = Split { ranks: 1, micro_batch: 2, accumulation: 1 };
+    let of_model = ["--model_name_or_path", &text, "--use_dora"];
+    let error = fail(&mut train(TINY, &output, split, &of_model));
+    for part in [
+        "layers.1.self_attn.v_proj.weight: found 3 rows that are all zeros",
+        "leave v_proj out of --lora_target_modules",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert!(!output.join("run.json").exists(), "nothing was begun");
+    for more in [&of_model[..2], &[&of_model[..], &["--lora_target_modules", "q_proj", "--max_steps", "1"]].concat()] {
+        let _ = std::fs::remove_dir_all(&output);
+        succeed(&mut train(TINY, &output, split, more));
+    }
+}
+
+/// The adapter's dropout stays, as its other settings do, unless another is asked for.
+#[test]
+fn an_adapter_to_go_on_from_keeps_its_dropout() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let adapter = folder.path().join("adapter");
+    succeed(Command::new("cp").arg("-r").arg(TINY.path("train_use_lora_init")).arg(&adapter));
+    succeed(Command::new("chmod").arg("-R").arg("u+w").arg(&adapter));
+    let text = adapter.display().to_string();
+    for (own, more, expected) in [(0.0, &[][..], 0.0), (0.25, &[], 0.25), (0.25, &["--lora_dropout", "0.5"], 0.5)] {
+        let file = adapter.join("adapter_config.json");
+        let mut settings = json_file(&file);
+        settings["lora_dropout"] = json!(own);
+        base::json::write(&file, &settings).expect("written");
+        let output = folder.path().join("run");
+        let _ = std::fs::remove_dir_all(&output);
+        let words = [&["--train_type", "use_lora", "--init_adapter", &text, "--max_steps", "1"][..], more].concat();
+        succeed(&mut tests::runs::train(&shards(), &output, &words));
+        for (file, place) in [("train_config.json", "its settings"), ("adapter_config.json", "its output")] {
+            let found = json_file(&output.join(file))["lora_dropout"].as_f64();
+            assert_eq!(found, Some(expected), "{place} from {own} with {more:?}");
+        }
+    }
+}
+
 fn trained(lora: &model::lora::LoraConfig) -> usize {
     lora.modules.as_ref().map_or(0, |modules| modules.trained.len())
 }
@@ -412,6 +475,15 @@ fn modules_that_cannot_be_are_refused_before_work() {
         (&["--lora_target_modules", "qkv"], &["lora_target_modules", "\"qkv\"", "q_proj"]),
         (&["--rank_pattern", r#"{"q_proj": 0}"#], &["rank_pattern: found 0 for ", "q_proj"]),
         (&["--rank_pattern", r#"{"q_(proj": 2}"#], &["rank_pattern", "q_(proj", "regular expression"]),
+        (
+            &["--rank_pattern", r#"{"q_proj": 4, "foo": 2}"#],
+            &["rank_pattern: found \"foo\"", "k_proj, o_proj, q_proj, v_proj"],
+        ),
+        (&["--alpha_pattern", r#"{"mlp.up_proj": 2}"#], &["alpha_pattern: found \"mlp.up_proj\""]),
+        (
+            &["--rank_pattern", r#"{"q_proj": 4, "layers.0.self_attn.q_proj": 2}"#],
+            &["layers.0.self_attn.q_proj", "an expression before it"],
+        ),
         (&["--rank_pattern", "q_proj"], &["rank_pattern", "JSON such as"]),
         (&["--alpha_pattern", r#"{"v_proj": 0}"#], &["alpha_pattern: found 0 for ", "above 0"]),
         (&["--modules_to_save", "score"], &["modules_to_save", "\"score\"", "embed_tokens"]),

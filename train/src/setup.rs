@@ -165,7 +165,7 @@ pub fn wants_bf16(config: &Config) -> Result<bool> {
 /// there is one.
 ///
 /// # Errors
-/// Unreadable or unfitting files; LoRA settings that the model cannot have.
+/// Unreadable or unfitting files; LoRA settings that the model cannot have, DoRA on rows of zeros.
 pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> Result<Trainee> {
     let of_adapter = config.train_type.uses_lora();
     // A run's own adapter is what its options say, in a checkpoint of the run as well.
@@ -195,11 +195,27 @@ pub fn trainee(config: &Config, checkpoint: Option<&Path>, device: &Device) -> R
         }
         (None, None) => None,
     };
+    require_lengths(&mut model)?;
     let choice = Choice::new(config.train_type, lora.as_ref());
     // Files may hold the projector in few bits, too.
     quantized::dequantize(&mut model, |name| choice.is_covered(name));
     let model = trainable::select(model, choice, &llava_config);
     Ok(Trainee { config: llava_config, model, lora })
+}
+
+/// Refuses DoRA on matrices with rows of zeros (padding, often): gradients would be NaN from the first step on, as in PEFT.
+fn require_lengths(model: &mut Llava) -> Result<()> {
+    let found = lora::rows_without_length(model)?;
+    let Some((layer, rows)) = found.first() else { return Ok(()) };
+    let others = match found.len() {
+        1 => String::new(),
+        count => format!(" (and {} tensors like it)", count - 1),
+    };
+    let found = format!("{rows} rows that are all zeros{others}");
+    let projection = layer.rsplit('.').next().unwrap_or_default();
+    let remedy = format!("leave {projection} out of --lora_target_modules, or train without --use_dora");
+    let expected = "rows with a length, by which DoRA divides";
+    Err(Error::invalid(format!("tensor {layer}.weight"), found, expected, remedy).into())
 }
 
 /// Refuses to go on from an adapter that `infer` can use and training cannot.

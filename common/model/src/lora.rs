@@ -159,7 +159,7 @@ impl LoraConfig {
 /// no part in their LoRA, and when [`LoraConfig::unties_head`].
 pub fn attach(model: &mut Llava, config: &LoraConfig, seed: u64, device: &Device) {
     attach_unset(model, config, seed, device);
-    for slots in slots(model) {
+    for (_, slots) in slots(model) {
         let norms = slots.row_norms();
         if let (Some(magnitude), Some(norms)) = (slots.magnitude, norms) {
             *magnitude = Param::from_tensor(norms.detach());
@@ -196,12 +196,38 @@ pub fn keep_row_norms(model: &mut Llava) {
     model.language_model.lm_head.iter_mut().for_each(Embedding::keep_row_norms);
 }
 
-/// The LoRA of every layer that can carry some.
-fn slots(model: &mut Llava) -> impl Iterator<Item = LoraSlots<'_>> {
+/// Layers with DoRA in which rows have no length, by published paths, and how many: each step would divide 0 by 0 there.
+///
+/// # Errors
+/// A device that cannot give its values.
+pub fn rows_without_length(model: &mut Llava) -> Result<Vec<(String, usize)>> {
+    let mut found = Vec::new();
+    for (path, slots) in slots(model) {
+        // A magnitude begins as the length: lengths are computed only where one is 0.
+        let suspects = slots.magnitude.as_ref().map_or(Ok(0), |magnitude| zeros(magnitude.val()))?;
+        let norms = if suspects > 0 { slots.row_norms() } else { None };
+        let rows = norms.map_or(Ok(0), zeros)?;
+        if rows > 0 {
+            found.push((path, rows));
+        }
+    }
+    Ok(found)
+}
+
+fn zeros(values: Tensor<1>) -> Result<usize> {
+    let values = values.detach().try_into_vec_as::<f32>().map_err(|error| {
+        Error::invalid("lengths of rows", format!("{error:?}"), "f32 values from the device", "report this as a bug")
+    })?;
+    Ok(values.iter().filter(|&&value| value == 0.0).count())
+}
+
+/// The LoRA of every layer that can carry some, by its published path.
+fn slots(model: &mut Llava) -> impl Iterator<Item = (String, LoraSlots<'_>)> {
     let Llava { vision_tower, multi_modal_projector, language_model } = model;
     let LanguageModel { model: decoder, lm_head } = language_model;
     let linears = linears_of(vision_tower, multi_modal_projector, decoder).into_iter();
-    linears.map(|(_, linear)| linear.lora_mut()).chain(lm_head.iter_mut().map(Embedding::lora_mut))
+    let head = lm_head.iter_mut().map(|head| (names::HEAD.to_string(), head.lora_mut()));
+    linears.map(|(path, linear)| (path, linear.lora_mut())).chain(head)
 }
 
 /// The output weights as a table of their own: a tied one is separated from the embedding, with the same values.
@@ -213,7 +239,7 @@ pub fn untied_head(language_model: &mut LanguageModel) -> &mut Embedding {
 /// Adds `scale · B A` to every weight with LoRA, gives its rows the lengths of DoRA's magnitudes, and removes both. Sums are in f32,
 /// the weight keeps its format. Weights in few bits keep their matrices beside them.
 pub fn merge(mut model: Llava) -> Llava {
-    slots(&mut model).filter(|slots| slots.quantized.is_none()).for_each(merge_weight);
+    slots(&mut model).map(|(_, slots)| slots).filter(|slots| slots.quantized.is_none()).for_each(merge_weight);
     model
 }
 

@@ -39,6 +39,14 @@ pub fn read_config(dir: &Path, model: &LlavaConfig) -> Result<LoraConfig> {
     Ok(modules::resolve(&file, &weights, &tensors)?.lora)
 }
 
+/// The dropout that an adapter was trained with.
+///
+/// # Errors
+/// As [`read_config`], as far as the file itself goes.
+pub fn dropout(dir: &Path) -> Result<f64> {
+    Ok(config::read(dir)?.settings().lora_dropout)
+}
+
 /// The model that an adapter's folder names; `None` for a folder of anything else, or with a whole model beside the adapter.
 ///
 /// # Errors

@@ -36,7 +36,7 @@ impl AdapterOptions {
     /// The adapter's settings for a model.
     ///
     /// # Errors
-    /// Settings that no model can have; modules that this one does not have; no layer left for LoRA.
+    /// Settings that no model can have; modules that this one does not have; no layer left for LoRA; patterns that fit none.
     /// # Source
     /// peft 0.21, `tuners/tuners_utils.py`: `_maybe_include_all_linear_layers`, `check_target_module_exists`;
     /// `utils/other.py`: `_set_trainable`.
@@ -69,6 +69,9 @@ impl AdapterOptions {
         let trained = saved_tensors(&targets, &tensors)?;
         self.require_apart(&lora, &trained)?;
         let unties_head = tensors.is_tied() && [EMBED_TOKENS, LM_HEAD].iter().any(|name| trained.contains(*name));
+        let paths: Vec<String> = lora.iter().map(|layer| names::module_spellings(layer)[SPELLING].clone()).collect();
+        self.rank_pattern.require_fitting(RANK_PATTERN, &paths)?;
+        self.alpha_pattern.require_fitting(ALPHA_PATTERN, &paths)?;
         let ranks = of_layers(&self.rank_pattern, self.lora.r, &lora, SPELLING, RANK_PATTERN)?;
         let alphas = of_layers(&self.alpha_pattern, self.lora.lora_alpha, &lora, SPELLING, ALPHA_PATTERN)?;
         let config = with_projections(self.lora, &lora);

@@ -4,12 +4,13 @@
 //! peft 0.21, `utils/other.py`, `get_pattern_key`.
 
 use super::targets::{is_match, regex};
-use base::Result;
 use base::json::Distinct;
+use base::{Error, Result};
 use onig::Regex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -36,6 +37,28 @@ impl<T> LayerPattern<T> {
 }
 
 impl<T: Copy> LayerPattern<T> {
+    /// Refuses an expression that no layer takes its value from; `paths` are those of the layers with LoRA.
+    ///
+    /// # Errors
+    /// The first such expression; no regular expression.
+    pub(super) fn require_fitting(&self, place: &str, paths: &[String]) -> Result<()> {
+        let Some((index, fits)) = self.compiled(place)?.idle(paths) else { return Ok(()) };
+        let found = json!(self.0[index].0);
+        Err(match fits {
+            true => {
+                let found = format!("{found}, whose layers all take the value of an expression before it");
+                Error::invalid(place, found, "the first expression that fits a layer", "put it first, or leave it out")
+            }
+            false => {
+                let ends = paths.iter().filter_map(|path| path.rsplit('.').next()).collect::<BTreeSet<_>>();
+                let ends = ends.into_iter().collect::<Vec<_>>().join(", ");
+                let example = paths.first().map_or("", String::as_str);
+                let expected = format!("the end of the path of a layer with LoRA: {ends}, or longer ones of {example}");
+                Error::invalid(place, found, expected, "correct it, or leave it out")
+            }
+        })
+    }
+
     /// Ready to be compared with paths; `place` is where it stands, for errors.
     ///
     /// # Errors
@@ -51,6 +74,14 @@ impl<T: Copy> LayerPattern<T> {
 pub(super) struct Compiled<T>(Vec<(Regex, T)>);
 
 impl<T: Copy> Compiled<T> {
+    /// The first expression that decides about none of these paths, and whether it fits some that an expression before it takes.
+    fn idle(&self, paths: &[String]) -> Option<(usize, bool)> {
+        let first = |path: &String| self.0.iter().position(|(pattern, _)| is_match(pattern, path));
+        let taken: Vec<usize> = paths.iter().filter_map(first).collect();
+        let idle = (0..self.0.len()).find(|index| !taken.contains(index))?;
+        Some((idle, paths.iter().any(|path| is_match(&self.0[idle].0, path))))
+    }
+
     /// The value of a layer, by its path in one of transformers' spellings.
     pub(super) fn of(&self, path: &str) -> Option<T> {
         self.0.iter().find(|(pattern, _)| is_match(pattern, path)).map(|(_, value)| *value)
@@ -122,6 +153,22 @@ mod tests {
             assert_eq!(compiled.of(path), expected, "{path}");
         }
         assert_eq!(pattern.to_string().parse(), Ok(pattern));
+        let layer = |index: usize, end: &str| format!("model.language_model.layers.{index}.self_attn.{end}");
+        let paths = [layer(0, "q_proj"), layer(1, "q_proj"), layer(1, "v_proj")];
+        for (text, named) in [
+            (r#"{"q_proj": 4, "layers.1.self_attn.v_proj": 2}"#, None),
+            (r#"{"layers.0.self_attn.q_proj": 4, "q_proj": 2}"#, None),
+            (
+                r#"{"q_proj": 4, "foo": 2}"#,
+                Some("foo\", expected the end of the path of a layer with LoRA: q_proj, v_proj"),
+            ),
+            (r#"{"q_proj": 4, "layers.0.self_attn.q_proj": 2}"#, Some("of an expression before it")),
+        ] {
+            let pattern: LayerPattern<usize> = text.parse().expect("a pattern");
+            let refused = pattern.require_fitting("rank_pattern", &paths).err().map(|error| error.to_string());
+            assert_eq!(refused.is_some(), named.is_some(), "{text}: {refused:?}");
+            assert!(refused.unwrap_or_default().contains(named.unwrap_or_default()), "{text}");
+        }
         let wrong = "{\"(q\": 4}".parse::<LayerPattern<usize>>().expect("JSON").compiled("rank_pattern");
         let error = wrong.err().expect("refused").to_string();
         assert!(error.contains("rank_pattern") && error.contains("(q"), "{error}");
