@@ -131,7 +131,7 @@ fn rates_without_an_effect_are_refused_before_work() {
     let cases = [
         // Whether it trains the tower, the adapter says.
         (vec!["--train_type", "use_lora", "--init_adapter", &adapter], "vision_tower_lr: found 0.0001 for a part"),
-        (vec!["--train_type", "projector"], "vision_tower_lr: found 0.0001 for a part"),
+        (vec!["--train_type", "projector"], "vision_tower_lr: found 0.0001, which has no effect"),
     ];
     for (options, named) in cases {
         for plans in [false, true] {

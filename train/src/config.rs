@@ -250,7 +250,7 @@ pub struct Config {
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     #[serde(default)]
     pub force: bool,
-    /// PEFT adapter directory to go on from (`use_lora`); its rank, targets and modules to save are taken from it.
+    /// PEFT adapter directory to go on from (`use_lora`); its rank, targets, modules to save and dropout are taken from it.
     #[arg(long)]
     pub init_adapter: Option<PathBuf>,
     /// LoRA rank.
@@ -259,7 +259,8 @@ pub struct Config {
     /// LoRA scale is `lora_alpha / lora_r`, or `lora_alpha / √lora_r` with `use_rslora`.
     #[arg(long, default_value_t = 8.0)]
     pub lora_alpha: f64,
-    /// Dropout on the input of the LoRA branch, probability: at least 0 and below 1.
+    /// Dropout on the input of the LoRA branch, probability: at least 0 and below 1. With `init_adapter` the adapter's, unless this
+    /// is given.
     #[arg(long, default_value_t = 0.05)]
     pub lora_dropout: f64,
     /// Rank-stabilised LoRA: the scale falls with the root of the rank.

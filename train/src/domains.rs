@@ -16,6 +16,8 @@ struct Domain {
 
 /// Weights, moments and what scales them are f32: larger numbers are infinite there.
 const LARGEST: f64 = f32::MAX as f64;
+/// As messages name it, where a value is larger.
+const SHOWN_LARGEST: &str = "3.4e38";
 /// Smaller ones are 0, or as slow as subnormal numbers, in f32.
 const SMALLEST: f64 = f32::MIN_POSITIVE as f64;
 /// Rows, ranks, threads: products of three of them stay countable.
@@ -79,6 +81,12 @@ const DOMAINS: [(&str, Domain); 32] = [
 /// Options that need not have a value. (A given one that is no number is refused where it is read.)
 const OPTIONAL: [&str; 3] = ["mm_projector_lr", "vision_tower_lr", "ranks_per_host"];
 
+/// As people write it: without hundreds of digits.
+pub fn number(value: f64) -> String {
+    let size = value.abs();
+    if value != 0.0 && !(1e-9..1e15).contains(&size) { format!("{value:e}") } else { value.to_string() }
+}
+
 /// Refuses the first option whose value is outside its domain.
 ///
 /// # Errors
@@ -92,8 +100,12 @@ pub fn check(config: &Config) -> Result<()> {
         // JSON has no NaN and no infinity: they are null there.
         let value = settings.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
         if !domain.holds(value) {
-            let found = if value.is_nan() { "NaN or infinity".to_string() } else { value.to_string() };
-            return Err(Error::invalid(name, found, domain, format!("correct {name}")));
+            let found = if value.is_nan() { "NaN or infinity".to_string() } else { number(value) };
+            let limit = match value > domain.high && domain.high == LARGEST {
+                true => format!(" and at most {SHOWN_LARGEST}"),
+                false => String::new(),
+            };
+            return Err(Error::invalid(name, found, format!("{domain}{limit}"), format!("correct {name}")));
         }
     }
     Ok(())
@@ -117,7 +129,7 @@ impl fmt::Display for Domain {
         if self.high == LARGEST {
             return Ok(());
         }
-        write!(f, " and {} {}", if self.has_high { "at most" } else { "below" }, self.high)
+        write!(f, " and {} {}", if self.has_high { "at most" } else { "below" }, number(self.high))
     }
 }
 
@@ -143,6 +155,7 @@ mod tests {
     fn domains_say_what_they_hold() {
         assert_eq!(from_0_to_below_1().to_string(), "a number at least 0 and below 1");
         assert_eq!(above_0().to_string(), "a number above 0");
+        assert_eq!([0.0, -1e-5, 1e308, -1e-60, 1e6].map(number), ["0", "-0.00001", "1e308", "-1e-60", "1000000"]);
         assert_eq!(between(1.0, 5.0).to_string(), "a number at least 1 and at most 5");
         assert!(!at_least(0.0).holds(f64::INFINITY) && !at_least(0.0).holds(f64::NAN));
     }

@@ -1,6 +1,7 @@
 //! Intervals of the run: a number of steps, or a fraction of all steps, as the Trainer's `logging_steps`, `eval_steps` and
 //! `save_steps`.
 
+use crate::domains::number;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
@@ -54,7 +55,9 @@ impl Interval {
         if whole || (0.0..1.0).contains(&value) {
             Ok(Self(value))
         } else {
-            Err(format!("found {value}, expected a whole number of steps, or a fraction of all steps below 1"))
+            let found = number(value);
+            let most = if value > MOST_STEPS { ", at most 1e15" } else { "" };
+            Err(format!("found {found}, expected a whole number of steps{most}, or a fraction of all steps below 1"))
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Learning rates by part of the model: LLaVA's parameter groups. Weight decay and schedule are shared.
 
 use crate::config::Config;
+use crate::domains::number;
 use crate::plan::{PartCount, parameters};
 use anyhow::Result;
 use base::Error;
@@ -74,16 +75,16 @@ impl LearningRates {
 }
 
 /// A rate of a part that is not trained.
-pub fn untrained(option: &str, rate: f64) -> Error {
-    let found = format!("{rate} for a part that is not trained");
+fn untrained(option: &str, rate: f64) -> Error {
+    let found = format!("{} for a part that is not trained", number(rate));
     let remedy = format!("leave --{option} out, or take a --train_type that trains it (train --help lists them)");
     Error::invalid(option, found, "a rate of a part that is trained", remedy)
 }
 
 impl fmt::Display for LearningRates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.learning_rate)?;
-        self.of_parts().try_for_each(|(option, rate)| write!(f, ", {option} {rate}"))
+        f.write_str(&number(self.learning_rate))?;
+        self.of_parts().try_for_each(|(option, rate)| write!(f, ", {option} {}", number(rate)))
     }
 }
 

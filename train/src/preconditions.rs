@@ -14,6 +14,8 @@ pub enum Need {
     Adapter,
     /// The adapter is a new one.
     NewAdapter,
+    /// The vision tower is trained.
+    TrainedTower,
     /// The base is rounded to 4 bits.
     FourBits,
     /// Validation rows are evaluated.
@@ -65,6 +67,8 @@ pub const PRECONDITIONS: &[(&str, Need, Answer)] = &[
     ("modules_to_save", Need::Adapter, Refused),
     ("use_rslora", Need::Adapter, Refused),
     ("use_dora", Need::Adapter, Refused),
+    ("rank_pattern", Need::Adapter, Refused),
+    ("alpha_pattern", Need::Adapter, Refused),
     ("lora_r", Need::NewAdapter, Refused),
     ("lora_alpha", Need::NewAdapter, Refused),
     ("lora_target_modules", Need::NewAdapter, Refused),
@@ -72,7 +76,10 @@ pub const PRECONDITIONS: &[(&str, Need, Answer)] = &[
     ("modules_to_save", Need::NewAdapter, Refused),
     ("use_rslora", Need::NewAdapter, Refused),
     ("use_dora", Need::NewAdapter, Refused),
-    ("bnb_4bit_use_double_quant", Need::FourBits, Noted),
+    ("rank_pattern", Need::NewAdapter, Refused),
+    ("alpha_pattern", Need::NewAdapter, Refused),
+    ("vision_tower_lr", Need::TrainedTower, Refused),
+    ("bnb_4bit_use_double_quant", Need::FourBits, Refused),
     ("metric_for_best_model", Need::Evaluation, Refused),
     ("greater_is_better", Need::Evaluation, Refused),
     ("eval_metric_samples", Need::Answers, Refused),
@@ -94,8 +101,8 @@ pub const PRECONDITIONS: &[(&str, Need, Answer)] = &[
     ("overwrite_output_dir", Need::NotResuming, Noted),
 ];
 
-/// Options whose false value asks for something; of others it asks for what is so anyway.
-const FALSE_COUNTS: [&str; 2] = ["greater_is_better", "bnb_4bit_use_double_quant"];
+/// Options whose false value, or 0, asks for something; of others it asks for what is so anyway.
+const FALSE_COUNTS: [&str; 3] = ["greater_is_better", "bnb_4bit_use_double_quant", "vision_tower_lr"];
 
 impl Need {
     /// Whether the settings have it.
@@ -105,6 +112,8 @@ impl Need {
             Self::Adapter => config.train_type.uses_lora(),
             // Another train type is what is said then.
             Self::NewAdapter => config.init_adapter.is_none() || !config.train_type.uses_lora(),
+            // What an adapter to go on from trains is known when it is read.
+            Self::TrainedTower => config.trains_vision() || config.init_adapter.is_some(),
             Self::FourBits => config.load_in_4bit,
             Self::Evaluation => config.eval_strategy != Strategy::No,
             Self::EvaluationBySteps => config.eval_strategy == Strategy::Steps,
@@ -129,6 +138,9 @@ impl fmt::Display for Need {
         f.write_str(match self {
             Self::Adapter => "train_type trains no adapter; use_lora does",
             Self::NewAdapter => "init_adapter has its own settings, which stay; without it a new adapter is trained",
+            Self::TrainedTower => {
+                "the vision tower is not trained; a train_type that trains it does (train --help lists them)"
+            }
             Self::FourBits => "the base is not in 4 bits; load_in_4bit rounds it",
             Self::Evaluation => "eval_strategy is no; steps or epoch evaluate",
             Self::EvaluationBySteps => "eval_strategy is not steps",
@@ -218,6 +230,7 @@ mod tests {
         match option {
             "lora_target_modules" => serde_json::json!(["q_proj"]),
             "modules_to_save" => serde_json::json!(["lm_head"]),
+            "rank_pattern" | "alpha_pattern" => serde_json::json!({"q_proj": 4}),
             "metric_for_best_model" => "loss".into(),
             "lora_vision" | "use_rslora" | "use_dora" | "allow_global_batch_change" | "overwrite_output_dir" => {
                 true.into()
@@ -234,6 +247,7 @@ mod tests {
         match need {
             Need::Adapter => ("train_type=use_lora", "train_type=projector"),
             Need::NewAdapter => ("train_type=use_lora", "init_adapter=a"),
+            Need::TrainedTower => ("train_type=none", "train_type=projector"),
             Need::FourBits => ("load_in_4bit=true", "load_in_4bit=false"),
             Need::Evaluation => ("eval_strategy=epoch", "eval_strategy=no"),
             Need::EvaluationBySteps => ("eval_strategy=steps", "eval_strategy=epoch"),

@@ -2,6 +2,7 @@
 
 use crate::collective::launch;
 use crate::config::{self, Config};
+use crate::preconditions::Need;
 use crate::{deepspeed, preconditions, trainer_options};
 use base::{Error, Result};
 use clap::parser::ValueSource;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
+use store::adapter;
 use toml::Table;
 
 /// Options that a user gave, and where: errors name the place.
@@ -143,16 +145,24 @@ fn merge_table(defaults: &Map<String, Value>, mut given: Given, table: Given, is
         }
         settings.insert(name.clone(), value);
     }
-    let config: Config = match serde_json::from_value(Value::Object(settings)) {
+    let mut config: Config = match serde_json::from_value(Value::Object(settings)) {
         Ok(config) => config,
         Err(error) => return Err(wrong_type(defaults, &given, error)),
     };
+    // The settings of an adapter to go on from stay. One that cannot be read yet, or never, is told where it is loaded.
+    let own = config.init_adapter.as_deref().filter(|_| given.get("lora_dropout").is_none());
+    if let Some(Ok(dropout)) = own.map(adapter::dropout) {
+        config.lora_dropout = dropout;
+    }
     config.check_settings().map_err(|error| given.placed(error))?;
     preconditions::check(&config, &given, is_shared, |answer, line| match answer {
         _ if launch::local_rank(0) != 0 => {}
         preconditions::Answer::Refused => tracing::warn!("{line}"),
         preconditions::Answer::Noted => tracing::info!("{line}"),
     })?;
+    if preconditions::idle(&config, &given).iter().any(|idle| idle.need == Need::TrainedTower) {
+        config.vision_tower_lr = None;
+    }
     Ok(config)
 }
 
@@ -213,8 +223,10 @@ fn read_recipe(path: &Path) -> Result<Vec<Given>> {
     let expected = "a recipe: a TOML file with a [train] table";
     let text = std::fs::read_to_string(path).map_err(inputs::unread(path, expected))?;
     let place = path.display().to_string();
-    let recipe: Recipe = recipe::parse(&text, &place)?;
-    let tables = recipe.train.as_ref().map(OneOrMore::tables).unwrap_or_default();
+    let mut recipe: Recipe = recipe::parse(&text, &place)?;
+    let lines = Lines::of(&text);
+    let tables = recipe.train.as_mut().map(OneOrMore::tables_mut).unwrap_or_default();
+    tables.iter_mut().enumerate().for_each(|(index, table)| lines.put_in_order(TABLE, index, table));
     if tables.is_empty() {
         let names: Table = recipe::parse(&text, &place)?;
         let remedy = match base::nearest(TABLE, names.keys().map(String::as_str)) {
@@ -225,7 +237,6 @@ fn read_recipe(path: &Path) -> Result<Vec<Given>> {
     }
     let command = Config::augment_args(Command::new("train"));
     let options = config::options();
-    let lines = Lines::of(&text);
     let of_table = |(index, table)| {
         let before = |key: &str| format!("{place}: {}[{TABLE}]", lines.before(TABLE, index, key));
         options_of(table, &command, &options, before)
@@ -251,10 +262,18 @@ fn options_of(table: &Table, command: &Command, options: &Options, before: impl 
         let config = Config::from_arg_matches(&matches).map_err(|error| unusable(&place, &error))?;
         let found = typed_flags(&as_map(&config)?, &matches, |_| place.clone());
         for (name, value) in found.values {
+            if given.get(&name).is_some_and(|other| *other != value) {
+                let found = format!("{}, and another {name} at {}", plain(&value), given.place(&name));
+                return Err(Error::invalid(place, found, "one value of an option", "remove one of the two"));
+            }
             given.insert(&name, value, place.clone());
         }
     }
     Ok(given)
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_string)
 }
 
 /// clap's refusal of a value, with the place of the value.
@@ -291,6 +310,22 @@ mod tests {
         assert_eq!((config.adam_beta2, config.lora_target_modules), (0.999, vec!["q_proj".to_string()]));
     }
 
+    /// Bits say both what the base is rounded to and what not.
+    #[test]
+    fn bits_of_a_flag_win_over_the_recipe() {
+        for (bits, recipe, expected) in [
+            ("16", "load_in_8bit = true", (false, false)),
+            ("8", "bits = 4", (true, false)),
+            ("4", "load_in_8bit = true", (false, true)),
+        ] {
+            let words = PATHS.iter().copied().chain(["--bits", bits]).map(OsString::from);
+            let words = trainer_options::translate(words, &[], &[]).expect("translated").words;
+            let words: Vec<&str> = words.iter().filter_map(|word| word.to_str()).collect();
+            let config = parse(&words, Some(&format!("[train]\n{recipe}\n"))).expect("valid settings");
+            assert_eq!((config.load_in_8bit, config.load_in_4bit), expected, "{bits} over {recipe}");
+        }
+    }
+
     #[test]
     fn unknown_recipe_keys_name_the_nearest_option() {
         let error = parse(&PATHS, Some("[train]\nlearning_rat = 1\n")).expect_err("a typo is refused").to_string();
@@ -311,8 +346,23 @@ mod tests {
             (&["--learning_rate", "-1e-4"], "at least 0"),
             (&["--mm_projector_lr", "-1e-5"], "mm_projector_lr: found -0.00001, expected a number at least 0"),
             (&["--vision_tower_lr", "nan", "--train_type", "none"], "vision_tower_lr: found NaN"),
-            (&["--vision_tower_lr", "1e-5"], "a part that is not trained"),
+            (&["--vision_tower_lr", "1e-5"], "found 0.00001, which has no effect: the vision tower is not trained"),
+            (&["--vision_tower_lr", "0"], "the vision tower is not trained"),
             (&["--vision_tower_lr", "1e-5", "--train_type", "freeze_vision"], "leave --vision_tower_lr out"),
+            (
+                &["--mm_projector_lr", "1e308"],
+                "mm_projector_lr: found 1e308, expected a number at least 0 and at most 3.4e38",
+            ),
+            (&["--num_train_epochs", "1e39"], "found 1e39, expected a number above 0 and at most 3.4e38"),
+            (
+                &["--rank_pattern", "{\"q_proj\": 4}", "--train_type", "none"],
+                "--rank_pattern: found {\"q_proj\":4}, which has no effect",
+            ),
+            (&["--bnb_4bit_use_double_quant", "false"], "found false, which has no effect: the base is not in 4 bits"),
+            (
+                &["--load_best_model_at_end", "--eval_strategy", "steps", "--save_strategy", "no"],
+                "found save_strategy no, eval_strategy steps",
+            ),
             (&["--adam_epsilon", "0"], "at least"),
             (&["--adam_epsilon", "1e-60"], "at least"),
             (&["--weight_decay", "-0.1"], "at least 0"),
@@ -355,10 +405,11 @@ mod tests {
     /// A recipe is shared between train types: its values are said, and flags are refused also beside one.
     #[test]
     fn values_without_effect_may_stand_in_a_recipe() {
-        let recipe = "[train]\nlora_r = 16\nlora_target_modules = [\"q_proj\"]\nmetric_for_best_model = \"loss\"\n";
+        let recipe = "[train]\nlora_r = 16\nlora_target_modules = [\"q_proj\"]\nmetric_for_best_model = \"loss\"\n\
+                      vision_tower_lr = 1e-5\n";
         let projector = [&PATHS[..], &["--train_type", "projector"]].concat();
         let config = parse(&projector, Some(recipe)).expect("valid settings");
-        assert_eq!(config.lora_r, 16);
+        assert_eq!((config.lora_r, config.vision_tower_lr), (16, None));
         let error = parse(&[&projector[..], &["--lora_dropout", "0.1"]].concat(), Some(recipe)).expect_err("refused");
         assert!(error.to_string().starts_with("--lora_dropout"), "{error}");
     }
@@ -385,6 +436,11 @@ mod tests {
             ("optim = \"sgd\"", "recipe.toml: line 2: [train] optim: found sgd"),
             ("label_smoothing_factor = 0.1", "recipe.toml: line 2: [train] label_smoothing_factor"),
             ("deepspeed_scheduler = 1", "unknown key"),
+            (
+                "bits = 16\nload_in_8bit = true",
+                "recipe.toml: line 3: [train] load_in_8bit: found true, and another load_in_8bit at ",
+            ),
+            ("per_gpu_train_batch_size = 4\nper_device_train_batch_size = 8", "one value of an option"),
         ] {
             let error = parse(&PATHS, Some(&format!("[train]\n{line}\n"))).expect_err(line).to_string();
             assert!(error.contains(named), "{line}: {error}");

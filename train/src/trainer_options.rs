@@ -11,8 +11,8 @@ use std::ffi::{OsStr, OsString};
 pub enum Answer {
     /// It is another name of one of ours.
     SameAs(&'static str),
-    /// Each of these values is an option of ours that is set (none for an empty text); any other is refused, because …
-    Sets(&'static [(&'static str, &'static str)], &'static str),
+    /// Each of these values sets options of ours (`name=true` or `name=false`); any other is refused, because …
+    Sets(&'static [(&'static str, &'static [&'static str])], &'static str),
     /// It is accepted with any value and changes nothing, because …
     NoEffect(&'static str),
     /// It is accepted with these values, which change nothing; any other is refused, because …
@@ -32,6 +32,8 @@ const ZERO_2: &str = "ranks share the work by ZeRO-2 only";
 const ONE_EVALUATION: &str = "evaluation computes as training does";
 const PACKED: &str = "rows are packed without padding, so that batches of rows of one length save nothing";
 const WEIGHTS_ONLY: &str = "weights alone are rounded, activations are not";
+/// A base as it is held in its files.
+const NOT_ROUNDED: &[&str] = &["load_in_8bit=false", "load_in_4bit=false"];
 const NF4_ONLY: &str = "of the 4-bit formats NF4 is implemented";
 const PREPROCESS: &str = "rows and images are processed by preprocess shards, before training";
 
@@ -169,7 +171,7 @@ pub const TRAINER_OPTIONS: &[(&str, Answer)] = &[
     ("lora_bias", Only(&["none"], "LoRA trains no biases")),
     ("lora_weight_path", Only(NOTHING, "--init_adapter starts from an adapter")),
     ("pretrain_mm_mlp_adapter", Only(NOTHING, "--model_name_or_path takes the model that the first stage wrote, projector included")),
-    ("bits", Sets(&[("16", ""), ("32", ""), ("8", "load_in_8bit"), ("4", "load_in_4bit")], "the base is held as it is, or in 8 or 4 bits")),
+    ("bits", Sets(&[("16", NOT_ROUNDED), ("32", NOT_ROUNDED), ("8", &["load_in_8bit=true", "load_in_4bit=false"]), ("4", &["load_in_8bit=false", "load_in_4bit=true"])], "the base is held as it is, or in 8 or 4 bits")),
     ("double_quant", SameAs("bnb_4bit_use_double_quant")),
     ("quant_type", Only(&["nf4"], NF4_ONLY)),
     ("version", Only(NOTHING, "the chat template is the model's own; conversations are made by preprocess shards")),
@@ -251,8 +253,12 @@ pub fn help() -> String {
 /// An option that is not implemented, with the reason.
 pub fn translate(words: impl IntoIterator<Item = OsString>, flags: &[String], kept: &[&str]) -> Result<Translated> {
     let mut translated = Translated::default();
+    // What values switch off, with the option and its value.
+    let mut off: Vec<(&str, String, String)> = Vec::new();
+    let mut own = Vec::new();
     let mut words = words.into_iter().peekable();
     while let Some(word) = words.next() {
+        own.push(word.clone());
         let text = word.to_str().unwrap_or_default();
         let option = text.strip_prefix("--").filter(|name| !name.is_empty());
         let Some((name, value)) =
@@ -281,11 +287,31 @@ pub fn translate(words: impl IntoIterator<Item = OsString>, flags: &[String], ke
                 }
                 let value = if value.is_none() && values.is_empty() { "true".to_string() } else { values.join(" ") };
                 translated.notes.extend(take(&format!("--{name}"), &name, answer, &value)?);
-                translated.words.extend(set_by(answer, &value).map(|option| format!("--{option}").into()));
+                for setting in set_by(answer, &value) {
+                    off.extend(setting.strip_suffix("=false").map(|option| (option, name.clone(), value.clone())));
+                    translated.words.push(format!("--{setting}").into());
+                }
             }
         }
     }
+    for (option, name, value) in off {
+        if is_switched_on(&own, option) {
+            let found = format!("{value}, and --{option}");
+            return Err(Error::invalid(format!("--{name}"), found, "one of the two", "remove one"));
+        }
+    }
     Ok(translated)
+}
+
+/// Whether the last of the words for an option that is true or false asks for it.
+fn is_switched_on(words: &[OsString], option: &str) -> bool {
+    let is_on = |(index, word): (usize, &OsString)| {
+        let name = word.to_str()?.strip_prefix("--")?;
+        let (name, value) = name.split_once('=').map_or((name, None), |(name, value)| (name, Some(value)));
+        let next = words.get(index + 1).filter(|next| is_value(next)).and_then(|next| next.to_str());
+        (name.replace('-', "_") == option).then(|| value.or(next).is_none_or(|value| is_same("true", value)))
+    };
+    words.iter().enumerate().filter_map(is_on).next_back().unwrap_or(false)
 }
 
 /// Whether a word is an option's value: no option, and not the recipe, which is the only other thing there may be.
@@ -294,11 +320,10 @@ fn is_value(word: &OsStr) -> bool {
     !text.starts_with("--") && !text.ends_with(".toml")
 }
 
-/// The option of ours that a value sets.
-fn set_by(answer: Answer, value: &str) -> Option<&'static str> {
-    let Sets(values, _) = answer else { return None };
-    let (_, option) = values.iter().find(|(accepted, _)| is_same(accepted, value))?;
-    (!option.is_empty()).then_some(option)
+/// The options of ours that a value sets.
+fn set_by(answer: Answer, value: &str) -> &'static [&'static str] {
+    let Sets(values, _) = answer else { return &[] };
+    values.iter().find(|(accepted, _)| is_same(accepted, value)).map_or(&[], |(_, options)| options)
 }
 
 fn negated(name: &str, flags: &[String]) -> Option<OsString> {
@@ -360,7 +385,8 @@ mod tests {
             let others = match answer {
                 SameAs(other) => vec![*other],
                 Sets(values, _) => {
-                    values.iter().map(|(_, option)| *option).filter(|option| !option.is_empty()).collect()
+                    let settings = values.iter().flat_map(|(_, settings)| settings.iter());
+                    settings.filter_map(|setting| setting.split('=').next()).collect()
                 }
                 _ => Vec::new(),
             };
@@ -373,11 +399,33 @@ mod tests {
         let line = "train r.toml --bits 4 --optim adamw_torch_fused --tf32 True --max_steps 3 --ddp-timeout=1800 --label_names a b \
             --do_train --label_smoothing_factor 0.0 --no_remove_unused_columns --bf16 --vision_tower clip --accelerator_config {} x.toml";
         let Translated { words: left, notes } = translated(line).expect("accepted");
-        let expected = "train r.toml --load_in_4bit --max_steps 3 --collective_timeout_seconds=1800 --remove_unused_columns=false --bf16 \
-            --vision_tower clip x.toml";
+        let expected = "train r.toml --load_in_8bit=false --load_in_4bit=true --max_steps 3 --collective_timeout_seconds=1800 \
+            --remove_unused_columns=false --bf16 --vision_tower clip x.toml";
         assert_eq!(left, words(expected));
         let told: Vec<&str> = notes.iter().filter_map(|note| note.split_whitespace().next()).collect();
         assert_eq!(told, ["tf32", "label_names"]);
+    }
+
+    /// Its bits and an option that says otherwise are refused, in any order; without a contradiction the bits count.
+    #[test]
+    fn bits_contradict_an_option_that_says_otherwise() {
+        for line in [
+            "--bits 16 --load_in_8bit true",
+            "--load-in-4bit=True --bits 32",
+            "--load_in_8bit --bits=16",
+            "--bits 4 --load_in_8bit 1",
+        ] {
+            let error = translated(line).expect_err(line).to_string();
+            assert!(error.starts_with("--bits: found ") && error.contains(", and --load_in_"), "{line}: {error}");
+        }
+        let off = "--load_in_8bit=false --load_in_4bit=false";
+        for line in
+            ["--load_in_8bit false --bits 16", "--load_in_8bit --load_in_8bit=0 --bits 16", "--no_bf16 --bits 16"]
+        {
+            let expected =
+                format!("{} {off}", line.trim_end_matches(" --bits 16").replace("--no_bf16", "--bf16=false"));
+            assert_eq!(translated(line).expect(line).words, words(&expected), "{line}");
+        }
     }
 
     #[test]

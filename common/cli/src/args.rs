@@ -87,7 +87,8 @@ fn of_reason(place: String, found: String, value: &str, reason: &(dyn Error + 's
 fn whole_number(value: &str, reason: &IntErrorKind) -> &'static str {
     let digits = value.strip_prefix('-').unwrap_or_default();
     match reason {
-        IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "a whole number that fits into 64 bits",
+        IntErrorKind::PosOverflow => "a whole number, at most 18446744073709551615 (2⁶⁴ − 1)",
+        IntErrorKind::NegOverflow => "a whole number, at least -9223372036854775808 (−2⁶³)",
         // A negative number is refused where the least one is 0.
         _ if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => "a whole number, at least 0",
         _ => "a whole number",
@@ -187,7 +188,10 @@ mod tests {
             (["--row", "-1"], "--row: found -1, expected a whole number, at least 0"),
             (["--row", "x"], "--row: found x, expected a whole number"),
             (["--row", ""], "--row: found an empty text, expected a whole number"),
-            (["--row", "99999999999999999999"], "--row: found 99999999999999999999, expected a whole number that fits"),
+            (
+                ["--row", "99999999999999999999"],
+                "--row: found 99999999999999999999, expected a whole number, at most 18446744073709551615",
+            ),
             (["--port", "65536"], "--port: found 65536, expected a whole number from 0 to 65535"),
             (["--port", "x"], "--port: found x, expected a whole number"),
             (["--least", "0"], "--least: found 0, expected a whole number, at least 1"),

@@ -1,11 +1,12 @@
 //! What the types of the settings cannot say: missing, out of range, not supported, or not together.
 
-use super::{CacheVisionFeatures, Config, Extent, ScheduleType, Strategy};
+use super::{CacheVisionFeatures, Config, ScheduleType, Strategy};
 use crate::base_format;
 use crate::best::Best;
 use crate::domains;
-use crate::learning_rates::{self, LearningRates};
+use crate::learning_rates::LearningRates;
 use base::{Error, Result};
+use clap::ValueEnum;
 
 impl Config {
     /// Checks what the types cannot say.
@@ -37,8 +38,8 @@ impl Config {
             ScheduleType::Polynomial => {
                 let lr_end = self.lr_scheduler_kwargs.lr_end.unwrap_or(self.lr_end);
                 if lr_end >= self.learning_rate {
-                    let expected = format!("below learning_rate, {}", self.learning_rate);
-                    return Err(Error::invalid("lr_end", lr_end, expected, "give a smaller --lr_end"));
+                    let expected = format!("below learning_rate, {}", domains::number(self.learning_rate));
+                    return Err(Error::invalid("lr_end", domains::number(lr_end), expected, "give a smaller --lr_end"));
                 }
             }
             _ => {}
@@ -46,7 +47,10 @@ impl Config {
         if let Some((option, rate)) =
             LearningRates::of(self).of_parts().next().filter(|_| self.deepspeed_scheduler.is_some())
         {
-            let found = format!("{rate}, and a scheduler in the DeepSpeed file, which sets one rate for all parts");
+            let found = format!(
+                "{}, and a scheduler in the DeepSpeed file, which sets one rate for all parts",
+                domains::number(rate)
+            );
             let expected = "one of the two";
             let remedy = "remove scheduler from the file and give --lr_scheduler_type (linear is WarmupDecayLR, \
                           constant_with_warmup is WarmupLR)";
@@ -87,16 +91,8 @@ impl Config {
             let remedy = "use --train_type use_lora, or merge the adapter first (infer merge)";
             return Err(Error::invalid("init_adapter", "an adapter with another train_type", "use_lora", remedy));
         }
-        let trains_vision = match self.train_type.parts().vision_tower {
-            Extent::Frozen => false,
-            Extent::Lora => self.lora_vision || self.init_adapter.is_none() && self.is_all_linear(),
-            Extent::Whole => true,
-        };
-        if self.cache_vision_features != CacheVisionFeatures::No && trains_vision {
+        if self.cache_vision_features != CacheVisionFeatures::No && self.trains_vision() {
             return Err(Self::no_cache_of_a_trained_tower());
-        }
-        if let Some(rate) = self.vision_tower_lr.filter(|_| !trains_vision && self.init_adapter.is_none()) {
-            return Err(learning_rates::untrained("vision_tower_lr", rate));
         }
         let needs_eval = self.load_best_model_at_end || self.early_stopping_patience > 0;
         if needs_eval && self.eval_strategy == Strategy::No {
@@ -117,7 +113,11 @@ impl Config {
         }
         let place = "load_best_model_at_end";
         if self.save_strategy != self.eval_strategy {
-            let found = format!("save_strategy {:?}, eval_strategy {:?}", self.save_strategy, self.eval_strategy);
+            let word = |strategy: Strategy| {
+                strategy.to_possible_value().map_or(String::new(), |value| value.get_name().to_string())
+            };
+            let found =
+                format!("save_strategy {}, eval_strategy {}", word(self.save_strategy), word(self.eval_strategy));
             let remedy = "give --save_strategy and --eval_strategy the same value";
             return Err(Error::invalid(place, found, "equal strategies", remedy));
         }

@@ -1,6 +1,6 @@
 //! What follows from the settings.
 
-use super::{Config, Resume};
+use super::{Config, Extent, Resume};
 use crate::interval::Interval;
 use base::Result;
 use cli::options::is_nothing;
@@ -75,6 +75,15 @@ impl Config {
     /// LoRA on every linear layer.
     pub fn is_all_linear(&self) -> bool {
         matches!(self.lora_target_modules.as_slice(), [target] if target.eq_ignore_ascii_case(ALL_LINEAR))
+    }
+
+    /// Whether anything of the vision tower is trained, as far as the settings say: an adapter to go on from may train it, too.
+    pub fn trains_vision(&self) -> bool {
+        match self.train_type.parts().vision_tower {
+            Extent::Frozen => false,
+            Extent::Lora => self.lora_vision || self.init_adapter.is_none() && self.is_all_linear(),
+            Extent::Whole => true,
+        }
     }
 
     /// Names of the modules that are trained in full beside LoRA.
