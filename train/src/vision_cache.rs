@@ -16,6 +16,7 @@ use model::config::LlavaConfig;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -94,6 +95,7 @@ impl VisionFeatureCache {
             create(&path, &json, &header)?;
         }
         let file = File::options().read(true).write(true).open(&path).map_err(Error::io(&path))?;
+        complete(&path, &file, &json, &header)?;
         let found = read_header(&path, &file)?;
         if found != header {
             return Err(unreadable(&path, "the header of another tower or other data"));
@@ -122,7 +124,10 @@ impl VisionFeatureCache {
     pub fn get(&self, slot: usize) -> Option<Vec<f32>> {
         let mut bytes = vec![0; self.header.slot_bytes()];
         if let Err(error) = self.file.read_exact_at(&mut bytes, self.header.offset(slot)) {
-            self.note(error);
+            // A file that is cut meanwhile has no such slot until it is written.
+            if error.kind() != ErrorKind::UnexpectedEof {
+                self.note(error);
+            }
             return None;
         }
         let (checksum, values) = bytes.split_at(CHECKSUM_BYTES);
@@ -312,12 +317,33 @@ impl CachedAs {
 /// the same one.
 fn create(path: &Path, json: &[u8], header: &Header) -> Result<()> {
     files::create_once(path, |file| {
-        file.write_all_at(MAGIC, 0)?;
-        file.write_all_at(&(json.len() as u64).to_le_bytes(), 8)?;
-        file.write_all_at(json, 16)?;
+        file.write_all_at(&beginning(json), 0)?;
         file.set_len(header.file_bytes())
     })
     .map(drop)
+}
+
+/// Magic, the header's length, the header.
+fn beginning(json: &[u8]) -> Vec<u8> {
+    [&MAGIC[..], &(json.len() as u64).to_le_bytes(), json].concat()
+}
+
+/// Gives a file that was cut (by a full disk, an interrupted copy) its length again: what is missing is computed again. Ranks may
+/// do it at once: all write the same.
+fn complete(path: &Path, file: &File, json: &[u8], header: &Header) -> Result<()> {
+    let (found, whole) = (file.metadata().map_err(Error::io(path))?.len(), header.file_bytes());
+    if found >= whole {
+        return Ok(());
+    }
+    let beginning = beginning(json);
+    let mut start = vec![0; beginning.len().min(found as usize)];
+    file.read_exact_at(&mut start, 0).map_err(Error::io(path))?;
+    if !beginning.starts_with(&start) {
+        return Err(unreadable(path, "another kind of file"));
+    }
+    tracing::warn!("{}: found {found} of {whole} bytes; missing vision features are computed again", path.display());
+    let written = file.write_all_at(&beginning, 0).and_then(|()| file.set_len(whole));
+    written.map_err(Error::io(path))
 }
 
 fn read_header(path: &Path, file: &File) -> Result<Header> {
@@ -405,6 +431,33 @@ mod tests {
         cache.put(1, vec![1.0, 2.0, 3.0]);
         cache.file.write_all_at(&[7], cache.header.offset(1) + 9).expect("writable");
         assert_eq!(cache.get(1), None);
+    }
+
+    /// Behind the cut, slots are empty, wherever it is.
+    #[test]
+    fn a_file_that_was_cut_is_completed() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let rows = rows(dir.path(), &[1; 3]);
+        let path = open(rows, "t", CachedAs::F16).expect("created").path;
+        let values = |slot: usize| vec![slot as f32, 1.0, 2.0];
+        for (cut, kept) in [
+            (HEADER_BYTES + 16 + 9, [true, false, false]),
+            (HEADER_BYTES, [false; 3]),
+            (10, [false; 3]),
+            (0, [false; 3]),
+        ] {
+            let cache = open(rows, "t", CachedAs::F16).expect("opened");
+            (0..3).for_each(|slot| drop(cache.put(slot, values(slot))));
+            File::options().write(true).open(&path).expect("a file").set_len(cut).expect("cut");
+            let cache = open(rows, "t", CachedAs::F16).expect("completed");
+            for (slot, kept) in kept.into_iter().enumerate() {
+                assert_eq!(cache.get(slot), kept.then(|| values(slot)), "slot {slot} after a cut at {cut}");
+            }
+            assert!(cache.trouble().is_none());
+        }
+        std::fs::write(&path, "something else").expect("writable");
+        let error = open(rows, "t", CachedAs::F16).expect_err("refused").to_string();
+        assert!(error.contains("another kind of file") && error.contains("delete it"), "{error}");
     }
 
     #[test]
