@@ -87,6 +87,10 @@ fn of_reason(place: String, found: String, value: &str, reason: &(dyn Error + 's
 fn whole_number(value: &str, reason: &IntErrorKind) -> &'static str {
     let digits = value.strip_prefix('-').unwrap_or_default();
     match reason {
+        // Only a type with a sign refuses it.
+        IntErrorKind::PosOverflow if value.parse::<u64>().is_ok() => {
+            "a whole number, at most 9223372036854775807 (2⁶³ − 1)"
+        }
         IntErrorKind::PosOverflow => "a whole number, at most 18446744073709551615 (2⁶⁴ − 1)",
         IntErrorKind::NegOverflow => "a whole number, at least -9223372036854775808 (−2⁶³)",
         // A negative number is refused where the least one is 0.
@@ -166,6 +170,8 @@ mod tests {
         struct Args {
             #[arg(long, value_name = "K")]
             row: Option<usize>,
+            #[arg(long)]
+            steps: Option<i64>,
             #[arg(long, value_name = "F")]
             share: Option<f64>,
             #[arg(long)]
@@ -191,6 +197,10 @@ mod tests {
             (
                 ["--row", "99999999999999999999"],
                 "--row: found 99999999999999999999, expected a whole number, at most 18446744073709551615",
+            ),
+            (
+                ["--steps", "9223372036854775808"],
+                "--steps: found 9223372036854775808, expected a whole number, at most 9223372036854775807",
             ),
             (["--port", "65536"], "--port: found 65536, expected a whole number from 0 to 65535"),
             (["--port", "x"], "--port: found x, expected a whole number"),
