@@ -194,8 +194,11 @@ impl SamplingArgs {
         config.validate().map_err(|OutOfRange { setting, found, expected }| {
             Error::usage(format!("--{setting}"), found, expected, "correct it")
         })?;
-        let draws =
-            [("top_p", self.top_p != 1.0, self.top_p.to_string()), ("top_k", self.top_k != 0, self.top_k.to_string())];
+        let draws = [
+            ("top_p", self.top_p != 1.0, self.top_p.to_string()),
+            ("top_k", self.top_k != 0, self.top_k.to_string()),
+            ("seed", self.seed != 0, self.seed.to_string()),
+        ];
         if let (0.0, Some((option, _, found))) = (self.temperature, draws.into_iter().find(|(_, given, _)| *given)) {
             return Err(Error::usage(
                 format!("--{option}"),
@@ -411,10 +414,10 @@ pub struct ExportArgs {
     #[arg(long, value_name = "DIR", requires = "check")]
     pub shards: Option<PathBuf>,
     /// Rows that --check takes.
-    #[arg(long, value_enum, default_value_t = SplitArg::Validation)]
+    #[arg(long, value_enum, default_value_t = SplitArg::Validation, requires = "check")]
     pub split: SplitArg,
     /// Merge the adapter although its run.json says that it was trained on another model.
-    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    #[arg(long, requires = "adapter", num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
     pub force: bool,
 }
 
@@ -465,7 +468,7 @@ pub struct QuantizeArgs {
     #[arg(long, default_value_t = 5_000_000_000, value_name = "BYTES")]
     pub max_part_bytes: usize,
     /// Merge the adapter although its run.json says that it was trained on another model.
-    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    #[arg(long, requires = "adapter", num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
     pub force: bool,
 }
 

@@ -16,7 +16,7 @@ use cli::values::boolean;
 use cli::weighted::WeightedFolders;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use store::hub;
 use toml::{Table, Value};
 
@@ -176,13 +176,7 @@ impl Recipe {
                 None => (of_preprocess.of_key)(option),
             };
             let of_shards = Place { table: of_preprocess.table.clone(), of_key: Box::new(of_key) };
-            let shards = stage(&name, &of_shards, &SHARDS, &self.shard_options(&data)?, programs, &stages)?;
-            ensure!(
-                stages.iter().all(|stage: &Stage| stage.output != shards.output),
-                "{place} shards: {} is the output of another stage; give each dataset a folder of its own",
-                data.shards
-            );
-            stages.push(shards);
+            stages.push(stage(&name, &of_shards, &SHARDS, &self.shard_options(&data)?, programs, &stages)?);
         }
         let tables = self.train.as_ref().map(OneOrMore::tables).unwrap_or_default();
         for (index, train) in tables.iter().enumerate() {
@@ -280,6 +274,12 @@ fn stage(
     }
     let missing = || known.of_kind(Kind::Output).map(|option| option.name.as_str()).collect::<Vec<_>>().join(" or ");
     let output = output.with_context(|| format!("{}: no {}", place.table, missing()))?;
+    // One would replace the other's, in every run again.
+    if let Some(other) = earlier.iter().find(|other| plain(&other.output).eq(plain(&output))) {
+        let here = known.of_kind(Kind::Output).find_map(|option| places.get(&option.name)).unwrap_or(&place.table);
+        let found = format!("the output of another stage, {}: {}", other.name, output.display());
+        return Err(Error::usage(here, found, "one of its own", "give each stage another output").into());
+    }
     let witness = match runner.witness {
         Witness::Whole => (output.clone(), Part::Whole),
         Witness::File(name) => (output.join(name), Part::Whole),
@@ -299,6 +299,11 @@ fn stage(
         may_replace,
         disposable: false,
     })
+}
+
+/// A path without `.` in it.
+fn plain(path: &Path) -> impl Iterator<Item = Component<'_>> {
+    path.components().filter(|part| *part != Component::CurDir)
 }
 
 /// What of the file or folder that an option's value names shows whether it has changed; `None` if it names none.

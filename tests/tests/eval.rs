@@ -254,6 +254,32 @@ fn a_question_that_cannot_be_asked_or_scored_is_named_before_any_work() {
             &["2 <image> markers"],
         ),
         ("exact", json!([1]), &["line 2", "a list", "an object"]),
+        (
+            "exact",
+            json!({"question_id": 7, "image": image, "text": "?", "answer": "no", "label": "yes"}),
+            &["line 2", "\"answer\" and \"label\" with different values"],
+        ),
+        (
+            "exact",
+            json!({"question_id": 7, "image": image, "text": "An answer.", "prompt": "?", "answer": "x"}),
+            &["\"text\" and \"prompt\" with different values"],
+        ),
+        (
+            "yes-no",
+            json!({"question_id": 7, "image": image, "text": "?", "answer": ["yes", "no"]}),
+            &["\"yes\" and \"no\"", "not both"],
+        ),
+        (
+            "multiple-choice",
+            json!({"question_id": 7, "image": image, "text": "?", "answer": 2, "options": ["1", "2", "3"]}),
+            &["an option's text and the place", "\"3\""],
+        ),
+        (
+            "exact",
+            serde_json::from_str(r#"{"question_id": 1000000000000000000000000000001, "image": "a.jpg", "text": "?"}"#)
+                .expect("JSON"),
+            &["question_id", "more than 64 bits"],
+        ),
     ] {
         // The first question alone would do, but has no options.
         let rows = if metric == "multiple-choice" { vec![row.clone()] } else { vec![good.clone(), row.clone()] };
@@ -265,9 +291,28 @@ fn a_question_that_cannot_be_asked_or_scored_is_named_before_any_work() {
     write_lines(&questions, std::slice::from_ref(&good));
     let error = setting.refused(&questions, "accuracy", &[]);
     assert!(error.contains("found accuracy") && error.contains("multiple-choice"), "{error}");
-    std::fs::write(&questions, "{\"question_id\": 1,\n").expect("written");
-    let error = setting.refused(&questions, "exact", &[]);
-    assert!(error.contains("line 1") && error.contains("JSON"), "{error}");
+    for (bytes, expected) in [
+        (&b"{\"question_id\": 1,\n"[..], &["line 1", "JSON"][..]),
+        (b"{\"question_id\": 1}\n{\"\xe4\": 1}\n", &["not UTF-8 at byte 21", "save it in UTF-8"]),
+    ] {
+        std::fs::write(&questions, bytes).expect("written");
+        let error = setting.refused(&questions, "exact", &[]);
+        assert!(expected.iter().all(|word| error.contains(word)), "{error}");
+    }
+
+    // Two rows of annotations for a question.
+    write_lines(&questions, &[json!({"question_id": 7, "image": image, "text": "Is it?"})]);
+    let annotations = setting.path("annotations.json");
+    for (second, is_refused) in [("no", true), ("yes", false)] {
+        write_lines(&annotations, &["yes", second].map(|label| json!({"question_id": 7, "label": label})));
+        let more = ["--annotations", text(&annotations)];
+        if is_refused {
+            let error = setting.refused(&questions, "yes-no", &more);
+            assert!(error.contains("line 2") && error.contains("other expected answers for question_id 7"), "{error}");
+        } else {
+            setting.eval(&questions, "yes-no", "same.jsonl", &more);
+        }
+    }
 
     // A picture that turns out damaged is left out, and is an error at the end.
     std::fs::write(setting.images.join("cut.jpg"), "no picture").expect("written");
@@ -278,6 +323,17 @@ fn a_question_that_cannot_be_asked_or_scored_is_named_before_any_work() {
     assert!(output.status.code() == Some(1) && error.contains("1 of 2 questions have no answer"), "{error}");
     let scores = setting.eval(&questions, "yes-no", "answers.jsonl", &["--max-failed", "0.5"]);
     assert_eq!((&scores["questions"], &scores["failed"]), (&json!(2), &json!(1)));
+    // Nothing answered has no score.
+    write_lines(&questions, &[json!({"question_id": 2, "image": "cut.jpg", "text": "?", "answer": "yes"})]);
+    let scores = setting.eval(&questions, "yes-no", "none.jsonl", &["--max-failed", "1"]);
+    assert_eq!((&scores["failed"], &scores["scores"]["accuracy"]), (&json!(1), &Value::Null));
+
+    // Another picture under the same name.
+    let words = setting.words(&questions, "yes-no", "none.jsonl", &["--max-failed", "1"]);
+    std::fs::write(setting.images.join("cut.jpg"), "another").expect("written");
+    let output = infer(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("another set of pictures"), "{error}");
 }
 
 /// ScienceQA's layout: options in the text, in a list, in an object, as keys; the answer as a letter, a text or an index.
@@ -300,13 +356,15 @@ fn options_are_read_from_every_layout() {
             row(3, json!({"choices": {"A": "cat", "B": "dog"}, "answer": "dog"})),
             row(4, json!({"A": "cat", "B": "dog", "answer": "The answer is B."})),
             row(5, json!({"image": null, "answer": "B"})),
+            row(6, json!({"options": [4, 7], "answer": 7})),
+            row(7, json!({"options": ["0", "1"], "answer": 1})),
         ],
     );
     let scores = setting.eval(&questions, "multiple-choice", "answers.jsonl", &[]);
     let scored = json_lines(&setting.path("answers.jsonl.scored.jsonl"));
     let expected: Vec<Value> = scored.iter().map(|line| line["expected"][0].clone()).collect();
-    assert_eq!(expected, ["B", "dog", "dog", "The answer is B.", "B"]);
-    assert_eq!((&scores["questions"], scored[4]["image"].as_str()), (&json!(5), Some("")));
+    assert_eq!(expected, ["B", "dog", "dog", "The answer is B.", "B", "7", "1"]);
+    assert_eq!((&scores["questions"], scored[4]["image"].as_str()), (&json!(7), Some("")));
     assert_eq!(scores["scores"]["accuracy"], json!(0.0), "the tiny model says something else");
 }
 

@@ -74,6 +74,14 @@ fn files_of_another_origin_are_not_replaced() {
         command
     };
     check("infer eval", &output, &eval, true);
+    // The files beside the answers.
+    for ending in [".settings.json", ".scores.json", ".scored.jsonl"] {
+        let beside = |ending: &str| path(&format!("answers.jsonl{ending}"));
+        for ending in ["", ".settings.json", ".scores.json", ".scored.jsonl"] {
+            std::fs::remove_file(beside(ending)).expect("removed");
+        }
+        check(&format!("infer eval, {ending}"), &beside(ending), &eval, true);
+    }
     // No option gives the questions away.
     let output = &questions;
     let mut itself = infer(&["eval", "--metric", "exact", "--max-new-tokens", "2", "--overwrite", "true"]);

@@ -55,6 +55,16 @@ fn mistakes_in_a_recipe_are_named_before_anything_runs() {
         ("purpose = \"x\"\n[train]\nseed = 1\n", "no output_dir", 2),
         ("purpose = \"x\"\n", "no stages", 2),
         (
+            "[[train]]\noutput_dir = \"o\"\n[[train]]\nseed = 1\noutput_dir = \"./o/\"\n",
+            "line 5: [[train]] output_dir: found the output of another stage, train 1 of 2: ./o/",
+            2,
+        ),
+        (
+            "[infer]\nmodel = \"m\"\nimages = \"i\"\noutput = \"o\"\n[eval]\nmodel = \"m\"\noutput = \"o\"\n",
+            "[eval] output: found the output of another stage, infer: o",
+            2,
+        ),
+        (
             "purpose = \"x\"\n[train]\noutput_dir = \"o\"\n# soon\nlearning_rate = \"fast\"\n",
             "recipe.toml: line 5: [train] learning_rate: found fast, expected a number; see train --help",
             2,

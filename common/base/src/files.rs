@@ -3,7 +3,9 @@
 
 mod publish;
 
-pub use publish::{copy_atomically, create_once, in_folder, publish, remove_leftovers, rename, sync_dir};
+pub use publish::{
+    copy_atomically, create_once, in_folder, publish, remove_leftovers, rename, require_no_device, sync_dir,
+};
 
 use crate::{Error, Result, pulse};
 use rayon::prelude::*;
@@ -52,6 +54,7 @@ impl Drop for Temporary {
 impl AtomicFile {
     /// Opens the temporary file beside `path`, empty.
     pub fn create(path: &Path) -> Result<Self> {
+        require_no_device(path)?;
         let temporary = temporary_name(path)?;
         // A folder in the temporary file's place is the one fault that is of its name.
         let file = File::create(&temporary).map_err(|error| {
@@ -255,6 +258,20 @@ mod tests {
         write_atomically(&path, b"new").expect("written");
         assert_eq!(std::fs::read(&path).expect("read"), b"new");
         assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 1);
+    }
+
+    #[test]
+    fn devices_and_pipes_stay() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).expect("bound");
+        let error = write_atomically(&path, b"new").expect_err("refused").to_string();
+        assert!(error.contains("found a device, pipe or socket, expected a file"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 1, "nothing is left behind");
+        let from = dir.path().join("file");
+        std::fs::write(&from, "new").expect("written");
+        rename(&from, &path).expect_err("refused");
+        assert!(from.exists() && !path.symlink_metadata().expect("there").is_file());
     }
 
     #[test]

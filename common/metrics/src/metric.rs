@@ -58,7 +58,7 @@ impl Metric {
     /// Refuses expected answers that the metric cannot compare with.
     ///
     /// # Errors
-    /// None at all; one that is neither yes nor no; one that is no option.
+    /// None at all; one that is neither yes nor no; one that is no option; yes and no, or two options.
     pub fn check(self, expected: &Expected) -> Result<(), Unusable> {
         let unusable = |found: String, expected| Err(Unusable { found, expected });
         let Some(first) = expected.answers.first() else {
@@ -68,6 +68,16 @@ impl Metric {
             Self::YesNo if yes_no::label(first).is_none() => {
                 unusable(format!("the expected answer {first:?}"), "yes or no")
             }
+            Self::YesNo => {
+                let differs =
+                    |text: &&String| yes_no::label(text).is_some_and(|label| Some(label) != yes_no::label(first));
+                match expected.answers.iter().find(differs) {
+                    Some(other) => {
+                        unusable(format!("the expected answers {first:?} and {other:?}"), "yes or no, not both")
+                    }
+                    None => Ok(()),
+                }
+            }
             Self::MultipleChoice if multiple_choice::choice(first, &expected.options).is_none() => {
                 let options = expected.options.join(", ");
                 let among = if options.is_empty() { String::new() } else { format!(" with the options {options}") };
@@ -75,6 +85,14 @@ impl Metric {
                     format!("the expected answer {first:?}{among}"),
                     "the letter of an option, or the text of one of the options",
                 )
+            }
+            Self::MultipleChoice => {
+                let choice = |text: &String| multiple_choice::choice(text, &expected.options);
+                let differs = |text: &&String| choice(text).is_some_and(|of| Some(of) != choice(first));
+                match expected.answers.iter().find(differs) {
+                    Some(other) => unusable(format!("the expected answers {first:?} and {other:?}"), "one option"),
+                    None => Ok(()),
+                }
             }
             _ => Ok(()),
         }

@@ -1,7 +1,7 @@
 //! The JSONL file: line k is question k, so the number of complete lines is the next question.
 
-use anyhow::{Context, Result, bail, ensure};
-use base::Error;
+use anyhow::{Context, Result, bail};
+use base::{Error, files};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -26,6 +26,8 @@ pub struct Compared {
     value: Value,
     /// Where it was; its contents are compared.
     place: Option<PathBuf>,
+    /// Files of earlier versions do not have it.
+    may_be_missing: bool,
 }
 
 /// Key in the settings file of a setting that is compared by its content.
@@ -34,12 +36,17 @@ const SHA256: &str = "sha256";
 impl Compared {
     /// A value, compared as it is.
     pub fn value(name: &'static str, value: Value) -> Self {
-        Self { name, value, place: None }
+        Self { name, value, place: None, may_be_missing: false }
     }
 
     /// Files, compared by their hash.
     pub fn contents(name: &'static str, place: &Path, sha256: String) -> Self {
-        Self { name, value: json!(sha256), place: Some(place.to_path_buf()) }
+        Self { name, value: json!(sha256), place: Some(place.to_path_buf()), may_be_missing: false }
+    }
+
+    /// The same, of a setting that files of earlier versions do not have.
+    pub fn later(name: &'static str, place: &Path, sha256: String) -> Self {
+        Self { may_be_missing: true, ..Self::contents(name, place, sha256) }
     }
 
     fn recorded(&self) -> Value {
@@ -53,6 +60,7 @@ impl Compared {
     fn difference(&self, found: &Value) -> Option<String> {
         let name = self.name;
         match &self.place {
+            _ if found.is_null() && self.may_be_missing => None,
             None if *found == self.value => None,
             None if self.value.is_null() => Some(format!("{name} {}, not without one", recorded_text(found))),
             None => Some(format!("{name} {}, not {}", recorded_text(found), recorded_text(&self.value))),
@@ -147,10 +155,27 @@ impl<L: Line> Journal<L> {
 pub fn check(path: &Path, settings: &[Compared], overwrite: bool) -> Result<()> {
     // Lines have their settings beside them.
     cli::outputs::require_replaceable(path, |_| settings_file(path).exists(), Some(overwrite), "--output")?;
+    // Unlike /dev/stdout of other programs: answers are read again.
+    files::require_no_device(path)?;
     match std::fs::metadata(path) {
         Ok(file) if file.len() > 0 && !overwrite => compare_settings(path, settings),
         _ => Ok(()),
     }
+}
+
+/// Refuses to begin where files stand that would be written beside the answers and that no earlier run has written: its settings are not
+/// there.
+///
+/// # Errors
+/// Such a file.
+pub fn check_beside(path: &Path, beside: &[PathBuf], overwrite: bool) -> Result<()> {
+    let settings = settings_file(path);
+    let text = std::fs::read(&settings).unwrap_or_default();
+    let is_own = serde_json::from_slice::<Map<String, Value>>(&text).is_ok_and(|found| found.contains_key("model"));
+    for file in beside.iter().chain([&settings]) {
+        cli::outputs::require_replaceable(file, |_| is_own, Some(overwrite), "--output")?;
+    }
+    Ok(())
 }
 
 /// Refuses a file of a folder that is read, unless it has settings beside it: no option says that this is wanted.
@@ -215,18 +240,26 @@ fn whole_lines<L: Line>(path: &Path, file: &File) -> Result<(usize, u64)> {
         }
         let line: L = parse(path, lines, &text)?;
         let index = line.index();
-        ensure!(index == lines, "{}: line {}: index {index} is out of order", path.display(), lines + 1);
+        if index != lines {
+            let (place, expected) = (
+                format!("{}: line {}: index", path.display(), lines + 1),
+                format!("{lines}: no line missing, none twice"),
+            );
+            return Err(Error::invalid(place, index, expected, FROM_HERE).into());
+        }
         lines += 1;
         end += bytes as u64;
     }
 }
 
+/// What to do about a line that is not what it should be.
+const FROM_HERE: &str =
+    "remove this line and all after it, give another --output, or --overwrite true to start a new file";
+
 fn parse<L: Line>(path: &Path, number: usize, line: &str) -> Result<L> {
     serde_json::from_str(line).map_err(|error| {
         let place = format!("{}: line {}", path.display(), number + 1);
-        let remedy =
-            "remove this line and all after it, give another --output, or --overwrite true to start a new file";
-        Error::invalid(place, error, format!("a line of {}", L::PROGRAM), remedy).into()
+        Error::invalid(place, error, format!("a line of {}", L::PROGRAM), FROM_HERE).into()
     })
 }
 
@@ -295,7 +328,7 @@ mod tests {
         assert_eq!(Journal::<Row>::open(&path, &moved, false).expect("opened").len(), 1, "the same model elsewhere");
         let adapter = [&settings(1, "m")[..1], &[Compared::contents("adapter", Path::new("x"), "y".into())]].concat();
         let no_model = settings(1, "m").into_iter().map(|setting| match setting.name {
-            "model" => Compared { name: "model", value: Value::Null, place: None },
+            "model" => Compared::value("model", Value::Null),
             _ => setting,
         });
         let no_model: Vec<Compared> = no_model.collect();

@@ -45,6 +45,7 @@ pub fn run(args: &CaptionArgs) -> Result<String> {
     // Another model's file is refused before this one is loaded; nothing is written before all of the input is right.
     let settings = settings::settings(args)?;
     journal::check(&args.output, &settings, args.overwrite)?;
+    journal::check_beside(&args.output, &[], args.overwrite)?;
     let engine = Engine::from_args(&args.model)?;
     engine.tell_unused_settings();
     let source = Source::open(args, &engine.processors)?;

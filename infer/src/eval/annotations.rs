@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 /// What a row of annotations is about, and what it expects.
 struct Annotation {
+    /// For messages.
+    place: String,
     /// Of a question; captions of COCO have an `id` of their own, which names nothing else.
     question_id: Option<String>,
     image: Option<String>,
@@ -59,7 +61,10 @@ impl Annotations {
 
     /// Adds to a question what its annotations say: by `question_id`, unless they are about another picture or another text;
     /// else by picture and text; else, of captions, all of the picture.
-    pub fn complete(&self, question: &mut Question) {
+    ///
+    /// # Errors
+    /// Several annotations of a question that expect different answers.
+    pub fn complete(&self, question: &mut Question) -> Result<()> {
         let found = |map: &HashMap<String, Vec<usize>>, key: Option<&String>| -> Vec<&Annotation> {
             let indices = key.and_then(|key| map.get(key)).map(Vec::as_slice).unwrap_or_default();
             indices.iter().map(|&index| &self.all[index]).collect()
@@ -67,18 +72,30 @@ impl Annotations {
         let image = question.image_key();
         let text = first_line(&question.text);
         let of_image = found(&self.by_image, image.as_ref());
-        let by_id = found(&self.by_id, question.id_text().as_ref()).into_iter().find(|annotation| {
+        let by_id = found(&self.by_id, question.id_text().as_ref()).into_iter().filter(|annotation| {
             let same = |of: &Option<String>, this: Option<&str>| of.as_deref().zip(this).is_none_or(|(a, b)| a == b);
             same(&annotation.image, image.as_deref()) && same(&annotation.question, Some(text.as_str()))
         });
-        let by_text = of_image.iter().copied().find(|annotation| annotation.question.as_ref() == Some(&text));
-        if let Some(annotation) = by_id.or(by_text) {
+        let by_id: Vec<_> = by_id.collect();
+        let by_text = of_image.iter().copied().filter(|annotation| annotation.question.as_ref() == Some(&text));
+        let of_question = if by_id.is_empty() { by_text.collect() } else { by_id };
+        if let [annotation, others @ ..] = &of_question[..] {
+            if let Some(other) = others.iter().find(|other| other.expected.answers != annotation.expected.answers) {
+                let found = format!("other expected answers for question_id {} than {}", question.id, annotation.place);
+                return Err(base::Error::invalid(
+                    &other.place,
+                    found,
+                    "one row for a question, or the same answers",
+                    "take one out",
+                )
+                .into());
+            }
             question.expected.answers.clone_from(&annotation.expected.answers);
             if question.expected.options.is_empty() {
                 question.expected.options.clone_from(&annotation.expected.options);
             }
             question.groups.extend(annotation.groups.iter().cloned());
-            return;
+            return Ok(());
         }
         let captions =
             of_image.into_iter().filter(|annotation| annotation.question.is_none() && annotation.question_id.is_none());
@@ -86,6 +103,7 @@ impl Annotations {
         if !captions.is_empty() {
             question.expected.answers = captions;
         }
+        Ok(())
     }
 }
 
@@ -105,7 +123,8 @@ fn annotation(row: &Row, names: &HashMap<String, String>) -> Result<Annotation> 
         );
     }
     let image = image.map(|image| image_key(names.get(&image).unwrap_or(&image)));
-    Ok(Annotation { question_id, image, question, expected, groups: expected::groups(row)? })
+    let place = row.place.clone();
+    Ok(Annotation { place, question_id, image, question, expected, groups: expected::groups(row)? })
 }
 
 /// COCO's table of pictures: id to file name.

@@ -6,7 +6,7 @@ use metrics::Expected;
 use metrics::multiple_choice::options_in;
 use serde_json::Value;
 
-/// Keys of expected answers; the first that a row has counts.
+/// Keys of expected answers; the first that a row has counts, and the others have to be among its values.
 const ANSWERS: [&str; 7] =
     ["answers", "answer", "label", "captions", "caption", "references", "multiple_choice_answer"];
 /// Keys of an answer that is an object.
@@ -24,6 +24,7 @@ pub(super) fn of_row(row: &Row, text: &str) -> Result<Expected> {
     let options = options(row)?;
     let mut answers = Vec::new();
     if let Some((key, value)) = row.get(&ANSWERS) {
+        row.require_one_of(&ANSWERS)?;
         let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
         for value in values {
             answers.push(answer(row, key, value, &options)?);
@@ -41,11 +42,26 @@ fn answer(row: &Row, key: &str, value: &Value, options: &[String]) -> Result<Str
     if !options.is_empty()
         && let Value::Number(number) = value
     {
-        let index = number.as_u64().and_then(|index| options.get(usize::try_from(index).ok()?));
-        let expected = format!("the index of an option, 0 to {}", options.len() - 1);
-        return Ok(index.cloned().ok_or_else(|| {
-            base::Error::invalid(format!("{}: {key}", row.place), number, expected, "correct the row")
-        })?);
+        let by_index = number.as_u64().and_then(|index| options.get(usize::try_from(index).ok()?));
+        let by_text = options.iter().find(|option| option.trim() == number.to_string());
+        let refused = |found: String, expected: String, remedy: &str| {
+            Err(base::Error::invalid(format!("{}: {key}", row.place), found, expected, remedy).into())
+        };
+        return match (by_index, by_text) {
+            (Some(option), None) | (None, Some(option)) => Ok(option.clone()),
+            (Some(option), Some(text)) if option == text => Ok(option.clone()),
+            (Some(option), Some(_)) => refused(
+                format!(
+                    "the number {number}, which is an option's text and the place (from 0) of another one, {option:?}"
+                ),
+                "one or the other".to_string(),
+                "write the letter of the option, or its text in quotation marks",
+            ),
+            (None, None) => {
+                let expected = format!("the index of an option, 0 to {}, or its text", options.len() - 1);
+                refused(number.to_string(), expected, "correct the row")
+            }
+        };
     }
     Ok(label_of(value).ok_or_else(|| row.unexpected(key, value, KINDS))?)
 }

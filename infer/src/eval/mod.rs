@@ -19,6 +19,7 @@ use line::{Line, Scored};
 use model::batch::PackedBatch;
 use questions::Question;
 use scores::Scores;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Answers the questions that have no answer yet, then scores all of them. Returns the scores as JSON.
@@ -30,15 +31,17 @@ pub fn run(args: &EvalArgs) -> Result<String> {
     args.sampling.sampling()?;
     let annotations = args.annotations.iter().map(|file| ("--annotations", file.as_path()));
     let inputs: Vec<_> = annotations.chain([("--questions", args.questions.as_path())]).collect();
-    for output in [args.output.clone(), beside(args, SCORES), beside(args, SCORED)] {
-        cli::outputs::require_no_input(&output, "--output", &inputs)?;
+    let files_beside = [beside(args, SCORES), beside(args, SCORED)];
+    for output in files_beside.iter().chain([&args.output]) {
+        cli::outputs::require_no_input(output, "--output", &inputs)?;
     }
     journal::require_no_file_of(&args.output, &[("--images", &args.images)])?;
     let pictures = pictures(&args.images)?;
     let annotations = Annotations::read(&args.annotations)?;
     let questions = questions::read(&args.questions, args.limit, &pictures, &annotations, args.metric)?;
-    let settings = settings_of(args)?;
+    let settings = settings_of(args, &questions, &pictures)?;
     journal::check(&args.output, &settings, args.overwrite)?;
+    journal::check_beside(&args.output, &files_beside, args.overwrite)?;
     let engine = Engine::from_args(&args.model)?;
     engine.tell_unused_settings();
     let mut journal = Journal::open(&args.output, &settings, args.overwrite)?;
@@ -84,8 +87,13 @@ fn pictures(dir: &Path) -> Result<ImageSources> {
 }
 
 /// What changes an answer. Metric and annotations do not: another metric scores the answers that are there.
-fn settings_of(args: &EvalArgs) -> Result<Vec<Compared>> {
+fn settings_of(args: &EvalArgs, questions: &[Question], pictures: &ImageSources) -> Result<Vec<Compared>> {
     let mut settings = settings::of_model(&args.model)?;
+    // A picture is known by its size, as in shards: reading all of them takes as long as answering from what is already there.
+    let sizes: BTreeMap<&str, Option<u64>> =
+        questions.iter().flat_map(|of| &of.images).map(|name| (name.as_str(), pictures.file_size(name))).collect();
+    let sizes = serde_json::to_vec(&(sizes, pictures.describe()))?;
+    settings.push(Compared::later("set of pictures", &args.images, files::sha256_hex(&sizes)));
     settings.push(Compared::contents("questions", &args.questions, files::sha256_of_file(&args.questions)?));
     let values = [
         ("images", serde_json::json!(args.images)),

@@ -77,7 +77,7 @@ pub(super) fn read(
         rows.iter().map(|row| of_row(row, subset, pictures)).collect::<Result<Vec<_>>>()?
     };
     for question in &mut questions {
-        annotations.complete(question);
+        annotations.complete(question)?;
         check(question, pictures, metric)?;
     }
     Ok(questions)
@@ -108,6 +108,7 @@ fn of_row(row: &Row, subset: Option<&str>, pictures: &ImageSources) -> Result<Qu
     let missing = |what: &str, expected: &str| Error::invalid(&row.place, what, expected, "correct the row");
     let (_, id) = row.get(&ID).ok_or_else(|| missing("no \"question_id\"", "a text or a number"))?;
     rows::label_of(id).ok_or_else(|| row.unexpected("question_id", id, "text or a number"))?;
+    row.require_one_of(&TEXT)?;
     let text = match row.get(&TEXT) {
         Some((_, Value::String(text))) => text.clone(),
         Some((key, value)) => return Err(row.unexpected(key, value, "text").into()),
@@ -164,7 +165,9 @@ fn file_of(number: &serde_json::Number, subset: Option<&str>, pictures: &ImageSo
 
 fn check(question: &Question, pictures: &ImageSources, metric: Metric) -> Result<()> {
     if let Some(name) = question.images.iter().find(|name| !pictures.has(name)) {
-        let found = format!("a question about {name}, which is not there");
+        // Of the reading: it knows of names outside the folder, and of those that differ in capital letters.
+        let cause = pictures.read(name).err().map_or_else(|| "it is no file".to_string(), |error| error.to_string());
+        let found = format!("a question about the picture {name:?}, which is not there ({cause})");
         let remedy = "give the folder that holds it as --images, or take the question out";
         return Err(Error::invalid(question.here(), found, "a picture of --images", remedy).into());
     }

@@ -36,7 +36,11 @@ pub(super) fn read(path: &Path, list: &str) -> Result<Rows> {
         let remedy = "write its rows as JSON lines with the keys question_id, image, text";
         return Err(Error::invalid(path.display(), format!("a table (.{ending})"), expected, remedy).into());
     }
-    let text = std::fs::read_to_string(path).map_err(cli::inputs::unread(path, "a JSON or JSON-lines file"))?;
+    let bytes = std::fs::read(path).map_err(cli::inputs::unread(path, "a JSON or JSON-lines file"))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let found = format!("text that is not UTF-8 at byte {}", error.utf8_error().valid_up_to());
+        Error::invalid(path.display(), found, "JSON in UTF-8", "save it in UTF-8 (iconv -t UTF-8)")
+    })?;
     let text = text.trim_start_matches('\u{feff}');
     let file = path.display();
     let rows = match serde_json::from_str(text) {
@@ -64,7 +68,9 @@ fn lines(path: &Path, text: &str, list: &str) -> Result<Vec<Row>> {
         let place = format!("{}: line {}", path.display(), number + 1);
         let Distinct(value) = serde_json::from_str(line).map_err(|error| {
             let expected = format!("one JSON object a line, a JSON list, or an object with a list {list:?}");
-            Error::invalid(&place, format!("{error}"), expected, "correct the file")
+            // Its line is always 1.
+            let found = error.to_string().replace(" at line 1 column ", " at column ");
+            Error::invalid(&place, found, expected, "correct the file")
         })?;
         rows.push(row(place, value)?);
     }
@@ -88,6 +94,7 @@ pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",
+        Value::Number(number) if !is_exact(number) => "a number of more than 64 bits, which is not kept exactly",
         Value::Number(_) => "a number",
         Value::String(_) => "a text",
         Value::Array(_) => "a list",
@@ -99,6 +106,26 @@ impl Row {
     /// The first of the keys that has a value other than null.
     pub fn get(&self, keys: &[&'static str]) -> Option<(&'static str, &Value)> {
         keys.iter().find_map(|key| Some((*key, self.values.get(*key).filter(|value| !value.is_null())?)))
+    }
+
+    /// Refuses keys of the same meaning with different values: which one counts is not for a program to choose.
+    ///
+    /// # Errors
+    /// Two such keys.
+    pub fn require_one_of(&self, keys: &[&'static str]) -> Result<()> {
+        let Some((first, value)) = self.get(keys) else { return Ok(()) };
+        let is_other =
+            |key: &&&str| self.values.get(**key).is_some_and(|other| !other.is_null() && !holds(value, other));
+        match keys.iter().find(is_other) {
+            Some(other) => Err(self.two(first, other)),
+            None => Ok(()),
+        }
+    }
+
+    /// Two keys that say different things.
+    pub fn two(&self, first: &str, other: &str) -> anyhow::Error {
+        let found = format!("{first:?} and {other:?} with different values");
+        Error::invalid(&self.place, found, "one of them, or the same in both", "take one out").into()
     }
 
     /// A text or the digits of a number.
@@ -116,11 +143,32 @@ impl Row {
     }
 }
 
-/// A text, or the digits of a number.
+/// Whether a value, or what a list has, is all of another one, but for capital letters and white space around.
+fn holds(value: &Value, other: &Value) -> bool {
+    let texts = |value: &Value| -> Vec<String> {
+        let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        let inner =
+            |value: &Value| ["answer", "caption"].iter().find_map(|key| value.get(key)).unwrap_or(value).clone();
+        values
+            .iter()
+            .map(|value| label_of(&inner(value)).unwrap_or_else(|| value.to_string()).trim().to_lowercase())
+            .collect()
+    };
+    let (held, others) = (texts(value), texts(other));
+    others.iter().all(|other| held.contains(other))
+}
+
+/// A text, or the digits of a number. Of a number that is not kept exactly (10³⁰) no digits are known.
 pub(super) fn label_of(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
+        Value::Number(number) if is_exact(number) => Some(number.to_string()),
         _ => None,
     }
+}
+
+/// Integers of 64 bits are, and fractions as far as two of them cannot be the same integer.
+fn is_exact(number: &serde_json::Number) -> bool {
+    const WHOLE: f64 = (1u64 << 53) as f64;
+    !number.is_f64() || number.as_f64().is_some_and(|value| value.abs() < WHOLE)
 }

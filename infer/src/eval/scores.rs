@@ -7,9 +7,16 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// Names and values, in the order of the metric.
+/// Names and values, in the order of the metric; without answers there are no values (`null`).
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Figures(pub Vec<(&'static str, f64)>);
+pub(super) struct Figures(pub Vec<(&'static str, Option<f64>)>);
+
+impl Figures {
+    fn of(metric: Metric, answers: &[(&str, &Expected)]) -> Self {
+        let figures = metric.figures(answers).into_iter();
+        Self(figures.map(|(name, value)| (name, (!answers.is_empty()).then_some(value))).collect())
+    }
+}
 
 impl Serialize for Figures {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -57,13 +64,13 @@ impl Scores {
             }
         }
         let group = |(name, answers): (String, Answered<'_>)| {
-            (name, Group { questions: answers.len(), scores: Figures(metric.figures(&answers)) })
+            (name, Group { questions: answers.len(), scores: Figures::of(metric, &answers) })
         };
         Self {
             metric,
             questions: lines.len(),
             failed: lines.iter().filter(|line| line.error.is_some()).count(),
-            scores: Figures(metric.figures(&answers)),
+            scores: Figures::of(metric, &answers),
             groups: members.into_iter().map(|(kind, groups)| (kind, groups.into_iter().map(group).collect())).collect(),
         }
     }
@@ -77,7 +84,8 @@ impl Scores {
         let mut row = |name: &str, questions: usize, figures: &Figures| {
             let _ = write!(table, "\n{name:<32} {questions:>9}");
             for (name, value) in &figures.0 {
-                let _ = write!(table, "  {value:>width$.4}", width = name.len().max(12));
+                let value = value.map_or_else(|| "–".to_string(), |value| format!("{value:.4}"));
+                let _ = write!(table, "  {value:>width$}", width = name.len().max(12));
             }
         };
         row("all", self.questions - self.failed, &self.scores);

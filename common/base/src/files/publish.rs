@@ -37,10 +37,26 @@ fn sync_all(path: &Path) -> Result<()> {
 }
 
 /// Renames a file or folder that is on disk, so that the new name survives a power cut.
+///
+/// # Errors
+/// What the system refuses; a device, pipe or socket of the new name, which root would replace.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    require_no_device(to)?;
     std::fs::rename(from, to).map_err(Error::io(to))?;
     sync_dir(parent(to))?;
     if parent(from) == parent(to) { Ok(()) } else { sync_dir(parent(from)) }
+}
+
+/// Refuses the name of a device, pipe or socket (`/dev/null`): a file would take its place, for every program of the machine.
+///
+/// # Errors
+/// Such a name.
+pub fn require_no_device(path: &Path) -> Result<()> {
+    let Ok(about) = path.symlink_metadata() else { return Ok(()) };
+    if about.is_file() || about.is_dir() || about.is_symlink() {
+        return Ok(());
+    }
+    Err(Error::invalid(path.display(), "a device, pipe or socket", "a file, or no file yet", "give another path"))
 }
 
 /// Copies a file atomically: `to` has its old content or the whole copy, on disk.

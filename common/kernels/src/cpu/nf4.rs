@@ -1,4 +1,5 @@
-//! NF4 weights on the CPU: codes become f32 a slice of rows at a time.
+//! NF4 weights on the CPU. Few tokens multiply the codes' values where they lie; for more, codes become f32 a slice of rows at a time, or the
+//! tiles of AMX.
 
 use super::dot_products::dots;
 use super::few::{Dots, few};
@@ -93,10 +94,14 @@ enum AbsmaxRows<'a> {
 
 impl AbsmaxRows<'_> {
     /// The largest magnitude of a block; the product is rounded before the sum.
+    #[inline(always)]
     fn get(&self, index: usize) -> f32 {
-        let mut value = [0.0];
-        self.fill(index, &mut value);
-        value[0]
+        match *self {
+            Self::Plain(absmax) => absmax[index],
+            Self::Nested { codes, map, absmax, block, offset } => {
+                map[usize::from(codes[index])] * absmax[index / block] + offset
+            }
+        }
     }
 
     /// Those of the blocks from `first` on.
@@ -160,11 +165,27 @@ impl Nf4Rows<'_> {
                 decode(&self.codes[index * block / 2..][..block / 2], self.absmax.get(index), to)
             });
         }
-        let value = |index: usize| {
+        write(to, self.values(row, 0..width))
+    }
+
+    /// Some values of a row in f32, one by one.
+    pub fn values(&self, row: usize, columns: Range<usize>) -> impl Iterator<Item = f32> {
+        let start = row * self.shape[1];
+        (start + columns.start..start + columns.end).map(|index| {
             let pair = PAIRS[usize::from(self.codes[index / 2])];
-            pair[index % 2] * self.absmax.get(index / block)
-        };
-        write(to, (start..start + width).map(value))
+            pair[index % 2] * self.absmax.get(index / self.block)
+        })
+    }
+
+    /// Codes of some values of a row, two a byte, and the magnitude that they have in common; `None` if they are in several blocks or
+    /// begin within a byte. Behind an odd number of values the last byte has another code.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
+    #[inline(always)]
+    pub fn codes(&self, row: usize, columns: Range<usize>) -> Option<(&[u8], f32)> {
+        let (start, len) = (row * self.shape[1] + columns.start, columns.len());
+        let block = start / self.block;
+        let whole = start.is_multiple_of(2) && start + len <= (block + 1) * self.block;
+        whole.then(|| (&self.codes[start / 2..(start + len).div_ceil(2)], self.absmax.get(block)))
     }
 }
 

@@ -452,6 +452,8 @@ fn frozen_weights_in_few_bits() {
         [Quantization::Int8, Quantization::Nf4 { double_quant: false }, Quantization::Nf4 { double_quant: true }];
     for (tokens, inputs, out) in [(1, 37, 50), (6, 64, 5), (12, 128, 33), (40, 2112, 1000), (9, 33, 70)] {
         for format in formats {
+            // The tiles of AMX round NF4's values and those of x to 2^-18.
+            let tolerance = if format == Quantization::Int8 { 4e-6 } else { 2e-5 };
             let weight =
                 Tensor::<2>::from_data(TensorData::new(values(3, out * inputs), [out, inputs]), &Device::flex());
             let quantized = QuantizedWeight::quantize(weight, format);
@@ -461,7 +463,7 @@ fn frozen_weights_in_few_bits() {
             let plain = |x: &[Tensor<2>]| reference::linear(x[0].clone(), rounded.clone(), Some(row_of(&x[1])));
             let shapes = [[tokens, inputs], [1, out]];
             let kernel = |x: &[Tensor<2>]| super::linear::linear(&x[0], weight(), Some(&row_of(&x[1])));
-            check(&name, &shapes, 4e-6, &kernel, &plain);
+            check(&name, &shapes, tolerance, &kernel, &plain);
             let generic = |x: &[Tensor<2>]| Some(reference::linear(x[0].clone(), weight(), Some(row_of(&x[1]))));
             check(&format!("{name} by operations"), &shapes, 4e-6, &generic, &plain);
             let lora = |x: &[Tensor<2>], weight: LinearWeight| {
@@ -469,7 +471,7 @@ fn frozen_weights_in_few_bits() {
             };
             let shapes = [[tokens, inputs], [4, inputs], [out, 4]];
             let kernel = |x: &[Tensor<2>]| super::linear::lora_linear(&x[0], weight(), None, &x[1], &x[2], 0.25, None);
-            check(&format!("lora_{name}"), &shapes, 4e-6, &kernel, &|x| lora(x, rounded.clone().into()));
+            check(&format!("lora_{name}"), &shapes, tolerance, &kernel, &|x| lora(x, rounded.clone().into()));
             check(&format!("lora_{name} by operations"), &shapes, 4e-6, &|x| Some(lora(x, weight())), &|x| {
                 lora(x, rounded.clone().into())
             });

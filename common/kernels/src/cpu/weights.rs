@@ -1,5 +1,5 @@
-//! Weight matrices in f32, bf16 or f16 as factors of a product; half precision is widened a few rows at a time, so that no
-//! second copy of a weight comes into being.
+//! Weight matrices in f32, half precision or few bits as factors of a product. What is not f32 is widened a few rows at a time, so that no
+//! second copy of a weight comes into being, or goes to AMX's tiles.
 
 use super::amx::{self, Lines, Right};
 use super::dot_products::Element;
@@ -106,7 +106,8 @@ impl<'a> Weight<'a> {
             _ if !self.has_tiles() => None,
             Self::Bf16(values, ..) => Some(Right::new(Lines::Bf16(values, out, inputs))),
             Self::Int8(rows) => Some(rows.columns()),
-            Self::F32(_) | Self::F16(..) | Self::Nf4(_) => None,
+            Self::Nf4(rows) => Some(Right::new(Lines::Nf4(rows))),
+            Self::F32(_) | Self::F16(..) => None,
         }
     }
 
@@ -117,7 +118,8 @@ impl<'a> Weight<'a> {
             _ if !self.has_tiles() => None,
             Self::Bf16(values, ..) => Some(Right::new(Lines::Bf16Across(values, inputs, out))),
             Self::Int8(rows) => Some(rows.rows()),
-            Self::F32(_) | Self::F16(..) | Self::Nf4(_) => None,
+            Self::Nf4(rows) => Some(Right::new(Lines::Nf4Across(rows))),
+            Self::F32(_) | Self::F16(..) => None,
         }
     }
 

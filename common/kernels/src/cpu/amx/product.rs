@@ -2,7 +2,7 @@
 
 use super::pack::{Side, pack};
 use super::tiles::{self, BLOCK, Block, Configured, DEPTH, LINES, PAIRS, Strip};
-use super::{Lines, Right, SPLIT};
+use super::{Lines, Right};
 use crate::cpu::gemm::Start;
 use crate::cpu::matrix::{Matrix, MatrixMut, Tile};
 use crate::cpu::output::Place;
@@ -30,14 +30,16 @@ pub unsafe fn product(a: Matrix, b: Right, mut c: MatrixMut<Place>, start: Start
     assert!(depth > 0);
     let slice = depth.div_ceil(depth.div_ceil(SLICE)).next_multiple_of(DEPTH);
     let group = |packed: usize, planes: usize| (packed / (slice / DEPTH * planes * PAIRS)).max(2) / 2 * BLOCK;
-    let (row_group, column_group) = (group(PACKED_A, SPLIT), group(PACKED_B, b.lines.planes()));
+    let [a_planes, b_planes] = b.lines.planes();
+    let (row_group, column_group) = (group(PACKED_A, a_planes), group(PACKED_B, b_planes));
     for first in (0..depth).step_by(slice) {
         let inner = first..depth.min(first + slice);
         for column in (0..columns).step_by(column_group) {
-            let right = Packed::new(b.lines, column..columns.min(column + column_group), inner.clone(), Side::B, &B);
+            let group = column..columns.min(column + column_group);
+            let right = Packed::new(b.lines, b_planes, group, inner.clone(), Side::B, &B);
             for Tile { row, mut part, .. } in c.reborrow().tiles(row_group, columns) {
                 let rows = row..row + part.rows;
-                let left = Packed::new(Lines::F32(a), rows, inner.clone(), Side::A, &A);
+                let left = Packed::new(Lines::F32(a), a_planes, rows, inner.clone(), Side::A, &A);
                 let task = |tile: Tile<Place>| {
                     // SAFETY: passed on; from the second slice on C has the values of the first.
                     unsafe {
@@ -105,8 +107,14 @@ struct Packed {
 }
 
 impl Packed {
-    fn new(factor: Lines, lines: Range<usize>, inner: Range<usize>, side: Side, scratch: &'static Scratch) -> Self {
-        let planes = factor.planes();
+    fn new(
+        factor: Lines,
+        planes: usize,
+        lines: Range<usize>,
+        inner: Range<usize>,
+        side: Side,
+        scratch: &'static Scratch,
+    ) -> Self {
         let strip = inner.len().div_ceil(DEPTH) * planes * PAIRS;
         // Strips come in pairs; of a second that has no lines nothing is used.
         let len = lines.len().div_ceil(BLOCK) * 2 * strip;
@@ -116,7 +124,7 @@ impl Packed {
             let first = lines.start + index * LINES;
             match first < lines.end {
                 // SAFETY: a machine with AMX has AVX-512.
-                true => unsafe { pack(factor, first, inner.start, inner.len(), side, pairs) },
+                true => unsafe { pack(factor, planes, first, inner.clone(), side, pairs) },
                 false => pairs.fill(0),
             }
         };

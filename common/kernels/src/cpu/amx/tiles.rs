@@ -1,7 +1,6 @@
 //! Products of packed tiles: sums in tile registers. No tile lives longer than an assembly block, so that the compiler never has to know of
 //! one; their configuration, which nothing else in the process uses, lives as long as [`Configured`].
 
-use super::SPLIT;
 use std::arch::asm;
 use std::marker::PhantomData;
 
@@ -67,13 +66,13 @@ impl Strip<'_> {
     }
 }
 
-/// `C = A B` for one or two strips of A and two of B, of three planes and of one. C's rows behind the first sixteen stay as they
-/// are if A is one strip.
+/// `C = A B` for one or two strips of A and two of B. Of three planes and one all products of planes are summed; of two and two all but that of
+/// the second ones. C's rows behind the first sixteen stay as they are if A is one strip.
 pub fn multiply(_: &Configured, a: [Option<Strip>; 2], b: [Strip; 2], c: &mut Block) {
     let [Some(first), second] = a else { unreachable!("a strip of A") };
-    let steps = first.steps();
-    assert!(first.planes == SPLIT && second.is_none_or(|second| second.planes == SPLIT && second.steps() == steps));
-    assert!(b.iter().all(|b| b.planes == 1 && b.steps() == steps) && steps > 0);
+    let (planes, steps) = ([first.planes, b[0].planes], first.steps());
+    assert!(second.is_none_or(|second| second.planes == planes[0] && second.steps() == steps));
+    assert!(b.iter().all(|b| b.planes == planes[1] && b.steps() == steps) && steps > 0);
     let pointers = Pointers {
         a: [first.pairs.as_ptr(), second.unwrap_or(first).pairs.as_ptr()],
         b: b.map(|b| b.pairs.as_ptr()),
@@ -82,7 +81,15 @@ pub fn multiply(_: &Configured, a: [Option<Strip>; 2], b: [Strip; 2], c: &mut Bl
     };
     // SAFETY: the strips have `steps` steps of the planes that each function reads, by the assertions above, and C has room for four tiles
     // of sixteen rows; tiles are configured on this thread.
-    unsafe { if second.is_some() { two_strips(pointers) } else { one_strip(pointers) } }
+    unsafe {
+        match (planes, second.is_some()) {
+            ([3, 1], false) => exact_one_strip(pointers),
+            ([3, 1], true) => exact_two_strips(pointers),
+            ([2, 2], false) => rounded_one_strip(pointers),
+            ([2, 2], true) => rounded_two_strips(pointers),
+            _ => unreachable!("products of {planes:?} planes"),
+        }
+    }
 }
 
 struct Pointers {
@@ -105,31 +112,43 @@ macro_rules! b {
     };
 }
 
-/// Multiplies a plane of the first strip of A with it.
+/// Multiplies a plane of the first strip of A with it; without number the plane that was loaded last.
 macro_rules! a0 {
+    () => {
+        "tdpbf16ps tmm0, tmm6, tmm4\ntdpbf16ps tmm1, tmm6, tmm5"
+    };
     ($plane:literal) => {
-        concat!(
-            "tileloadd tmm6, [{a0} + {s}*1 + 1024*",
-            $plane,
-            "]\ntdpbf16ps tmm0, tmm6, tmm4\ntdpbf16ps tmm1, tmm6, tmm5"
-        )
+        concat!("tileloadd tmm6, [{a0} + {s}*1 + 1024*", $plane, "]\n", a0!())
     };
 }
 
 /// The same with the second strip of A.
 macro_rules! a1 {
+    () => {
+        "tdpbf16ps tmm2, tmm7, tmm4\ntdpbf16ps tmm3, tmm7, tmm5"
+    };
     ($plane:literal) => {
-        concat!(
-            "tileloadd tmm7, [{a1} + {s}*1 + 1024*",
-            $plane,
-            "]\ntdpbf16ps tmm2, tmm7, tmm4\ntdpbf16ps tmm3, tmm7, tmm5"
-        )
+        concat!("tileloadd tmm7, [{a1} + {s}*1 + 1024*", $plane, "]\n", a1!())
+    };
+}
+
+/// Stores the sums of the first strip of A.
+macro_rules! c0 {
+    () => {
+        "tilestored [{c} + {s}*1], tmm0\ntilestored [{c} + {s}*1 + 64], tmm1"
+    };
+}
+
+/// Those of the second.
+macro_rules! c1 {
+    () => {
+        "tilestored [{c} + {s}*1 + 2048], tmm2\ntilestored [{c} + {s}*1 + 2112], tmm3"
     };
 }
 
 /// A function whose loop has the given lines; it reads so many planes of A and B.
 macro_rules! kernel {
-    ($name:ident, $a_planes:literal, $planes:literal, [$($line:expr),* $(,)?], [$($store:literal),* $(,)?]) => {
+    ($name:ident, $a_planes:literal, $planes:literal, [$($line:expr),*], [$($store:expr),*]) => {
         /// # Safety
         /// Tiles are configured on this thread; A and B have `steps` steps at the addresses, C four tiles.
         unsafe fn $name(pointers: Pointers) {
@@ -170,22 +189,7 @@ macro_rules! kernel {
 
 const _: () = assert!(BLOCK * size_of::<f32>() == 128);
 
-kernel!(
-    two_strips,
-    3,
-    1,
-    [b!(0), a0!(0), a1!(0), a0!(1), a1!(1), a0!(2), a1!(2)],
-    [
-        "tilestored [{c} + {s}*1], tmm0",
-        "tilestored [{c} + {s}*1 + 64], tmm1",
-        "tilestored [{c} + {s}*1 + 2048], tmm2",
-        "tilestored [{c} + {s}*1 + 2112], tmm3"
-    ]
-);
-kernel!(
-    one_strip,
-    3,
-    1,
-    [b!(0), a0!(0), a0!(1), a0!(2)],
-    ["tilestored [{c} + {s}*1], tmm0", "tilestored [{c} + {s}*1 + 64], tmm1"]
-);
+kernel!(exact_one_strip, 3, 1, [b!(0), a0!(0), a0!(1), a0!(2)], [c0!()]);
+kernel!(exact_two_strips, 3, 1, [b!(0), a0!(0), a1!(0), a0!(1), a1!(1), a0!(2), a1!(2)], [c0!(), c1!()]);
+kernel!(rounded_one_strip, 2, 2, [b!(0), a0!(1), a0!(0), b!(1), a0!()], [c0!()]);
+kernel!(rounded_two_strips, 2, 2, [b!(0), a0!(1), a1!(1), a0!(0), a1!(0), b!(1), a0!(), a1!()], [c0!(), c1!()]);
