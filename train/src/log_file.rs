@@ -47,7 +47,10 @@ impl LogFile {
         let file = match &mut self.file {
             Some(file) => file,
             None => {
-                files::write_atomically(&self.path, &self.beginning)?;
+                // A pipe keeps nothing that a beginning could be put before, and a file would take its place.
+                if !files::is_device(&self.path) {
+                    files::write_atomically(&self.path, &self.beginning)?;
+                }
                 let file = OpenOptions::new().append(true).open(&self.path);
                 self.len = std::mem::take(&mut self.beginning).len() as u64;
                 self.file.insert(file.with_context(|| self.path.display().to_string())?)
@@ -98,6 +101,24 @@ mod tests {
         file.is_torn = true;
         file.append(b"b\n").expect("written");
         assert_eq!(std::fs::read(file.path()).expect("read"), b"a\nb\n");
+    }
+
+    #[test]
+    fn a_pipe_gets_the_pieces_and_stays_a_pipe() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("pipe");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).expect("made");
+        let reader = std::thread::spawn({
+            let path = path.clone();
+            move || std::fs::read_to_string(path).expect("read")
+        });
+        let mut file = LogFile::new(path.clone(), b"old\n".to_vec());
+        file.append(b"a\n").expect("written");
+        file.append(b"b\n").expect("written");
+        drop(file);
+        assert_eq!(reader.join().expect("no panic"), "a\nb\n");
+        assert!(files::is_device(&path));
     }
 
     #[test]

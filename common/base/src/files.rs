@@ -4,7 +4,7 @@
 mod publish;
 
 pub use publish::{
-    copy_atomically, create_once, in_folder, publish, remove_leftovers, rename, require_no_device, sync_dir,
+    copy_atomically, create_once, in_folder, is_device, publish, remove_leftovers, rename, require_no_device, sync_dir,
 };
 
 use crate::{Error, Result, pulse};

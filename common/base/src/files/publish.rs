@@ -47,13 +47,17 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     if parent(from) == parent(to) { Ok(()) } else { sync_dir(parent(from)) }
 }
 
+/// Whether it is the name of a device, pipe or socket.
+pub fn is_device(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|about| !(about.is_file() || about.is_dir() || about.is_symlink()))
+}
+
 /// Refuses the name of a device, pipe or socket (`/dev/null`): a file would take its place, for every program of the machine.
 ///
 /// # Errors
 /// Such a name.
 pub fn require_no_device(path: &Path) -> Result<()> {
-    let Ok(about) = path.symlink_metadata() else { return Ok(()) };
-    if about.is_file() || about.is_dir() || about.is_symlink() {
+    if !is_device(path) {
         return Ok(());
     }
     Err(Error::invalid(path.display(), "a device, pipe or socket", "a file, or no file yet", "give another path"))
