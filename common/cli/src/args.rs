@@ -70,7 +70,7 @@ fn of_reason(place: String, found: String, value: &str, reason: &(dyn Error + 's
         return Mismatch::new(place, found, "a number", see);
     }
     let text = reason.to_string();
-    if let Some(range) = text.rsplit_once(" is not in ").and_then(|(_, range)| range_of(range)) {
+    if let Some(range) = text.rsplit_once(" is not in ").and_then(|(_, range)| range_of(range, value)) {
         return Mismatch::new(place, found, range, see);
     }
     let (found, expected) = match text.strip_prefix("expected ") {
@@ -99,11 +99,12 @@ fn whole_number(value: &str, reason: &IntErrorKind) -> &'static str {
     }
 }
 
-/// clap's `1..=65535`.
-fn range_of(text: &str) -> Option<String> {
+/// clap's `1..=65535`. The largest number of a type is named only where the value has as many digits.
+fn range_of(text: &str, value: &str) -> Option<String> {
     let (low, high) = text.split_once("..")?;
     let high = high.trim_start_matches('=');
-    let is_open = high.is_empty() || high == i64::MAX.to_string() || high == u64::MAX.to_string();
+    let is_of_type = high == i64::MAX.to_string() || high == u64::MAX.to_string();
+    let is_open = high.is_empty() || is_of_type && value.len() < high.len();
     Some(match is_open {
         true => format!("a whole number, at least {low}"),
         false => format!("a whole number from {low} to {high}"),
@@ -204,6 +205,10 @@ mod tests {
             ),
             (["--port", "65536"], "--port: found 65536, expected a whole number from 0 to 65535"),
             (["--port", "x"], "--port: found x, expected a whole number"),
+            (
+                ["--least", "99999999999999999999"],
+                "--least: found 99999999999999999999, expected a whole number from 1 to 18446744073709551615",
+            ),
             (["--least", "0"], "--least: found 0, expected a whole number, at least 1"),
             (["--share", "x"], "--share: found x, expected a number"),
             (["--part", "2"], "--part: found 2, expected a share between 0 and 1"),
