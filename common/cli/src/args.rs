@@ -207,7 +207,7 @@ mod tests {
             (["--port", "x"], "--port: found x, expected a whole number"),
             (
                 ["--least", "99999999999999999999"],
-                "--least: found 99999999999999999999, expected a whole number from 1 to 18446744073709551615",
+                "--least: found 99999999999999999999, expected a whole number, at most 18446744073709551615",
             ),
             (["--least", "0"], "--least: found 0, expected a whole number, at least 1"),
             (["--share", "x"], "--share: found x, expected a number"),
