@@ -337,10 +337,14 @@ fn the_memory_of_a_gpu_is_compared_or_said_not_to_be() {
         let mut command = Command::new(program("train"));
         command.arg("plan").arg("--vision-tower").arg(config("clip-vit-large-patch14-336"));
         command.arg("--language-model").arg(config("qwen1.5-4b-chat"));
-        command.arg("--output_dir").arg(folder.path().join("run")).args(["--device", "cuda", "--bf16", "true"]);
+        command.arg("--output_dir").arg(folder.path().join("run"));
+        if !more.contains(&"--device") {
+            command.args(["--device", "cuda", "--bf16", "true"]);
+        }
         command.args(["--save_strategy", "no", "--rows", "10"]).args(more).env("CUDA_VISIBLE_DEVICES", "-1");
         let output = command.output().expect("it starts");
-        (output.status.code(), String::from_utf8(output.stdout).expect("UTF-8"))
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).expect("UTF-8"))
     };
     let memory = |text: &str| {
         let line = text.lines().find(|line| line.trim_start().starts_with("memory  ")).map(str::to_string);
@@ -354,6 +358,8 @@ fn the_memory_of_a_gpu_is_compared_or_said_not_to_be() {
     assert!(code == Some(3) && memory(&text).contains("DOES NOT FIT: a rank needs"), "{code:?}: {text}");
     assert!(text.contains("helps: ") && !text.contains("--nproc 1"), "{text}");
     assert_eq!(plan(&["--gpu-memory", "0"]).0, Some(2));
+    let (code, text) = plan(&["--gpu-memory", "80", "--device", "cpu"]);
+    assert!(code == Some(2) && text.contains("--gpu-memory: found 80 GB, which has no effect"), "{code:?}: {text}");
 }
 
 /// What a GPU has to have for the real job: the goals of its recipes. How near the forecast is to what the programs ask of a driver

@@ -6,6 +6,7 @@ use base::{Error, Result};
 use burn::tensor::{Device, DeviceConfig, FloatDType};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Once;
 
 /// The CPU, with autodiff.
 pub fn cpu_autodiff() -> Device {
@@ -60,13 +61,17 @@ impl DeviceKind {
     /// The best device of this machine that this build can use: the first CUDA GPU that has all it needs, a Mac's first GPU, else
     /// the CPU.
     pub fn best() -> Self {
-        if cfg!(feature = "cuda") && cuda::require(0).is_ok() {
-            Self::Cuda(0)
-        } else if metal::open(0).is_ok() {
-            Self::Metal(0)
-        } else {
-            Self::Cpu
+        if cfg!(feature = "cuda") {
+            match cuda::require(0) {
+                Ok(()) => return Self::Cuda(0),
+                Err(missing) if cuda::driver().is_ok_and(|driver| !driver.gpus.is_empty()) => {
+                    static SAID: Once = Once::new();
+                    SAID.call_once(|| tracing::warn!("a GPU is left out: {missing}"));
+                }
+                Err(_) => {}
+            }
         }
+        if metal::open(0).is_ok() { Self::Metal(0) } else { Self::Cpu }
     }
 
     fn found(self) -> Result<Device> {

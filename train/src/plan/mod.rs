@@ -34,7 +34,6 @@ use ::model::config::LlavaConfig;
 use ::model::lora::LoraConfig;
 use ::model::quantized::Rounding;
 use anyhow::Result;
-use kernels::device::DeviceKind;
 use model::RecipeTables;
 use std::path::{Path, PathBuf};
 
@@ -144,7 +143,14 @@ impl Plan {
         );
         let disk = Disk::estimate(config, &model, &parts, &data, max_steps, batches.steps_per_epoch());
         let machine = Machine::look(&config.output_dir);
-        let is_on_gpu = config.device_kind().is_ok_and(DeviceKind::is_gpu);
+        let device = config.device_kind();
+        let is_on_gpu = device.as_ref().is_ok_and(|device| device.is_gpu());
+        if let (Some(bytes), false) = (args.gpu_memory, is_on_gpu) {
+            let device = device.map_or_else(|_| config.device.clone(), |device| device.to_string());
+            let found = format!("{} GB, which has no effect: the run computes on {device}", bytes as f64 / 1e9);
+            let remedy = "add --device cuda, or leave --gpu-memory out";
+            return Err(base::Error::usage("--gpu-memory", found, "a run on a GPU", remedy).into());
+        }
         let gpu_memory = args.gpu_memory.or(machine.gpu_memory).filter(|_| is_on_gpu);
         Ok(Self {
             config: config.clone(),
