@@ -69,6 +69,8 @@ fn what_cannot_be_exported_is_refused_before_work() {
         (&occupied, &[][..], &["occupied: not empty", "--output"][..]),
         (&new, &["--check", "3"], &["--shards"]),
         (&new, &["--shards", &shards], &["--check"]),
+        (&new, &["--split", "train"], &["--check"]),
+        (&new, &["--force"], &["--adapter"]),
         (&new, &["--check", "9999", "--shards", &shards, "--split", "train"], &["--check 9999", "give fewer"]),
         (&new, &["--quantize", "q2_k"], &["q2_k", "f16, q8_0, q4_k_m"]),
     ] {

@@ -140,6 +140,11 @@ fn bad_input_is_named() {
         (vec!["generate", "--model", model, "--prompt", "Hi", "--top-p", "2"], 2, "top_p"),
         (vec!["generate", "--model", model, "--prompt", "Hi", "--top-p", "0.9"], 2, "add --temperature 0.7"),
         (
+            vec!["generate", "--model", model, "--prompt", "Hi", "--seed", "3"],
+            2,
+            "--seed: found 3, which has no effect",
+        ),
+        (
             vec!["generate", "--model", model, "--prompt", "Hi", "--top-k", "5"],
             2,
             "--top_k: found 5, which has no effect",

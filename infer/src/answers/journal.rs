@@ -155,7 +155,7 @@ impl<L: Line> Journal<L> {
 pub fn check(path: &Path, settings: &[Compared], overwrite: bool) -> Result<()> {
     // Lines have their settings beside them.
     cli::outputs::require_replaceable(path, |_| settings_file(path).exists(), Some(overwrite), "--output")?;
-    // Unlike /dev/stdout of other programs: answers are read again.
+    // Answers are read again at the end.
     files::require_no_device(path)?;
     match std::fs::metadata(path) {
         Ok(file) if file.len() > 0 && !overwrite => compare_settings(path, settings),
@@ -163,11 +163,10 @@ pub fn check(path: &Path, settings: &[Compared], overwrite: bool) -> Result<()> 
     }
 }
 
-/// Refuses to begin where files stand that would be written beside the answers and that no earlier run has written: its settings are not
-/// there.
+/// Refuses to replace files beside the answers that no run has written: a run's own have its settings beside them.
 ///
 /// # Errors
-/// Such a file.
+/// Such a file, unless `overwrite` is set.
 pub fn check_beside(path: &Path, beside: &[PathBuf], overwrite: bool) -> Result<()> {
     let settings = settings_file(path);
     let text = std::fs::read(&settings).unwrap_or_default();

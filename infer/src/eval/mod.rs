@@ -89,7 +89,7 @@ fn pictures(dir: &Path) -> Result<ImageSources> {
 /// What changes an answer. Metric and annotations do not: another metric scores the answers that are there.
 fn settings_of(args: &EvalArgs, questions: &[Question], pictures: &ImageSources) -> Result<Vec<Compared>> {
     let mut settings = settings::of_model(&args.model)?;
-    // A picture is known by its size, as in shards: reading all of them takes as long as answering from what is already there.
+    // By size, as `preprocess shards` compares pictures: a hash would read all of them at every start.
     let sizes: BTreeMap<&str, Option<u64>> =
         questions.iter().flat_map(|of| &of.images).map(|name| (name.as_str(), pictures.file_size(name))).collect();
     let sizes = serde_json::to_vec(&(sizes, pictures.describe()))?;

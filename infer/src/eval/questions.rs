@@ -165,7 +165,7 @@ fn file_of(number: &serde_json::Number, subset: Option<&str>, pictures: &ImageSo
 
 fn check(question: &Question, pictures: &ImageSources, metric: Metric) -> Result<()> {
     if let Some(name) = question.images.iter().find(|name| !pictures.has(name)) {
-        // Of the reading: it knows of names outside the folder, and of those that differ in capital letters.
+        // Reading says why: a name that leads out of the folder, or one that differs from a file's in capital letters.
         let cause = pictures.read(name).err().map_or_else(|| "it is no file".to_string(), |error| error.to_string());
         let found = format!("a question about the picture {name:?}, which is not there ({cause})");
         let remedy = "give the folder that holds it as --images, or take the question out";

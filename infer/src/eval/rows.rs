@@ -116,16 +116,9 @@ impl Row {
         let Some((first, value)) = self.get(keys) else { return Ok(()) };
         let is_other =
             |key: &&&str| self.values.get(**key).is_some_and(|other| !other.is_null() && !holds(value, other));
-        match keys.iter().find(is_other) {
-            Some(other) => Err(self.two(first, other)),
-            None => Ok(()),
-        }
-    }
-
-    /// Two keys that say different things.
-    pub fn two(&self, first: &str, other: &str) -> anyhow::Error {
+        let Some(other) = keys.iter().find(is_other) else { return Ok(()) };
         let found = format!("{first:?} and {other:?} with different values");
-        Error::invalid(&self.place, found, "one of them, or the same in both", "take one out").into()
+        Err(Error::invalid(&self.place, found, "one of them, or the same in both", "take one out").into())
     }
 
     /// A text or the digits of a number.

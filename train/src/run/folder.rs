@@ -109,7 +109,7 @@ pub fn is_elsewhere(metrics: &Path, output_dir: &Path) -> bool {
 }
 
 /// Refuses metrics outside the run's folder that the run has not written: its lines would replace another run's. `settings` are
-/// those that the run wrote before, in its folder or in the checkpoint that it resumes from.
+/// the run's earlier settings: files in its folder, or in the checkpoint that it resumes from.
 ///
 /// # Errors
 /// Such a file; settings that cannot be read.
